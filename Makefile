@@ -1,0 +1,28 @@
+# Everything from a fresh clone: `make quickstart` or `make test`. Needs Python 3.11 and a C++ compiler.
+SHELL := bash
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 14
+
+setup:  ## install everything into .venv (QARL_EXTRA=cpu|gpu overrides the choice)
+	@launch/setup.sh
+
+quickstart: setup  ## train the sorting task; options: make quickstart ARGS="train.steps=12"
+	@$(BIN)/qarl train configs/quickstart.yaml $(ARGS)
+
+lint: setup  ## ruff (rules and format) and mypy
+	@echo "lint: ruff check, ruff format --check, mypy"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint  ## lint, then the tests (slow ones: .venv/bin/pytest -m slow)
+	@echo "test: pytest"
+	@$(BIN)/python -m pytest -q
+
+clean:  ## remove build artefacts and caches; runs and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -not -path './runs/*' -prune -exec rm -rf {} +

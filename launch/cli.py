@@ -1,0 +1,122 @@
+"""The command line: `qarl train`, `submit`, `report`, `config`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from types import FrameType
+
+from qarl.config_io import documentation, load_config, to_yaml
+from qarl.errors import QarlError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+    args = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(args.run(args) or 0)
+    except QarlError as error:
+        if os.environ.get("QARL_TRACEBACK"):
+            raise
+        print(f"qarl: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("qarl: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def config_path(name: str) -> Path:
+    """The config called `name`: a file, or a shipped config by its stem."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return path
+    return Path(str(resources.files("configs"))) / f"{name}.yaml"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qarl",
+        description="Quantized-rollout RL for LLMs.",
+        epilog="QARL_TRACEBACK=1 shows the traceback behind an error.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="run, or continue, a training run")
+    _config_arguments(train)
+    train.set_defaults(run=_train)
+
+    submit = commands.add_parser("submit", help="run on a Ray cluster, as a job")
+    _config_arguments(submit)
+    submit.add_argument("--address", required=True, help="dashboard of the cluster's head: http://host:8265")
+    submit.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
+    submit.set_defaults(run=_submit)
+
+    report = commands.add_parser("report", help="print the summary of a finished run and remake its report")
+    report.add_argument("run_dir", help="for example runs/quickstart")
+    report.set_defaults(run=_report)
+
+    config = commands.add_parser("config", help="show, list or explain configs").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    show = config.add_parser("show", help="the resolved config")
+    _config_arguments(show)
+    show.set_defaults(run=_config_show)
+    config.add_parser("list", help="the shipped configs").set_defaults(run=_config_list)
+    config.add_parser("keys", help="every key with its default and meaning").set_defaults(run=_config_keys)
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, or the name of a shipped config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=10 seed=1")
+
+
+def _train(args: argparse.Namespace) -> None:
+    config = load_config(config_path(args.config), args.overrides)
+    from launch.train import train  # late: torch and ray are slow to import, and a bad config needs neither
+
+    train(config)
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from launch.jobs import submit
+
+    return submit(str(config_path(args.config)), args.overrides, args.address, wait=not args.no_wait)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from launch.report import read_summary, render_summary, write_report
+
+    summary = read_summary(Path(args.run_dir))
+    write_report(Path(args.run_dir), summary)
+    Console().print(render_summary(summary))
+
+
+def _config_show(args: argparse.Namespace) -> None:
+    print(to_yaml(load_config(config_path(args.config), args.overrides)), end="")
+
+
+def _config_list(_: argparse.Namespace) -> None:
+    for file in sorted(Path(str(resources.files("configs"))).glob("**/*.yaml")):
+        print(f"{file.stem:28s} {file.read_text().splitlines()[0].removeprefix('# ')}")
+
+
+def _config_keys(_: argparse.Namespace) -> None:
+    for key, default, description in documentation():
+        print(f"{key}{f' = {default}' if default else ''}\n    {description}")
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Ray: joining or starting it, checking what it has, placing the actors."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from qarl.config import Config
+from qarl.errors import ResourceError
+from qarl.quant.scheme import QuantScheme
+from rollout.engine import VLLMEngine, engine_env
+from rollout.fleet import RayFleet
+from rollout.worker import RolloutWorker
+from trainer.group import LearnerGroup
+from trainer.learner import LearnerRank, learner_env
+
+Bundle = dict[str, float]
+
+
+def connect(config: Config) -> None:
+    """Join the cluster at `cluster.address`, or start a Ray of our own that ends with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would rather not hide accelerators from actors that ask for none; we keep its default and its silence.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = config.cluster.address
+    if address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except ConnectionError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address}",
+            where="cluster.address",
+            mend="start one with launch/ray_cluster.sh head",
+        ) from error
+
+
+def device_of(config: Config) -> str:
+    """ "cpu" or "cuda": what `cluster.device` says, or what the cluster has."""
+    if config.cluster.device != "auto":
+        return config.cluster.device
+    return "cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+
+
+def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
+    """Resources of each rollout worker and of each learner rank."""
+    share = 0.5 if config.cluster.colocate else 1.0
+    worker: Bundle = {"CPU": config.rollout.num_cpus_per_worker}
+    rank: Bundle = {"CPU": config.learner.num_cpus_per_rank}
+    if device == "cuda":
+        worker["GPU"] = share * config.rollout.tensor_parallel_size
+        rank["GPU"] = share
+    return [worker] * config.rollout.num_workers, [rank] * config.learner.num_ranks
+
+
+def check_resources(config: Config, device: str, there: Mapping[str, float]) -> None:
+    """Raises ResourceError when the cluster as a whole has less than the actors ask for: waiting would never end."""
+    workers, ranks = bundles(config, device)
+    for kind, unit in (("GPU", "GPUs"), ("CPU", "CPUs")):
+        asked = sum(bundle.get(kind, 0.0) for bundle in workers + ranks)
+        if asked > there.get(kind, 0.0):
+            raise ResourceError(
+                f"{config.rollout.num_workers} rollout workers and {config.learner.num_ranks} learner ranks ask for "
+                f"{asked:g} {unit}, {there.get(kind, 0.0):g} are there",
+                mend="lower rollout.num_workers or learner.num_ranks, or add nodes"
+                if kind == "CPU" or device == "cpu"
+                else "lower the counts, set cluster.colocate=true or cluster.device=cpu, or add nodes",
+            )
+
+
+class Placement:
+    """The placement group of a run: one bundle per actor, workers first."""
+
+    def __init__(self, config: Config, device: str) -> None:
+        check_resources(config, device, ray.cluster_resources())
+        self._config, self._device = config, device
+        workers, ranks = bundles(config, device)
+        self._bundles = workers + ranks
+        self._group: PlacementGroup = placement_group(self._bundles, strategy=config.cluster.placement_strategy)
+        if not self._group.wait(config.cluster.placement_timeout_s):
+            raise ResourceError(
+                f"the actors could not be placed within {config.cluster.placement_timeout_s:g} s: other jobs hold the "
+                f"resources, or {config.cluster.placement_strategy} does not fit the nodes",
+                mend="see `ray status`; change cluster.placement_strategy or wait",
+            )
+
+    def options(self, bundle: int, env: Mapping[str, str]) -> dict[str, Any]:
+        """Ray options of the actor in `bundle`."""
+        resources = self._bundles[bundle]
+        return {
+            "num_cpus": resources["CPU"],
+            "num_gpus": resources.get("GPU", 0.0),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, bundle),
+            "runtime_env": {"env_vars": dict(env)},
+        }
+
+    def start_fleet(self, model_dir: Path, note: Callable[[str], None]) -> RayFleet:
+        """Start the rollout workers. Returns before their engines are up."""
+        config, device = self._config, self._device
+        env = engine_env(device, config.rollout.kv_cache_gib)
+        make_engine = _EngineFactory(config, model_dir, device)
+
+        def make_actor(worker: int) -> Any:
+            actor = ray.remote(RolloutWorker).options(**self.options(worker, env))
+            return actor.remote(make_engine, worker)
+
+        rollout = config.rollout
+        return RayFleet(make_actor, rollout.num_workers, rollout.timeout_s, rollout.max_restarts, note)
+
+    def start_learner(self) -> LearnerGroup:
+        """Start the learner ranks. Returns before they are up."""
+        config, device = self._config, self._device
+        first, count = config.rollout.num_workers, config.learner.num_ranks
+        env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))
+        master = ray.get(ray.remote(_free_address).options(**self.options(first, {})).remote())
+        actor = ray.remote(LearnerRank)
+        return LearnerGroup(
+            [
+                actor.options(**self.options(first + rank, env)).remote(config, device, rank, count, master)
+                for rank in range(count)
+            ]
+        )
+
+
+class _EngineFactory:
+    """Builds worker i's engine in the worker's process; picklable."""
+
+    def __init__(self, config: Config, model_dir: Path, device: str) -> None:
+        self._config, self._model_dir, self._device = config, model_dir.resolve(), device
+
+    def __call__(self, worker: int) -> VLLMEngine:
+        rollout = self._config.rollout
+        scheme = QuantScheme.of(rollout.scheme, rollout.ignore)
+        return VLLMEngine(self._model_dir, rollout, scheme, self._config.model.dtype, self._device, worker)
+
+
+def _free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"

@@ -1,0 +1,257 @@
+"""The main job: config in, trained model and report out. Everything is wired here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import ray
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from launch.cluster import Placement, check_resources, connect, device_of
+from launch.report import Summary, read_summary, render_summary, write_report
+from launch.tiny_model import continue_sft, ensure_model, teacher_accuracy
+from launch.tracking import METRICS_FILE, RunTracker, read_log
+from qarl.config import Config, SortingTaskConfig
+from qarl.config_io import to_yaml, validate
+from qarl.errors import ConfigError, DataError
+from qarl.prompts.pool import make_pool
+from qarl.quant.publish import publish, write_engine_config
+from qarl.quant.scheme import QuantScheme
+from qarl.seeds import derive_seed
+from qarl.tasks import load_task
+from qarl.types import Prompt, WorkerInfo
+from rewards.service import ProcessRewardService
+from rollout.fleet import RayFleet
+from trainer.checkpoint import CheckpointStore
+from trainer.evaluate import evaluate
+from trainer.group import LearnerGroup
+from trainer.loop import Trainer
+from trainer.policy import Policy
+
+RESUMABLE_CHANGES = ("train.steps", "eval", "tracking", "cluster", "controls", "run.resume", "rollout.num_workers")
+"""Keys that may differ between a run and its continuation."""
+
+
+def train(config: Config, note: Callable[[str], None] = print) -> None:
+    """Run, or continue, the run that `config` names. Prints the summary at the end.
+
+    Raises:
+        QarlError: with the reason; UsageError before anything has been started.
+    """
+    run_dir = Path(config.run.dir) / config.run.name
+    checkpoints = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
+    if not config.run.resume:
+        shutil.rmtree(run_dir, ignore_errors=True)
+    _check_same_run(config, run_dir)
+    saved = checkpoints.latest()
+    if saved and saved[1]["step"] >= config.train.steps and (run_dir / "summary.json").exists():
+        note(f"{run_dir} is complete; `run.resume=false` starts it over")
+        _print(read_summary(run_dir))
+        return
+    if config.cluster.address is None:
+        there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        local_device = ("cuda" if there["GPU"] else "cpu") if config.cluster.device == "auto" else config.cluster.device
+        check_resources(config, local_device, there)
+    ensure_model(config.model, config.task, config.seed, note)
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+    prompts, heldout = _load_prompts(config, tokenizer, note)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+    tracker = RunTracker(config, run_dir, saved[1]["step"] if saved else 0, config.train.steps)
+    try:
+        connect(config)
+        _Job(config, run_dir, checkpoints, tracker).run(prompts, heldout, saved)
+    finally:
+        tracker.close()
+        ray.shutdown()
+    _print(read_summary(run_dir))
+
+
+class _Job:
+    """The parts of one running job."""
+
+    def __init__(self, config: Config, run_dir: Path, checkpoints: CheckpointStore, tracker: RunTracker) -> None:
+        self._config, self._run_dir, self._checkpoints, self._tracker = config, run_dir, checkpoints, tracker
+        self._scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore)
+
+    def run(self, prompts: list[Prompt], heldout: list[Prompt], saved: tuple[str, dict[str, Any]] | None) -> None:
+        config, note = self._config, self._tracker.note
+        engine_dir = self._run_dir / "engine_model"
+        write_engine_config(engine_dir, Path(config.model.path), self._scheme)
+        placement = Placement(config, device_of(config))
+        fleet = placement.start_fleet(engine_dir, note)
+        learner = placement.start_learner()
+        with ProcessRewardService(config.reward, note) as rewards:
+            infos = fleet.infos()
+            for info in infos:
+                kernels = ", ".join(info.kernels) or "full precision"
+                note(
+                    f"rollout worker {info.worker}: vLLM on {info.device} ({info.node}), {config.rollout.scheme}, {kernels}"
+                )
+            exact = self._check_numerics(learner)
+            pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
+            trainer = Trainer(config, learner, fleet, rewards, pool, self._tracker, heldout, self._checkpoints, exact)
+            if saved:
+                note(f"continuing after step {saved[1]['step']}")
+                trainer.resume(*saved)
+            after = trainer.run()
+            files = self._export(learner)
+            controls = self._controls(trainer.progress.train_seconds, fleet, rewards, heldout)
+            fleet.close()
+            learner.close()
+        summary = self._summary(infos, trainer, after, controls, files)
+        write_report(self._run_dir, summary)
+
+    def _check_numerics(self, learner: LearnerGroup) -> bool:
+        """Print how the learner's arithmetic compares with the engine's; True when nothing differs."""
+        checks = learner.parity()
+        numerics = self._config.learner.numerics
+        if not checks:
+            self._tracker.note(f"numerics {numerics}: not promised to be exact; the mismatch weight corrects")
+            return False
+        self._tracker.note(f"numerics {numerics}: {', '.join(map(str, checks))}")
+        if all(check.exact for check in checks):
+            return True
+        self._tracker.note("this host does not reach zero mismatch; going on with the mismatch weight")
+        return False
+
+    def _export(self, learner: LearnerGroup) -> dict[str, str]:
+        files = {"final model": str(self._run_dir / "final")}
+        learner.export(files["final model"], quantized=False)
+        if self._scheme.quantizes and self._config.learner.aligned:
+            files["quantized model"] = str(self._run_dir / f"final-{self._scheme.name}")
+            learner.export(files["quantized model"], quantized=True)
+        return files
+
+    def _controls(
+        self, seconds: float, fleet: RayFleet, rewards: ProcessRewardService, heldout: Sequence[Prompt]
+    ) -> dict[str, float]:
+        config, note = self._config, self._tracker.note
+        build = config.model.build
+        result: dict[str, float] = {}
+        if not isinstance(config.task, SortingTaskConfig) or build is None:
+            return result
+        prompts = heldout[: config.eval.final_num_prompts]
+        seed = derive_seed(config.seed, "controls")
+        if config.controls.teacher:
+            result["teacher"] = teacher_accuracy(prompts, build.sft.swap_prob, seed, n_draws=16)
+        if config.controls.sft_continued:
+            note(f"control: supervised training continued for the {seconds:.0f} s that RL took")
+            target = self._run_dir / "control_sft"
+            continue_sft(config.model.path, str(target), config.model, config.task, seconds, seed, note)
+            policy = Policy(target, getattr(torch, config.model.dtype), self._scheme, "stock")
+            fleet.load(publish(policy.model, self._scheme, config.train.steps + 1), probe=())
+            scores = evaluate(fleet, rewards, prompts, config)
+            result |= {f"sft_continued/{name}": value for name, value in scores.items() if "/" not in name}
+        return result
+
+    def _summary(
+        self,
+        infos: Sequence[WorkerInfo],
+        trainer: Trainer,
+        after: dict[str, float],
+        controls: dict[str, float],
+        files: dict[str, str],
+    ) -> Summary:
+        progress, config = trainer.progress, self._config
+        rows = read_log(self._run_dir / METRICS_FILE)
+        return Summary(
+            run=config.run.name,
+            scheme=config.rollout.scheme,
+            kernels=sorted({kernel for info in infos for kernel in info.kernels}),
+            steps=progress.step,
+            rollouts=progress.rollouts,
+            train_seconds=progress.train_seconds,
+            tokens_per_s=progress.tokens / progress.train_seconds,
+            eval_before=progress.eval_before,
+            eval_after=after,
+            controls=controls,
+            mismatch_aligned=_mismatch(rows, "mismatch/"),
+            mismatch_unaligned=_mismatch(rows, "mismatch/unaligned_"),
+            files={**files, "report": str(self._run_dir / "report.html"), "curves": str(self._run_dir / "curves.png")},
+        )
+
+
+def _mismatch(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
+    """Over all logged steps: mean of the means, largest maximum, mean k3."""
+    found = [row for row in rows if f"{prefix}logp_abs_mean" in row]
+    if not found:
+        return {}
+    return {
+        "mean": fmean(float(row[f"{prefix}logp_abs_mean"]) for row in found),
+        "max": max(float(row[f"{prefix}logp_abs_max"]) for row in found),
+        "k3": fmean(float(row[f"{prefix}k3_kl"]) for row in found),
+    }
+
+
+def _load_prompts(
+    config: Config, tokenizer: PreTrainedTokenizerBase, note: Callable[[str], None]
+) -> tuple[list[Prompt], list[Prompt]]:
+    chat = not isinstance(config.task, SortingTaskConfig) and config.task.chat
+    if chat and not tokenizer.chat_template:
+        raise ConfigError("the tokenizer has no chat template", where="task.chat", mend="set task.chat=false")
+
+    def encode(text: str) -> list[int]:
+        if not chat:
+            return tokenizer.encode(text)
+        messages = [{"role": "user", "content": text}]
+        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return ids
+
+    wanted = max(config.eval.num_prompts, config.eval.final_num_prompts)
+    train, heldout = load_task(config.task, config.seed, wanted, encode, note)
+    room = config.rollout.max_model_len - config.rollout.sampling.max_new_tokens
+    kept = [[p for p in prompts if len(p.token_ids) <= room] for prompts in (train, heldout)]
+    if dropped := len(train) + len(heldout) - len(kept[0]) - len(kept[1]):
+        note(f"{dropped} prompts of over {room} tokens left out: rollout.max_model_len less max_new_tokens")
+    if not kept[0] or not kept[1]:
+        raise DataError(
+            f"no {'training' if not kept[0] else 'held-out'} prompt fits in {room} tokens",
+            mend="raise rollout.max_model_len",
+        )
+    return kept[0], kept[1]
+
+
+def _check_same_run(config: Config, run_dir: Path) -> None:
+    """Raises ConfigError when `run_dir` belongs to a run with other settings."""
+    file = run_dir / "config.yaml"
+    if not file.exists():
+        return
+    from omegaconf import OmegaConf
+
+    old = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(old, dict)
+    before = _flatten(validate({str(k): v for k, v in old.items()}, str(file)).model_dump())
+    now = _flatten(config.model_dump())
+    changed = [
+        key
+        for key in sorted(now.keys() | before.keys())
+        if now.get(key) != before.get(key) and not any(f"{key}.".startswith(f"{ok}.") for ok in RESUMABLE_CHANGES)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{run_dir} was made with other settings ({', '.join(changed[:4])})",
+            mend="give this run another run.name, or start over with run.resume=false",
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _print(summary: Summary) -> None:
+    from rich.console import Console
+
+    Console().print(render_summary(summary))

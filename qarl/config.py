@@ -1,0 +1,379 @@
+"""The configuration: one typed, strict tree. This file is the reference of every key.
+
+A config file is YAML; `inherits: other.yaml` (relative to the file) takes another file's values first. Overrides
+`a.b=c` come last. Unknown keys are errors that name the nearest known one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Node(BaseModel):
+    """Base of every section: no unknown keys, no silent conversion from other types, field docs kept."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Node):
+    name: str = "run"
+    """Name of the run; its files lie in `dir`/`name`."""
+    dir: str = "runs"
+    """Folder of all runs, relative to the working directory."""
+    resume: bool = True
+    """Continue from the last checkpoint of the same name; false starts over and deletes the old run's files."""
+
+
+class SFTConfig(Node):
+    """Supervised warm start on the task's demonstrations (AdamW, linear warm-up, linear decay over the last 30%)."""
+
+    steps: PositiveInt = 220
+    """Optimizer steps."""
+    batch_size: PositiveInt = 32
+    """Fresh demonstrations per step."""
+    lr: PositiveFloat = 2e-3
+    """Peak learning rate."""
+    warmup_steps: int = 50
+    """Linear warm-up."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    betas: list[float] = [0.9, 0.98]
+    """AdamW betas."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+    swap_prob: Fraction = 0.2
+    """The teacher's sloppiness: probability that it swaps a neighbouring pair of its answer."""
+
+
+class TinyModelConfig(Node):
+    """A small Qwen3-architecture model, made and warm-started on the task when `model.path` does not exist yet."""
+
+    hidden_size: PositiveInt = 192
+    """Model width."""
+    num_hidden_layers: PositiveInt = 3
+    """Layers."""
+    num_attention_heads: PositiveInt = 6
+    """Query heads."""
+    num_key_value_heads: PositiveInt = 2
+    """Key/value heads."""
+    head_dim: PositiveInt = 32
+    """Width of a head."""
+    intermediate_size: PositiveInt = 512
+    """Width of the MLP."""
+    vocab_size: PositiveInt = 64
+    """Rows of the embedding; unused tokens fill it up."""
+    max_position_embeddings: PositiveInt = 1024
+    """Longest context."""
+    initializer_range: PositiveFloat = 0.06
+    """Standard deviation of the initial weights."""
+    sft: SFTConfig = SFTConfig()
+    """Warm start."""
+
+
+class ModelConfig(Node):
+    path: str = Field(default=...)
+    """Hugging Face model directory. Required."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Compute type of learner and engine. With bfloat16 the learner keeps float32 masters in the optimizer."""
+    build: TinyModelConfig | None = None
+    """Make a tiny model at `path` when nothing is there; null demands that `path` exists."""
+
+
+class SortingTaskConfig(Node):
+    """Generated task: sort the digits of `529172=` into `122579`. Held out when crc32(answer) is 0 mod 10."""
+
+    kind: Literal["sorting"] = "sorting"
+    """Which task."""
+    num_prompts: PositiveInt = 2048
+    """Training prompts generated for the pool."""
+    levels: list[int] = [2, 3, 4, 5, 6, 8, 10, 12]
+    """Digits per problem; each level is a difficulty."""
+
+
+class JsonlTaskConfig(Node):
+    """Problems from JSONL rows of at least a question and an answer."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    """Which task."""
+    train_path: str = Field(default=...)
+    """Training rows. Required."""
+    heldout_path: str = Field(default=...)
+    """Held-out rows, never in the pool. Required."""
+    question_key: str = "question"
+    """Field that holds the problem."""
+    answer_key: str = "answer"
+    """Field that holds the reference answer."""
+    answer_delimiter: str = ""
+    """The answer is what follows the last occurrence of this text (GSM8K: `####`); empty takes the whole field."""
+    level_key: str = ""
+    """Field with an integer difficulty, for reports; empty for none."""
+    prompt_template: str = "{question}"
+    """Text of the prompt; `{question}` is replaced."""
+    chat: bool = True
+    """Wrap the prompt as a user turn of the tokenizer's chat template."""
+
+
+class RewardConfig(Node):
+    kind: Literal["exact", "math"] = "exact"
+    """`exact`: the whole completion equals the answer and ends itself. `math`: Math-Verify on the last answer."""
+    num_workers: PositiveInt = 1
+    """Verifier processes."""
+    timeout_s: PositiveFloat = 5.0
+    """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line says so."""
+
+
+class SamplingConfig(Node):
+    """Training samples are drawn from the full distribution (no top-p, no top-k): the learner must know its density."""
+
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; learner log-probs use the same."""
+    max_new_tokens: PositiveInt = 256
+    """Longest response, in tokens."""
+
+
+class RolloutConfig(Node):
+    scheme: Literal["w8a8_int8", "none"] = "w8a8_int8"
+    """Precision of the engine's linear layers. `none`: full precision, for comparison."""
+    ignore: list[str] = ["lm_head"]
+    """Linear layers that stay in high precision on both sides: module names or `re:` patterns."""
+    num_workers: PositiveInt = 1
+    """Rollout actors, one engine each."""
+    max_model_len: PositiveInt = 1024
+    """Longest prompt + response of the engine, in tokens."""
+    max_num_seqs: PositiveInt = 64
+    """Sequences that one engine decodes at once."""
+    max_num_batched_tokens: PositiveInt = 4096
+    """Tokens of one engine step."""
+    kv_cache_gib: PositiveFloat = 1.0
+    """KV cache of one engine on CPU."""
+    gpu_memory_utilization: Fraction = 0.6
+    """Share of a GPU that one engine takes."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs of one engine."""
+    num_cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that one worker reserves."""
+    timeout_s: PositiveFloat = 600.0
+    """A worker that does not answer within this time is taken for dead."""
+    max_restarts: int = 3
+    """How often a worker may be replaced in one run before the run stops."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are drawn."""
+
+
+class OptimizerConfig(Node):
+    lr: PositiveFloat = 1e-6
+    """Learning rate."""
+    betas: list[float] = [0.9, 0.99]
+    """AdamW betas."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up, then constant."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+
+
+class LearnerConfig(Node):
+    aligned: bool = True
+    """Compute the engine's quantized forward. False trains the plain model on quantized rollouts (naive baseline)."""
+    numerics: Literal["engine", "portable", "stock"] = "engine"
+    """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
+    torch. `stock`: transformers as it is, linears aligned."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    num_ranks: PositiveInt = 1
+    """Learner ranks (data parallel)."""
+    num_cpus_per_rank: PositiveFloat = 1.0
+    """CPUs that one rank reserves."""
+    minibatches: PositiveInt = 4
+    """Optimizer steps per batch; each takes whole groups."""
+    micro_batch_size: PositiveInt = 64
+    """Sequences of one forward and backward."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    prox: Literal["recompute", "sampler"] = "recompute"
+    """Where pi_prox comes from: an aligned forward before the update, or the sampler's own log-probs once this run
+    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""
+
+
+class TBPOConfig(Node):
+    """TBPO (arXiv 2604.07853): sequence-level ratio, dual clip for negative advantages, capped mismatch weight."""
+
+    kind: Literal["tbpo"] = "tbpo"
+    """Which objective."""
+    seq_clip_ratio_low: PositiveFloat = 3e-4
+    """eps_low: lower bound for positive advantages (never binds in the PPO minimum)."""
+    seq_clip_ratio_high: PositiveFloat = 4e-4
+    """eps_high: upper bound for positive advantages."""
+    neg_seq_clip_ratio_low: PositiveFloat = 3e-4
+    """Lower bound for negative advantages."""
+    neg_seq_clip_ratio_high: PositiveFloat = 7e-4
+    """Upper bound for negative advantages."""
+    seq_tis_imp_ratio_cap: PositiveFloat = 2.0
+    """C: cap on the sequence mismatch weight."""
+
+
+class AdvantageConfig(Node):
+    normalize_by_std: bool = True
+    """Divide by the group's standard deviation (GRPO)."""
+    drop_zero_variance: bool = True
+    """Leave groups whose rewards are all equal out of the update."""
+
+
+class PoolConfig(Node):
+    strategy: Literal["frontier", "uniform"] = "frontier"
+    """`frontier`: prompts whose success rate is nearest to `target`. `uniform`: every prompt alike."""
+    target: Fraction = 0.5
+    """Target success rate: where the two heaps meet."""
+    exploration: Fraction = 0.25
+    """Share of a draw kept for unseen and stale prompts."""
+    cooldown_steps: int = 2
+    """Steps that an observed prompt rests before it may be drawn again."""
+    decay: Fraction = 0.7
+    """Weight of old trials at each new visit."""
+    prior_strength: PositiveFloat = 2.0
+    """Pseudo-trials of the Beta prior, centred on `target`."""
+    stale_after_steps: PositiveInt = 20
+    """Steps unvisited after which a prompt counts as stale."""
+
+
+class TrainConfig(Node):
+    steps: PositiveInt = 100
+    """Training steps: sample, reward, update, publish."""
+    prompts_per_step: PositiveInt = 32
+    """Prompts drawn per step."""
+    group_size: PositiveInt = 8
+    """Responses per prompt."""
+    checkpoint_every: PositiveInt = 20
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+
+
+class EvalConfig(Node):
+    every: PositiveInt = 12
+    """Steps between evaluations; before and after training always."""
+    num_prompts: PositiveInt = 256
+    """Held-out prompts, evenly over the levels."""
+    num_samples: PositiveInt = 4
+    """k of avg@k and pass@k, at temperature 1."""
+    greedy: bool = True
+    """Also one greedy response a prompt."""
+    final_num_prompts: PositiveInt = 512
+    """Held-out prompts of the evaluations before and after training."""
+
+
+class MismatchConfig(Node):
+    stop_above: float | None = None
+    """Stop the run when max |d log p| between learner and sampler exceeds this in a step; null never stops."""
+    proof_steps: PositiveInt = 3
+    """Steps of max |d log p| == 0 after which `learner.prox: sampler` is trusted."""
+    unaligned_every: int = 0
+    """Also score the samples with the plain unaligned model each N steps, for comparison; 0 never."""
+    probe_bound: PositiveFloat = 0.2
+    """Publication proof: largest |d log p| on the probe prompts where exact numerics are not promised."""
+
+
+class TrackingConfig(Node):
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    """W&B mode; offline needs no login."""
+    wandb_project: str = "qarl"
+    """W&B project."""
+    table_every: PositiveInt = 18
+    """Steps between sample tables."""
+    progress: bool = True
+    """Progress bar in the terminal."""
+
+
+class ControlsConfig(Node):
+    """Controls in the report, for tasks with a teacher."""
+
+    teacher: bool = False
+    """The teacher's own exact-match rate on held-out prompts."""
+    sft_continued: bool = False
+    """Continue the warm start, from its end, for as many seconds as RL took, and evaluate that."""
+
+
+class ClusterConfig(Node):
+    address: str | None = None
+    """Ray address to join ("auto" or host:port); null starts a local Ray in this process's session."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where engines and learner compute; auto takes CUDA when torch sees it."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray placement of the actors over nodes."""
+    placement_timeout_s: PositiveFloat = 120.0
+    """How long to wait for the placement group."""
+    colocate: bool = False
+    """Learner and engines share the GPUs (half a GPU each) instead of taking one each."""
+
+
+class Config(Node):
+    """Everything about one run."""
+
+    seed: int = 0
+    """The one seed: data, sampling, model, pool."""
+    run: RunConfig = RunConfig()
+    """Where the run's files go."""
+    model: ModelConfig = Field(default=...)
+    """The policy. Required."""
+    task: Annotated[SortingTaskConfig | JsonlTaskConfig, Field(discriminator="kind")] = Field(default=...)
+    """The problems. Required."""
+    reward: RewardConfig = RewardConfig()
+    """The verifier."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling workers."""
+    learner: LearnerConfig = LearnerConfig()
+    """Training."""
+    objective: TBPOConfig = TBPOConfig()
+    """What is optimized."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    """From rewards to advantages."""
+    pool: PoolConfig = PoolConfig()
+    """Prompt pool."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    eval: EvalConfig = EvalConfig()
+    """Held-out evaluation."""
+    mismatch: MismatchConfig = MismatchConfig()
+    """Sampler-learner agreement."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Logs."""
+    controls: ControlsConfig = ControlsConfig()
+    """Controls in the final report."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+
+    @model_validator(mode="after")
+    def _group_has_variance(self) -> Config:
+        if self.advantage.normalize_by_std and self.train.group_size < 2:
+            raise ValueError(
+                "train.group_size: 1 gives every response the advantage 0 when advantages are group-normalised; "
+                "use 2 or more, or set advantage.normalize_by_std=false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _minibatches_hold_groups(self) -> Config:
+        if self.learner.minibatches > self.train.prompts_per_step:
+            raise ValueError(
+                f"learner.minibatches: {self.learner.minibatches} minibatches of whole groups need at least as many "
+                f"prompts, train.prompts_per_step is {self.train.prompts_per_step}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _response_fits(self) -> Config:
+        if self.rollout.sampling.max_new_tokens >= self.rollout.max_model_len:
+            raise ValueError(
+                f"rollout.sampling.max_new_tokens: {self.rollout.sampling.max_new_tokens} leaves no room for a prompt "
+                f"in rollout.max_model_len {self.rollout.max_model_len}"
+            )
+        return self

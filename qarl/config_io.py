@@ -1,0 +1,106 @@
+"""Reading and writing configs: YAML with inheritance, overrides, and errors that name the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml import YAMLError
+
+from qarl.config import Config
+from qarl.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` and what it inherits, apply `a.b=c` overrides, validate.
+
+    Raises:
+        ConfigError: file missing or not YAML, unknown key, wrong type, contradiction; one line for each fault.
+    """
+    tree = _read(Path(path), ())
+    for item in overrides:
+        if "=" not in item.strip("="):
+            raise ConfigError(f"override '{item}' is not key=value", mend="write for example train.steps=10")
+    try:
+        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0], where=str(path)) from error
+    assert isinstance(plain, dict)
+    return validate({str(k): v for k, v in plain.items()}, str(path))
+
+
+def validate(tree: dict[str, Any], where: str) -> Config:
+    """A `Config` from a plain tree. Raises ConfigError that lists every fault with its full key."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(_explain(fault) for fault in error.errors())
+        raise ConfigError(faults, where=where) from None
+
+
+def to_yaml(config: Config) -> str:
+    """The whole tree with every default filled in, as YAML that `load_config` reads back equal."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+
+
+def documentation() -> Iterator[tuple[str, str, str]]:
+    """(key, default, description) of every field, depth first."""
+    yield from _document(Config, "")
+
+
+def _read(path: Path, trail: tuple[Path, ...]) -> Any:
+    if path in trail:
+        raise ConfigError("inherits itself", where=" -> ".join(map(str, (*trail, path))))
+    if not path.is_file():
+        raise ConfigError("no such config file", where=str(path), mend="`qarl config list` names the shipped ones")
+    try:
+        tree = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
+    if not OmegaConf.is_dict(tree):
+        raise ConfigError("a config file holds `key: value` lines", where=str(path))
+    parent = tree.pop("inherits", None)
+    return tree if parent is None else OmegaConf.merge(_read(path.parent / str(parent), (*trail, path)), tree)
+
+
+def _explain(fault: ErrorDetails) -> str:
+    # Union members appear in `loc` as their tag; the user never wrote it.
+    parts = [str(p) for p in fault["loc"]]
+    keys = [p for i, p in enumerate(parts) if not (i == 1 and parts[0] == "task")]
+    key = ".".join(keys)
+    if fault["type"] == "extra_forbidden":
+        known = [name for name, _, _ in documentation()]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f", did you mean '{near[0]}'?" if near else ", `qarl config show` lists the known ones"
+        return f"unknown key '{key}'{hint}"
+    if fault["type"] == "missing":
+        return f"{key}: required"
+    if fault["type"] == "value_error":
+        return fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {fault['msg'].lower()}, not {fault['input']!r}"
+
+
+def _document(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    seen: set[str] = set()
+    for name, field in model.model_fields.items():
+        key = prefix + name
+        default = "required" if field.is_required() else field.get_default()
+        nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)]
+        shown = "" if isinstance(default, BaseModel) else str(default)
+        yield key, shown, " ".join((field.description or "").split())
+        for section in nested:
+            for row in _document(section, key + "."):
+                if row[0] not in seen:
+                    seen.add(row[0])
+                    yield row
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,155 @@
+"""The engine's own CPU ops, called from the learner. The only file of qarl that imports vLLM, and only when used.
+
+Suffixes: N tokens of all sequences, H query heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qarl.errors import KernelError
+from qarl.numerics.vllm_patch import patch_cpu
+
+BLOCK_SIZE = 128  # tokens of a KV-cache block; the engine uses the same
+DECODE_CHUNK = 64  # one-token requests of one call
+
+
+def available() -> bool:
+    """Whether vLLM is installed."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+@cache
+def ops() -> Any:
+    """vLLM's CPU ops, pinned. Raises KernelError where vLLM is missing or was not checked."""
+    if not available():
+        raise KernelError(
+            "the engine's ops need vLLM, which is not installed", mend="install it, or set learner.numerics=portable"
+        )
+    patch_cpu()
+    from vllm import _custom_ops
+    from vllm.platforms import current_platform
+
+    current_platform.import_kernels()
+    return _custom_ops
+
+
+class PagedLayout:
+    """How the tokens of a batch lie in the engine's paged cache, and in which requests it computed them.
+
+    The engine prefills a prompt in one request and then decodes token by token. Beyond about 480 tokens prefill and
+    decode tile differently, so each response token is a one-token request here too.
+
+    Args:
+        prompt_lens, seq_lens: tokens of each sequence's prompt, and of prompt and response.
+    """
+
+    def __init__(self, prompt_lens: Sequence[int], seq_lens: Sequence[int]) -> None:
+        self.num_tokens = sum(seq_lens)
+        blocks = [-(-n // BLOCK_SIZE) for n in seq_lens]
+        self.num_blocks = sum(blocks)
+        table = torch.zeros(len(seq_lens), max(blocks), dtype=torch.int32)
+        slots: list[Tensor] = []
+        prefill: list[Request] = []
+        decode: list[Request] = []
+        block = token = 0
+        for row, (prompt, length) in enumerate(zip(prompt_lens, seq_lens, strict=True)):
+            table[row, : blocks[row]] = torch.arange(block, block + blocks[row], dtype=torch.int32)
+            slots.append(block * BLOCK_SIZE + torch.arange(length))
+            prefill.append((row, token, prompt, prompt))
+            decode += [(row, token + i, 1, i + 1) for i in range(prompt, length)]
+            block, token = block + blocks[row], token + length
+        self.slots_N = torch.cat(slots)
+        chunks = [prefill] + [decode[i : i + DECODE_CHUNK] for i in range(0, len(decode), DECODE_CHUNK)]
+        self._calls = [_Call(requests, table) for requests in chunks]
+
+    def attend(self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, scale: float) -> Tensor:
+        """Causal attention as the engine computes it: [N, H, D] in the dtype of q, which is rounded once."""
+        heads, dim = q_NHD.shape[1:]
+        kv_heads = k_NGD.shape[1]
+        isa = "vec" if dim % 32 == 0 else "vec16"
+        cache = torch.zeros(self.num_blocks, kv_heads, BLOCK_SIZE * 2, dim, dtype=q_NHD.dtype)
+        k_cache, v_cache = cache.chunk(2, dim=2)
+        ops().cpu_attn_reshape_and_cache(k_NGD.contiguous(), v_NGD.contiguous(), k_cache, v_cache, self.slots_N, isa)
+        q_NHD = q_NHD.contiguous()
+        out_NHD = torch.empty_like(q_NHD)
+        for call in self._calls:
+            q = q_NHD[call.tokens]
+            out = torch.empty_like(q)
+            ops().cpu_attention_with_kv_cache(
+                query=q,
+                key_cache=k_cache,
+                value_cache=v_cache,
+                output=out,
+                query_start_loc=call.starts,
+                seq_lens=call.seq_lens,
+                scale=scale,
+                causal=True,
+                alibi_slopes=None,
+                sliding_window=-1,
+                block_table=call.block_table,
+                softcap=0,
+                scheduler_metadata=call.schedule(heads, kv_heads, dim, q.dtype, isa),
+                s_aux=None,
+            )
+            out_NHD[call.tokens] = out
+        return out_NHD
+
+
+Request = tuple[int, int, int, int]
+"""(sequence, first token in the flat batch, query tokens, context length after them)."""
+
+
+class _Call:
+    """One call of the attention op: its requests as index tensors."""
+
+    def __init__(self, requests: Sequence[Request], table: Tensor) -> None:
+        self.tokens = torch.cat([torch.arange(first, first + count) for _, first, count, _ in requests])
+        counts = torch.tensor([count for _, _, count, _ in requests])
+        self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(torch.int32)
+        self.seq_lens = torch.tensor([context for *_, context in requests], dtype=torch.int32)
+        self.block_table = table[[row for row, *_ in requests]].contiguous()
+        self._schedules: dict[tuple[Any, ...], Tensor] = {}
+
+    def schedule(self, heads: int, kv_heads: int, dim: int, dtype: torch.dtype, isa: str) -> Tensor:
+        key = (heads, kv_heads, dim, dtype, isa)
+        if key not in self._schedules:
+            self._schedules[key] = ops().cpu_attn_get_scheduler_metadata(
+                num_reqs=len(self.seq_lens),
+                num_heads=heads,
+                num_kv_heads=kv_heads,
+                head_dim=dim,
+                seq_lens=self.seq_lens,
+                dtype=dtype,
+                query_start_loc=self.starts,
+                causal=True,
+                sliding_window_size=-1,
+                isa=isa,
+                enable_kv_split=False,
+            )
+        return self._schedules[key]
+
+
+def rotary_embedding(positions_N: Tensor, q: Tensor, k: Tensor, head_dim: int, cos_sin: Tensor) -> None:
+    """vLLM's RoPE op, in place on q [N, H*D] and k [N, G*D]; `cos_sin` [positions, D]. For parity checks."""
+    ops().rotary_embedding(positions_N, q, k, head_dim, cos_sin, True)
+
+
+def w8a8_linear(x_MK: Tensor, q_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | None) -> Tensor:
+    """vLLM's oneDNN W8A8 layer: [M, N]. For parity checks and tests."""
+    handler = ops().create_onednn_scaled_mm(q_NK.t(), scale_N1, x_MK.dtype, True, False, 32)
+    q_x, scale_x, _ = ops().onednn_scaled_int8_quant(x_MK.contiguous(), None, None, True)
+    out_MN = torch.empty(x_MK.shape[0], q_NK.shape[0], dtype=x_MK.dtype)
+    ops().onednn_scaled_mm(handler, q_x, out_MN, scale_x, None, None, bias_N)
+    return out_MN
+
+
+def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
+    """vLLM's oneDNN linear layer without quantization: [M, N]. For parity checks and tests."""
+    return ops().onednn_mm(ops().create_onednn_mm(weight_NK.t(), 32), x_MK.contiguous(), None)

@@ -1,0 +1,177 @@
+"""The engine's roundings, module by module, on a Hugging Face decoder, with gradients.
+
+Measured with vLLM 0.32 on CPU: with these modules a transformers model gives the engine's log-probs bit for bit.
+Suffixes: B sequences, T tokens, E model width, H query heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from qarl.numerics.engine_ops import PagedLayout
+
+
+class BatchLayout:
+    """Right-padded sequences of one forward: which tokens are real, and the engine's view of them.
+
+    Args:
+        prompt_lens, seq_lens: per sequence; padding follows `seq_lens`.
+        length: T, the padded length.
+        paged: build the engine's paged view (exact attention); False attends in pure torch.
+    """
+
+    def __init__(self, prompt_lens: list[int], seq_lens: list[int], length: int, paged: bool) -> None:
+        mask_BT = torch.arange(length) < torch.tensor(seq_lens)[:, None]
+        self.flat_N = mask_BT.flatten().nonzero().squeeze(1)
+        self.paged = PagedLayout(prompt_lens, seq_lens) if paged else None
+
+
+class Norm(nn.Module):
+    """RMSNorm on the unrounded float32 sum: vLLM normalises it before rounding to the model's dtype.
+
+    [..., E] of float32 or the model's dtype -> [..., E] of the model's dtype.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.variance_epsilon: float = norm.variance_epsilon  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * x.to(self.weight.dtype)
+
+
+class Rotary(nn.Module):
+    """cos and sin computed in float32, held in the model's dtype, [B, T, D/2] each.
+
+    The frequencies are no buffer: casting the model to bfloat16 must not touch them.
+    """
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.inv_freq: Tensor = rotary.inv_freq.float()  # type: ignore[operator]
+        self.scaling: float = rotary.attention_scaling  # type: ignore[assignment]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
+        return self
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        angles = position_ids[..., None].float() * self.inv_freq.to(x.device)
+        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
+
+
+class Rotate(torch.autograd.Function):
+    """RoPE as the engine's fused multiply-add rounds it; the backward is the exact inverse rotation.
+
+        out1 = fma(-x2, sin, round32(x1 cos))      out2 = fma(x1, sin, round32(x2 cos))
+
+    float64 holds each product exactly, so the sum rounds once, as the fused op does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
+        cos, sin = cos_BTD.unsqueeze(2), sin_BTD.unsqueeze(2)
+        ctx.save_for_backward(cos, sin)
+        x1, x2 = x_BTHD.chunk(2, -1)
+        first1, first2 = (x1.float() * cos.float()).double(), (x2.float() * cos.float()).double()
+        out1 = first1 - x2.double() * sin.double()
+        out2 = first2 + x1.double() * sin.double()
+        return torch.cat((out1.float(), out2.float()), -1).to(x_BTHD.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        cos, sin = (t.float() for t in ctx.saved_tensors)
+        g1, g2 = grad.float().chunk(2, -1)
+        return torch.cat((g1 * cos + g2 * sin, g2 * cos - g1 * sin), -1).to(grad.dtype), None, None
+
+
+def causal_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float) -> Tensor:
+    """Causal attention in float32, rounded once: [B, H, T, D] in q's dtype. Bit-equal to the engine for short contexts."""
+    out = F.scaled_dot_product_attention(
+        q_BHTD.float(), k_BGTD.float(), v_BGTD.float(), is_causal=True, scale=scale, enable_gqa=True
+    )
+    return out.to(q_BHTD.dtype)
+
+
+class EngineAttention(torch.autograd.Function):
+    """Forward by the engine's own op over its paged cache; backward through float32 attention, recomputed."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: BatchLayout) -> Tensor:
+        """q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D]; zero where padded."""
+        assert layout.paged is not None
+        ctx.save_for_backward(q, k, v)
+        ctx.scale = scale
+        flat = [t.flatten(0, 1)[layout.flat_N] for t in (q, k, v)]
+        out = torch.zeros_like(q).flatten(0, 1)
+        out[layout.flat_N] = layout.paged.attend(*flat, scale=scale)
+        return out.view_as(q)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.enable_grad():
+            inputs = [t.detach().float().requires_grad_() for t in ctx.saved_tensors]
+            out = causal_attention(*(t.transpose(1, 2) for t in inputs), scale=ctx.scale).transpose(1, 2)
+        grad_inputs = torch.autograd.grad(out, inputs, grads[0].float())
+        return *(g.to(t.dtype) for g, t in zip(grad_inputs, ctx.saved_tensors, strict=True)), None, None
+
+
+class Attention(nn.Module):
+    """Self-attention of Llama, Qwen2 (biased projections) and Qwen3 (normed heads), by the engine's rounding."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            setattr(self, name, getattr(attention, name))
+        for name in ("q_norm", "k_norm"):
+            setattr(self, name, Norm(getattr(attention, name)) if hasattr(attention, name) else nn.Identity())
+        self.head_dim: int = attention.head_dim  # type: ignore[assignment]
+        self.scaling: float = attention.scaling  # type: ignore[assignment]
+
+    def forward(self, x_BTE: Tensor, position_embeddings: tuple[Tensor, Tensor], layout: BatchLayout) -> Tensor:
+        heads = (*x_BTE.shape[:-1], -1, self.head_dim)
+        q = Rotate.apply(self.q_norm(self.q_proj(x_BTE).view(heads)), *position_embeddings)
+        k = Rotate.apply(self.k_norm(self.k_proj(x_BTE).view(heads)), *position_embeddings)
+        v = self.v_proj(x_BTE).view(heads)
+        if layout.paged is None:
+            out = causal_attention(*(t.transpose(1, 2) for t in (q, k, v)), scale=self.scaling).transpose(1, 2)
+        else:
+            out = EngineAttention.apply(q, k, v, self.scaling, layout)
+        return self.o_proj(out.flatten(2))
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    """One pre-norm block. Between blocks travels the unrounded float32 sum; only the residual itself is rounded."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.self_attn = Attention(layer.self_attn)  # type: ignore[arg-type]
+        self.mlp = layer.mlp
+        self.input_layernorm = Norm(layer.input_layernorm)  # type: ignore[arg-type]
+        self.post_attention_layernorm = Norm(layer.post_attention_layernorm)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        layout: BatchLayout | None = None,
+        **_: Any,  # what transformers passes along: masks and caches have no use here
+    ) -> Tensor:
+        assert position_embeddings is not None
+        assert layout is not None
+        dtype = self.input_layernorm.weight.dtype
+        residual = hidden_states.to(dtype)
+        branch = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, layout)
+        total = branch.float() + residual.float()
+        residual = total.to(dtype)
+        branch = self.mlp(self.post_attention_layernorm(total))  # type: ignore[operator]
+        return branch.float() + residual.float()

@@ -1,0 +1,74 @@
+"""Does this host compute what the engine computes? One small check per op, so that a gap has a name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qarl.numerics import engine_ops
+from qarl.numerics.layers import Rotate
+from qarl.quant.int8 import quantize_weight, w8a8_forward
+
+TOKENS = (1, 4, 33, 128)  # batch shapes that take different kernels where kernels depend on shape
+
+
+@dataclass(frozen=True)
+class Parity:
+    """`differing` of `total` outputs of `op` differ from the engine's."""
+
+    op: str
+    differing: int
+    total: int
+
+    @property
+    def exact(self) -> bool:
+        return self.differing == 0
+
+    def __str__(self) -> str:
+        return f"{self.op} {'exact' if self.exact else f'differs in {self.differing} of {self.total} outputs'}"
+
+
+def check_parity(config: Any, dtype: torch.dtype) -> list[Parity]:
+    """Compare the learner's ops with the engine's on random inputs in the shapes of a Hugging Face `config`.
+
+    Attention is the engine's own op and has no second implementation to compare with; norms and activations are torch
+    on both sides.
+    """
+    generator = torch.Generator().manual_seed(0)
+    hidden, inner, vocab = config.hidden_size, config.intermediate_size, min(config.vocab_size, 1024)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    linear: list[tuple[Tensor, Tensor]] = []
+    head: list[tuple[Tensor, Tensor]] = []
+    for k, n in ((hidden, inner), (inner, hidden)):
+        q_NK, scale_N1 = quantize_weight(random(n, k).to(dtype))
+        for m in TOKENS:
+            x = (random(m, k) * random(m, 1)).to(dtype)
+            linear.append((w8a8_forward(x, q_NK, scale_N1, None), engine_ops.w8a8_linear(x, q_NK, scale_N1, None)))
+    weight = (random(vocab, hidden) * hidden**-0.5).to(dtype)
+    for m in TOKENS:
+        x = random(m, hidden).to(dtype)
+        head.append((F.linear(x, weight), engine_ops.dense_linear(x, weight)))
+    return [_compare("w8a8 linear", linear), _compare("head", head), _compare("rope", [_rope(config, dtype, random)])]
+
+
+def _rope(config: Any, dtype: torch.dtype, random: Any) -> tuple[Tensor, Tensor]:
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tokens, heads = 64, config.num_attention_heads
+    angles = torch.arange(tokens).float()[:, None] * (1e4 ** (-torch.arange(0, dim, 2).float() / dim))
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    q = random(tokens, heads, dim).to(dtype)
+    ours: Tensor = Rotate.apply(q[None], cos[None], sin[None])
+    theirs, key = q.reshape(tokens, -1).clone(), q.reshape(tokens, -1).clone()
+    engine_ops.rotary_embedding(torch.arange(tokens), theirs, key, dim, torch.cat((cos, sin), -1))
+    return ours.reshape(tokens, -1), theirs
+
+
+def _compare(op: str, pairs: list[tuple[Tensor, Tensor]]) -> Parity:
+    return Parity(op, sum(int((a != b).sum()) for a, b in pairs), sum(a.numel() for a, _ in pairs))

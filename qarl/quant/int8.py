@@ -1,0 +1,116 @@
+"""W8A8 int8: grids, the real int8 GEMM, and its straight-through gradient.
+
+Suffixes: M tokens, K input features, N output features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qarl.errors import KernelError
+
+WEIGHT_HALF_RANGE = 127.5  # (127 - -128) / 2: compressed-tensors' symmetric int8 grid
+ACTIVATION_MAX = 127.0  # the engine's dynamic activation grid is -127..127
+
+
+def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize a weight per output channel on the compressed-tensors grid.
+
+        s_n = max_k |w_nk| / 127.5        q = round(clamp(w / s, -128, 127))
+
+    Args:
+        weight_NK: the weight in the model's compute dtype (the engine never sees a finer master).
+    Returns:
+        int8 `q_NK`, contiguous, and float32 `scale_N1`. A zero channel gets the scale float32 eps.
+    Raises:
+        KernelError: NaN or infinity in the weight.
+    Source: compressed-tensors 0.17 `calculate_qparams`, `quantize`; tested bit-equal.
+    """
+    weight = weight_NK.detach().float()
+    amax_N1 = weight.abs().amax(dim=1, keepdim=True)
+    if not torch.isfinite(amax_N1).all():
+        rows = (~torch.isfinite(amax_N1)).nonzero()[:3, 0].tolist()
+        raise KernelError(f"NaN or infinity in weight rows {rows}", mend="lower the learning rate, check the loss")
+    scale_N1 = amax_N1 / WEIGHT_HALF_RANGE
+    scale_N1 = torch.where(scale_N1 == 0, torch.finfo(torch.float32).eps, scale_N1)
+    return (weight / scale_N1).clamp(-128, 127).round().to(torch.int8), scale_N1
+
+
+def quantize_activation(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize activations per token as vLLM's CPU and CUDA kernels do.
+
+        s_m = max_k |x_mk| / 127          q = round(x * (1 / s))
+
+    The engine multiplies by the reciprocal; dividing would flip 0.02% of the values. A zero token stays zero.
+    Returns int8 `q_MK` and float32 `scale_M1`.
+    """
+    x = x_MK.float()
+    scale_M1 = x.abs().amax(dim=1, keepdim=True) / ACTIVATION_MAX
+    inverse = torch.where(scale_M1 == 0, 0.0, 1.0 / scale_M1)
+    return (x * inverse).round().to(torch.int8), scale_M1
+
+
+def int8_gemm(q_x_MK: Tensor, q_w_NK: Tensor) -> Tensor:
+    """Exact integer product `q_x @ q_w.T` as int32 [M, N]; accumulation order cannot matter.
+
+    Raises:
+        KernelError: the device has no int8 GEMM for these shapes.
+    """
+    m, k = q_x_MK.shape
+    n = q_w_NK.shape[0]
+    if q_x_MK.device.type == "cuda":
+        if k % 8 or n % 8:
+            raise KernelError(
+                f"CUDA int8 GEMM needs K and N divisible by 8, got K={k} N={n}", mend="add the layer to rollout.ignore"
+            )
+        if m <= 16:  # cuBLASLt refuses fewer rows than 17; zero rows change nothing.
+            padded = q_x_MK.new_zeros(17, k)
+            padded[:m] = q_x_MK
+            return torch._int_mm(padded, q_w_NK.t())[:m]
+    return torch._int_mm(q_x_MK, q_w_NK.t())
+
+
+def w8a8_forward(x_MK: Tensor, q_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | None) -> Tensor:
+    """The engine's CPU arithmetic, bit for bit, in float32 with one rounding to x's dtype at the end.
+
+        y = (int32 * s_w) * s_x          with a bias: fma(int32 * s_w, s_x, b)
+
+    Returns [M, N] in the dtype of `x_MK`.
+    """
+    q_x_MK, scale_M1 = quantize_activation(x_MK)
+    y_MN = int8_gemm(q_x_MK, q_NK).float().mul_(scale_N1.view(1, -1))
+    if bias_N is None:
+        y_MN.mul_(scale_M1)
+    else:  # float64 holds the product exactly, so that product and sum round once, as the fused op does
+        y_MN = torch.addcmul(bias_N.double(), y_MN.double(), scale_M1.double()).float()
+    return y_MN.to(x_MK.dtype)
+
+
+class W8A8Linear(torch.autograd.Function):
+    """Low-bit forward, straight-through backward (QaRL, arXiv 2604.07853, section 3).
+
+        y = GEMM_int8(Q(x), Q(W)) + b      dL/dx = dL/dy W      dL/dW = dL/dy^T x      dL/db = sum_m dL/dy
+
+    with the operands of the compute dtype; nothing more is saved than a plain linear saves.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, q_NK: Tensor, scale_N1: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight_NK)
+        y_MN = w8a8_forward(x.reshape(-1, x.shape[-1]), q_NK, scale_N1, bias_N)
+        return y_MN.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight_NK = ctx.saved_tensors
+        grad_x = grad @ weight_NK if ctx.needs_input_grad[0] else None
+        grad_MN = grad.reshape(-1, grad.shape[-1])
+        grad_w = grad_MN.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        grad_b = grad_MN.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_b, None, None

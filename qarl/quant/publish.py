@@ -1,0 +1,126 @@
+"""Weights on the wire and on disk: the bytes of the learner's GEMM, named and laid out as compressed-tensors does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qarl.errors import PublicationError
+from qarl.quant.linear import QuantizedLinear
+from qarl.quant.scheme import QuantScheme
+from qarl.types import PublishedTensor, PublishedWeights
+
+Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
+
+
+def checkpoint_tensors(
+    model: nn.Module, gather: Gather = lambda _: nullcontext(), quantized: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, tensor) of every parameter, one module at a time.
+
+    A quantized linear gives `X.weight` (int8 [N, K]) and `X.weight_scale` (float32 [N, 1]). Tied embeddings give
+    `lm_head.weight` as well: vLLM's reload keeps the old head when it is left out.
+
+    Args:
+        gather: makes sharded parameters whole within its context (ZeRO-3).
+        quantized: False gives the plain parameters.
+    """
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        parameters = dict(module.named_parameters(recurse=False))
+        if not parameters:
+            continue
+        with gather(list(parameters.values())):
+            if quantized and isinstance(module, QuantizedLinear):
+                weight, scale = module.quantized()
+                yield f"{prefix}weight", weight
+                yield f"{prefix}weight_scale", scale
+                parameters.pop("weight")
+            for key, parameter in parameters.items():
+                yield prefix + key, parameter.detach()
+
+
+def publish(
+    model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = lambda _: nullcontext()
+) -> PublishedWeights:
+    """All tensors of the model as version `version`, with digests."""
+    tensors = tuple(_pack(name, tensor) for name, tensor in checkpoint_tensors(model, gather))
+    return PublishedWeights(version, scheme.name, tensors, _total_digest(version, tensors))
+
+
+def unpack(weights: PublishedWeights) -> list[tuple[str, Tensor]]:
+    """The tensors of a message, each checked against its digest.
+
+    Raises:
+        PublicationError: a tensor that differs from its digest (named), or a set that differs from the total's.
+    """
+    if _total_digest(weights.version, weights.tensors) != weights.digest:
+        raise PublicationError("the set of tensors is not the one that was published", where=_version(weights))
+    for tensor in weights.tensors:
+        if _digest(tensor.name, tensor.dtype, tensor.data) != tensor.digest:
+            raise PublicationError(f"{tensor.name} differs from its digest", where=_version(weights))
+    return [(t.name, _to_torch(t)) for t in weights.tensors]
+
+
+def write_checkpoint(tensors: Iterator[tuple[str, Tensor]], directory: Path, source: Path, scheme: QuantScheme) -> None:
+    """Write a Hugging Face checkpoint folder: `tensors`, and config and tokenizer files of `source`.
+
+    With a quantizing `scheme` the config carries the compressed-tensors `quantization_config`. The folder appears
+    whole or not at all.
+    """
+    part = directory.with_name(directory.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    write_engine_config(part, source, scheme)
+    save_file({n: t.contiguous().cpu().clone() for n, t in tensors}, part / "model.safetensors", {"format": "pt"})
+    shutil.rmtree(directory, ignore_errors=True)
+    part.rename(directory)
+
+
+def write_engine_config(directory: Path, source: Path, scheme: QuantScheme) -> None:
+    """Config and tokenizer of `source`, with the scheme's `quantization_config`: a model folder without weights."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in source.iterdir():
+        if file.is_file() and file.suffix not in {".safetensors", ".bin"} and not file.name.endswith(".index.json"):
+            shutil.copy(file, directory / file.name)
+    config = json.loads((source / "config.json").read_text())
+    if (quantization := scheme.quantization_config()) is not None:
+        config["quantization_config"] = quantization
+    (directory / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _pack(name: str, tensor: Tensor) -> PublishedTensor:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    host = tensor.detach().contiguous().cpu()
+    # numpy has no bfloat16, and the learner goes on changing its memory: copy.
+    data = (host.view(torch.uint16) if host.dtype == torch.bfloat16 else host).numpy().copy()
+    return PublishedTensor(name, dtype, data, _digest(name, dtype, data))
+
+
+def _to_torch(tensor: PublishedTensor) -> Tensor:
+    # Arrays from the object store are read-only and shared; torch wants its own.
+    host = torch.from_numpy(tensor.data.copy())
+    return host.view(torch.bfloat16) if tensor.dtype == "bfloat16" else host
+
+
+def _digest(name: str, dtype: str, data: np.ndarray) -> str:
+    digest = hashlib.blake2b(f"{name}|{dtype}|{data.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(data).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _total_digest(version: int, tensors: tuple[PublishedTensor, ...]) -> str:
+    lines = "\n".join(f"{t.name} {t.digest}" for t in tensors)
+    return hashlib.blake2b(f"{version}\n{lines}".encode(), digest_size=16).hexdigest()
+
+
+def _version(weights: PublishedWeights) -> str:
+    return f"weights version {weights.version}"

@@ -1,0 +1,126 @@
+"""Values that travel through one step. All are plain, picklable and free of torch and ray.
+
+Suffixes: _T response tokens of one sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem.
+
+    `id` is unique and stable across runs; `answer` is what the verifier compares with; `level` is a
+    label for reports (0 when the data has none); `token_ids` are the prompt's tokens, special tokens included.
+    """
+
+    id: str
+    text: str
+    answer: str
+    token_ids: tuple[int, ...]
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Ask for one response. Equal `seed` and weights give equal tokens, on whichever worker runs it."""
+
+    prompt: Prompt
+    seed: int
+    temperature: float
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response and what the sampler said of it.
+
+    `logprobs_T[t]` is log pi_samp of `response_ids[t]` (nats, float32); `version` is the weight version that made
+    it; `finish_reason` is "stop" (the end token, which is then the last of `response_ids`) or "length".
+    """
+
+    prompt: Prompt
+    response_ids: tuple[int, ...]
+    logprobs_T: npt.NDArray[np.float32]
+    text: str
+    finish_reason: str
+    version: int
+    worker: int = 0
+
+
+@dataclass(frozen=True)
+class Score:
+    """A verifier's verdict: reward in [0, 1]; `error` tells why a verifier failed (the reward is then 0)."""
+
+    reward: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """Rewards in [0, 1] of the responses to one drawn prompt, matched to the pool by `prompt_id`."""
+
+    prompt_id: str
+    rewards: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TrainSequence:
+    """What the learner needs of one sample: token ids, where the response begins, sampler log-probs, advantage."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    sampler_logprobs_T: npt.NDArray[np.float32]
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True)
+class PublishedTensor:
+    """One tensor as it travels: raw bytes in a numpy array, its torch dtype by name, and a digest of the bytes.
+
+    bfloat16 has no numpy type: it travels as uint16 with `dtype == "bfloat16"`.
+    """
+
+    name: str
+    dtype: str
+    data: npt.NDArray[Any]
+    digest: str
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """All tensors of one weight version, in checkpoint names, with a digest over the names and tensor digests."""
+
+    version: int
+    scheme: str
+    tensors: tuple[PublishedTensor, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a rollout worker says of itself at the start: `kernels` are the low-bit kernels that its engine chose."""
+
+    worker: int
+    device: str
+    kernels: tuple[str, ...]
+    node: str
+    pid: int
+
+
+@dataclass
+class UpdateResult:
+    """Outcome of one learner update over a batch: metrics averaged over minibatches."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+State = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]

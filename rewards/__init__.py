@@ -1,0 +1,1 @@
+"""Verifiers and the service that runs them. Verifier processes import this package: it stays empty."""

@@ -1,0 +1,59 @@
+"""The verifier process: `python -m rewards.child FD MODULE:FUNCTION TIMEOUT_S`, started by `rewards.service`.
+
+Over the inherited socket FD it says once that it is ready ("", or why it is not), then answers each chunk of
+(text, finish_reason, answer) with one (reward, error) per sample, in order. It ends when the socket closes.
+It imports the standard library and the verifier, nothing else.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+Verifier = Callable[[str, str, str], float]
+
+# The parent kills a verifier at its time-out. Only one whose parent is gone lives this much longer.
+ORPHAN_GRACE_S = 2.0
+
+
+def main() -> None:
+    """Serve until the parent closes the socket or dies."""
+    connection = Connection(int(sys.argv[1]))
+    module, _, function = sys.argv[2].partition(":")
+    try:
+        verify: Verifier = getattr(importlib.import_module(module), function)
+    except BaseException as error:  # noqa: BLE001 - whatever its import raises, the parent reports
+        connection.send(_one_line(error))
+        return
+    connection.send("")
+    try:
+        while True:
+            for text, finish_reason, answer in connection.recv():
+                # A watchdog outside of the interpreter: it also ends code that never lets go of the GIL.
+                faulthandler.dump_traceback_later(float(sys.argv[3]) + ORPHAN_GRACE_S, exit=True)
+                outcome = _judge(verify, text, finish_reason, answer)
+                faulthandler.cancel_dump_traceback_later()
+                connection.send(outcome)
+    except (EOFError, ConnectionError):
+        return
+
+
+def _judge(verify: Verifier, text: str, finish_reason: str, answer: str) -> tuple[float, str]:
+    try:
+        reward = float(verify(text, finish_reason, answer))
+        if not 0.0 <= reward <= 1.0:
+            raise ValueError(f"reward {reward} is not in [0, 1]")
+    except BaseException as error:  # noqa: BLE001 - whatever a verifier raises costs one sample, not the run
+        return 0.0, f"raised {_one_line(error)}"
+    return reward, ""
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+if __name__ == "__main__":
+    main()

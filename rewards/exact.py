@@ -1,0 +1,8 @@
+"""The exact verifier."""
+
+from __future__ import annotations
+
+
+def verify(text: str, finish_reason: str, answer: str) -> float:
+    """1.0 when the whole completion equals `answer`, character by character, and ended itself; else 0.0."""
+    return float(finish_reason == "stop" and text == answer)

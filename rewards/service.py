@@ -1,0 +1,189 @@
+"""Verifiers in processes of their own, behind a time-out: no verifier can stop, crash or slow down a run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
+from time import monotonic
+from types import TracebackType
+from typing import Any, Self
+
+from qarl.config import RewardConfig
+from qarl.errors import QarlError
+from qarl.types import Sample, Score
+
+VERIFIERS = {"exact": "rewards.exact:verify", "math": "rewards.math:verify"}
+START_LIMIT_S = 60.0
+MAX_CHUNK = 32
+
+Numbered = tuple[int, Sample]
+
+
+class ProcessRewardService:
+    """`qarl.protocols.RewardService` over `config.num_workers` verifier processes. Not for concurrent callers.
+
+    A verifier that raises costs its sample the reward; one that hangs is killed after `config.timeout_s`, one that
+    dies is replaced. Each such sample gets reward 0 with its reason, and `on_fault` one line that names its prompt.
+
+    Args:
+        config: which verifier, how many processes, seconds per sample.
+        on_fault: takes one line per failed sample.
+        verifier: "module:function" in place of the one that `config.kind` names; called with
+            (text, finish_reason, answer), returns a reward in [0, 1].
+
+    Raises:
+        QarlError: a process cannot start.
+    """
+
+    def __init__(self, config: RewardConfig, on_fault: Callable[[str], None], *, verifier: str | None = None) -> None:
+        self._verifier = verifier or VERIFIERS[config.kind]
+        self._timeout_s = config.timeout_s
+        self._on_fault = on_fault
+        self._children = [_Child(self._verifier, self._timeout_s) for _ in range(config.num_workers)]
+        try:
+            for child in self._children:
+                child.wait_ready()
+        except QarlError:
+            self.close()
+            raise
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        """One score per sample, in order.
+
+        Raises:
+            QarlError: the service is closed, or a replacement process cannot start.
+        """
+        if not self._children:
+            raise QarlError("the reward service is closed")
+        pending = deque(enumerate(samples))
+        scores: dict[int, Score] = {}
+        try:
+            while len(scores) < len(samples):
+                for slot, child in enumerate(self._children):
+                    if pending and not child.given:
+                        self._feed(slot, pending)
+                self._collect(pending, scores)
+        finally:
+            # After an interruption: answers still on their way must not reach the next call.
+            for child in self._children:
+                if child.given:
+                    child.kill()
+        return [scores[index] for index in range(len(samples))]
+
+    def _feed(self, slot: int, pending: deque[Numbered]) -> None:
+        """Give the idle child in `slot`, or its replacement, the next samples."""
+        child = self._children[slot]
+        if child.process.poll() is not None:
+            child.kill()
+            child = _Child(self._verifier, self._timeout_s)
+            child.wait_ready()
+            self._children[slot] = child
+        # Half of an equal share: the last chunks are small, so that all children end together.
+        size = min(len(pending), MAX_CHUNK, 1 + len(pending) // (2 * len(self._children)))
+        child.give([pending.popleft() for _ in range(size)])
+
+    def _collect(self, pending: deque[Numbered], scores: dict[int, Score]) -> None:
+        """Wait for the next answers or time-out and record them; give back what a dead child had not begun."""
+        busy = {child.connection: child for child in self._children if child.given}
+        ready = wait(busy, max(0.0, min(child.deadline for child in busy.values()) - monotonic()))
+        now = monotonic()
+        for connection, child in busy.items():
+            if connection not in ready and now < child.deadline:
+                continue
+            (index, sample), *unbegun = child.given
+            if connection in ready:
+                score = child.receive()
+            else:
+                child.kill()
+                score = Score(0.0, f"timed out after {self._timeout_s} s")
+            scores[index] = score
+            if not child.given:
+                pending.extendleft(reversed(unbegun))
+            if score.error:
+                self._on_fault(f"prompt {sample.prompt.id}: verifier {score.error}; the sample gets reward 0")
+
+    def close(self) -> None:
+        """End all processes."""
+        for child in self._children:
+            child.kill()
+        self._children = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Child:
+    """One verifier process; `given` are the samples that it has not answered, the first of them due at `deadline`."""
+
+    def __init__(self, verifier: str, timeout_s: float) -> None:
+        self.verifier = verifier
+        self.timeout_s = timeout_s
+        self.given: deque[Numbered] = deque()
+        self.deadline = 0.0
+        self.connection, theirs = Pipe()
+        with theirs:
+            fd = theirs.fileno()
+            # Not multiprocessing: it would import the parent's __main__ again, which may be a CLI script.
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "rewards.child", str(fd), verifier, str(timeout_s)],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what a verifier prints goes to our stderr
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,  # Ctrl-C is for the parent; kill reaches what the verifier started, too
+            )
+
+    def wait_ready(self) -> None:
+        """Raises QarlError when the process cannot verify."""
+        reason = f"not ready after {START_LIMIT_S:.0f} s"
+        if self.connection.poll(START_LIMIT_S):
+            try:
+                reason = self.connection.recv()
+            except (EOFError, OSError):
+                reason = _describe(self.kill())
+        if reason:
+            self.kill()
+            raise QarlError(f"verifier process could not start: {reason}", self.verifier)
+
+    def give(self, chunk: Sequence[Numbered]) -> None:
+        self.given.extend(chunk)
+        message: list[Any] = [(sample.text, sample.finish_reason, sample.prompt.answer) for _, sample in chunk]
+        # A child that died this instant shows when its answer is awaited.
+        with contextlib.suppress(OSError):
+            self.connection.send(message)
+        self.deadline = monotonic() + self.timeout_s
+
+    def receive(self) -> Score:
+        """The score of the first of `given`; the time of the next one starts."""
+        try:
+            score = Score(*self.connection.recv())
+        except (EOFError, OSError):
+            return Score(0.0, f"process {_describe(self.kill())}")
+        self.given.popleft()
+        self.deadline = monotonic() + self.timeout_s
+        return score
+
+    def kill(self) -> int:
+        """End the process, unless it has ended, and all that it started; nothing is `given` any more. Returns its exit
+        code, minus the signal's number when one ended it."""
+        self.given.clear()
+        self.connection.close()
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+
+def _describe(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

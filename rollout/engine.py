@@ -1,0 +1,159 @@
+"""vLLM behind the Engine protocol: samples with log-probs, takes published weights in place, proves them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qarl.config import RolloutConfig
+from qarl.errors import KernelError, PublicationError, RolloutError
+from qarl.numerics.engine_ops import BLOCK_SIZE
+from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu
+from qarl.quant.publish import unpack
+from qarl.quant.scheme import QuantScheme
+from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
+
+
+def engine_env(device: str, kv_cache_gib: float) -> dict[str, str]:
+    """Environment of a process that runs an engine; must be set before torch is imported there."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    if device == "cuda":
+        return {**common, "VLLM_BATCH_INVARIANT": "1"}
+    return {
+        **common,
+        **PROCESS_ENV,
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": _whole_gib(kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_ATTN_SPLIT_KV": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+class WeightLoader:
+    """vLLM worker extension: in-place reload of checkpoint-format tensors (vLLM calls it in each of its workers)."""
+
+    def qarl_load(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        self.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)  # type: ignore[attr-defined]
+
+    def qarl_kernels(self) -> list[str]:
+        """Class name of the low-bit kernel of every quantized layer."""
+        modules = self.get_model().modules()  # type: ignore[attr-defined]
+        kernels = (getattr(getattr(module, "scheme", None), "kernel", None) for module in modules)
+        return [type(kernel).__name__ for kernel in kernels if kernel is not None]
+
+
+class VLLMEngine:
+    """One vLLM engine. It starts without weights: `load` gives it its first version.
+
+    Args:
+        model_dir: folder with config (and quantization_config) and tokenizer; no weights are read.
+        config, scheme: engine settings and the expected low-bit format.
+        dtype: "bfloat16" or "float32".
+        device: "cpu" or "cuda".
+        worker: number of this worker, for messages.
+    Raises:
+        KernelError: the engine selected none of the scheme's kernels.
+    """
+
+    def __init__(
+        self, model_dir: Path, config: RolloutConfig, scheme: QuantScheme, dtype: str, device: str, worker: int = 0
+    ) -> None:
+        if device == "cpu":
+            patch_cpu()
+        from vllm import LLM
+
+        settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        if device == "cpu":
+            settings = {"block_size": BLOCK_SIZE}
+        self._worker, self._device = worker, device
+        self._version = -1
+        self._llm = LLM(
+            str(model_dir),
+            dtype=dtype,
+            load_format="dummy",
+            enforce_eager=device == "cpu",
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len),
+            tensor_parallel_size=config.tensor_parallel_size,
+            logprobs_mode="processed_logprobs",
+            worker_extension_cls="rollout.engine.WeightLoader",
+            disable_log_stats=True,
+            seed=0,
+            **settings,
+        )
+        self._kernels = tuple(sorted(set(self._llm.collective_rpc("qarl_kernels")[0])))
+        if scheme.quantizes and not set(self._kernels) & set(scheme.engine_kernels):
+            raise KernelError(
+                f"the engine runs {scheme.name} with {self._kernels or 'no low-bit kernel'}, not with one of "
+                f"{', '.join(scheme.engine_kernels)}",
+                where=f"rollout worker {worker}",
+                mend="use another rollout.scheme on this device",
+            )
+
+    @property
+    def version(self) -> int:
+        return self._version
+
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(self._worker, self._device, self._kernels, socket.gethostname(), os.getpid())
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        """One sample per request, in order, with the log-probs of the distribution it was drawn from.
+
+        Raises:
+            RolloutError: no weights are loaded, or a prompt leaves no room in `max_model_len`.
+        """
+        from vllm import SamplingParams
+
+        if self._version < 0:
+            raise RolloutError("asked to sample before weights were loaded", where=f"rollout worker {self._worker}")
+        if not requests:
+            return []
+        params = [
+            SamplingParams(temperature=r.temperature, max_tokens=r.max_new_tokens, seed=r.seed, logprobs=0)
+            for r in requests
+        ]
+        prompts = [{"prompt_token_ids": list(r.prompt.token_ids)} for r in requests]
+        try:
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        except ValueError as error:  # vLLM's answer to a prompt that does not fit
+            raise RolloutError(str(error).splitlines()[0], where=f"rollout worker {self._worker}") from error
+        return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def load(self, weights: PublishedWeights) -> None:
+        """Replace the weights in place and forget cached prefixes.
+
+        Raises:
+            PublicationError: the message differs from its digests; the old weights stay.
+        """
+        tensors = unpack(weights)
+        self._version = -1  # between versions: a failure below must not sample from half of each
+        self._llm.collective_rpc("qarl_load", args=(tensors,))
+        if not self._llm.reset_prefix_cache():
+            raise PublicationError("the engine kept its prefix cache", where=f"rollout worker {self._worker}")
+        self._version = weights.version
+
+    def _sample(self, request: SampleRequest, output: Any) -> Sample:
+        logprobs = [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
+        return Sample(
+            prompt=request.prompt,
+            response_ids=tuple(output.token_ids),
+            logprobs_T=np.array(logprobs, dtype=np.float32),
+            text=output.text,
+            finish_reason=output.finish_reason,
+            version=self._version,
+            worker=self._worker,
+        )
+
+
+def _whole_gib(gib: float) -> str:
+    # vLLM reads whole GiB on CPU.
+    return str(max(1, round(gib)))

@@ -1,0 +1,111 @@
+"""All rollout workers: dispatch, replacement of dead ones, weights for every one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from qarl.errors import QarlError, RolloutError
+from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
+
+
+class RayFleet:
+    """Rollout workers as Ray actors, behind the Fleet protocol.
+
+    A worker that dies, or does not answer within `timeout_s`, is replaced; the new one gets the current weights and
+    its predecessor's requests. Seeds make the replacement's samples the ones that were lost.
+
+    Args:
+        make_actor: starts the actor of worker i (a handle of `RolloutWorker`) without waiting for it.
+        num_workers: how many.
+        timeout_s: longest wait for one call.
+        max_restarts: replacements before the run stops.
+        note: takes one line for the user.
+    """
+
+    def __init__(
+        self,
+        make_actor: Callable[[int], Any],
+        num_workers: int,
+        timeout_s: float,
+        max_restarts: int,
+        note: Callable[[str], None],
+    ) -> None:
+        self._make_actor, self._timeout_s, self._note = make_actor, timeout_s, note
+        self._restarts_left = max_restarts
+        self._weights: Any = None  # ObjectRef of the current PublishedWeights
+        self._actors = [make_actor(i) for i in range(num_workers)]
+
+    @property
+    def actors(self) -> list[Any]:
+        return list(self._actors)
+
+    def infos(self) -> list[WorkerInfo]:
+        """Each worker's own description; waits until all engines are up."""
+        return self._on_each([("info", ())] * len(self._actors))
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        """One sample per request, in order.
+
+        Raises:
+            RolloutError: more workers died than `max_restarts`.
+        """
+        size = -(-len(requests) // len(self._actors))
+        chunks = [requests[i * size : (i + 1) * size] for i in range(len(self._actors))]
+        return [sample for chunk in self._on_each([("generate", (c,)) for c in chunks]) for sample in chunk]
+
+    def load(self, weights: PublishedWeights, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
+        """Give every worker `weights`, then let each sample `probe` under them.
+
+        Raises:
+            PublicationError: a worker refused the weights.
+            RolloutError: more workers died than `max_restarts`.
+        """
+        self._weights = ray.put(weights)
+        self._on_each([("load", (self._weights,))] * len(self._actors))
+        return self._on_each([("generate", (probe,))] * len(self._actors))
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = []
+
+    def _on_each(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """Run call i on worker i, all at once; results in order. A failed worker is replaced and called again."""
+        refs = [getattr(actor, method).remote(*args) for actor, (method, args) in zip(self._actors, calls, strict=True)]
+        return [self._result(worker, ref, *calls[worker]) for worker, ref in enumerate(refs)]
+
+    def _result(self, worker: int, ref: Any, method: str, args: tuple[Any, ...]) -> Any:
+        while True:
+            try:
+                return ray.get(ref, timeout=self._timeout_s)
+            except RayTaskError as error:
+                raise _cause(error) from None
+            except GetTimeoutError:
+                reason = f"did not answer {method} within {self._timeout_s:g} s"
+            except RayActorError as error:
+                reason = f"died during {method} ({' '.join(str(error).split())[:200]})"
+            self._replace(worker, reason)
+            ref = getattr(self._actors[worker], method).remote(*args)
+
+    def _replace(self, worker: int, reason: str) -> None:
+        if self._restarts_left == 0:
+            raise RolloutError(
+                reason,
+                where=f"rollout worker {worker}",
+                mend="its log lies in Ray's session folder; see the last error",
+            )
+        self._restarts_left -= 1
+        self._note(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
+        ray.kill(self._actors[worker])
+        self._actors[worker] = self._make_actor(worker)
+        if self._weights is not None:
+            self._result(worker, self._actors[worker].load.remote(self._weights), "load", (self._weights,))
+
+
+def _cause(error: RayTaskError) -> Exception:
+    cause = error.cause
+    return cause if isinstance(cause, QarlError) else error

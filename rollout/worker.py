@@ -1,0 +1,29 @@
+"""The Ray actor around an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from qarl.protocols import Engine
+from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
+
+
+class RolloutWorker:
+    """One engine in its own process. The fleet makes a Ray actor of it.
+
+    Args:
+        make_engine: builds the engine, given the worker's number; runs in the actor's process.
+        worker: this worker's number.
+    """
+
+    def __init__(self, make_engine: Callable[[int], Engine], worker: int) -> None:
+        self._engine = make_engine(worker)
+
+    def info(self) -> WorkerInfo:
+        return self._engine.info()
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        return self._engine.generate(requests)
+
+    def load(self, weights: PublishedWeights) -> None:
+        self._engine.load(weights)

@@ -1,0 +1,42 @@
+"""Held-out accuracy with the rollout engines, as the policy will be served."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+
+from qarl.config import Config
+from qarl.protocols import Fleet, RewardService
+from qarl.seeds import derive_seed
+from qarl.types import Prompt, SampleRequest
+
+
+def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], config: Config) -> dict[str, float]:
+    """Sample `eval.num_samples` responses at temperature 1 (and a greedy one) for each prompt, and verify them.
+
+    Returns:
+        `pass@1` (mean over all samples: avg@k), `pass@k` (share of prompts with a right one), `greedy`, and
+        `level_NN/pass@1` for each level; rewards in [0, 1] count as they are. Seeds depend on the prompt alone: two
+        evaluations of one policy are equal.
+    """
+    k = config.eval.num_samples
+    limit = config.rollout.sampling.max_new_tokens
+    requests = [
+        SampleRequest(prompt, derive_seed(config.seed, "eval", prompt.id, index), 1.0, limit)
+        for prompt in prompts
+        for index in range(k)
+    ]
+    if config.eval.greedy:
+        requests += [SampleRequest(prompt, 0, 0.0, limit) for prompt in prompts]
+    scores = [score.reward for score in rewards.score(fleet.sample(requests))]
+    groups = [scores[i * k : (i + 1) * k] for i in range(len(prompts))]
+    levels: dict[int, list[float]] = defaultdict(list)
+    for prompt, group in zip(prompts, groups, strict=True):
+        levels[prompt.level].append(fmean(group))
+    result = {"pass@1": fmean(map(fmean, groups)), f"pass@{k}": fmean(map(max, groups))}
+    if config.eval.greedy:
+        result["greedy"] = fmean(scores[len(prompts) * k :])
+    if len(levels) > 1:
+        result |= {f"level_{level:02d}/pass@1": fmean(values) for level, values in sorted(levels.items())}
+    return result

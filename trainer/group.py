@@ -1,0 +1,72 @@
+"""The learner as a whole: its ranks as Ray actors, behind the Learner protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from qarl.errors import QarlError
+from qarl.metrics import merge
+from qarl.numerics.parity import Parity
+from qarl.types import PublishedWeights, TrainSequence, UpdateResult
+
+Logprobs = npt.NDArray[np.float32]
+
+
+class LearnerGroup:
+    """Handles of `LearnerRank` actors; every call goes to all of them, rank 0 first."""
+
+    def __init__(self, ranks: Sequence[Any]) -> None:
+        self._ranks = list(ranks)
+
+    def parity(self) -> list[Parity]:
+        """Rank 0's comparison with the engine's ops; empty when the profile does not claim to equal them."""
+        result: list[Parity] = self._all("parity")[0]
+        return result
+
+    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[Logprobs]:
+        if not sequences:
+            return []
+        shares: list[dict[int, Logprobs]] = self._all("score", ray.put(list(sequences)), aligned)
+        merged = {index: row for share in shares for index, row in share.items()}
+        return [merged[index] for index in range(len(sequences))]
+
+    def update(
+        self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[Logprobs]]
+    ) -> UpdateResult:
+        parts = self._all("update", ray.put(list(minibatches)), ray.put(list(prox_T)))
+        return UpdateResult(merge(part for rank in parts for part in rank))
+
+    def publish(self, version: int) -> PublishedWeights:
+        weights: PublishedWeights = self._all("publish", version)[0]
+        return weights
+
+    def save(self, directory: str) -> None:
+        self._all("save", directory)
+
+    def load(self, directory: str) -> None:
+        self._all("load", directory)
+
+    def export(self, directory: str, quantized: bool) -> None:
+        self._all("export", directory, quantized)
+
+    def close(self) -> None:
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+
+    def _all(self, method: str, *args: Any) -> list[Any]:
+        try:
+            return ray.get([getattr(rank, method).remote(*args) for rank in self._ranks])
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, QarlError) else error) from None
+        except RayActorError as error:
+            raise QarlError(
+                f"a learner rank died during {method} ({' '.join(str(error).split())[:200]})",
+                mend="the same command continues from the last checkpoint",
+            ) from error

@@ -1,0 +1,239 @@
+"""One learner rank: a DeepSpeed engine around the aligned policy. The only file that imports deepspeed.
+
+Suffixes: B sequences, T response tokens.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from qarl.config import Config
+from qarl.errors import CheckpointError
+from qarl.metrics import Metrics, maximum, mean
+from qarl.numerics.parity import Parity, check_parity
+from qarl.numerics.vllm_patch import PROCESS_ENV
+from qarl.objectives.tbpo import tbpo
+from qarl.quant.linear import quantized_linears, requantize
+from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.scheme import QuantScheme
+from qarl.types import PublishedWeights, TrainSequence
+from trainer.batching import PaddedBatch, micro_batches, pad
+from trainer.policy import Policy
+
+Logprobs = npt.NDArray[np.float32]
+
+
+def learner_env(device: str, threads: int) -> dict[str, str]:
+    """Environment of a process that runs a learner rank; must be set before torch is imported there."""
+    common = {"HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": device}
+    if device == "cuda":
+        return common
+    return {**common, **PROCESS_ENV, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class LearnerRank:
+    """One rank of the data-parallel learner. All ranks get the same calls with the same arguments.
+
+    Args:
+        config: the run's config; `model.path` is what it starts from.
+        device: "cpu" or "cuda".
+        rank, world_size, master: for torch.distributed; `master` is "host:port".
+    """
+
+    def __init__(self, config: Config, device: str, rank: int, world_size: int, master: str) -> None:
+        host, _, port = master.rpartition(":")
+        os.environ.update(
+            RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_RANK="0",  # Ray shows each rank its own devices only
+            LOCAL_SIZE="1",
+            MASTER_ADDR=host,
+            MASTER_PORT=port,
+        )
+        self._config, self._rank, self._world_size = config, rank, world_size
+        self._device = torch.device(device)
+        scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore)
+        self._scheme = scheme if config.learner.aligned else QuantScheme("none")
+        self._published_scheme = scheme
+        self._dtype = getattr(torch, config.model.dtype)
+        self._policy = self._make_policy(self._scheme, config.learner.numerics)
+        self._policy.train()
+        if config.learner.gradient_checkpointing:
+            self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._engine = _deepspeed_engine(self._policy, config, self._device)
+        self._plain: Policy | None = None
+
+    def parity(self) -> list[Parity]:
+        """How this process's arithmetic compares with the engine's ops."""
+        exact = self._config.learner.aligned and self._config.learner.numerics == "engine"
+        return check_parity(self._policy.model.config, self._dtype) if exact else []
+
+    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
+        """Log-probs of this rank's share of `sequences`, by index."""
+        policy = self._policy if aligned else self._plain_policy()
+        rows: dict[int, Logprobs] = {}
+        with torch.no_grad():
+            for share in self._shares(sequences):
+                logp_BT = policy(PaddedBatch.of([sequences[i] for i in share], self._device)).cpu()
+                for row, index in enumerate(share):
+                    rows[index] = logp_BT[row, : len(sequences[index].response_ids)].numpy().copy()
+        return rows
+
+    def update(
+        self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[Logprobs]]
+    ) -> list[Metrics]:
+        """One optimizer step per minibatch; returns partial metrics of this rank, of every micro-batch."""
+        parts: list[Metrics] = []
+        for index, (sequences, prox) in enumerate(zip(minibatches, prox_T, strict=True)):
+            shares = self._shares(sequences)
+            for number, share in enumerate(shares):
+                self._engine.set_gradient_accumulation_boundary(number == len(shares) - 1)
+                metrics = self._backward(sequences, prox, share)
+                last = {f"{name}_last_minibatch": m for name, m in metrics.items() if name == "actor/clip_fraction"}
+                first = {f"{name}_first_minibatch": m for name, m in metrics.items() if name.endswith("max_dev")}
+                parts.append(metrics | (last if index == len(minibatches) - 1 else {}) | (first if index == 0 else {}))
+                self._engine.step()
+            requantize(self._policy)
+            parts.append(self._step_metrics())
+        return parts
+
+    def publish(self, version: int) -> PublishedWeights | None:
+        """Rank 0's message of the current weights, in the engine's format; None on other ranks."""
+        if self._config.learner.aligned:
+            weights = publish(self._policy.model, self._scheme, version, self._gather)
+        else:  # the plain learner's weights are quantized on the way out: the naive baseline
+            plain = self._make_policy(self._published_scheme, "stock")
+            self._copy_weights(plain)
+            weights = publish(plain.model, self._published_scheme, version)
+        return weights if self._rank == 0 else None
+
+    def save(self, directory: str) -> None:
+        """DeepSpeed checkpoint under `directory`."""
+        self._engine.save_checkpoint(directory, tag="learner")
+
+    def load(self, directory: str) -> None:
+        """Restore parameters, optimizer and schedule. Raises CheckpointError."""
+        path, _ = self._engine.load_checkpoint(directory, tag="learner")
+        if path is None:
+            raise CheckpointError("holds no DeepSpeed checkpoint", where=directory, mend="start with run.resume=false")
+        requantize(self._policy)
+
+    def export(self, directory: str, quantized: bool) -> None:
+        """Write a Hugging Face folder; with `quantized` in compressed-tensors format."""
+        scheme = self._scheme if quantized else QuantScheme("none")
+        tensors = checkpoint_tensors(self._policy.model, self._gather, quantized)
+        if self._rank == 0:
+            write_checkpoint(tensors, Path(directory), Path(self._config.model.path), scheme)
+        else:
+            for _ in tensors:  # gathering sharded parameters is collective
+                pass
+
+    def _backward(self, sequences: Sequence[TrainSequence], prox: Sequence[Logprobs], share: list[int]) -> Metrics:
+        rows = share or [0]
+        batch = PaddedBatch.of([sequences[i] for i in rows], self._device)
+        advantages = [sequences[i].advantage if share else 0.0 for i in rows]  # an idle rank joins without effect
+        loss, metrics = tbpo(
+            logp_theta_BT=self._engine(batch),
+            logp_prox_BT=pad([prox[i] for i in rows], batch.mask_BT),
+            logp_samp_BT=pad([sequences[i].sampler_logprobs_T for i in rows], batch.mask_BT),
+            mask_BT=batch.mask_BT,
+            advantage_B=torch.tensor(advantages, dtype=torch.float32, device=self._device),
+            config=self._config.objective,
+            num_sequences=len(sequences),
+        )
+        # DeepSpeed averages gradients over ranks; the loss is already divided by the whole minibatch.
+        self._engine.backward(loss * self._world_size)
+        return metrics if share else {}
+
+    def _shares(self, sequences: Sequence[TrainSequence]) -> list[list[int]]:
+        """This rank's micro-batches as indices: as many on every rank, so that collectives meet; some may be empty."""
+        size = self._config.learner.micro_batch_size
+        mine = range(self._rank, len(sequences), self._world_size)
+        largest = -(-len(sequences) // self._world_size)
+        chunks = micro_batches([len(sequences[i].response_ids) for i in mine], size)
+        shares = [[mine[i] for i in chunk] for chunk in chunks]
+        return shares + [[] for _ in range(-(-largest // size) - len(shares))]
+
+    def _step_metrics(self) -> Metrics:
+        norm = self._engine.get_global_grad_norm()
+        metrics = {"actor/lr": mean(self._engine.get_lr()[0], 1)}
+        if norm is not None:  # stage 0 in float32 does not report it
+            metrics |= {"actor/grad_norm": mean(float(norm), 1), "actor/grad_norm_max": maximum(float(norm))}
+        return metrics
+
+    def _plain_policy(self) -> Policy:
+        if self._plain is None:
+            self._plain = self._make_policy(QuantScheme("none"), "stock")
+        self._copy_weights(self._plain)
+        return self._plain
+
+    def _copy_weights(self, target: Policy) -> None:
+        parameters = dict(target.model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, tensor in checkpoint_tensors(self._policy.model, self._gather, quantized=False):
+                parameters[name].copy_(tensor)
+        requantize(target)
+
+    def _make_policy(self, scheme: QuantScheme, numerics: Any) -> Policy:
+        config = self._config
+        temperature = config.rollout.sampling.temperature
+        return Policy(config.model.path, self._dtype, scheme, numerics, temperature, self._device)
+
+    def _gather(self, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
+        if self._config.learner.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters)
+
+
+def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> Any:
+    import deepspeed
+    import deepspeed.ops
+
+    if device.type == "cpu":
+        # Skips a 40 s compilation at the first start; gloo carries the gradients instead. Guarded by a test.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+    optimizer = config.learner.optimizer
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,  # nominal: the learner sets the accumulation boundary itself
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optimizer.max_grad_norm,
+        "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "zero_optimization": {"stage": config.learner.zero_stage},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": optimizer.lr,
+                "betas": optimizer.betas,
+                "weight_decay": optimizer.weight_decay,
+                "torch_adam": device.type == "cpu",
+            },
+        },
+        "steps_per_print": 10**9,
+    }
+    if optimizer.warmup_steps:
+        settings["scheduler"] = {
+            "type": "WarmupLR",
+            "params": {
+                "warmup_min_lr": 0.0,
+                "warmup_max_lr": optimizer.lr,
+                "warmup_num_steps": optimizer.warmup_steps,
+                "warmup_type": "linear",
+            },
+        }
+    engine, *_ = deepspeed.initialize(
+        model=policy, model_parameters=[p for p in policy.parameters() if p.requires_grad], config=settings
+    )
+    assert all(module.weight.dtype == getattr(torch, config.model.dtype) for _, module in quantized_linears(policy))
+    return engine

@@ -1,0 +1,260 @@
+"""The training loop, over protocols: it does not know which engine samples or how the learner is spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+from typing import Any
+
+from qarl.advantages import group_advantages, has_variance
+from qarl.config import Config
+from qarl.errors import MismatchError, PublicationError
+from qarl.mismatch import Logprobs, Mismatch
+from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
+from qarl.seeds import derive_seed
+from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score, TrainSequence
+from trainer.checkpoint import CheckpointStore
+from trainer.evaluate import evaluate
+
+PROBE_PROMPTS = 4
+PROBE_TOKENS = 16
+
+
+@dataclass
+class Progress:
+    """What a run remembers besides the learner and the pool; saved with each checkpoint."""
+
+    step: int = 0
+    rollouts: int = 0
+    tokens: int = 0
+    train_seconds: float = 0.0
+    exact_steps: int = 0
+    """Steps in a row whose max |d log p| was zero."""
+    eval_before: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The responses to one prompt, scored."""
+
+    samples: list[Sample]
+    scores: list[Score]
+
+    @property
+    def rewards(self) -> list[float]:
+        return [score.reward for score in self.scores]
+
+
+class Trainer:
+    """Owns the order of things: draw, sample, score, observe, advantages, prox, update, publish, save."""
+
+    def __init__(
+        self,
+        config: Config,
+        learner: Learner,
+        fleet: Fleet,
+        rewards: RewardService,
+        pool: PromptPool,
+        tracker: Tracker,
+        heldout: Sequence[Prompt],
+        checkpoints: CheckpointStore,
+        exact: bool,
+    ) -> None:
+        """`exact`: this host's learner arithmetic equals the engine's, so any mismatch is an error of the run."""
+        self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
+        self._pool, self._tracker, self._heldout = pool, tracker, heldout
+        self._checkpoints, self._exact = checkpoints, exact
+        self.progress = Progress()
+        self._timing: dict[str, float] = {}
+
+    def resume(self, directory: str, state: Mapping[str, Any]) -> None:
+        """Continue after the checkpoint at `directory` with its `state`."""
+        self._learner.load(directory)
+        self._pool.load_state_dict(state["pool"])
+        self.progress = Progress(**state["progress"])
+
+    def run(self) -> dict[str, float]:
+        """Train to `train.steps`; returns the final evaluation."""
+        config, progress = self._config, self.progress
+        self._publish()
+        if not progress.eval_before:
+            progress.eval_before = self._evaluate(config.eval.final_num_prompts)
+        while progress.step < config.train.steps:
+            self._train_step()
+            last = progress.step == config.train.steps
+            if progress.step % config.eval.every == 0 and not last:
+                self._evaluate(config.eval.num_prompts)
+            if progress.step % config.train.checkpoint_every == 0 or last:
+                self._save()
+        return self._evaluate(config.eval.final_num_prompts)
+
+    def _train_step(self) -> None:
+        progress, started = self.progress, time.perf_counter()
+        self._timing = {}
+        step = progress.step + 1
+        prompts = self._pool.draw(self._config.train.prompts_per_step, step)
+        groups = self._rollout(prompts, step)
+        self._pool.observe([GroupResult(g.samples[0].prompt.id, tuple(g.rewards)) for g in groups], step)
+        metrics = _reward_metrics(groups) | self._pool.metrics()
+        metrics |= self._learn(groups, step)
+        with self._timed("publish"):
+            metrics |= self._publish(step)
+        seconds = time.perf_counter() - started
+        tokens = sum(len(sample.response_ids) for group in groups for sample in group.samples)
+        progress.step, progress.train_seconds = step, progress.train_seconds + seconds
+        progress.rollouts += sum(len(group.samples) for group in groups)
+        progress.tokens += tokens
+        metrics |= {f"timing_s/{name}": value for name, value in self._timing.items()}
+        metrics |= {"timing_s/step": seconds, "perf/tokens_per_s": tokens / seconds}
+        if sample_s := self._timing.get("sample"):
+            metrics["perf/sample_tokens_per_s"] = tokens / sample_s
+        self._tracker.log(step, metrics)
+        if step % self._config.tracking.table_every == 0:
+            shown = groups[:4]
+            self._tracker.table(step, [s for g in shown for s in g.samples], [s for g in shown for s in g.scores])
+
+    def _rollout(self, prompts: Sequence[Prompt], step: int) -> list[Group]:
+        size, sampling = self._config.train.group_size, self._config.rollout.sampling
+        requests = [
+            SampleRequest(
+                prompt,
+                derive_seed(self._config.seed, "train", step, prompt.id, index),
+                sampling.temperature,
+                sampling.max_new_tokens,
+            )
+            for prompt in prompts
+            for index in range(size)
+        ]
+        with self._timed("sample"):
+            samples = self._fleet.sample(requests)
+        stale = {sample.version for sample in samples} - {self.progress.step}
+        if stale:
+            raise PublicationError(f"samples of weight versions {sorted(stale)} at version {self.progress.step}")
+        with self._timed("reward"):
+            scores = self._rewards.score(samples)
+        return [
+            Group(samples[i * size : (i + 1) * size], scores[i * size : (i + 1) * size]) for i in range(len(prompts))
+        ]
+
+    def _learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+        """Score every sample under the learner, then update on the groups that tell anything."""
+        config = self._config
+        batches = [_sequences(group, config.advantage.normalize_by_std) for group in groups]
+        everything = [sequence for batch in batches for sequence in batch]
+        sampler = [sequence.sampler_logprobs_T for sequence in everything]
+        metrics: dict[str, float] = {}
+        if config.learner.prox == "sampler" and self.progress.exact_steps >= config.mismatch.proof_steps:
+            prox_all = sampler
+        elif everything:
+            with self._timed("prox"):
+                prox_all = self._learner.score(everything)
+            metrics |= self._check_mismatch(prox_all, sampler, step)
+        else:
+            prox_all = []
+        if everything and config.mismatch.unaligned_every and step % config.mismatch.unaligned_every == 0:
+            with self._timed("unaligned"):
+                plain = self._learner.score(everything, aligned=False)
+            metrics |= Mismatch.between(plain, sampler).metrics("mismatch/unaligned_")
+        prox_iter = iter(prox_all)
+        prox = [[next(prox_iter) for _ in batch] for batch in batches]
+        keep = [i for i, g in enumerate(groups) if has_variance(g.rewards) or not config.advantage.drop_zero_variance]
+        metrics["actor/groups_used"] = float(len(keep))
+        if keep:
+            parts = _split(keep, config.learner.minibatches)
+            with self._timed("update"):
+                result = self._learner.update(
+                    [[s for i in part for s in batches[i]] for part in parts],
+                    [[p for i in part for p in prox[i]] for part in parts],
+                )
+            metrics |= result.metrics
+        return metrics
+
+    def _check_mismatch(self, learner: list[Logprobs], sampler: list[Logprobs], step: int) -> dict[str, float]:
+        mismatch = Mismatch.between(learner, sampler)
+        progress, stop = self.progress, self._config.mismatch.stop_above
+        progress.exact_steps = progress.exact_steps + 1 if mismatch.abs_max == 0 else 0
+        if stop is not None and mismatch.abs_max > stop:
+            raise MismatchError(
+                f"max |d log p| between learner and sampler is {mismatch.abs_max:.2e}, above "
+                f"mismatch.stop_above={stop:g}",
+                where=f"step {step}",
+            )
+        return mismatch.metrics()
+
+    def _publish(self, version: int | None = None) -> dict[str, float]:
+        """Send the learner's weights to every engine, and see with a probe that they took."""
+        version = self.progress.step if version is None else version
+        weights = self._learner.publish(version)
+        sampling = self._config.rollout.sampling
+        probe = [
+            SampleRequest(
+                prompt,
+                derive_seed(self._config.seed, "probe", version, index),
+                sampling.temperature,
+                min(PROBE_TOKENS, sampling.max_new_tokens),
+            )
+            for index, prompt in enumerate(self._heldout[:PROBE_PROMPTS])
+        ]
+        bound = 0.0 if self._exact else self._config.mismatch.probe_bound
+        worst = 0.0
+        for worker, samples in enumerate(self._fleet.load(weights, probe)):
+            sequences = [_sequence(sample) for sample in samples]
+            mismatch = Mismatch.between(self._learner.score(sequences), [s.sampler_logprobs_T for s in sequences])
+            worst = max(worst, mismatch.abs_max)
+            if self._config.learner.aligned and mismatch.abs_max > bound:
+                raise PublicationError(
+                    f"the engine does not compute what was published: max |d log p| {mismatch.abs_max:.2e} on the "
+                    f"probe prompts, at most {bound:g} expected",
+                    where=f"rollout worker {worker}, weights version {version}",
+                )
+        return {"mismatch/probe_logp_abs_max": worst}
+
+    def _evaluate(self, num_prompts: int) -> dict[str, float]:
+        prompts = self._heldout[:num_prompts]
+        result = evaluate(self._fleet, self._rewards, prompts, self._config)
+        self._tracker.log(self.progress.step, {f"eval/{name}": value for name, value in result.items()})
+        return result
+
+    def _save(self) -> None:
+        state = {"progress": vars(self.progress), "pool": self._pool.state_dict()}
+        self._checkpoints.save(self.progress.step, self._learner.save, state)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - started
+
+
+def _sequence(sample: Sample, advantage: float = 0.0) -> TrainSequence:
+    return TrainSequence(sample.prompt.token_ids, sample.response_ids, sample.logprobs_T, advantage)
+
+
+def _sequences(group: Group, normalize_by_std: bool) -> list[TrainSequence]:
+    advantages = group_advantages(group.rewards, normalize_by_std)
+    return [_sequence(sample, advantage) for sample, advantage in zip(group.samples, advantages, strict=True)]
+
+
+def _split(items: Sequence[int], parts: int) -> list[list[int]]:
+    """`items` in at most `parts` runs of nearly equal length, none empty."""
+    parts = min(parts, len(items))
+    bounds = [len(items) * i // parts for i in range(parts + 1)]
+    return [list(items[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    if not groups:
+        return {}
+    rewards = [reward for group in groups for reward in group.rewards]
+    samples = [sample for group in groups for sample in group.samples]
+    return {
+        "reward/mean": fmean(rewards),
+        "reward/std": pstdev(rewards),
+        "reward/faults": float(sum(bool(score.error) for group in groups for score in group.scores)),
+        "reward/informative_groups": fmean(has_variance(group.rewards) for group in groups),
+        "response_length/mean": fmean(len(sample.response_ids) for sample in samples),
+        "response_length/clip_ratio": fmean(sample.finish_reason == "length" for sample in samples),
+    }

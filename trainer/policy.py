@@ -1,0 +1,68 @@
+"""The policy: a Hugging Face causal LM with aligned linears and a numerics profile, giving log-probs of responses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from qarl.errors import ModelError
+from qarl.numerics.layers import BatchLayout
+from qarl.numerics.profile import Numerics, apply_profile
+from qarl.quant.linear import align_linears
+from qarl.quant.scheme import QuantScheme
+from trainer.batching import PaddedBatch
+
+
+class Policy(nn.Module):
+    """log pi(response | prompt) token by token.
+
+    Args:
+        path: Hugging Face model folder.
+        dtype: compute type of the parameters.
+        scheme: which linears run in low precision; the scheme `none` gives the plain model.
+        temperature: of the sampling; log-probs are those of `softmax(logits / temperature)`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        dtype: torch.dtype,
+        scheme: QuantScheme,
+        numerics: Numerics,
+        temperature: float = 1.0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.device = device or torch.device("cpu")
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelError(str(error).splitlines()[0], where=str(path)) from error
+        self.model.to(self.device)
+        self.numerics, self.temperature = numerics, temperature
+        self.quantized_names = align_linears(self.model, scheme)
+        apply_profile(self.model, numerics, self.device)
+
+    def forward(self, batch: PaddedBatch) -> Tensor:
+        """Log-probs of the response tokens: float32 [B, T], zero where masked."""
+        hidden_BLE = self.model.model(input_ids=batch.input_ids_BL, use_cache=False, **self._context(batch))[0]
+        row, column = batch.response_positions()
+        # Logits only where a response token was sampled: the vocabulary is the widest tensor of all.
+        logits_NV = self.model.lm_head(hidden_BLE[row, column]).float()
+        if self.temperature != 1.0:
+            logits_NV = logits_NV / self.temperature
+        sampled_N1 = batch.input_ids_BL[row, column + 1, None]
+        logp_N = torch.log_softmax(logits_NV, dim=-1).gather(1, sampled_N1).squeeze(1)
+        return logp_N.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, logp_N)
+
+    def _context(self, batch: PaddedBatch) -> dict[str, Any]:
+        length = batch.input_ids_BL.shape[1]
+        if self.numerics == "stock":
+            lengths_B = torch.tensor(batch.seq_lens, device=self.device)
+            return {"attention_mask": torch.arange(length, device=self.device) < lengths_B[:, None]}
+        paged = self.numerics == "engine"
+        return {"layout": BatchLayout(batch.prompt_lens, batch.seq_lens, length, paged)}
