@@ -91,9 +91,8 @@ class _Job:
             infos = fleet.infos()
             for info in infos:
                 kernels = ", ".join(info.kernels) or "full precision"
-                note(
-                    f"rollout worker {info.worker}: vLLM on {info.device} ({info.node}), {config.rollout.scheme}, {kernels}"
-                )
+                place = f"{info.device} ({info.node})"
+                note(f"rollout worker {info.worker}: vLLM on {place}, {config.rollout.scheme}, {kernels}")
             exact = self._check_numerics(learner)
             pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
             trainer = Trainer(config, learner, fleet, rewards, pool, self._tracker, heldout, self._checkpoints, exact)

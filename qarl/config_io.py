@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -28,8 +28,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if "=" not in item.strip("="):
             raise ConfigError(f"override '{item}' is not key=value", mend="write for example train.steps=10")
     try:
-        tree = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(tree, resolve=True)
+        merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=str(path)) from error
     assert isinstance(plain, dict)
@@ -55,7 +55,7 @@ def documentation() -> Iterator[tuple[str, str, str]]:
     yield from _document(Config, "")
 
 
-def _read(path: Path, trail: tuple[Path, ...]) -> Any:
+def _read(path: Path, trail: tuple[Path, ...]) -> DictConfig:
     if path in trail:
         raise ConfigError("inherits itself", where=" -> ".join(map(str, (*trail, path))))
     if not path.is_file():
@@ -64,10 +64,14 @@ def _read(path: Path, trail: tuple[Path, ...]) -> Any:
         tree = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
-    if not OmegaConf.is_dict(tree):
+    if not isinstance(tree, DictConfig):
         raise ConfigError("a config file holds `key: value` lines", where=str(path))
     parent = tree.pop("inherits", None)
-    return tree if parent is None else OmegaConf.merge(_read(path.parent / str(parent), (*trail, path)), tree)
+    if parent is None:
+        return tree
+    merged = OmegaConf.merge(_read(path.parent / str(parent), (*trail, path)), tree)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _explain(fault: ErrorDetails) -> str:

@@ -96,7 +96,7 @@ class RayFleet:
             raise RolloutError(
                 reason,
                 where=f"rollout worker {worker}",
-                mend="its log lies in Ray's session folder; see the last error",
+                mend="its log lies in Ray's session folder",
             )
         self._restarts_left -= 1
         self._note(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")

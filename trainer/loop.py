@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -242,7 +243,7 @@ def _split(items: Sequence[int], parts: int) -> list[list[int]]:
     """`items` in at most `parts` runs of nearly equal length, none empty."""
     parts = min(parts, len(items))
     bounds = [len(items) * i // parts for i in range(parts + 1)]
-    return [list(items[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [list(items[a:b]) for a, b in pairwise(bounds)]
 
 
 def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:

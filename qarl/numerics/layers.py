@@ -37,10 +37,10 @@ class Norm(nn.Module):
     [..., E] of float32 or the model's dtype -> [..., E] of the model's dtype.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
+    def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight = norm.weight
-        self.variance_epsilon: float = norm.variance_epsilon  # type: ignore[assignment]
+        self.weight: nn.Parameter = norm.weight
+        self.variance_epsilon: float = norm.variance_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
@@ -54,10 +54,10 @@ class Rotary(nn.Module):
     The frequencies are no buffer: casting the model to bfloat16 must not touch them.
     """
 
-    def __init__(self, rotary: nn.Module) -> None:
+    def __init__(self, rotary: Any) -> None:
         super().__init__()
-        self.inv_freq: Tensor = rotary.inv_freq.float()  # type: ignore[operator]
-        self.scaling: float = rotary.attention_scaling  # type: ignore[assignment]
+        self.inv_freq: Tensor = rotary.inv_freq.float()
+        self.scaling: float = rotary.attention_scaling
 
     def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
         return self
@@ -95,7 +95,7 @@ class Rotate(torch.autograd.Function):
 
 
 def causal_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float) -> Tensor:
-    """Causal attention in float32, rounded once: [B, H, T, D] in q's dtype. Bit-equal to the engine for short contexts."""
+    """Causal attention in float32, rounded once: [B, H, T, D] in q's dtype. The engine's bits in short contexts."""
     out = F.scaled_dot_product_attention(
         q_BHTD.float(), k_BGTD.float(), v_BGTD.float(), is_causal=True, scale=scale, enable_gqa=True
     )
@@ -111,16 +111,17 @@ class EngineAttention(torch.autograd.Function):
         assert layout.paged is not None
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
-        flat = [t.flatten(0, 1)[layout.flat_N] for t in (q, k, v)]
+        flat_q, flat_k, flat_v = (t.flatten(0, 1)[layout.flat_N] for t in (q, k, v))
         out = torch.zeros_like(q).flatten(0, 1)
-        out[layout.flat_N] = layout.paged.attend(*flat, scale=scale)
+        out[layout.flat_N] = layout.paged.attend(flat_q, flat_k, flat_v, scale)
         return out.view_as(q)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
             inputs = [t.detach().float().requires_grad_() for t in ctx.saved_tensors]
-            out = causal_attention(*(t.transpose(1, 2) for t in inputs), scale=ctx.scale).transpose(1, 2)
+            q, k, v = (t.transpose(1, 2) for t in inputs)
+            out = causal_attention(q, k, v, ctx.scale).transpose(1, 2)
         grad_inputs = torch.autograd.grad(out, inputs, grads[0].float())
         return *(g.to(t.dtype) for g, t in zip(grad_inputs, ctx.saved_tensors, strict=True)), None, None
 
@@ -128,14 +129,16 @@ class EngineAttention(torch.autograd.Function):
 class Attention(nn.Module):
     """Self-attention of Llama, Qwen2 (biased projections) and Qwen3 (normed heads), by the engine's rounding."""
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: Any) -> None:
         super().__init__()
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            setattr(self, name, getattr(attention, name))
-        for name in ("q_norm", "k_norm"):
-            setattr(self, name, Norm(getattr(attention, name)) if hasattr(attention, name) else nn.Identity())
-        self.head_dim: int = attention.head_dim  # type: ignore[assignment]
-        self.scaling: float = attention.scaling  # type: ignore[assignment]
+        self.q_proj: nn.Module = attention.q_proj
+        self.k_proj: nn.Module = attention.k_proj
+        self.v_proj: nn.Module = attention.v_proj
+        self.o_proj: nn.Module = attention.o_proj
+        self.q_norm: nn.Module = Norm(attention.q_norm) if hasattr(attention, "q_norm") else nn.Identity()
+        self.k_norm: nn.Module = Norm(attention.k_norm) if hasattr(attention, "k_norm") else nn.Identity()
+        self.head_dim: int = attention.head_dim
+        self.scaling: float = attention.scaling
 
     def forward(self, x_BTE: Tensor, position_embeddings: tuple[Tensor, Tensor], layout: BatchLayout) -> Tensor:
         heads = (*x_BTE.shape[:-1], -1, self.head_dim)
@@ -143,21 +146,23 @@ class Attention(nn.Module):
         k = Rotate.apply(self.k_norm(self.k_proj(x_BTE).view(heads)), *position_embeddings)
         v = self.v_proj(x_BTE).view(heads)
         if layout.paged is None:
-            out = causal_attention(*(t.transpose(1, 2) for t in (q, k, v)), scale=self.scaling).transpose(1, 2)
+            out = causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scaling)
+            out = out.transpose(1, 2)
         else:
             out = EngineAttention.apply(q, k, v, self.scaling, layout)
-        return self.o_proj(out.flatten(2))
+        projected: Tensor = self.o_proj(out.flatten(2))
+        return projected
 
 
 class DecoderLayer(GradientCheckpointingLayer):
     """One pre-norm block. Between blocks travels the unrounded float32 sum; only the residual itself is rounded."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.self_attn = Attention(layer.self_attn)  # type: ignore[arg-type]
-        self.mlp = layer.mlp
-        self.input_layernorm = Norm(layer.input_layernorm)  # type: ignore[arg-type]
-        self.post_attention_layernorm = Norm(layer.post_attention_layernorm)  # type: ignore[arg-type]
+        self.self_attn = Attention(layer.self_attn)
+        self.mlp: nn.Module = layer.mlp
+        self.input_layernorm = Norm(layer.input_layernorm)
+        self.post_attention_layernorm = Norm(layer.post_attention_layernorm)
 
     def forward(
         self,
@@ -173,5 +178,5 @@ class DecoderLayer(GradientCheckpointingLayer):
         branch = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, layout)
         total = branch.float() + residual.float()
         residual = total.to(dtype)
-        branch = self.mlp(self.post_attention_layernorm(total))  # type: ignore[operator]
+        branch = self.mlp(self.post_attention_layernorm(total))
         return branch.float() + residual.float()

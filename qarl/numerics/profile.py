@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from qarl.errors import KernelError, ModelError
 from qarl.numerics import engine_ops
@@ -15,27 +14,31 @@ Numerics = Literal["engine", "portable", "stock"]
 SUPPORTED_MODELS = ("llama", "qwen2", "qwen3")
 
 
-def apply_profile(model: nn.Module, numerics: Numerics, device: torch.device) -> None:
+def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
     """Give a Hugging Face causal LM the engine's roundings, in place. Parameter names stay the same.
 
     Raises:
-        ModelError: an architecture that the profile does not cover.
+        ModelError: an architecture, or a variant of attention, that the profile does not cover.
         KernelError: `engine` on a device other than CPU, or without vLLM.
     """
     if numerics == "stock":
         return
     config = model.config
-    if config.model_type not in SUPPORTED_MODELS:  # type: ignore[union-attr]
+    if config.model_type not in SUPPORTED_MODELS:
         raise ModelError(
-            f"numerics '{numerics}' covers {', '.join(SUPPORTED_MODELS)}, not {config.model_type}",  # type: ignore[union-attr]
+            f"numerics '{numerics}' covers {', '.join(SUPPORTED_MODELS)}, not {config.model_type}",
             mend="set learner.numerics=stock",
+        )
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ModelError(
+            f"numerics '{numerics}' does not cover sliding-window attention", mend="set learner.numerics=stock"
         )
     if numerics == "engine":
         if device.type != "cpu":
             raise KernelError(f"numerics 'engine' runs on CPU, not on {device}", mend="set learner.numerics=portable")
         engine_ops.ops()
     decoder = model.model
-    decoder.norm = Norm(decoder.norm)  # type: ignore[union-attr, arg-type]
-    decoder.rotary_emb = Rotary(decoder.rotary_emb)  # type: ignore[union-attr, arg-type]
-    for index, layer in enumerate(decoder.layers):  # type: ignore[union-attr, arg-type]
-        decoder.layers[index] = DecoderLayer(layer)  # type: ignore[union-attr, operator]
+    decoder.norm = Norm(decoder.norm)
+    decoder.rotary_emb = Rotary(decoder.rotary_emb)
+    for index, layer in enumerate(decoder.layers):
+        decoder.layers[index] = DecoderLayer(layer)
