@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from types import FrameType
 
+from qarl.config import Config
 from qarl.config_io import documentation, load_config, to_yaml
 from qarl.errors import QarlError
 
@@ -79,9 +80,21 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     config = load_config(config_path(args.config), args.overrides)
+    _ray_environment(config)
     from launch.train import train  # late: torch and ray are slow to import, and a bad config needs neither
 
     train(config)
+
+
+def _ray_environment(config: Config) -> None:
+    """Ray reads these once, when it is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CPU actors' view of accelerators
+    has_token = "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists()
+    if config.cluster.address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # our own Ray listens on this machine only
+    elif has_token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _submit(args: argparse.Namespace) -> int:

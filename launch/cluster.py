@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,12 +25,8 @@ Bundle = dict[str, float]
 
 def connect(config: Config) -> None:
     """Join the cluster at `cluster.address`, or start a Ray of our own that ends with this process."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray would rather not hide accelerators from actors that ask for none; we keep its default and its silence.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.cluster.address
     if address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
         return
     try:

@@ -11,7 +11,7 @@ usage: launch/ray_cluster.sh COMMAND
          [--num-cpus N] [--num-gpus N] [--temp-dir DIR] [--name head] [-- RAY START OPTIONS]
   worker --address HOST:PORT                                                   join this machine to a head
          [--num-cpus N] [--num-gpus N] [--temp-dir DIR] [--name worker] [-- RAY START OPTIONS]
-  submit CONFIG [key=value ...] [--address http://HOST:8265]                   train CONFIG on the cluster
+  submit CONFIG [key=value ...] [--address http://HOST:8265] [--no-wait]       train CONFIG on the cluster
   status [--address HOST:PORT]                                                 nodes and resources
   down   [--name NAME]                                                         end what was started here
 

@@ -35,7 +35,7 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789="
 DECAY_SHARE = 0.3
 """The learning rate falls linearly over this last share of the warm start."""
-NOTE_EVERY = 20
+NOTE_EVERY = 50
 """SFT steps between progress lines."""
 _IGNORED = -100  # the label that cross_entropy skips
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean, pstdev
+from statistics import mean, pstdev
 
 from qarl.errors import DataError
 
@@ -18,7 +18,7 @@ def group_advantages(rewards_G: Sequence[float], normalize_by_std: bool) -> list
     """
     if len(rewards_G) < 2:
         raise DataError(f"a group of {len(rewards_G)} has no baseline", mend="use train.group_size >= 2")
-    centre = fmean(rewards_G)
+    centre = mean(rewards_G)  # exact, unlike fmean: equal rewards must not leave a rounding error over 1e-6
     scale = pstdev(rewards_G) + EPSILON if normalize_by_std else 1.0
     return [(reward - centre) / scale for reward in rewards_G]
 

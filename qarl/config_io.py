@@ -30,6 +30,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
         plain = OmegaConf.to_container(merged, resolve=True)
+    except YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where="overrides") from error
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], where=str(path)) from error
     assert isinstance(plain, dict)
@@ -62,8 +64,10 @@ def _read(path: Path, trail: tuple[Path, ...]) -> DictConfig:
         raise ConfigError("no such config file", where=str(path), mend="`qarl config list` names the shipped ones")
     try:
         tree = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
+    except OSError as error:  # OmegaConf's answer to a file that holds a bare number
+        raise ConfigError(f"cannot read: {error}", where=str(path)) from error
     if not isinstance(tree, DictConfig):
         raise ConfigError("a config file holds `key: value` lines", where=str(path))
     parent = tree.pop("inherits", None)

@@ -33,7 +33,7 @@ class Mismatch:
             raise ValueError("no token to compare")
         d_N = np.concatenate(learner).astype(np.float64) - np.concatenate(sampler).astype(np.float64)
         size_N = np.abs(d_N)
-        k3 = np.mean(np.exp(d_N) - 1 - d_N)
+        k3 = np.mean(np.expm1(d_N) - d_N)
         return cls(
             float(size_N.mean()), float(np.quantile(size_N, 0.99)), float(size_N.max()), float(-d_N.mean()), float(k3)
         )

@@ -18,8 +18,7 @@ class QuantScheme:
 
     `w8a8_int8`: int8 weight, symmetric, one float32 scale per output channel; int8 activation, symmetric, one dynamic
     scale per token. `none`: nothing is quantized. Embeddings and norms are no linear layers and stay as they are.
-    `ignore` lists linear layers kept in high precision: full module names, their last part, or `re:` patterns
-    (the compressed-tensors syntax).
+    `ignore` lists linear layers kept in high precision: full module names, their last parts, or `re:` patterns.
     """
 
     name: SchemeName = "w8a8_int8"
@@ -55,7 +54,7 @@ class QuantScheme:
             "quant_method": "compressed-tensors",
             "format": "int-quantized",
             "quantization_status": "compressed",
-            "ignore": list(self.ignore),
+            "ignore": ["re:" + _regex(pattern) for pattern in self.ignore],
             "config_groups": {
                 "group_0": {
                     "targets": ["Linear"],
@@ -74,7 +73,10 @@ class QuantScheme:
         return ("CPUInt8ScaledMMLinearKernel", "CutlassInt8ScaledMMLinearKernel", "TritonInt8ScaledMMLinearKernel")
 
 
+def _regex(pattern: str) -> str:
+    # The library and the engine know full names and `re:` only: a last part reaches them as a regular expression.
+    return pattern.removeprefix("re:") if pattern.startswith("re:") else rf"(.*\.)?{re.escape(pattern)}$"
+
+
 def _matches(pattern: str, module: str) -> bool:
-    if pattern.startswith("re:"):
-        return re.match(pattern.removeprefix("re:"), module) is not None
-    return module == pattern or module.endswith("." + pattern)
+    return re.match(_regex(pattern), module) is not None

@@ -212,6 +212,18 @@ def test_a_fresh_pool_draws_in_seeded_order(strategy: Strategy) -> None:
     assert sorted(first) == sorted(other) == sorted(ids(prompts(50)))
 
 
+def test_the_frontier_picks_at_random_from_twice_as_many() -> None:
+    pool = make_pool(prompts(9), PoolConfig(exploration=0.0, cooldown_steps=0), seed=0)
+    rates = {i: k / 8 for k, i in enumerate(ids(pool.draw(9, 0)))}
+    pool.observe([GroupResult(i, (rate,)) for i, rate in rates.items()], 0)
+    met: set[float] = set()
+    for _ in range(30):
+        drawn = ids(pool.draw(2, 1))
+        pool.abort(drawn)
+        met.update(rates[i] for i in drawn)
+    assert met == {3 / 8, 4 / 8, 5 / 8, 6 / 8}  # two below or at the target 0.5, two above
+
+
 def test_cooldown_counts_steps_after_the_observation() -> None:
     pool = make_pool(prompts(1), PoolConfig(cooldown_steps=2), seed=0)
     pool.observe([GroupResult(pool.draw(1, 5)[0].id, (1.0,))], 5)

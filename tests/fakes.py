@@ -1,0 +1,193 @@
+"""Test doubles behind the protocols of `qarl.protocols`. One number, `theta`, is the whole policy."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+
+from qarl.errors import PublicationError
+from qarl.types import (
+    Prompt,
+    PublishedTensor,
+    PublishedWeights,
+    Sample,
+    SampleRequest,
+    Score,
+    TrainSequence,
+    UpdateResult,
+    WorkerInfo,
+)
+
+BAD_DIGEST = "bad"
+
+
+def make_prompts(count: int, prefix: str = "p") -> list[Prompt]:
+    """Prompts with ids `p0`, `p1`, ... and levels 1, 2, 3, 1, ..."""
+    return [Prompt(f"{prefix}{i}", f"{prefix}{i}=", "answer", (1, 2 + i % 5), 1 + i % 3) for i in range(count)]
+
+
+def make_weights(version: int, theta: float = 0.0, digest: str = "good") -> PublishedWeights:
+    tensor = PublishedTensor("theta", "float64", np.array([theta]), digest)
+    return PublishedWeights(version, "none", (tensor,), digest)
+
+
+def logprobs(theta: float, response_ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    """What every fake says the policy gives `response_ids`."""
+    return np.array([-1.0 - 0.01 * token - 0.1 * abs(theta) for token in response_ids], dtype=np.float32)
+
+
+class FakeEngine:
+    """`Engine`: its tokens depend on seed and weights alone.
+
+    Args:
+        worker: its number.
+        drift: added to every log-prob that it reports.
+        faults: folder of files named by prompt id; a request for that prompt consumes the file and does what it says,
+            once: "die" (SIGKILL to this process) or "hang".
+    """
+
+    def __init__(self, worker: int = 0, drift: float = 0.0, faults: Path | None = None) -> None:
+        self.worker, self.drift, self.faults = worker, drift, faults
+        self.theta, self.version = 0.0, -1
+
+    def info(self) -> WorkerInfo:
+        return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid())
+
+    def load(self, weights: PublishedWeights) -> None:
+        if weights.digest == BAD_DIGEST:
+            raise PublicationError("theta differs from its digest", where=f"weights version {weights.version}")
+        self.theta, self.version = float(weights.tensors[0].data[0]), weights.version
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        return [self._sample(request) for request in requests]
+
+    def _sample(self, request: SampleRequest) -> Sample:
+        self._maybe_fail(request.prompt.id)
+        rng = Random(f"{request.seed}/{self.theta}/{request.temperature}")
+        ids = tuple(rng.choices(range(10), k=rng.randint(1, min(4, request.max_new_tokens))))
+        logprobs_T = logprobs(self.theta, ids) + np.float32(self.drift)
+        reason = "length" if len(ids) == request.max_new_tokens else "stop"
+        return Sample(
+            request.prompt, ids, logprobs_T, "".join(map(str, ids)), reason, version=self.version, worker=self.worker
+        )
+
+    def _maybe_fail(self, prompt_id: str) -> None:
+        order = self.faults / prompt_id if self.faults else None
+        if order is None or not order.exists():
+            return
+        what = order.read_text()
+        order.unlink()
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(1000)
+
+
+class FakeFleet:
+    """`Fleet` of engines in this process, dealt to by turns; remembers every request and every load."""
+
+    def __init__(self, engines: Sequence[FakeEngine] | None = None) -> None:
+        self.engines = list(engines or [FakeEngine(0), FakeEngine(1)])
+        self.requests: list[list[SampleRequest]] = []
+        self.loads: list[PublishedWeights] = []
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        self.requests.append(list(requests))
+        return [self.engines[i % len(self.engines)].generate([r])[0] for i, r in enumerate(requests)]
+
+    def load(self, weights: PublishedWeights, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
+        self.loads.append(weights)
+        for engine in self.engines:
+            engine.load(weights)
+        return [engine.generate(probe) for engine in self.engines]
+
+    def close(self) -> None:
+        self.engines = []
+
+
+class FakeLearner:
+    """`Learner`: an update adds the mean advantage of each first half-minibatch to `theta`."""
+
+    def __init__(self) -> None:
+        self.theta = 0.0
+        self.scored: list[bool] = []
+        self.minibatches: list[list[list[TrainSequence]]] = []
+        self.prox: list[list[list[npt.NDArray[np.float32]]]] = []
+
+    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[npt.NDArray[np.float32]]:
+        self.scored.append(aligned)
+        shift = np.float32(0.0 if aligned else 0.5)
+        return [logprobs(self.theta, sequence.response_ids) + shift for sequence in sequences]
+
+    def update(
+        self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[npt.NDArray[np.float32]]]
+    ) -> UpdateResult:
+        self.minibatches.append([list(minibatch) for minibatch in minibatches])
+        self.prox.append([list(prox) for prox in prox_T])
+        for minibatch in minibatches:
+            half = minibatch[: len(minibatch) // 2]
+            self.theta += sum(sequence.advantage * len(sequence.response_ids) for sequence in half)
+        return UpdateResult({"actor/updates": float(len(minibatches))})
+
+    def publish(self, version: int) -> PublishedWeights:
+        return make_weights(version, self.theta)
+
+    def save(self, directory: str) -> None:
+        Path(directory, "theta.json").write_text(json.dumps(self.theta))
+
+    def load(self, directory: str) -> None:
+        self.theta = float(json.loads(Path(directory, "theta.json").read_text()))
+
+    def export(self, directory: str, quantized: bool) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def even_length(sample: Sample) -> float:
+    """Reward 1 for a response of an even number of tokens."""
+    return float(len(sample.response_ids) % 2 == 0)
+
+
+class FakeRewards:
+    """`RewardService` that applies `rule` to each sample."""
+
+    def __init__(self, rule: Callable[[Sample], float] = even_length) -> None:
+        self._rule = rule
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        return [Score(self._rule(sample)) for sample in samples]
+
+    def close(self) -> None:
+        pass
+
+
+class FakeTracker:
+    """`Tracker` that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.tables: list[tuple[int, int]] = []
+        self.notes: list[str] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.rows.append((step, dict(metrics)))
+
+    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None:
+        assert len(samples) == len(scores)
+        self.tables.append((step, len(samples)))
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,215 @@
+"""The learner's arithmetic against the real engine's: layer by layer, and end to end, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from qarl.config import RolloutConfig
+from qarl.errors import KernelError, PublicationError
+from qarl.mismatch import Mismatch
+from qarl.numerics import engine_ops
+from qarl.numerics.parity import check_parity
+from qarl.quant.int8 import quantize_weight, w8a8_forward
+from qarl.quant.linear import requantize
+from qarl.quant.publish import _pack, _total_digest, checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, PublishedWeights, Sample, SampleRequest, TrainSequence
+from rollout.engine import VLLMEngine
+from trainer.batching import PaddedBatch
+from trainer.policy import Policy
+
+SCHEME = QuantScheme()
+
+
+def requests(count: int, tokens: int, seed: int = 0) -> list[SampleRequest]:
+    rng = np.random.default_rng(seed)
+    prompts = [
+        Prompt(str(i), "", "", tuple(int(t) for t in rng.integers(4, 256, rng.integers(3, 40)))) for i in range(count)
+    ]
+    return [SampleRequest(prompt, i, 1.0, tokens) for i, prompt in enumerate(prompts)]
+
+
+def learner_logprobs(policy: Policy, samples: Sequence[Sample]) -> list[np.ndarray]:
+    sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples]
+    with torch.no_grad():
+        logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu")))
+    return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(samples)]
+
+
+def gap(policy: Policy, samples: Sequence[Sample]) -> Mismatch:
+    return Mismatch.between(learner_logprobs(policy, samples), [s.logprobs_T for s in samples])
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_models: dict[str, Path]) -> Policy:
+    return Policy(tiny_models["qwen3"], torch.bfloat16, SCHEME, "engine")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 64, 300])
+def test_w8a8_layer_equals_the_engines_layer_bitwise(tokens: int, bias: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(tokens)
+    x = (torch.randn(tokens, 192) * torch.rand(tokens, 1) * 5).to(dtype)
+    q_NK, scale_N1 = quantize_weight(torch.randn(320, 192).to(dtype))
+    bias_N = torch.randn(320).to(dtype) if bias else None
+    ours = w8a8_forward(x, q_NK, scale_N1, bias_N)
+    theirs = engine_ops.w8a8_linear(x, q_NK, scale_N1, bias_N)
+    assert torch.equal(ours, theirs)
+
+
+def test_every_op_of_this_host_equals_the_engines(policy: Policy) -> None:
+    checks = check_parity(policy.model.config, torch.bfloat16)
+    assert {check.op for check in checks} == {"w8a8 linear", "head", "rope"}
+    assert all(check.exact for check in checks), list(map(str, checks))
+
+
+def test_engine_selected_the_int8_kernel(engine: VLLMEngine) -> None:
+    assert engine.info().kernels == ("CPUInt8ScaledMMLinearKernel",)
+
+
+def test_mismatch_is_exactly_zero_and_the_unaligned_learners_is_not(
+    engine: VLLMEngine, policy: Policy, tiny_models: dict[str, Path]
+) -> None:
+    engine.load(publish(policy.model, SCHEME, 1))
+    samples = engine.generate(requests(48, 100))
+    assert {s.version for s in samples} == {1}
+    assert gap(policy, samples).abs_max == 0.0
+    plain = Policy(tiny_models["qwen3"], torch.bfloat16, QuantScheme("none"), "stock")
+    assert gap(plain, samples).abs_mean > 1e-3
+
+
+def test_mismatch_is_zero_at_700_tokens(engine: VLLMEngine, policy: Policy) -> None:
+    """Beyond about 480 tokens prefill-shaped attention differs from decode; a long prompt is prefilled on both sides."""
+    engine.load(publish(policy.model, SCHEME, 1))
+    rng = np.random.default_rng(0)
+    long_prompt = Prompt("long", "", "", tuple(int(t) for t in rng.integers(4, 256, 600)))
+    samples = engine.generate([*requests(3, 700), SampleRequest(long_prompt, 7, 1.0, 100)])
+    assert max(len(s.response_ids) for s in samples) > 480
+    assert gap(policy, samples).abs_max == 0.0
+
+
+def test_equal_seeds_give_equal_samples_in_any_batch(engine: VLLMEngine, policy: Policy) -> None:
+    engine.load(publish(policy.model, SCHEME, 1))
+    asked = requests(12, 40)
+    together = engine.generate(asked)
+    alone = [engine.generate([request])[0] for request in asked[:3]]
+    for one, other in zip(alone, together, strict=False):
+        assert one.response_ids == other.response_ids
+        assert np.array_equal(one.logprobs_T, other.logprobs_T)
+
+
+def test_reloaded_engine_equals_a_freshly_started_one(engine: VLLMEngine, policy: Policy, tmp_path: Path) -> None:
+    """In-place reload against stock `vllm.LLM(path)` on the exported checkpoint, in a process of its own."""
+    changed = perturbed(policy)
+    engine.load(publish(policy.model, SCHEME, 1))
+    engine.load(publish(changed.model, SCHEME, 2))
+    samples = engine.generate(requests(16, 60))
+    source = Path(policy.model.config._name_or_path)
+    write_checkpoint(checkpoint_tensors(changed.model), tmp_path / "fresh", source, SCHEME)
+    asked = [(list(s.prompt.token_ids), i) for i, s in enumerate(samples)]
+    fresh = stock_vllm(tmp_path / "fresh", asked, tokens=60)
+    assert [tokens for tokens, _ in fresh] == [list(s.response_ids) for s in samples]
+    for (_, logprobs), sample in zip(fresh, samples, strict=True):
+        assert np.array_equal(np.float32(logprobs), sample.logprobs_T)
+    assert gap(changed, samples).abs_max == 0.0
+    assert gap(policy, samples).abs_max > 0.0  # the engine does hold the new weights
+
+
+def test_a_corrupted_scale_is_refused_and_the_old_weights_stay(engine: VLLMEngine, policy: Policy) -> None:
+    engine.load(publish(policy.model, SCHEME, 1))
+    bad = corrupt_scale(publish(perturbed(policy).model, SCHEME, 2), fix_digests=False)
+    with pytest.raises(PublicationError, match="weight_scale differs from its digest"):
+        engine.load(bad)
+    assert engine.version == 1
+    assert gap(policy, engine.generate(requests(4, 20))).abs_max == 0.0
+
+
+def test_a_scale_corrupted_before_its_digest_shows_in_the_probe(engine: VLLMEngine, policy: Policy) -> None:
+    engine.load(corrupt_scale(publish(policy.model, SCHEME, 1), fix_digests=True))
+    assert gap(policy, engine.generate(requests(4, 16))).abs_max > 0.0
+
+
+def test_a_scheme_the_engine_does_not_run_is_an_error(tiny_models: dict[str, Path], engine: VLLMEngine) -> None:
+    """A folder without quantization_config loads as bf16: the engine would run, unquantized."""
+    with pytest.raises(KernelError, match="no low-bit kernel"):
+        VLLMEngine(tiny_models["qwen3"], RolloutConfig(max_model_len=64), SCHEME, "bfloat16", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme", "dtype"),
+    [
+        ("qwen3", "none", "bfloat16"),
+        ("qwen3", "w8a8_int8", "float32"),
+        ("qwen2", "w8a8_int8", "bfloat16"),
+        ("llama", "w8a8_int8", "bfloat16"),
+    ],
+)
+def test_other_architectures_and_formats_are_exact(
+    kind: str, scheme: str, dtype: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    from qarl.quant.publish import write_engine_config
+
+    form = QuantScheme.of(scheme, ("lm_head",))  # type: ignore[arg-type]
+    write_engine_config(tmp_path, tiny_models[kind], form)
+    other = VLLMEngine(tmp_path, RolloutConfig(max_model_len=256), form, dtype, "cpu")
+    policy = Policy(tiny_models[kind], getattr(torch, dtype), form, "engine")
+    other.load(publish(policy.model, form, 0))
+    assert gap(policy, other.generate(requests(24, 80))).abs_max == 0.0
+
+
+def perturbed(policy: Policy) -> Policy:
+    changed = Policy(policy.model.config._name_or_path, torch.bfloat16, SCHEME, "engine")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1 + 0.02 * torch.randn_like(parameter))
+    requantize(changed)
+    return changed
+
+
+def corrupt_scale(weights: PublishedWeights, fix_digests: bool) -> PublishedWeights:
+    tensors = list(weights.tensors)
+    index = next(i for i, t in enumerate(tensors) if t.name.endswith("layers.1.mlp.down_proj.weight_scale"))
+    data = tensors[index].data.copy()
+    data[3] *= 1.5
+    tensors[index] = dataclasses.replace(tensors[index], data=data)
+    if not fix_digests:
+        return dataclasses.replace(weights, tensors=tuple(tensors))
+    tensors[index] = _pack(tensors[index].name, torch.from_numpy(data))
+    return dataclasses.replace(weights, tensors=tuple(tensors), digest=_total_digest(weights.version, tuple(tensors)))
+
+
+STOCK = """
+import json, os, sys, torch
+from qarl.numerics.vllm_patch import _no_amx
+torch.cpu._is_amx_tile_supported = _no_amx
+from vllm import LLM, SamplingParams
+path, tokens, asked = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+llm = LLM(path, dtype="bfloat16", enforce_eager=True, max_model_len=768, max_num_seqs=64, block_size=128)
+params = [SamplingParams(temperature=1.0, max_tokens=tokens, seed=seed, logprobs=0) for _, seed in asked]
+outputs = llm.generate([{"prompt_token_ids": ids} for ids, _ in asked], params, use_tqdm=False)
+first = [o.outputs[0] for o in outputs]
+rows = [(list(o.token_ids), [e[t].logprob for t, e in zip(o.token_ids, o.logprobs)]) for o in first]
+print("RESULT" + json.dumps(rows), flush=True)
+"""
+
+
+def stock_vllm(path: Path, asked: list[tuple[list[int], int]], tokens: int) -> list[tuple[list[int], list[float]]]:
+    """Sample with plain vLLM, on pinned kernels, in a new process."""
+    command = [sys.executable, "-c", STOCK, str(path), str(tokens), json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines, done.stdout[-2000:] + done.stderr[-2000:]
+    rows: list[tuple[list[int], list[float]]] = json.loads(lines[0].removeprefix("RESULT"))
+    return rows

@@ -1,0 +1,160 @@
+"""The main job as a user runs it: the command line, real Ray actors, real vLLM, real DeepSpeed, real W&B offline."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from launch.report import Summary
+from qarl.mismatch import Mismatch
+from qarl.quant.scheme import QuantScheme
+from tests.integration.test_engine import learner_logprobs, stock_vllm
+from trainer.policy import Policy
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "task.num_prompts=64",
+    "train.prompts_per_step=8",
+    "train.group_size=4",
+    "train.checkpoint_every=2",
+    "learner.minibatches=2",
+    "learner.optimizer.lr=1.0e-3",
+    "eval.num_prompts=16",
+    "eval.final_num_prompts=16",
+    "eval.num_samples=2",
+    "model.build.sft.steps=100",
+    "task.levels=[2,3,4]",
+    "controls.sft_continued=false",
+    "tracking.table_every=2",
+]
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "launch.cli", "train", str(ROOT / "configs" / "quickstart.yaml"), *SMALL),
+        *(f"run.dir={folder}/runs", f"model.path={folder}/model", *overrides),
+    ]
+
+
+def qarl(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, cwd=ROOT, timeout=400)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "runs" / "quickstart" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def steps(folder: Path) -> dict[int, dict[str, Any]]:
+    return {row["step"]: row for row in metrics(folder) if "reward/mean" in row}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A whole small run of four steps, uninterrupted."""
+    folder = tmp_path_factory.mktemp("train")
+    done = qarl(folder, "train.steps=4")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_mismatch_is_zero_in_every_step(finished: tuple[Path, str]) -> None:
+    rows = steps(finished[0])
+    assert sorted(rows) == [1, 2, 3, 4]
+    for row in rows.values():
+        assert row["mismatch/logp_abs_max"] == 0.0
+        assert row["mismatch/probe_logp_abs_max"] == 0.0
+        assert row["mismatch/unaligned_logp_abs_mean"] > 1e-3
+        assert row["actor/seq_mismatch_weight_mean"] == 1.0
+    updated = [row for row in rows.values() if row["actor/groups_used"] > 0]
+    assert updated
+    assert all(row["actor/seq_ratio_max_dev_first_minibatch"] == 0.0 for row in updated)
+
+
+def test_the_learner_learned_and_the_engine_got_it(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    before = load_file(folder / "model" / "model.safetensors")
+    after = load_file(folder / "runs" / "quickstart" / "final" / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
+    folder, output = finished
+    run = folder / "runs" / "quickstart"
+    summary = Summary.from_json((run / "summary.json").read_text())
+    assert summary.kernels == ["CPUInt8ScaledMMLinearKernel"]
+    assert summary.mismatch_aligned == {"mean": 0.0, "max": 0.0, "k3": 0.0}
+    assert summary.mismatch_unaligned["mean"] > 1e-3
+    assert {"pass@1", "pass@2", "greedy"} <= summary.eval_after.keys()
+    assert "teacher" in summary.controls
+    assert (run / "curves.png").stat().st_size > 10_000
+    assert "CPUInt8ScaledMMLinearKernel" in output
+    assert "exactly 0" in output
+    assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
+    assert (run / "samples.jsonl").read_text().strip()
+    row = steps(folder)[1]
+    assert {f"timing_s/{name}" for name in ("sample", "reward", "prox", "publish", "step")} <= row.keys()
+
+
+def test_exported_checkpoint_is_the_policy_that_stock_vllm_serves(finished: tuple[Path, str]) -> None:
+    run = finished[0] / "runs" / "quickstart"
+    asked = [([1, 9, 6, 13, 5, 14], seed) for seed in range(4)]
+    rows = stock_vllm(run / "final-w8a8_int8", asked, tokens=10)
+    policy = Policy(run / "final", torch.bfloat16, QuantScheme(), "engine")
+    samples = [_sample(prompt, tokens) for (prompt, _), (tokens, _) in zip(asked, rows, strict=True)]
+    sampler = [torch.tensor(logprobs, dtype=torch.float32).numpy() for _, logprobs in rows]
+    assert Mismatch.between(learner_logprobs(policy, samples), sampler).abs_max == 0.0
+
+
+def test_a_killed_run_continues_to_the_same_weights(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """kill -9 after the first checkpoint; the same command ends where the uninterrupted run ended, bit for bit."""
+    (tmp_path / "model").symlink_to(finished[0] / "model")
+    process = subprocess.Popen(
+        command(tmp_path, "train.steps=4"), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    deadline = time.monotonic() + 300
+    while 3 not in (steps(tmp_path) if (tmp_path / "runs/quickstart/metrics.jsonl").exists() else {}):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = qarl(tmp_path, "train.steps=4")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "continuing after step 2" in done.stdout
+    rows, reference = steps(tmp_path), steps(finished[0])
+    assert sorted(rows) == [1, 2, 3, 4]
+    for step in (3, 4):
+        for name in ("reward/mean", "actor/loss", "actor/grad_norm", "mismatch/unaligned_k3_kl", "pool/success_mean"):
+            assert rows[step].get(name) == reference[step].get(name), (step, name)
+    ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_answers_at_once(finished: tuple[Path, str]) -> None:
+    done = qarl(finished[0], "train.steps=4")
+    assert done.returncode == 0
+    assert "is complete" in done.stdout
+    other = qarl(finished[0], "train.steps=4", "seed=5")
+    assert other.returncode == 2
+    assert "seed" in other.stderr
+    assert len(other.stderr.strip().splitlines()) == 1
+
+
+def _sample(prompt: list[int], tokens: list[int]) -> Any:
+    import numpy as np
+
+    from qarl.types import Prompt, Sample
+
+    empty = np.zeros(len(tokens), dtype=np.float32)
+    return Sample(Prompt("p", "", "", tuple(prompt)), tuple(tokens), empty, "", "stop", 0)
