@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -158,3 +159,32 @@ def wait_for_nodes(cluster: Cluster, count: int) -> bool:
             return True
         time.sleep(1)
     return False
+
+
+@pytest.mark.slow
+def test_quickstart_trains_on_two_nodes_with_two_rollout_actors(cluster: Cluster, tmp_path: Path) -> None:
+    """The quickstart's stack over two nodes, submitted as a job: two engines, one learner, mismatch zero."""
+    port, dashboard_port = free_ports()
+    node = ("--num-cpus", 2, "--", "--object-store-memory", 200_000_000)
+    temp = ("--temp-dir", cluster.home / "t")
+    head = cluster.sh("head", "--port", port, "--dashboard-port", dashboard_port, *temp, *node)
+    assert head.returncode == 0, head.stderr
+    joined = re.search(r"worker --address (\S+)", head.stdout)
+    assert joined is not None
+    assert cluster.sh("worker", "--address", joined[1], *node).returncode == 0
+    assert wait_for_nodes(cluster, 2)
+
+    settings = [
+        *("rollout.num_workers=2", "cluster.placement_strategy=SPREAD", f"run.dir={tmp_path}"),
+        *(f"model.path={tmp_path}/model", "model.build.sft.steps=100", "task.levels=[2,3,4]", "train.steps=3"),
+        *("train.prompts_per_step=8", "eval.num_prompts=16", "eval.final_num_prompts=16", "learner.minibatches=2"),
+        "controls.sft_continued=false",
+    ]
+    address = f"http://127.0.0.1:{dashboard_port}"
+    done = cluster.sh("submit", "quickstart", *settings, "--address", address)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "rollout worker 1: vLLM on cpu" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "quickstart/metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "reward/mean" in row]
+    assert [row["step"] for row in trained] == [1, 2, 3]
+    assert all(row["mismatch/logp_abs_max"] == 0.0 for row in trained)

@@ -1,0 +1,77 @@
+"""Environment and shared fixtures. The environment must stand before torch is imported anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+os.environ.update(
+    {
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_ATTN_SPLIT_KV": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "WANDB_MODE": "offline",
+    }
+)
+
+import pytest
+
+if TYPE_CHECKING:
+    from rollout.engine import VLLMEngine
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random models of three architectures, wide enough in their logits that sampling is not uniform."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from launch.tiny_model import make_tokenizer
+
+    shape = {
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 256,
+        "max_position_embeddings": 1024,
+        "initializer_range": 0.06,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    root = tmp_path_factory.mktemp("models")
+    for kind in ("qwen3", "qwen2", "llama"):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # zero-initialised biases would not be tested
+                torch.nn.init.normal_(parameter, std=0.3)
+        model.bfloat16().save_pretrained(root / kind)
+        make_tokenizer(256).save_pretrained(root / kind)
+    return {kind: root / kind for kind in ("qwen3", "qwen2", "llama")}
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> VLLMEngine:
+    """The one real vLLM engine of the session: W8A8, bfloat16, Qwen3. Tests load into it what they need."""
+    from qarl.config import RolloutConfig
+    from qarl.quant.publish import write_engine_config
+    from qarl.quant.scheme import QuantScheme
+    from rollout.engine import VLLMEngine
+
+    folder = tmp_path_factory.mktemp("engine")
+    write_engine_config(folder, tiny_models["qwen3"], QuantScheme())
+    return VLLMEngine(folder, RolloutConfig(max_model_len=768), QuantScheme(), "bfloat16", "cpu")

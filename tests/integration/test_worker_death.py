@@ -1,0 +1,68 @@
+"""A real rollout actor, killed in mid-generation: the step finishes with the samples it would have had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from launch.cluster import Placement, connect
+from qarl.config import Config
+from qarl.config_io import load_config
+from qarl.quant.publish import publish, write_engine_config
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, SampleRequest
+from rollout.fleet import RayFleet
+from trainer.policy import Policy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tiny_models: dict[str, Path]) -> Config:
+    overrides = [f"model.path={tiny_models['qwen3']}", "rollout.max_model_len=768", "rollout.max_restarts=1"]
+    return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def fleet(config: Config, notes: list[str], tmp_path: Path) -> Iterator[RayFleet]:
+    write_engine_config(tmp_path, Path(config.model.path), QuantScheme())
+    connect(config)
+    fleet = Placement(config, "cpu").start_fleet(tmp_path, notes.append)
+    yield fleet
+    fleet.close()
+    ray.shutdown()
+
+
+def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: list[str]) -> None:
+    policy = Policy(config.model.path, torch.bfloat16, QuantScheme(), "stock")
+    (info,) = fleet.infos()
+    fleet.load(publish(policy.model, QuantScheme(), 7), probe=())
+    requests = [SampleRequest(Prompt(str(i), "", "", (1, 4 + i % 8)), i, 1.0, 700) for i in range(64)]
+    undisturbed = fleet.sample(requests)
+
+    killer = threading.Timer(0.7, os.kill, (info.pid, signal.SIGKILL))
+    started = time.monotonic()
+    killer.start()
+    samples = fleet.sample(requests)
+    assert time.monotonic() - started > 0.7, "the samples were there before the kill"
+    assert len(notes) == 1
+    assert "rollout worker 0 died during generate" in notes[0]
+    assert fleet.infos()[0].pid != info.pid
+    assert {sample.version for sample in samples} == {7}
+    for sample, reference in zip(samples, undisturbed, strict=True):
+        assert sample.response_ids == reference.response_ids
+        assert np.array_equal(sample.logprobs_T, reference.logprobs_T)

@@ -1,0 +1,152 @@
+"""The house rules that a tool can check: who imports whom, how long things are, what pickles."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pickle
+import pkgutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qarl.errors import QarlError
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
+MAY_IMPORT = {
+    "qarl": {"qarl"},
+    "rollout": {"rollout", "qarl"},
+    "trainer": {"trainer", "qarl"},
+    "rewards": {"rewards", "qarl"},
+    "launch": {*PACKAGES, "configs"},
+}
+IMPORTERS = {
+    "vllm": {"qarl/numerics/engine_ops.py", "qarl/numerics/vllm_patch.py", "rollout/engine.py"},
+    "deepspeed": {"trainer/learner.py"},
+}
+HEAVY = ("ray", "vllm", "deepspeed", "wandb")
+LIGHT_MODULES = (
+    "qarl.config",
+    "qarl.config_io",
+    "qarl.types",
+    "qarl.errors",
+    "qarl.protocols",
+    "qarl.prompts.pool",
+)
+FILES = sorted(file for package in PACKAGES for file in (ROOT / package).glob("**/*.py"))
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of everything that `file` imports, at its top or later."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(file)}:{node.lineno}: a relative import"
+            found.add(str(node.module).partition(".")[0])
+    return found
+
+
+def modules(package: str) -> Iterator[str]:
+    yield package
+    path = importlib.import_module(package).__path__
+    yield from (module.name for module in pkgutil.walk_packages(path, f"{package}."))
+
+
+def loaded_by(*imports: str) -> set[str]:
+    """Top-level modules in a fresh interpreter after `imports`."""
+    code = f"import sys, {', '.join(imports)}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_imports_go_one_way(file: Path) -> None:
+    package = name(file).partition("/")[0]
+    assert imported(file) & {*PACKAGES, "configs", "tests"} <= MAY_IMPORT[package]
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_library_has_its_files(library: str) -> None:
+    assert {name(file) for file in FILES if library in imported(file)} == IMPORTERS[library]
+
+
+def test_qarl_names_no_process_or_tracking_library() -> None:
+    names = {name(file): imported(file) & {"ray", "deepspeed", "wandb"} for file in FILES}
+    assert {file for file, found in names.items() if found and file.startswith("qarl/")} == set()
+
+
+def test_config_and_pool_load_without_torch() -> None:
+    loaded = loaded_by(*LIGHT_MODULES)
+    assert "qarl" in loaded
+    assert not loaded & {*HEAVY, "torch", "transformers"}
+
+
+def test_all_of_qarl_loads_without_its_partners() -> None:
+    loaded = loaded_by(*modules("qarl"))
+    assert "torch" in loaded
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_files_and_functions_are_short(file: Path) -> None:
+    text = file.read_text()
+    assert len(text.splitlines()) < MAX_FILE_LINES
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = {f.name: (f.end_lineno or f.lineno) - f.lineno + 1 for f in functions}
+    assert {name: length for name, length in lengths.items() if length > MAX_FUNCTION_LINES} == {}
+
+
+def subclasses(kind: type[QarlError]) -> Iterator[type[QarlError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from subclasses(child)
+
+
+def test_every_error_survives_the_trip_between_processes() -> None:
+    for package in PACKAGES:
+        for module in modules(package):
+            importlib.import_module(module)
+    kinds = set(subclasses(QarlError))
+    assert len(kinds) >= 11
+    for kind in kinds:
+        error = kind("a fact", "a place", "a mend")
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is kind
+        assert (again.what, again.where, again.mend) == ("a fact", "a place", "a mend")
+        assert str(again) == str(error) == "a place: a fact; a mend"
+        assert again.exit_code == error.exit_code
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (QarlError("fact"), "fact"),
+        (QarlError("fact", "place"), "place: fact"),
+        (QarlError("fact", mend="mend"), "fact; mend"),
+    ],
+)
+def test_an_error_is_one_line(error: QarlError, line: str) -> None:
+    assert str(error) == line
+
+
+def test_deepspeeds_table_of_ops_is_where_the_learner_looks() -> None:
+    """`trainer/learner.py` switches the compilation of one op off in this internal table."""
+    source = (ROOT / "trainer/learner.py").read_text()
+    assert 'deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False' in source
+    code = "import deepspeed.ops; print(sorted(deepspeed.ops.__compatible_ops__))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert "'deepspeed_shm_comm'" in done.stdout
