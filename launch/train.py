@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from launch.cluster import Placement, check_resources, connect, device_of
 from launch.report import Summary, read_summary, render_summary, write_report
@@ -44,6 +45,7 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     Raises:
         QarlError: with the reason; UsageError before anything has been started.
     """
+    transformers_logging.disable_progress_bar()
     run_dir = Path(config.run.dir) / config.run.name
     checkpoints = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
     if not config.run.resume:

@@ -150,8 +150,8 @@ class RolloutConfig(Node):
     """Sequences that one engine decodes at once."""
     max_num_batched_tokens: PositiveInt = 4096
     """Tokens of one engine step."""
-    kv_cache_gib: PositiveFloat = 1.0
-    """KV cache of one engine on CPU."""
+    kv_cache_gib: PositiveInt = 1
+    """KV cache of one engine on CPU, in whole GiB."""
     gpu_memory_utilization: Fraction = 0.6
     """Share of a GPU that one engine takes."""
     tensor_parallel_size: PositiveInt = 1

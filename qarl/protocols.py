@@ -16,7 +16,6 @@ from qarl.types import (
     SampleRequest,
     Score,
     TrainSequence,
-    UpdateResult,
     WorkerInfo,
 )
 
@@ -66,8 +65,8 @@ class Learner(Protocol):
 
     def update(
         self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[npt.NDArray[np.float32]]]
-    ) -> UpdateResult:
-        """One optimizer step per minibatch; `prox_T` are log pi_prox in the same nesting."""
+    ) -> dict[str, float]:
+        """One optimizer step per minibatch; `prox_T` are log pi_prox in the same nesting. Returns metrics."""
         ...
 
     def publish(self, version: int) -> PublishedWeights: ...

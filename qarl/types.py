@@ -5,8 +5,7 @@ Suffixes: _T response tokens of one sequence.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -113,14 +112,3 @@ class WorkerInfo:
     kernels: tuple[str, ...]
     node: str
     pid: int
-
-
-@dataclass
-class UpdateResult:
-    """Outcome of one learner update over a batch: metrics averaged over minibatches."""
-
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-State = Mapping[str, Any]
-Rows = Sequence[Mapping[str, Any]]

@@ -20,7 +20,7 @@ from qarl.quant.scheme import QuantScheme
 from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 
-def engine_env(device: str, kv_cache_gib: float) -> dict[str, str]:
+def engine_env(device: str, kv_cache_gib: int) -> dict[str, str]:
     """Environment of a process that runs an engine; must be set before torch is imported there."""
     common = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
     if device == "cuda":
@@ -29,7 +29,7 @@ def engine_env(device: str, kv_cache_gib: float) -> dict[str, str]:
         **common,
         **PROCESS_ENV,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": _whole_gib(kv_cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_ATTN_SPLIT_KV": "0",
         "OMP_NUM_THREADS": "1",
@@ -152,8 +152,3 @@ class VLLMEngine:
             version=self._version,
             worker=self._worker,
         )
-
-
-def _whole_gib(gib: float) -> str:
-    # vLLM reads whole GiB on CPU.
-    return str(max(1, round(gib)))

@@ -23,7 +23,6 @@ from qarl.types import (
     SampleRequest,
     Score,
     TrainSequence,
-    UpdateResult,
     WorkerInfo,
 )
 
@@ -114,7 +113,10 @@ class FakeFleet:
 
 
 class FakeLearner:
-    """`Learner`: an update adds the mean advantage of each first half-minibatch to `theta`."""
+    """`Learner`: an update moves `theta` by the advantages and lengths in the first half of each minibatch.
+
+    What it was asked to score (aligned or not) and to learn from is kept, a list item for each call.
+    """
 
     def __init__(self) -> None:
         self.theta = 0.0
@@ -129,13 +131,13 @@ class FakeLearner:
 
     def update(
         self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[npt.NDArray[np.float32]]]
-    ) -> UpdateResult:
+    ) -> dict[str, float]:
         self.minibatches.append([list(minibatch) for minibatch in minibatches])
         self.prox.append([list(prox) for prox in prox_T])
         for minibatch in minibatches:
             half = minibatch[: len(minibatch) // 2]
             self.theta += sum(sequence.advantage * len(sequence.response_ids) for sequence in half)
-        return UpdateResult({"actor/updates": float(len(minibatches))})
+        return {"actor/updates": float(len(minibatches))}
 
     def publish(self, version: int) -> PublishedWeights:
         return make_weights(version, self.theta)

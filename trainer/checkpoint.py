@@ -47,8 +47,8 @@ class CheckpointStore:
             return None
         file = complete[-1] / "state.json"
         try:
-            state = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            state = dict(json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"unreadable: {error}", where=str(file), mend="delete the folder to use the one before"
             ) from error

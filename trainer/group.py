@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from qarl.errors import QarlError
 from qarl.metrics import merge
 from qarl.numerics.parity import Parity
-from qarl.types import PublishedWeights, TrainSequence, UpdateResult
+from qarl.types import PublishedWeights, TrainSequence
 
 Logprobs = npt.NDArray[np.float32]
 
@@ -38,9 +38,9 @@ class LearnerGroup:
 
     def update(
         self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[Logprobs]]
-    ) -> UpdateResult:
+    ) -> dict[str, float]:
         parts = self._all("update", ray.put(list(minibatches)), ray.put(list(prox_T)))
-        return UpdateResult(merge(part for rank in parts for part in rank))
+        return merge(part for rank in parts for part in rank)
 
     def publish(self, version: int) -> PublishedWeights:
         weights: PublishedWeights = self._all("publish", version)[0]

@@ -83,7 +83,8 @@ class LearnerRank:
         rows: dict[int, Logprobs] = {}
         with torch.no_grad():
             for share in self._shares(sequences):
-                logp_BT = policy(PaddedBatch.of([sequences[i] for i in share], self._device)).cpu()
+                batch = PaddedBatch.of([sequences[i] for i in share or [0]], self._device)
+                logp_BT = policy(batch).cpu()  # an idle rank computes too: sharded parameters are collective
                 for row, index in enumerate(share):
                     rows[index] = logp_BT[row, : len(sequences[index].response_ids)].numpy().copy()
         return rows

@@ -166,18 +166,17 @@ class Trainer:
         if keep:
             parts = _split(keep, config.learner.minibatches)
             with self._timed("update"):
-                result = self._learner.update(
+                metrics |= self._learner.update(
                     [[s for i in part for s in batches[i]] for part in parts],
                     [[p for i in part for p in prox[i]] for part in parts],
                 )
-            metrics |= result.metrics
         return metrics
 
     def _check_mismatch(self, learner: list[Logprobs], sampler: list[Logprobs], step: int) -> dict[str, float]:
         mismatch = Mismatch.between(learner, sampler)
         progress, stop = self.progress, self._config.mismatch.stop_above
         progress.exact_steps = progress.exact_steps + 1 if mismatch.abs_max == 0 else 0
-        if stop is not None and mismatch.abs_max > stop:
+        if stop is not None and not mismatch.abs_max <= stop:  # NaN stops, too
             raise MismatchError(
                 f"max |d log p| between learner and sampler is {mismatch.abs_max:.2e}, above "
                 f"mismatch.stop_above={stop:g}",
@@ -205,7 +204,7 @@ class Trainer:
             sequences = [_sequence(sample) for sample in samples]
             mismatch = Mismatch.between(self._learner.score(sequences), [s.sampler_logprobs_T for s in sequences])
             worst = max(worst, mismatch.abs_max)
-            if self._config.learner.aligned and mismatch.abs_max > bound:
+            if self._config.learner.aligned and not mismatch.abs_max <= bound:  # NaN is no proof
                 raise PublicationError(
                     f"the engine does not compute what was published: max |d log p| {mismatch.abs_max:.2e} on the "
                     f"probe prompts, at most {bound:g} expected",

@@ -46,5 +46,5 @@ def test_variance_is_any_difference(rewards: list[float]) -> None:
 
 @pytest.mark.parametrize("rewards", [[], [1.0]])
 def test_a_group_needs_two(rewards: list[float]) -> None:
-    with pytest.raises(DataError, match="has no baseline; use train.group_size >= 2"):
+    with pytest.raises(DataError, match=r"has no baseline; use train\.group_size >= 2"):
         group_advantages(rewards, normalize_by_std=True)

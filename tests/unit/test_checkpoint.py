@@ -28,7 +28,7 @@ def learner(step: int) -> Callable[[str], None]:
     return save
 
 
-def dies(_: str) -> None:
+def dies(*_: object) -> None:
     raise Killed
 
 

@@ -72,7 +72,6 @@ def test_seeds_differ_by_every_name() -> None:
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
-    assert [derive_seed(0), derive_seed(0, "train", 1, "p0", 2)] == GOLDEN_SEEDS
-
-
-GOLDEN_SEEDS = [0, 0]
+    """The hexadecimal numbers are those of coreutils: `printf '0|train|1|p0|2' | b2sum -l 32`."""
+    assert derive_seed(0) == 0x34069224 >> 1
+    assert derive_seed(0, "train", 1, "p0", 2) == 0x878295D9 >> 1

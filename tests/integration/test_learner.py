@@ -1,0 +1,110 @@
+"""Real DeepSpeed learner ranks in Ray actors, over ZeRO stages and rank counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from launch.cluster import _free_address
+from qarl.config import Config
+from qarl.config_io import load_config
+from qarl.mismatch import Logprobs
+from qarl.quant.publish import publish
+from qarl.quant.scheme import QuantScheme
+from qarl.types import TrainSequence
+from trainer.batching import PaddedBatch
+from trainer.group import LearnerGroup
+from trainer.learner import LearnerRank, learner_env
+from trainer.policy import Policy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
+    overrides = [
+        *(f"model.path={model}", f"learner.zero_stage={zero_stage}", f"learner.num_ranks={ranks}"),
+        *("learner.micro_batch_size=3", "learner.optimizer.lr=1.0e-3", "learner.optimizer.warmup_steps=0", *more),
+    ]
+    return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
+
+
+def start(config: Config) -> LearnerGroup:
+    master = ray.get(ray.remote(_free_address).options(num_cpus=0).remote())
+    ranks = config.learner.num_ranks
+    actor = ray.remote(LearnerRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
+    return LearnerGroup([actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)])
+
+
+def sequences(count: int) -> list[TrainSequence]:
+    rng = np.random.default_rng(0)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(int(t) for t in rng.integers(4, 250, rng.integers(low, high)))
+
+    batch = []
+    for index in range(count):
+        response = ids(2, 12)
+        batch.append(TrainSequence(ids(2, 9), response, np.zeros(len(response), np.float32), (-1.0) ** index))
+    return batch
+
+
+def with_prox(batch: list[TrainSequence], prox: list[Logprobs]) -> list[TrainSequence]:
+    return [TrainSequence(s.prompt_ids, s.response_ids, p, s.advantage) for s, p in zip(batch, prox, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "ranks"),
+    [(1, 2), (3, 2), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)],
+)
+def test_ranks_score_update_publish_save_and_load(
+    zero_stage: int, ranks: int, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    config = config_of(tiny_models["qwen3"], zero_stage, ranks)
+    learner = start(config)
+    batch = sequences(7)  # not a multiple of ranks or of the micro-batch
+    prox = learner.score(batch)
+
+    policy = Policy(tiny_models["qwen3"], torch.bfloat16, QuantScheme(), "engine")
+    with torch.no_grad():
+        alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu")))
+    assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))
+    assert learner.publish(3).digest == publish(policy.model, QuantScheme(), 3).digest
+
+    metrics = learner.update([with_prox(batch, prox)], [prox])
+    assert metrics["actor/seq_ratio_max_dev_first_minibatch"] == 0.0
+    assert metrics["actor/grad_norm"] > 0
+    after = learner.publish(4)
+    assert after.digest != publish(policy.model, QuantScheme(), 4).digest
+
+    learner.save(str(tmp_path))
+    learner.update([with_prox(batch, prox)], [prox])
+    assert learner.publish(4).digest != after.digest
+    learner.load(str(tmp_path))
+    assert learner.publish(4).digest == after.digest
+    learner.close()
+
+
+def test_gradient_does_not_depend_on_ranks_or_micro_batches(tiny_models: dict[str, Path]) -> None:
+    batch, norms, losses = sequences(8), [], []
+    for ranks, size in ((1, 8), (1, 2), (2, 3)):
+        config = config_of(tiny_models["qwen3"], 1, ranks, f"learner.micro_batch_size={size}", "model.dtype=float32")
+        learner = start(config)
+        prox = learner.score(batch)
+        metrics = learner.update([with_prox(batch, prox)], [prox])
+        norms.append(metrics["actor/grad_norm"])
+        losses.append(metrics["actor/loss"])
+        learner.close()
+    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-4)
+    assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-6)

@@ -1,0 +1,411 @@
+"""The training loop and the evaluation among fakes, with the real prompt pool and checkpoints."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qarl.config import Config
+from qarl.config_io import validate
+from qarl.errors import MismatchError, PublicationError
+from qarl.prompts.pool import make_pool
+from qarl.types import PublishedWeights, Sample, SampleRequest
+from tests.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, make_prompts
+from trainer.checkpoint import CheckpointStore
+from trainer.evaluate import evaluate
+from trainer.loop import Trainer, _split
+
+PROMPTS = make_prompts(24)
+HELDOUT = make_prompts(9, prefix="h")
+GROUP = 4
+
+
+def make_config(**sections: dict[str, Any]) -> Config:
+    tree: dict[str, Any] = {
+        "model": {"path": "none"},
+        "task": {"kind": "sorting"},
+        "train": {"steps": 4, "prompts_per_step": 4, "group_size": GROUP, "checkpoint_every": 2},
+        "eval": {"every": 2, "num_prompts": 5, "final_num_prompts": 9, "num_samples": 2},
+        "learner": {"minibatches": 2},
+        "rollout": {"sampling": {"temperature": 0.8, "max_new_tokens": 8}},
+        "tracking": {"table_every": 3},
+    }
+    for name, section in sections.items():
+        tree[name] = tree.get(name, {}) | section
+    return validate(tree, "test")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+class Fuse:
+    """Lets `calls` calls through to all that it guards, then kills; endless when None."""
+
+    def __init__(self, calls: int | None) -> None:
+        self.left, self.made = calls, 0
+
+    def guard(self, partner: Any) -> Any:
+        fuse = self
+
+        class Guarded:
+            def __getattr__(self, name: str) -> Any:
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    if fuse.made == fuse.left:
+                        raise Killed
+                    fuse.made += 1
+                    return getattr(partner, name)(*args, **kwargs)
+
+                return call
+
+        return Guarded()
+
+
+class Run:
+    """A trainer and the fakes around it; continues from the last checkpoint in `directory`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        config: Config,
+        engines: list[FakeEngine] | None = None,
+        rewards: FakeRewards | None = None,
+        exact: bool = True,
+        kill_after: int | None = None,
+    ) -> None:
+        self.fuse = Fuse(kill_after)
+        self.learner, self.fleet, self.tracker = FakeLearner(), FakeFleet(engines), FakeTracker()
+        self.pool = make_pool(PROMPTS, config.pool, seed=1)
+        checkpoints = CheckpointStore(directory, config.train.keep_checkpoints)
+        guard = self.fuse.guard
+        self.trainer = Trainer(
+            config,
+            guard(self.learner),
+            guard(self.fleet),
+            guard(rewards or FakeRewards()),
+            guard(self.pool),
+            guard(self.tracker),
+            HELDOUT,
+            checkpoints,
+            exact,
+        )
+        if saved := checkpoints.latest():
+            self.trainer.resume(*saved)
+
+    def steps(self, key: str) -> list[int]:
+        """Steps whose metrics hold `key`."""
+        return [step for step, metrics in self.tracker.rows if key in metrics]
+
+    def values(self, key: str) -> list[float]:
+        return [metrics[key] for _, metrics in self.tracker.rows if key in metrics]
+
+    def state(self) -> dict[str, Any]:
+        """All that must not depend on interruptions."""
+        progress = {k: v for k, v in vars(self.trainer.progress).items() if k != "train_seconds"}
+        return {"theta": self.learner.theta, "pool": self.pool.state_dict(), "progress": progress}
+
+
+# --- order of things -------------------------------------------------------------------------------------------------
+
+
+def test_every_step_publishes_the_next_version_and_samples_it(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config())
+    run.trainer.run()
+    assert [weights.version for weights in run.fleet.loads] == [0, 1, 2, 3, 4]
+    thetas = [float(weights.tensors[0].data[0]) for weights in run.fleet.loads]
+    assert thetas[-1] == run.learner.theta
+    assert len(set(thetas)) > 1
+    assert run.trainer.progress.step == 4
+    assert run.trainer.progress.rollouts == 4 * 4 * GROUP
+
+
+def test_requests_are_groups_of_distinct_seeds_at_the_training_temperature(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config())
+    run.trainer.run()
+    training = [r for requests in run.fleet.requests for r in requests if r.prompt in PROMPTS]
+    assert len({request.seed for request in training}) == len(training) == 4 * 4 * GROUP
+    assert {(request.temperature, request.max_new_tokens) for request in training} == {(0.8, 8)}
+    for start in range(0, len(training), GROUP):
+        assert len({request.prompt.id for request in training[start : start + GROUP]}) == 1
+
+
+def test_schedule_of_evaluations_tables_and_checkpoints(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 5}))
+    final = run.trainer.run()
+    assert run.steps("eval/pass@1") == [0, 2, 4, 5]
+    held_out = [requests for requests in run.fleet.requests if requests[0].prompt in HELDOUT]
+    assert [len(requests) for requests in held_out] == [9 * 3, 5 * 3, 5 * 3, 9 * 3]  # 2 samples and a greedy one
+    assert {f"eval/{name}": value for name, value in final.items()} == run.tracker.rows[-1][1]
+    assert run.trainer.progress.eval_before["pass@1"] == run.values("eval/pass@1")[0]
+    assert run.tracker.tables == [(3, 4 * GROUP)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000005"]
+
+
+def test_metrics_of_a_step(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), rewards=FakeRewards(lambda sample: float(sample.worker)))
+    run.trainer.run()
+    assert run.steps("timing_s/step") == [1, 2, 3, 4]
+    for name in ("sample", "reward", "prox", "update", "publish"):
+        assert run.steps(f"timing_s/{name}") == [1, 2, 3, 4]
+    assert all(value > 0 for value in run.values("perf/tokens_per_s") + run.values("perf/sample_tokens_per_s"))
+    # Two workers by turns: half of each group is right.
+    assert run.values("reward/mean") == [0.5] * 4
+    assert run.values("reward/std") == [0.5] * 4
+    assert run.values("reward/informative_groups") == [1.0] * 4
+    assert run.values("reward/faults") == [0.0] * 4
+    assert run.values("mismatch/logp_abs_max") == [0.0] * 4
+    assert run.values("mismatch/probe_logp_abs_max") == [0.0] * 4
+    assert run.values("pool/in_flight") == [0.0] * 4
+    assert run.values("actor/updates") == [2.0] * 4
+
+
+# --- what is learned from --------------------------------------------------------------------------------------------
+
+
+def right_half(sample: Sample) -> float:
+    """Only prompts with an odd number tell anything: half of their responses are right."""
+    return float(sample.worker) if int(sample.prompt.id[1:]) % 2 else 1.0
+
+
+def test_groups_without_variance_are_left_out_and_the_rest_stay_whole(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"prompts_per_step": 8}), rewards=FakeRewards(right_half))
+    run.trainer.run()
+    used = [minibatch for update in run.learner.minibatches for minibatch in update]
+    assert run.values("actor/groups_used") == [
+        len([s for m in update for s in m]) / GROUP for update in run.learner.minibatches
+    ]
+    assert 0 < sum(run.values("actor/groups_used")) < 8 * 4
+    for minibatch in used:
+        assert len(minibatch) % GROUP == 0
+        for start in range(0, len(minibatch), GROUP):
+            group = minibatch[start : start + GROUP]
+            assert len({sequence.prompt_ids for sequence in group}) == 1
+            # (R - mean) / (std + 1e-6) of rewards 0, 1, 0, 1
+            assert [sequence.advantage for sequence in group] == pytest.approx([-1, 1, -1, 1], abs=1e-5)
+
+
+def test_a_step_without_an_informative_group_goes_on_without_update(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), rewards=FakeRewards(lambda _: 1.0))
+    run.trainer.run()
+    assert run.learner.minibatches == []
+    assert run.steps("timing_s/update") == []
+    assert run.values("actor/groups_used") == [0.0] * 4
+    assert [weights.version for weights in run.fleet.loads] == [0, 1, 2, 3, 4]
+
+
+def test_all_groups_are_used_when_none_is_dropped(tmp_path: Path) -> None:
+    config = make_config(advantage={"drop_zero_variance": False})
+    run = Run(tmp_path, config, rewards=FakeRewards(lambda _: 1.0))
+    run.trainer.run()
+    assert run.values("actor/groups_used") == [4.0] * 4
+    assert {s.advantage for update in run.learner.minibatches for m in update for s in m} == {0.0}
+
+
+def test_a_step_without_prompts_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"prompts_per_step": 24}, pool={"cooldown_steps": 2}))
+    run.trainer.run()
+    training = [requests for requests in run.fleet.requests if not requests or requests[0].prompt in PROMPTS]
+    assert [len(requests) // GROUP for requests in training] == [24, 0, 0, 24]  # all rest, then all come back
+    assert run.steps("reward/mean") == [1, 4]
+    assert run.steps("timing_s/step") == [1, 2, 3, 4]
+    assert run.trainer.progress.rollouts == 2 * 24 * GROUP
+
+
+@given(st.lists(st.integers(), min_size=1, max_size=40), st.integers(1, 50))
+def test_split_keeps_order_and_balance(items: list[int], parts: int) -> None:
+    split = _split(items, parts)
+    assert [item for part in split for item in part] == items
+    assert len(split) == min(parts, len(items))
+    sizes = Counter(map(len, split))
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) > 0
+
+
+# --- weights and mismatch --------------------------------------------------------------------------------------------
+
+
+class OneBehind(FakeEngine):
+    """Says that it has version v-1 after it was given v."""
+
+    def load(self, weights: PublishedWeights) -> None:
+        super().load(replace(weights, version=max(0, weights.version - 1)))
+
+
+def test_samples_of_old_weights_stop_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), OneBehind(1)])
+    with pytest.raises(PublicationError, match=r"samples of weight versions \[0\] at version 1"):
+        run.trainer.run()
+    assert run.steps("timing_s/step") == [1]
+
+
+@pytest.mark.parametrize(("drift", "exact"), [(1e-6, True), (0.3, False), (float("nan"), True), (float("nan"), False)])
+def test_a_probe_that_differs_stops_the_run_and_names_the_worker(tmp_path: Path, drift: float, exact: bool) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift)], exact=exact)
+    with pytest.raises(PublicationError, match="does not compute what was published") as caught:
+        run.trainer.run()
+    assert caught.value.where == "rollout worker 1, weights version 0"
+    assert run.tracker.rows == []
+
+
+def test_a_probe_may_differ_within_the_bound_where_numerics_are_not_exact(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift=0.1)], exact=False)
+    run.trainer.run()
+    assert run.values("mismatch/probe_logp_abs_max") == pytest.approx([0.1] * 4, abs=1e-5)
+    assert run.values("mismatch/logp_abs_max") == pytest.approx([0.1] * 4, abs=1e-5)
+
+
+def test_the_naive_baseline_is_not_held_to_the_probe(tmp_path: Path) -> None:
+    config = make_config(learner={"aligned": False})
+    run = Run(tmp_path, config, engines=[FakeEngine(0, drift=3.0)], exact=False)
+    run.trainer.run()
+    assert run.values("mismatch/probe_logp_abs_max") == pytest.approx([3.0] * 4, abs=1e-5)
+
+
+@pytest.mark.parametrize("drift", [0.01, -0.01, float("nan")])
+def test_mismatch_above_the_bound_stops_the_run(tmp_path: Path, drift: float) -> None:
+    class FromVersion1(FakeEngine):
+        def generate(self, requests: list[SampleRequest]) -> list[Sample]:  # type: ignore[override]
+            in_training = requests[0].prompt in PROMPTS
+            self.drift = drift if self.version == 1 and in_training else 0.0
+            return super().generate(requests)
+
+    run = Run(tmp_path, make_config(mismatch={"stop_above": 1e-3}), engines=[FromVersion1(0)])
+    with pytest.raises(MismatchError, match=r"mismatch\.stop_above=0\.001") as caught:
+        run.trainer.run()
+    assert caught.value.where == "step 2"
+    assert len(run.learner.minibatches) == 1
+
+
+def test_mismatch_at_the_bound_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(mismatch={"stop_above": 0.5}), engines=[FakeEngine(0, drift=0.1)], exact=False)
+    run.trainer.run()
+    assert run.trainer.progress.step == 4
+
+
+def test_the_unaligned_gap_is_measured_when_asked(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(mismatch={"unaligned_every": 2}))
+    run.trainer.run()
+    assert run.steps("mismatch/unaligned_logp_abs_max") == run.steps("timing_s/unaligned") == [2, 4]
+    assert run.values("mismatch/unaligned_logp_abs_mean") == pytest.approx([0.5, 0.5], abs=1e-5)
+    assert run.values("mismatch/logp_abs_max") == [0.0] * 4
+
+
+# --- pi_prox ---------------------------------------------------------------------------------------------------------
+
+
+class DriftsOnce(FakeEngine):
+    """Reports slightly other log-probs under version 2."""
+
+    def load(self, weights: PublishedWeights) -> None:
+        super().load(weights)
+        self.drift = 0.01 if weights.version == 2 else 0.0
+
+
+@pytest.mark.parametrize(
+    ("prox", "engine", "scored"),
+    [
+        ("sampler", FakeEngine, [1, 2, 3]),
+        ("sampler", DriftsOnce, [1, 2, 3, 4, 5, 6]),  # step 3 breaks the proof; 4, 5 and 6 make it again
+        ("recompute", FakeEngine, [1, 2, 3, 4, 5, 6, 7, 8]),
+    ],
+)
+def test_the_samplers_logprobs_are_trusted_after_the_proof_only(
+    tmp_path: Path, prox: str, engine: type[FakeEngine], scored: list[int]
+) -> None:
+    config = make_config(train={"steps": 8}, learner={"prox": prox, "minibatches": 2}, mismatch={"proof_steps": 3})
+    run = Run(tmp_path, config, engines=[engine(0)], exact=False)
+    run.trainer.run()
+    assert run.steps("timing_s/prox") == run.steps("mismatch/logp_abs_max") == scored
+
+
+@pytest.mark.parametrize("prox", ["recompute", "sampler"])
+def test_prox_belongs_to_its_sequence(tmp_path: Path, prox: str) -> None:
+    config = make_config(learner={"prox": prox, "minibatches": 2}, mismatch={"proof_steps": 1})
+    run = Run(tmp_path, config, rewards=FakeRewards(right_half))
+    run.trainer.run()
+    assert run.learner.prox
+    for update, prox_of_update in zip(run.learner.minibatches, run.learner.prox, strict=True):
+        for minibatch, rows in zip(update, prox_of_update, strict=True):
+            for sequence, row in zip(minibatch, rows, strict=True):
+                np.testing.assert_array_equal(row, sequence.sampler_logprobs_T)
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_killed_at_any_call_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    config = make_config(train={"steps": 5}, learner={"prox": "sampler"}, mismatch={"proof_steps": 2})
+    whole = Run(tmp_path / "whole", config)
+    result = whole.trainer.run()
+    resumed_at = set()
+    for calls in range(whole.fuse.made):
+        directory = tmp_path / f"killed_{calls}"
+        with pytest.raises(Killed):
+            Run(directory, config, kill_after=calls).trainer.run()
+        again = Run(directory, config)
+        resumed_at.add(again.trainer.progress.step)
+        assert again.trainer.run() == result
+        assert again.state() == whole.state()
+        assert again.fleet.requests == whole.fleet.requests[-len(again.fleet.requests) :]
+    assert resumed_at == {0, 2, 4, 5}
+
+
+def test_a_finished_run_continues_to_more_steps(tmp_path: Path) -> None:
+    long = Run(tmp_path / "long", make_config(train={"steps": 6}))
+    long.trainer.run()
+    Run(tmp_path / "short", make_config(train={"steps": 3})).trainer.run()
+    more = Run(tmp_path / "short", make_config(train={"steps": 6}))
+    more.trainer.run()
+    assert more.steps("timing_s/step") == [4, 5, 6]
+    assert more.state() == long.state()
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def given_in_order(*rewards: float) -> FakeRewards:
+    left = iter(rewards)
+    return FakeRewards(lambda _: next(left))
+
+
+def test_evaluation_by_hand() -> None:
+    prompts = [replace(prompt, level=level) for prompt, level in zip(make_prompts(3), (2, 2, 3), strict=True)]
+    rewards = given_in_order(1, 0, 0, 0, 0.5, 1, 1, 0, 1)
+    result = evaluate(FakeFleet(), rewards, prompts, make_config())
+    assert result == pytest.approx(
+        {
+            "pass@1": (0.5 + 0.0 + 0.75) / 3,
+            "pass@2": (1 + 0 + 1) / 3,
+            "greedy": 2 / 3,
+            "level_02/pass@1": 0.25,
+            "level_03/pass@1": 0.75,
+        }
+    )
+
+
+def test_evaluation_of_one_level_without_greedy() -> None:
+    prompts = [replace(prompt, level=7) for prompt in make_prompts(2)]
+    config = make_config(eval={"greedy": False, "num_samples": 1})
+    assert evaluate(FakeFleet(), given_in_order(1, 0), prompts, config) == {"pass@1": 0.5}
+
+
+def test_evaluations_ask_for_the_same_samples_each_time() -> None:
+    fleet, config = FakeFleet(), make_config()
+    first, again = (evaluate(fleet, FakeRewards(), HELDOUT, config) for _ in range(2))
+    assert first == again
+    assert fleet.requests[0] == fleet.requests[1]
+    sampled, greedy = fleet.requests[0][:18], fleet.requests[0][18:]
+    assert {(r.temperature, r.max_new_tokens) for r in sampled} == {(1.0, 8)}
+    assert {(r.temperature, r.max_new_tokens) for r in greedy} == {(0.0, 8)}
+    assert [r.prompt for r in greedy] == HELDOUT
+    assert len({r.seed for r in sampled}) == len(sampled)
+    # The order of the prompts does not matter to a prompt's seeds.
+    evaluate(fleet, FakeRewards(), HELDOUT[::-1], config)
+    assert set(fleet.requests[2]) == set(fleet.requests[0])

@@ -1,0 +1,336 @@
+"""The portable numerics: each module against its plain definition in float64, whole models against transformers.
+
+Suffixes: B sequences, T tokens, E model width, H query heads, G key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qarl.errors import KernelError, ModelError
+from qarl.numerics.layers import BatchLayout, DecoderLayer, EngineAttention, Norm, Rotary, Rotate, causal_attention
+from qarl.numerics.profile import apply_profile
+
+CPU = torch.device("cpu")
+KINDS = ("qwen3", "qwen2", "llama")
+# A sum of some tens of float32 products of order one: relative errors of 2^-24 each.
+FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def tiny_model(kind: str, **changes: Any) -> Any:
+    """A random float32 model in training mode."""
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "vocab_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "initializer_range": 0.2,
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(shape | changes)))
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms start at one and biases at zero: neither would be tested
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.train()
+
+
+def portable(model: Any) -> Any:
+    apply_profile(model, "portable", CPU)
+    return model
+
+
+def log_probs(model: Any, ids_BT: Tensor, lengths: list[int]) -> Tensor:
+    """Log-probs of the real tokens but the first of each sequence: [N]."""
+    length = ids_BT.shape[1]
+    mask_BT = torch.arange(length) < torch.tensor(lengths)[:, None]
+    if isinstance(model.model.norm, Norm):
+        context: dict[str, Any] = {"layout": BatchLayout([1] * len(lengths), lengths, length, paged=False)}
+    else:
+        context = {"attention_mask": mask_BT}
+    logits_BTV = model.lm_head(model.model(input_ids=ids_BT, use_cache=False, **context)[0])
+    logp_BTV = torch.log_softmax(logits_BTV.float(), -1)[:, :-1]
+    return logp_BTV.gather(2, ids_BT[:, 1:, None]).squeeze(2)[mask_BT[:, 1:]]
+
+
+def batch() -> tuple[Tensor, list[int]]:
+    return torch.randint(0, 64, (3, 12), generator=torch.manual_seed(1)), [12, 7, 2]
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    ids_BT, lengths = batch()
+    model.zero_grad()
+    logp_N = log_probs(model, ids_BT, lengths)
+    (logp_N * torch.linspace(-1, 1, len(logp_N))).sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_gradients(call: Callable[..., Tensor], exact: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """Values and gradients of `call` in float32 against those of `exact` in float64."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    out, expected = call(*leaves), exact(*doubles)
+    torch.testing.assert_close(out.double(), expected, **FLOAT32)
+    upstream = torch.randn(out.shape, generator=torch.manual_seed(9))
+    grads = torch.autograd.grad(out, leaves, upstream)
+    for grad, want in zip(grads, torch.autograd.grad(expected, doubles, upstream.double()), strict=True):
+        torch.testing.assert_close(grad.double(), want, **FLOAT32)
+
+
+# Norm
+
+
+def test_norm_and_its_gradient() -> None:
+    generator = torch.manual_seed(0)
+    x, weight = torch.randn(3, 4, 16, generator=generator), torch.randn(16, generator=generator)
+    norm = Norm(SimpleNamespace(weight=nn.Parameter(weight), variance_epsilon=1e-3))
+
+    def call(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    def exact(x: Tensor, weight: Tensor) -> Tensor:
+        return weight * x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt()
+
+    assert_gradients(call, exact, [x, weight])
+
+
+def test_norm_takes_the_unrounded_sum() -> None:
+    norm = Norm(SimpleNamespace(weight=nn.Parameter(torch.ones(64, dtype=torch.bfloat16)), variance_epsilon=1e-6))
+    x = torch.randn(40, 64, generator=torch.manual_seed(0))
+    out = norm(x)
+    exact = x.double() / x.double().pow(2).mean(-1, keepdim=True).sqrt()
+    assert out.dtype == torch.bfloat16
+    # One rounding to bfloat16; float32 on the way moves a value over a rounding boundary in some of 2^16 cases.
+    assert (out != exact.to(torch.bfloat16)).float().mean() < 0.01
+    assert (norm(x.bfloat16()) != out).float().mean() > 0.1
+
+
+# Rotary embedding
+
+
+def plain_rotation(x_BTHD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
+    cos, sin = cos_BTD.to(x_BTHD.dtype).unsqueeze(2), sin_BTD.to(x_BTHD.dtype).unsqueeze(2)
+    x1, x2 = x_BTHD.chunk(2, -1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1)
+
+
+def angles(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.manual_seed(2)
+    angle_BTD = 6.28 * torch.rand(2, 5, 4, generator=generator)
+    return angle_BTD.cos().to(dtype), angle_BTD.sin().to(dtype)
+
+
+def test_rotation_and_its_gradient() -> None:
+    cos_BTD, sin_BTD = angles(torch.float32)
+    x_BTHD = torch.randn(2, 5, 3, 8, generator=torch.manual_seed(0))
+    assert_gradients(
+        lambda x: Rotate.apply(x, cos_BTD, sin_BTD), lambda x: plain_rotation(x, cos_BTD, sin_BTD), [x_BTHD]
+    )
+
+
+def test_backward_is_the_inverse_rotation() -> None:
+    cos_BTD, sin_BTD = angles(torch.float32)
+    x_BTHD = torch.randn(2, 5, 3, 8, requires_grad=True)
+    out = Rotate.apply(x_BTHD, cos_BTD, sin_BTD)
+    (back,) = torch.autograd.grad(out, x_BTHD, out.detach())
+    torch.testing.assert_close(back, x_BTHD.detach(), **FLOAT32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rotation_rounds_as_documented(dtype: torch.dtype) -> None:
+    cos_BTD, sin_BTD = angles(dtype)
+    x_BTHD = torch.randn(2, 5, 3, 8, generator=torch.manual_seed(0)).to(dtype)
+    out = Rotate.apply(x_BTHD, cos_BTD, sin_BTD)
+    for b, t, h, d in torch.cartesian_prod(*map(torch.arange, (2, 5, 3, 4))).tolist():
+        cos, sin = cos_BTD[b, t, d].float(), sin_BTD[b, t, d].item()
+        for part, other, sign in ((d, d + 4, -1), (d + 4, d, 1)):
+            rounded = (x_BTHD[b, t, h, part].float() * cos).item()
+            exact = rounded + sign * x_BTHD[b, t, h, other].item() * sin  # Python floats are float64
+            assert out[b, t, h, part] == torch.tensor(exact, dtype=torch.float32).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_angles_are_float32_whatever_the_model(dtype: torch.dtype) -> None:
+    stock = tiny_model("llama").model.rotary_emb
+    positions = torch.arange(1000)[None]
+    cos, sin = Rotary(stock)(torch.zeros(1, dtype=dtype), positions)
+    angle = positions[..., None].double() * stock.inv_freq.double()
+    assert cos.dtype == sin.dtype == dtype
+    assert cos.shape == (1, 1000, 4)
+    # float32 angles up to 1000 are known to 3e-5.
+    tolerance = 5e-5 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(cos.double(), angle.cos(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(sin.double(), angle.sin(), rtol=0, atol=tolerance)
+
+
+def test_scaled_rotary_embedding() -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    stock = tiny_model("qwen3", rope_parameters=rope, max_position_embeddings=256).model.rotary_emb
+    x, positions = torch.zeros(1), torch.arange(200)[None]
+    assert stock.attention_scaling != 1.0
+    for ours, theirs in zip(Rotary(stock)(x, positions), stock(x, positions), strict=True):
+        torch.testing.assert_close(ours, theirs[..., :4], rtol=0, atol=0)
+
+
+def test_casting_the_model_leaves_the_frequencies() -> None:
+    model = tiny_model("qwen3")
+    frequencies = model.model.rotary_emb.inv_freq.clone()
+    portable(model).bfloat16().to("cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert torch.equal(model.model.rotary_emb.inv_freq, frequencies)
+
+
+# Attention
+
+
+def plain_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor) -> Tensor:
+    groups, length = q_BHTD.shape[1] // k_BGTD.shape[1], q_BHTD.shape[2]
+    k, v = k_BGTD.repeat_interleave(groups, 1), v_BGTD.repeat_interleave(groups, 1)
+    scores = 0.3 * q_BHTD @ k.transpose(-1, -2)
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1) @ v
+
+
+def heads(length: int) -> list[Tensor]:
+    """q [2, 4, T, 8], k and v [2, 2, T, 8]."""
+    generator = torch.manual_seed(4)
+    return [torch.randn(2, count, length, 8, generator=generator) for count in (4, 2, 2)]
+
+
+@pytest.mark.parametrize("length", [1, 9])
+def test_attention_and_its_gradient(length: int) -> None:
+    assert_gradients(lambda q, k, v: causal_attention(q, k, v, 0.3), plain_attention, heads(length))
+
+
+def test_attention_rounds_once() -> None:
+    q, k, v = (t.bfloat16() for t in heads(9))
+    out = causal_attention(q, k, v, 0.3)
+    exact = plain_attention(q.double(), k.double(), v.double()).to(torch.bfloat16)
+    assert out.dtype == torch.bfloat16
+    assert (out != exact).float().mean() < 0.01  # float32 on the way seldom moves a value over a rounding boundary
+
+
+class TorchPages:
+    """Stands in for the engine's paged view: attends to each packed sequence by the plain definition."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = lengths
+
+    def attend(self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, scale: float) -> Tensor:
+        assert scale == 0.3
+        sequences = zip(*(t.split(self.lengths) for t in (q_NHD, k_NGD, v_NGD)), strict=True)
+        outs = [plain_attention(*(t.transpose(0, 1)[None] for t in one))[0].transpose(0, 1) for one in sequences]
+        return torch.cat(outs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_engine_attention_packs_pads_and_differentiates(dtype: torch.dtype) -> None:
+    lengths = [5, 9]
+    layout: Any = BatchLayout([1, 1], lengths, 9, paged=False)
+    layout.paged = TorchPages(lengths)
+    mask_BT11 = (torch.arange(9) < torch.tensor(lengths)[:, None])[..., None, None]
+    leaves = [t.transpose(1, 2).to(dtype).contiguous().requires_grad_() for t in heads(9)]
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    out = EngineAttention.apply(*leaves, 0.3, layout)
+    expected = plain_attention(*(t.transpose(1, 2) for t in doubles)).transpose(1, 2) * mask_BT11
+    assert out.dtype == dtype
+    assert not out[0, 5:].any()
+    # Past its upstream gradient, bfloat16 rounds each result once: a relative error of 2^-9.
+    tolerance = FLOAT32 if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-2}
+    torch.testing.assert_close(out.double(), expected, **tolerance)
+    upstream = (torch.randn(out.shape, generator=torch.manual_seed(9)) * mask_BT11).to(dtype)
+    grads = torch.autograd.grad(out, leaves, upstream)
+    for grad, want in zip(grads, torch.autograd.grad(expected, doubles, upstream.double()), strict=True):
+        assert grad.dtype == dtype
+        torch.testing.assert_close(grad.double(), want, **tolerance)
+
+
+# Whole models
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_is_transformers_to_float32(kind: str) -> None:
+    stock, ours = tiny_model(kind), portable(tiny_model(kind))
+    assert all(isinstance(layer, DecoderLayer) for layer in ours.model.layers)
+    expected = log_probs(stock, *batch())
+    assert expected.std() > 0.5  # a flat model would hide differences
+    # The same float32 operations, some in another order.
+    torch.testing.assert_close(log_probs(ours, *batch()), expected, rtol=0, atol=1e-4)
+    expected_grads, grads = gradients(stock), gradients(ours)
+    assert grads.keys() == expected_grads.keys()
+    for name, grad in grads.items():
+        size = expected_grads[name].abs().max()
+        assert size > 0, name
+        assert (grad - expected_grads[name]).abs().max() < 1e-4 * size, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_never_matters(kind: str) -> None:
+    model = portable(tiny_model(kind))
+    ids_BT, lengths = batch()
+    junk_BT = torch.where(torch.arange(12) < torch.tensor(lengths)[:, None], ids_BT, 63 - ids_BT)
+    logp_N = log_probs(model, ids_BT, lengths)
+    assert torch.equal(log_probs(model, junk_BT, lengths), logp_N)
+    alone = [log_probs(model, ids_BT[row : row + 1, :length], [length]) for row, length in enumerate(lengths)]
+    torch.testing.assert_close(torch.cat(alone), logp_N, **FLOAT32)  # other shapes sum in another order
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_gives_the_same_gradients(kind: str) -> None:
+    model = portable(tiny_model(kind))
+    expected, calls = gradients(model), []
+    model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: calls.append(1))
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    grads = gradients(model)
+    assert len(calls) == 2  # computed again in the backward
+    assert all(torch.equal(grads[name], expected[name]) for name in expected)
+
+
+def test_between_blocks_travels_the_unrounded_sum() -> None:
+    model = portable(tiny_model("qwen3").bfloat16())
+    seen: list[Tensor] = []
+    model.model.layers[0].register_forward_hook(lambda _module, _inputs, out: seen.append(out))
+    logp_N = log_probs(model, *batch())
+    assert seen[0].dtype == torch.float32
+    assert (seen[0] != seen[0].bfloat16()).float().mean() > 0.5
+    assert logp_N.isfinite().all()
+
+
+def test_parameters_keep_their_names() -> None:
+    for kind in KINDS:
+        model = tiny_model(kind)
+        before = dict(model.named_parameters())
+        after = dict(portable(model).named_parameters())
+        assert after.keys() == before.keys()
+        assert all(after[name] is before[name] for name in before)
+
+
+def test_stock_changes_nothing() -> None:
+    model = tiny_model("llama")
+    modules = list(model.modules())
+    apply_profile(model, "stock", CPU)
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+
+
+def test_unsupported_models() -> None:
+    with pytest.raises(ModelError, match=r"covers llama, qwen2, qwen3, not gpt_neox; set learner\.numerics=stock"):
+        portable(tiny_model("gpt_neox"))
+    sliding = tiny_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    with pytest.raises(ModelError, match="does not cover sliding-window attention"):
+        portable(sliding)
+
+
+def test_engine_numerics_need_a_cpu() -> None:
+    with pytest.raises(KernelError, match=r"runs on CPU, not on cuda; set learner\.numerics=portable"):
+        apply_profile(tiny_model("qwen3"), "engine", torch.device("cuda"))

@@ -1,0 +1,190 @@
+"""The policy's log-probs against transformers, and the batches that feed it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from qarl.errors import ModelError
+from qarl.numerics.profile import Numerics
+from qarl.quant.linear import quantized_linears, requantize
+from qarl.quant.scheme import QuantScheme
+from qarl.types import TrainSequence
+from trainer.batching import PaddedBatch, micro_batches, pad
+from trainer.policy import Policy
+
+CPU = torch.device("cpu")
+PLAIN, W8A8 = QuantScheme("none"), QuantScheme()
+KINDS = ("qwen3", "qwen2", "llama")
+LENGTHS = [(3, 5), (6, 1), (1, 4)]  # prompt, response
+
+
+def sequences() -> list[TrainSequence]:
+    rng = np.random.default_rng(0)
+    return [
+        TrainSequence(tuple(rng.integers(4, 256, p)), tuple(rng.integers(4, 256, r)), np.zeros(r, np.float32))
+        for p, r in LENGTHS
+    ]
+
+
+def batch() -> PaddedBatch:
+    return PaddedBatch.of(sequences(), CPU)
+
+
+def policy(
+    path: Path,
+    numerics: Numerics,
+    scheme: QuantScheme = PLAIN,
+    temperature: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Policy:
+    return Policy(path, dtype or torch.float32, scheme, numerics, temperature)
+
+
+def response_log_probs(path: Path, temperature: float) -> list[Tensor]:
+    """Plain transformers, one sequence at a time without padding."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    out = []
+    for sequence in sequences():
+        ids = torch.tensor([sequence.prompt_ids + sequence.response_ids])
+        with torch.no_grad():
+            logp_LV = torch.log_softmax(model(ids).logits[0].double() / temperature, -1)
+        first = len(sequence.prompt_ids)
+        out.append(logp_LV[first - 1 : -1].gather(1, ids[0, first:, None]).squeeze(1))
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("numerics", ["stock", "portable"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_transformers(
+    tiny_models: dict[str, Path], kind: str, numerics: Numerics, temperature: float
+) -> None:
+    with torch.no_grad():
+        logp_BT = policy(tiny_models[kind], numerics, temperature=temperature)(batch())
+    assert logp_BT.dtype == torch.float32
+    assert logp_BT.shape == (3, 5)
+    for row, expected in enumerate(response_log_probs(tiny_models[kind], temperature)):
+        torch.testing.assert_close(logp_BT[row, : len(expected)].double(), expected, rtol=0, atol=1e-4)
+        assert not logp_BT[row, len(expected) :].any()
+
+
+@pytest.mark.parametrize("scheme", [PLAIN, W8A8], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("numerics", ["stock", "portable"])
+def test_gradient_reaches_every_parameter(
+    tiny_models: dict[str, Path], numerics: Numerics, scheme: QuantScheme
+) -> None:
+    learner = policy(tiny_models["qwen2"], numerics, scheme)
+    (learner(batch()) * batch().mask_BT).sum().backward()
+    for name, parameter in learner.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+def test_gradient_ignores_what_is_masked(tiny_models: dict[str, Path]) -> None:
+    learner = policy(tiny_models["qwen3"], "portable")
+    data = batch()
+    learner(data)[~data.mask_BT].sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in learner.parameters())
+
+
+def test_aligned_linears(tiny_models: dict[str, Path]) -> None:
+    aligned = policy(tiny_models["qwen3"], "portable", W8A8)
+    names = [name for name, _ in quantized_linears(aligned.model)]
+    assert aligned.quantized_names == names
+    assert len(names) == 3 * 7
+    assert policy(tiny_models["qwen3"], "portable").quantized_names == []
+
+
+def test_low_bits_shift_log_probs_a_little_until_weights_change(tiny_models: dict[str, Path]) -> None:
+    aligned, plain = (policy(tiny_models["qwen3"], "portable", scheme) for scheme in (W8A8, PLAIN))
+    data = batch()
+    with torch.no_grad():
+        before = aligned(data)
+        gap = (before - plain(data)).abs()[data.mask_BT].mean()
+        assert 1e-4 < gap < 0.3
+        for _, linear in quantized_linears(aligned):
+            linear.weight.mul_(0.5)
+        assert torch.equal(aligned(data), before)
+        requantize(aligned)
+        assert not torch.equal(aligned(data), before)
+
+
+@pytest.mark.parametrize("numerics", ["stock", "portable"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_frequencies_are_float32_in_any_dtype(
+    tiny_models: dict[str, Path], numerics: Numerics, dtype: torch.dtype
+) -> None:
+    learner = policy(tiny_models["qwen3"], numerics, dtype=dtype)
+    assert {p.dtype for p in learner.parameters()} == {dtype}
+    frequencies = learner.model.model.rotary_emb.inv_freq
+    expected = 10000.0 ** (-torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+    assert frequencies.dtype == torch.float32
+    torch.testing.assert_close(frequencies.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_model_that_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        policy(tmp_path, "portable")
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
+    with pytest.raises(ModelError, match="no_such_model"):
+        policy(tmp_path, "portable")
+
+
+# Batches
+
+LENGTH_PAIRS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
+
+
+@given(lengths=LENGTH_PAIRS)
+def test_padded_batch(lengths: list[tuple[int, int]]) -> None:
+    rows = [
+        TrainSequence(tuple(range(1, p + 1)), tuple(range(100, 100 + r)), np.zeros(r, np.float32)) for p, r in lengths
+    ]
+    padded = PaddedBatch.of(rows, CPU)
+    assert padded.input_ids_BL.shape == (len(rows), max(p + r for p, r in lengths))
+    assert padded.mask_BT.shape == (len(rows), max(r for _, r in lengths))
+    for b, sequence in enumerate(rows):
+        ids = [*sequence.prompt_ids, *sequence.response_ids]
+        assert padded.input_ids_BL[b].tolist() == ids + [0] * (padded.input_ids_BL.shape[1] - len(ids))
+        assert padded.mask_BT[b].sum() == len(sequence.response_ids)
+        assert padded.mask_BT[b, : len(sequence.response_ids)].all()
+    row, column = padded.response_positions()
+    predicted = padded.input_ids_BL[row, column + 1].tolist()
+    assert predicted == [token for sequence in rows for token in sequence.response_ids]
+
+
+@given(lengths=LENGTH_PAIRS)
+def test_pad(lengths: list[tuple[int, int]]) -> None:
+    values = [np.arange(1, r + 1, dtype=np.float64) for _, r in lengths]
+    like_BT = torch.zeros(len(values), max(map(len, values)), dtype=torch.bool)
+    out_BT = pad(values, like_BT)
+    assert out_BT.dtype == torch.float32
+    assert out_BT.shape == like_BT.shape
+    for row, value in zip(out_BT.tolist(), values, strict=True):
+        assert row == [*value, *[0.0] * (len(row) - len(value))]
+
+
+def test_pad_takes_read_only_arrays() -> None:
+    value = np.ones(2, dtype=np.float32)
+    value.flags.writeable = False  # as the object store hands them out
+    assert pad([value], torch.zeros(1, 3)).tolist() == [[1.0, 1.0, 0.0]]
+
+
+@given(lengths=st.lists(st.integers(1, 50), max_size=20), size=st.integers(1, 6))
+def test_micro_batches(lengths: list[int], size: int) -> None:
+    chunks = micro_batches(lengths, size)
+    assert Counter(i for chunk in chunks for i in chunk) == Counter(range(len(lengths)))
+    assert all(len(chunk) == size for chunk in chunks[:-1])
+    assert all(0 < len(chunk) <= size for chunk in chunks)
+    in_order = [lengths[i] for chunk in chunks for i in chunk]
+    assert in_order == sorted(lengths)
