@@ -22,13 +22,16 @@ from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 def engine_env(device: str, kv_cache_gib: int) -> dict[str, str]:
     """Environment of a process that runs an engine; must be set before torch is imported there."""
-    common = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+    common = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: weights pass as tensors
+    }
     if device == "cuda":
-        return {**common, "VLLM_BATCH_INVARIANT": "1"}
+        return common
     return {
         **common,
         **PROCESS_ENV,
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_ATTN_SPLIT_KV": "0",

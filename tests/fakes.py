@@ -14,7 +14,8 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 
-from qarl.errors import PublicationError
+from qarl.errors import CheckpointError, ModelError, PublicationError
+from qarl.metrics import Metrics, maximum, mean
 from qarl.types import (
     Prompt,
     PublishedTensor,
@@ -153,6 +154,33 @@ class FakeLearner:
 
     def close(self) -> None:
         pass
+
+
+class FakeRank:
+    """A learner rank as an actor: it owns every `world_size`-th sequence, refuses to load, and dies when it saves."""
+
+    def __init__(self, rank: int, world_size: int, fault: str = "") -> None:
+        if fault:
+            raise ModelError(fault)
+        self.rank, self.world_size = rank, world_size
+
+    def score(self, sequences: Sequence[TrainSequence], aligned: bool) -> dict[int, npt.NDArray[np.float32]]:
+        mine = range(self.rank, len(sequences), self.world_size)
+        scale = np.float32(-1 if aligned else -2)
+        return {i: scale * np.array(sequences[i].response_ids, np.float32) for i in mine}
+
+    def update(self, minibatches: Sequence[object], prox_T: Sequence[object]) -> list[Metrics]:
+        assert len(minibatches) == len(prox_T)
+        return [{"loss": mean(self.rank * 3.0, self.rank + 1.0), "size": maximum(float(self.rank))}]
+
+    def publish(self, version: int) -> PublishedWeights | None:
+        return make_weights(version) if self.rank == 0 else None
+
+    def load(self, directory: str) -> None:
+        raise CheckpointError("holds no checkpoint", where=directory)
+
+    def save(self, directory: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def even_length(sample: Sample) -> float:

@@ -66,6 +66,8 @@ class LearnerGroup:
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, QarlError) else error) from None
         except RayActorError as error:
+            if error.actor_init_failed:
+                raise QarlError(f"could not start: {str(error).splitlines()[-1]}", where="learner rank") from error
             raise QarlError(
                 f"a learner rank died during {method} ({' '.join(str(error).split())[:200]})",
                 mend="the same command continues from the last checkpoint",

@@ -14,17 +14,15 @@ import pytest
 import ray
 
 from qarl.errors import CheckpointError, KernelError, PublicationError, QarlError, RolloutError
-from qarl.metrics import Metrics, maximum, mean
-from qarl.types import PublishedWeights, Sample, SampleRequest, TrainSequence
+from qarl.types import Sample, SampleRequest, TrainSequence
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from tests.fakes import BAD_DIGEST, FakeEngine, make_prompts, make_weights
+from tests.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights
 from trainer.group import LearnerGroup
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = make_prompts(6)
 REQUESTS = [SampleRequest(prompt, seed=i, temperature=1.0, max_new_tokens=8) for i, prompt in enumerate(PROMPTS)]
-ENDED = "a process that was killed is gone"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -200,46 +198,23 @@ def test_a_bug_in_a_worker_is_no_death(make_fleet: MakeFleet) -> None:
     assert made.notes == []
 
 
-def no_kernel(worker: int) -> FakeEngine:
-    raise KernelError("no low-bit kernel", where=f"rollout worker {worker}")
-
-
 def test_an_engine_that_cannot_start_says_why() -> None:
+    def no_kernel(worker: int) -> FakeEngine:
+        raise KernelError("no low-bit kernel", where=f"worker {worker}")
+
     notes: list[str] = []
     actor = ray.remote(RolloutWorker).options(num_cpus=0)
-    fleet = RayFleet(lambda worker: actor.remote(no_kernel, worker), 1, 60.0, 1, notes.append)
-    with pytest.raises(QarlError) as caught:
+    fleet = RayFleet(lambda worker: actor.remote(no_kernel, worker), 1, 60.0, 3, notes.append)
+    with pytest.raises(RolloutError) as caught:
         fleet.infos()
-    print(type(caught.value), caught.value, notes)
-    assert "no low-bit kernel" in str(caught.value)
     fleet.close()
+    assert str(caught.value) == (
+        "rollout worker 0: could not start: qarl.errors.KernelError: worker 0: no low-bit kernel"
+    )
+    assert notes == []  # another try would fail alike
 
 
 # --- the learner group -----------------------------------------------------------------------------------------------
-
-
-class FakeRank:
-    """A learner rank that owns every `world_size`-th sequence."""
-
-    def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size = rank, world_size
-
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool) -> dict[int, Any]:
-        mine = range(self.rank, len(sequences), self.world_size)
-        return {i: -np.array(sequences[i].response_ids, np.float32) * (1 if aligned else 2) for i in mine}
-
-    def update(self, minibatches: Sequence[Any], prox_T: Sequence[Any]) -> list[Metrics]:
-        assert len(minibatches) == len(prox_T)
-        return [{"loss": mean(self.rank * 3.0, self.rank + 1.0), "size": maximum(float(self.rank))}]
-
-    def publish(self, version: int) -> PublishedWeights | None:
-        return make_weights(version) if self.rank == 0 else None
-
-    def load(self, directory: str) -> None:
-        raise CheckpointError("holds no checkpoint", where=directory)
-
-    def save(self, directory: str) -> None:
-        os._exit(1)
 
 
 @pytest.fixture
@@ -255,7 +230,7 @@ def test_ranks_are_one_learner(group: LearnerGroup) -> None:
     assert [row.tolist() for row in group.score(sequences)] == [[-i, -i - 1] for i in range(5)]
     assert [row.tolist() for row in group.score(sequences[:1], aligned=False)] == [[0, -2]]
     assert group.score([]) == []
-    assert group.update([sequences], [[]]).metrics == {"loss": 1.0, "size": 1.0}
+    assert group.update([sequences], [[]]) == {"loss": 1.0, "size": 1.0}
     assert group.publish(7).version == 7
     with pytest.raises(CheckpointError, match="nowhere: holds no checkpoint") as caught:
         group.load("nowhere")
@@ -267,3 +242,11 @@ def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> N
         group.save(str(tmp_path))
     assert caught.value.mend == "the same command continues from the last checkpoint"
     assert "\n" not in str(caught.value)
+
+
+def test_a_rank_that_cannot_start_says_why() -> None:
+    group = LearnerGroup([ray.remote(FakeRank).options(num_cpus=0).remote(0, 1, "no such model")])
+    with pytest.raises(QarlError) as caught:
+        group.save("nowhere")
+    assert str(caught.value) == "learner rank: could not start: qarl.errors.ModelError: no such model"
+    group.close()
