@@ -48,10 +48,10 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     transformers_logging.disable_progress_bar()
     run_dir = Path(config.run.dir) / config.run.name
     checkpoints = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
-    if not config.run.resume:
-        shutil.rmtree(run_dir, ignore_errors=True)
-    _check_same_run(config, run_dir)
-    saved = checkpoints.latest()
+    saved = None
+    if config.run.resume:
+        _check_same_run(config, run_dir)
+        saved = checkpoints.latest()
     if saved and saved[1]["step"] >= config.train.steps and (run_dir / "summary.json").exists():
         note(f"{run_dir} is complete; `run.resume=false` starts it over")
         _print(read_summary(run_dir))
@@ -63,6 +63,8 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     ensure_model(config.model, config.task, config.seed, note)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     prompts, heldout = _load_prompts(config, tokenizer, note)
+    if not config.run.resume:  # only now: a wrong setting must not cost the old run
+        shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config))
     tracker = RunTracker(config, run_dir, saved[1]["step"] if saved else 0, config.train.steps)

@@ -12,13 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 class Node(BaseModel):
     """Base of every section: no unknown keys, no silent conversion from other types, field docs kept."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class RunConfig(Node):
@@ -39,11 +44,11 @@ class SFTConfig(Node):
     """Fresh demonstrations per step."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate."""
-    warmup_steps: int = 50
+    warmup_steps: Count = 50
     """Linear warm-up."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """AdamW weight decay."""
-    betas: list[float] = [0.9, 0.98]
+    betas: Betas = [0.9, 0.98]
     """AdamW betas."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
@@ -160,7 +165,7 @@ class RolloutConfig(Node):
     """CPUs that one worker reserves."""
     timeout_s: PositiveFloat = 600.0
     """A worker that does not answer within this time is taken for dead."""
-    max_restarts: int = 3
+    max_restarts: Count = 3
     """How often a worker may be replaced in one run before the run stops."""
     sampling: SamplingConfig = SamplingConfig()
     """How responses are drawn."""
@@ -169,11 +174,11 @@ class RolloutConfig(Node):
 class OptimizerConfig(Node):
     lr: PositiveFloat = 1e-6
     """Learning rate."""
-    betas: list[float] = [0.9, 0.99]
+    betas: Betas = [0.9, 0.99]
     """AdamW betas."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """AdamW weight decay."""
-    warmup_steps: int = 0
+    warmup_steps: Count = 0
     """Optimizer steps of linear warm-up, then constant."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
@@ -235,7 +240,7 @@ class PoolConfig(Node):
     """Target success rate: where the two heaps meet."""
     exploration: Fraction = 0.25
     """Share of a draw kept for unseen and stale prompts."""
-    cooldown_steps: int = 2
+    cooldown_steps: Count = 2
     """Steps that an observed prompt rests before it may be drawn again."""
     decay: Fraction = 0.7
     """Weight of old trials at each new visit."""
@@ -272,11 +277,11 @@ class EvalConfig(Node):
 
 
 class MismatchConfig(Node):
-    stop_above: float | None = None
+    stop_above: NonNegativeFloat | None = None
     """Stop the run when max |d log p| between learner and sampler exceeds this in a step; null never stops."""
     proof_steps: PositiveInt = 3
     """Steps of max |d log p| == 0 after which `learner.prox: sampler` is trusted."""
-    unaligned_every: int = 0
+    unaligned_every: Count = 0
     """Also score the samples with the plain unaligned model each N steps, for comparison; 0 never."""
     probe_bound: PositiveFloat = 0.2
     """Publication proof: largest |d log p| on the probe prompts where exact numerics are not promised."""
@@ -352,11 +357,11 @@ class Config(Node):
     """Ray."""
 
     @model_validator(mode="after")
-    def _group_has_variance(self) -> Config:
-        if self.advantage.normalize_by_std and self.train.group_size < 2:
+    def _group_has_a_baseline(self) -> Config:
+        if self.train.group_size < 2:
             raise ValueError(
-                "train.group_size: 1 gives every response the advantage 0 when advantages are group-normalised; "
-                "use 2 or more, or set advantage.normalize_by_std=false"
+                "train.group_size: 1 gives every response the advantage 0, because advantages are group-normalised; "
+                "use 2 or more"
             )
         return self
 

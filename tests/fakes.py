@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -221,3 +222,29 @@ class FakeTracker:
 
     def close(self) -> None:
         pass
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it runs."""
+
+
+class Fuse:
+    """Lets `calls` calls through to all that it guards, then kills; endless when None."""
+
+    def __init__(self, calls: int | None) -> None:
+        self.left, self.made = calls, 0
+
+    def guard(self, partner: Any) -> Any:
+        fuse = self
+
+        class Guarded:
+            def __getattr__(self, name: str) -> Any:
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    if fuse.made == fuse.left:
+                        raise Killed
+                    fuse.made += 1
+                    return getattr(partner, name)(*args, **kwargs)
+
+                return call
+
+        return Guarded()

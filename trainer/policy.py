@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -39,9 +40,13 @@ class Policy(nn.Module):
         super().__init__()
         self.device = device or torch.device("cpu")
         try:
-            self.model = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, local_files_only=True)
-        except (OSError, ValueError) as error:
+            self.model, loading = AutoModelForCausalLM.from_pretrained(
+                str(path), dtype=dtype, local_files_only=True, output_loading_info=True
+            )
+        except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(str(error).splitlines()[0], where=str(path)) from error
+        if missing := sorted(loading["missing_keys"]):  # transformers fills them with random values
+            raise ModelError(f"{len(missing)} weights are missing, {missing[0]} first", where=str(path))
         self.model.to(self.device)
         self.numerics, self.temperature = numerics, temperature
         self.quantized_names = align_linears(self.model, scheme)

@@ -12,13 +12,14 @@ from qarl.numerics.layers import DecoderLayer, Norm, Rotary
 
 Numerics = Literal["engine", "portable", "stock"]
 SUPPORTED_MODELS = ("llama", "qwen2", "qwen3")
+LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")  # their frequencies change with the longest sequence of a batch
 
 
 def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
     """Give a Hugging Face causal LM the engine's roundings, in place. Parameter names stay the same.
 
     Raises:
-        ModelError: an architecture, or a variant of attention, that the profile does not cover.
+        ModelError: an architecture, or a variant of attention or RoPE, that the profile does not cover.
         KernelError: `engine` on a device other than CPU, or without vLLM.
     """
     if numerics == "stock":
@@ -33,6 +34,9 @@ def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
         raise ModelError(
             f"numerics '{numerics}' does not cover sliding-window attention", mend="set learner.numerics=stock"
         )
+    rope_type = config.rope_parameters["rope_type"]
+    if rope_type in LENGTH_DEPENDENT_ROPES:
+        raise ModelError(f"numerics '{numerics}' does not cover '{rope_type}' RoPE", mend="set learner.numerics=stock")
     if numerics == "engine":
         if device.type != "cpu":
             raise KernelError(f"numerics 'engine' runs on CPU, not on {device}", mend="set learner.numerics=portable")

@@ -44,7 +44,8 @@ def tbpo(
     broken_B = ~(torch.isfinite(log_r_B) & torch.isfinite(log_w_B))
     if broken_B.any():
         raise ValueError(f"NaN or infinite log-prob in sequences {broken_B.nonzero()[:, 0].tolist()}")
-    r_B, w_B = log_r_B.exp(), log_w_B.exp()
+    # Every band ends far below e^20; beyond it exp could overflow, and infinity times a zero gradient is NaN.
+    r_B, w_B = log_r_B.clamp(max=20.0).exp(), log_w_B.clamp(max=20.0).exp()
     positive_B = advantage_B >= 0
     ppo_B = torch.minimum(
         r_B * advantage_B, r_B.clamp(1 - config.seq_clip_ratio_low, 1 + config.seq_clip_ratio_high) * advantage_B

@@ -53,8 +53,13 @@ def publish(
     model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = lambda _: nullcontext()
 ) -> PublishedWeights:
     """All tensors of the model as version `version`, with digests."""
-    tensors = tuple(_pack(name, tensor) for name, tensor in checkpoint_tensors(model, gather))
-    return PublishedWeights(version, scheme.name, tensors, _total_digest(version, tensors))
+    tensors = tuple(pack(name, tensor) for name, tensor in checkpoint_tensors(model, gather))
+    return seal(version, scheme.name, tensors)
+
+
+def seal(version: int, scheme: str, tensors: tuple[PublishedTensor, ...]) -> PublishedWeights:
+    """The message of `tensors`, with the digest over version, scheme, names and tensor digests."""
+    return PublishedWeights(version, scheme, tensors, _total_digest(version, scheme, tensors))
 
 
 def unpack(weights: PublishedWeights) -> list[tuple[str, Tensor]]:
@@ -63,7 +68,7 @@ def unpack(weights: PublishedWeights) -> list[tuple[str, Tensor]]:
     Raises:
         PublicationError: a tensor that differs from its digest (named), or a set that differs from the total's.
     """
-    if _total_digest(weights.version, weights.tensors) != weights.digest:
+    if _total_digest(weights.version, weights.scheme, weights.tensors) != weights.digest:
         raise PublicationError("the set of tensors is not the one that was published", where=_version(weights))
     for tensor in weights.tensors:
         if _digest(tensor.name, tensor.dtype, tensor.data) != tensor.digest:
@@ -97,7 +102,8 @@ def write_engine_config(directory: Path, source: Path, scheme: QuantScheme) -> N
     (directory / "config.json").write_text(json.dumps(config, indent=2))
 
 
-def _pack(name: str, tensor: Tensor) -> PublishedTensor:
+def pack(name: str, tensor: Tensor) -> PublishedTensor:
+    """One tensor with its digest, copied to host memory."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     host = tensor.detach().contiguous().cpu()
     # numpy has no bfloat16, and the learner goes on changing its memory: copy.
@@ -117,9 +123,9 @@ def _digest(name: str, dtype: str, data: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _total_digest(version: int, tensors: tuple[PublishedTensor, ...]) -> str:
+def _total_digest(version: int, scheme: str, tensors: tuple[PublishedTensor, ...]) -> str:
     lines = "\n".join(f"{t.name} {t.digest}" for t in tensors)
-    return hashlib.blake2b(f"{version}\n{lines}".encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(f"{version} {scheme}\n{lines}".encode(), digest_size=16).hexdigest()
 
 
 def _version(weights: PublishedWeights) -> str:

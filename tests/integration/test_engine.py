@@ -21,7 +21,7 @@ from qarl.numerics import engine_ops
 from qarl.numerics.parity import check_parity
 from qarl.quant.int8 import quantize_weight, w8a8_forward
 from qarl.quant.linear import requantize
-from qarl.quant.publish import _pack, _total_digest, checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, pack, publish, seal, write_checkpoint
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, PublishedWeights, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine
@@ -90,7 +90,7 @@ def test_mismatch_is_exactly_zero_and_the_unaligned_learners_is_not(
 
 
 def test_mismatch_is_zero_at_700_tokens(engine: VLLMEngine, policy: Policy) -> None:
-    """Beyond about 480 tokens prefill-shaped attention differs from decode; a long prompt is prefilled on both sides."""
+    """Beyond about 480 tokens prefill and decode attention round differently; the learner follows both."""
     engine.load(publish(policy.model, SCHEME, 1))
     rng = np.random.default_rng(0)
     long_prompt = Prompt("long", "", "", tuple(int(t) for t in rng.integers(4, 256, 600)))
@@ -186,8 +186,8 @@ def corrupt_scale(weights: PublishedWeights, fix_digests: bool) -> PublishedWeig
     tensors[index] = dataclasses.replace(tensors[index], data=data)
     if not fix_digests:
         return dataclasses.replace(weights, tensors=tuple(tensors))
-    tensors[index] = _pack(tensors[index].name, torch.from_numpy(data))
-    return dataclasses.replace(weights, tensors=tuple(tensors), digest=_total_digest(weights.version, tuple(tensors)))
+    tensors[index] = pack(tensors[index].name, torch.from_numpy(data))
+    return seal(weights.version, weights.scheme, tuple(tensors))
 
 
 STOCK = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qarl.advantages import group_advantages, has_variance
@@ -20,6 +20,7 @@ def test_by_hand() -> None:
 
 
 @given(rewards=GROUPS, by_std=st.booleans())
+@settings(deadline=None)
 def test_is_the_definition(rewards: list[float], by_std: bool) -> None:
     values = np.array(rewards)
     expected = (values - values.mean()) / (values.std() + 1e-6 if by_std else 1.0)
@@ -27,6 +28,7 @@ def test_is_the_definition(rewards: list[float], by_std: bool) -> None:
 
 
 @given(rewards=GROUPS, by_std=st.booleans())
+@settings(deadline=None)
 def test_sum_is_zero_and_order_is_kept(rewards: list[float], by_std: bool) -> None:
     advantages = group_advantages(rewards, by_std)
     assert sum(advantages) == pytest.approx(0.0, abs=1e-8)
@@ -35,11 +37,13 @@ def test_sum_is_zero_and_order_is_kept(rewards: list[float], by_std: bool) -> No
 
 
 @given(reward=REWARDS, size=st.integers(2, 16), by_std=st.booleans())
+@settings(deadline=None)
 def test_equal_rewards_give_exactly_zero(reward: float, size: int, by_std: bool) -> None:
     assert group_advantages([reward] * size, by_std) == [0.0] * size
 
 
 @given(rewards=GROUPS)
+@settings(deadline=None)
 def test_variance_is_any_difference(rewards: list[float]) -> None:
     assert has_variance(rewards) == (len(set(rewards)) > 1)
 

@@ -12,11 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qarl.errors import CheckpointError
+from tests.fakes import Killed
 from trainer.checkpoint import SCHEMA, CheckpointStore
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it runs."""
 
 
 def learner(step: int) -> Callable[[str], None]:

@@ -182,8 +182,8 @@ def test_contradictions_name_the_key(minimal: Path, overrides: list[str], key: s
 
 
 def test_settings_at_the_edge_of_a_contradiction_are_allowed(minimal: Path) -> None:
-    config = load_config(minimal, ["train.group_size=1", "advantage.normalize_by_std=false", "learner.minibatches=32"])
-    assert (config.train.group_size, config.learner.minibatches) == (1, config.train.prompts_per_step)
+    config = load_config(minimal, ["train.group_size=2", "learner.minibatches=32"])
+    assert (config.train.group_size, config.learner.minibatches) == (2, config.train.prompts_per_step)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------

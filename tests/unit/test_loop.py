@@ -17,7 +17,7 @@ from qarl.config_io import validate
 from qarl.errors import MismatchError, PublicationError
 from qarl.prompts.pool import make_pool
 from qarl.types import PublishedWeights, Sample, SampleRequest
-from tests.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, make_prompts
+from tests.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, Fuse, Killed, make_prompts
 from trainer.checkpoint import CheckpointStore
 from trainer.evaluate import evaluate
 from trainer.loop import Trainer, _split
@@ -40,32 +40,6 @@ def make_config(**sections: dict[str, Any]) -> Config:
     for name, section in sections.items():
         tree[name] = tree.get(name, {}) | section
     return validate(tree, "test")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing after it runs."""
-
-
-class Fuse:
-    """Lets `calls` calls through to all that it guards, then kills; endless when None."""
-
-    def __init__(self, calls: int | None) -> None:
-        self.left, self.made = calls, 0
-
-    def guard(self, partner: Any) -> Any:
-        fuse = self
-
-        class Guarded:
-            def __getattr__(self, name: str) -> Any:
-                def call(*args: Any, **kwargs: Any) -> Any:
-                    if fuse.made == fuse.left:
-                        raise Killed
-                    fuse.made += 1
-                    return getattr(partner, name)(*args, **kwargs)
-
-                return call
-
-        return Guarded()
 
 
 class Run:
@@ -146,6 +120,12 @@ def test_schedule_of_evaluations_tables_and_checkpoints(tmp_path: Path) -> None:
     assert run.trainer.progress.eval_before["pass@1"] == run.values("eval/pass@1")[0]
     assert run.tracker.tables == [(3, 4 * GROUP)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000005"]
+
+
+def test_the_last_step_is_evaluated_once(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 4}))
+    run.trainer.run()
+    assert run.steps("eval/pass@1") == [0, 2, 4]
 
 
 def test_metrics_of_a_step(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -140,12 +141,21 @@ def test_model_that_cannot_be_loaded(tmp_path: Path) -> None:
         policy(tmp_path, "portable")
 
 
+def test_broken_weights_file(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copy(tiny_models["qwen3"] / "config.json", tmp_path)
+    weights = (tiny_models["qwen3"] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match="incomplete"):
+        policy(tmp_path, "portable")
+
+
 # Batches
 
 LENGTH_PAIRS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
 
 
 @given(lengths=LENGTH_PAIRS)
+@settings(deadline=None)
 def test_padded_batch(lengths: list[tuple[int, int]]) -> None:
     rows = [
         TrainSequence(tuple(range(1, p + 1)), tuple(range(100, 100 + r)), np.zeros(r, np.float32)) for p, r in lengths
@@ -164,6 +174,7 @@ def test_padded_batch(lengths: list[tuple[int, int]]) -> None:
 
 
 @given(lengths=LENGTH_PAIRS)
+@settings(deadline=None)
 def test_pad(lengths: list[tuple[int, int]]) -> None:
     values = [np.arange(1, r + 1, dtype=np.float64) for _, r in lengths]
     like_BT = torch.zeros(len(values), max(map(len, values)), dtype=torch.bool)
@@ -181,6 +192,7 @@ def test_pad_takes_read_only_arrays() -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=20), size=st.integers(1, 6))
+@settings(deadline=None)
 def test_micro_batches(lengths: list[int], size: int) -> None:
     chunks = micro_batches(lengths, size)
     assert Counter(i for chunk in chunks for i in chunk) == Counter(range(len(lengths)))
