@@ -46,28 +46,29 @@ def tbpo(
         raise ValueError(f"NaN or infinite log-prob in sequences {broken_B.nonzero()[:, 0].tolist()}")
     # Every band ends far below e^20; beyond it exp could overflow, and infinity times a zero gradient is NaN.
     r_B, w_B = log_r_B.clamp(max=20.0).exp(), log_w_B.clamp(max=20.0).exp()
-    positive_B = advantage_B >= 0
     ppo_B = torch.minimum(
         r_B * advantage_B, r_B.clamp(1 - config.seq_clip_ratio_low, 1 + config.seq_clip_ratio_high) * advantage_B
     )
     dual_B = r_B.clamp(1 - config.neg_seq_clip_ratio_low, 1 + config.neg_seq_clip_ratio_high) * advantage_B
     weight_B = w_B.clamp(max=config.seq_tis_imp_ratio_cap)
-    loss = -(weight_B * torch.where(positive_B, ppo_B, dual_B)).sum() / num_sequences
+    loss = -(weight_B * torch.where(advantage_B >= 0, ppo_B, dual_B)).sum() / num_sequences
+    return loss, _metrics(loss.detach() * num_sequences, r_B.detach(), w_B, advantage_B, config)
 
-    with torch.no_grad():
-        pos_high_B = positive_B & (advantage_B > 0) & (r_B > 1 + config.seq_clip_ratio_high)
-        neg_low_B = ~positive_B & (r_B < 1 - config.neg_seq_clip_ratio_low)
-        neg_high_B = ~positive_B & (r_B > 1 + config.neg_seq_clip_ratio_high)
-        count = len(r_B)
-        metrics: Metrics = {
-            "actor/loss": mean(loss.item() * num_sequences, count),
-            "actor/clip_fraction": mean((pos_high_B | neg_low_B | neg_high_B).sum().item(), count),
-            "actor/clip_fraction_pos_high": mean(pos_high_B.sum().item(), positive_B.sum().item()),
-            "actor/clip_fraction_neg_low": mean(neg_low_B.sum().item(), (~positive_B).sum().item()),
-            "actor/clip_fraction_neg_high": mean(neg_high_B.sum().item(), (~positive_B).sum().item()),
-            "actor/seq_ratio_mean": mean(r_B.sum().item(), count),
-            "actor/seq_ratio_max_dev": maximum((r_B - 1).abs().max().item()),
-            "actor/seq_mismatch_weight_mean": mean(w_B.sum().item(), count),
-            "actor/seq_mismatch_weight_capped": mean((w_B > config.seq_tis_imp_ratio_cap).sum().item(), count),
-        }
-    return loss, metrics
+
+def _metrics(loss_sum: Tensor, r_B: Tensor, w_B: Tensor, advantage_B: Tensor, config: TBPOConfig) -> Metrics:
+    negative_B = advantage_B < 0
+    pos_high_B = (advantage_B > 0) & (r_B > 1 + config.seq_clip_ratio_high)
+    neg_low_B = negative_B & (r_B < 1 - config.neg_seq_clip_ratio_low)
+    neg_high_B = negative_B & (r_B > 1 + config.neg_seq_clip_ratio_high)
+    count, negatives = len(r_B), int(negative_B.sum())
+    return {
+        "actor/loss": mean(loss_sum.item(), count),
+        "actor/clip_fraction": mean((pos_high_B | neg_low_B | neg_high_B).sum().item(), count),
+        "actor/clip_fraction_pos_high": mean(pos_high_B.sum().item(), count - negatives),
+        "actor/clip_fraction_neg_low": mean(neg_low_B.sum().item(), negatives),
+        "actor/clip_fraction_neg_high": mean(neg_high_B.sum().item(), negatives),
+        "actor/seq_ratio_mean": mean(r_B.sum().item(), count),
+        "actor/seq_ratio_max_dev": maximum((r_B - 1).abs().max().item()),
+        "actor/seq_mismatch_weight_mean": mean(w_B.sum().item(), count),
+        "actor/seq_mismatch_weight_capped": mean((w_B > config.seq_tis_imp_ratio_cap).sum().item(), count),
+    }

@@ -39,7 +39,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A model directory and the lines noted while it was made."""
     notes: list[str] = []
     path = tmp_path_factory.mktemp("tiny") / "models" / "sorter"
-    tiny_model.ensure_model(config_at(path), TASK, 0, notes.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_model, "NOTE_EVERY", 20)
+        tiny_model.ensure_model(config_at(path), TASK, 0, notes.append)
     return path, notes
 
 
@@ -143,6 +145,7 @@ def test_continued_sft_trains_on(
     built: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tiny_model, "time_schedule", lambda sft, seconds: [1.0] * 40)
+    monkeypatch.setattr(tiny_model, "NOTE_EVERY", 20)
     notes: list[str] = []
     target = tmp_path / "control"
     target.mkdir()
