@@ -1,4 +1,4 @@
-"""The command line: `qarl train`, `submit`, `report`, `config`."""
+"""The command line: `qarl train`, `submit`, `report`, `config`, `bench`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,23 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_config_show)
     config.add_parser("list", help="the shipped configs").set_defaults(run=_config_list)
     config.add_parser("keys", help="every key with its default and meaning").set_defaults(run=_config_keys)
+
+    bench = commands.add_parser("bench", help="measure a part on this machine").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    pool = bench.add_parser("pool", help="time and memory of the prompt pool, by size and strategy")
+    pool.add_argument("--sizes", type=_positive, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PROMPTS")
+    pool.add_argument("--batch", type=_positive, default=512, help="prompts of one draw (512)")
+    pool.add_argument("--steps", type=_positive, default=100, help="timed steps (100)")
+    pool.set_defaults(run=_bench_pool)
     return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,6 +141,13 @@ def _config_list(_: argparse.Namespace) -> None:
 def _config_keys(_: argparse.Namespace) -> None:
     for key, default, description in documentation():
         print(f"{key}{f' = {default}' if default else ''}\n    {description}")
+
+
+def _bench_pool(args: argparse.Namespace) -> None:
+    from launch.bench_pool import measure, table
+
+    for line in table(measure(args.sizes, args.batch, args.steps)):
+        print(line, flush=True)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -1,4 +1,5 @@
-"""The configuration: one typed, strict tree. This file is the reference of every key.
+"""The configuration: one typed, strict tree. This file and `prompts/config.py` are the reference
+of every key.
 
 A config file is YAML; `inherits: other.yaml` (relative to the file) takes another file's values first. Overrides
 `a.b=c` come last. Unknown keys are errors that name the nearest known one.
@@ -8,22 +9,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+from qarl.config_base import Count, Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
+from qarl.prompts.config import PoolConfig
+
 Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-
-
-class Node(BaseModel):
-    """Base of every section: no unknown keys, no silent conversion from other types, field docs kept."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class RunConfig(Node):
@@ -231,23 +222,6 @@ class AdvantageConfig(Node):
     """Divide by the group's standard deviation (GRPO)."""
     drop_zero_variance: bool = True
     """Leave groups whose rewards are all equal out of the update."""
-
-
-class PoolConfig(Node):
-    strategy: Literal["frontier", "uniform"] = "frontier"
-    """`frontier`: prompts whose success rate is nearest to `target`. `uniform`: every prompt alike."""
-    target: Fraction = 0.5
-    """Target success rate: where the two heaps meet."""
-    exploration: Fraction = 0.25
-    """Share of a draw kept for unseen and stale prompts."""
-    cooldown_steps: Count = 2
-    """Steps that an observed prompt rests before it may be drawn again."""
-    decay: Fraction = 0.7
-    """Weight of old trials at each new visit."""
-    prior_strength: PositiveFloat = 2.0
-    """Pseudo-trials of the Beta prior, centred on `target`."""
-    stale_after_steps: PositiveInt = 20
-    """Steps unvisited after which a prompt counts as stale."""
 
 
 class TrainConfig(Node):
