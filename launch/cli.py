@@ -75,14 +75,14 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="WHAT"
     )
     pool = bench.add_parser("pool", help="time and memory of the prompt pool, by size and strategy")
-    pool.add_argument("--sizes", type=_positive, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PROMPTS")
-    pool.add_argument("--batch", type=_positive, default=512, help="prompts of one draw (512)")
-    pool.add_argument("--steps", type=_positive, default=100, help="timed steps (100)")
+    pool.add_argument("--sizes", type=positive_int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PROMPTS")
+    pool.add_argument("--batch", type=positive_int, default=512, help="prompts of one draw (512)")
+    pool.add_argument("--steps", type=positive_int, default=100, help="timed steps (100)")
     pool.set_defaults(run=_bench_pool)
     return parser
 
 
-def _positive(text: str) -> int:
+def positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
         raise ValueError(text)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from qarl.errors import CheckpointError, DataError
+from qarl.errors import CheckpointError, ConfigError, DataError
 from qarl.prompts.config import ArchiveConfig, LineageConfig, PoolConfig, RetireConfig
 from qarl.prompts.pool import Pool, make_pool
 from qarl.prompts.strategies import LEAST_NEARNESS, Frontier
@@ -380,7 +380,9 @@ def by_turns(low: list[str], high: list[str], most: int) -> list[str]:
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+TestPool.settings = settings(
+    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -466,8 +468,16 @@ def test_prompts_must_exist_and_be_unique(rows: list[Prompt]) -> None:
     ("change", "message"),
     [
         ({"version": 0}, "version 0"),
-        ({"records": {}}, "4 prompt ids"),
-        ({"records": {"p0": {"no": 1}}}, "damaged"),
+        ({"version": 1}, "version 1, this qarl reads 2; resume with the qarl that wrote it"),
+        ({"ids": []}, "4 prompt ids"),
+        ({"ids": ["p0", "p1", "p2", "p3", "p3"]}, "damaged"),
+        ({"columns": {"ticket": "AAAA"}}, "damaged"),
+        ({"columns": {}}, "damaged"),
+        ({"grown": [{"id": "p9"}]}, "damaged"),
+        ({"gauges": {"no": 1}}, "damaged"),
+        ({"archive": {"p0": {"row": {}, "step": 0}}}, "damaged"),
+        ({"lineage": [["p0", "p1", 1.0], ["p1", "p0", 1.0]]}, "cycle"),
+        ({"lineage": [["p0", "p9", 1.0]]}, "contradict"),
         ({"rng": [1, 2]}, "damaged"),
         ({"cooling": None}, "damaged"),
         ({"cooling": ["p0"], "in_flight": ["p0"]}, "two states"),
@@ -487,6 +497,104 @@ def test_state_of_another_data_set_is_refused() -> None:
     state = make_pool(prompts(5), PoolConfig(), seed=0).state_dict()
     with pytest.raises(CheckpointError, match="1 prompt ids are not in both the state and the task, first 'p4'"):
         make_pool(prompts(4), PoolConfig(), seed=0).load_state_dict(state)
+
+
+def test_a_truncated_state_is_refused() -> None:
+    pool = Pool(prompts(4), PoolConfig(), seed=0)
+    whole = through_json(pool)
+    for key in whole:
+        with pytest.raises(CheckpointError):
+            pool.load_state_dict({name: value for name, value in whole.items() if name != key})
+
+
+def test_grown_prompts_come_back_whole() -> None:
+    config = PoolConfig(capacity=3, archive=ArchiveConfig(capacity=2))
+    pool, other = (Pool(prompts(2), config, seed=0) for _ in range(2))
+    assert pool.add(Prompt("new", "2+2?", "4", (5, 6), level=7), parent_id="p0")
+    other.load_state_dict(through_json(pool))
+    assert Prompt("new", "2+2?", "4", (5, 6), level=7) in other.draw(3, 1)
+
+
+@pytest.mark.parametrize("prompt_id", ["p0", "gone"])
+def test_an_id_is_never_used_twice(prompt_id: str) -> None:
+    pool = Pool([*prompts(2), Prompt("gone", "", "", ())], PoolConfig(capacity=3), seed=0)
+    pool.observe([GroupResult(i, (float(i != "gone") / 2,)) for i in ids(pool.draw(3, 0))], 0)
+    assert pool.add(Prompt("better", "", "", ()))  # unseen, at the target: the unsolved one leaves
+    assert pool.metrics()["pool/evicted"] == 1
+    with pytest.raises(DataError, match=f"'{prompt_id}' is not unique"):
+        pool.add(Prompt(prompt_id, "", "", ()))
+
+
+def test_more_prompts_than_capacity_are_refused() -> None:
+    with pytest.raises(ConfigError, match="2 is less than the 3 prompts"):
+        Pool(prompts(3), PoolConfig(capacity=2), seed=0)
+    state = Pool(prompts(3), PoolConfig(), seed=0)
+    state.add(Prompt("new", "", "", ()))
+    with pytest.raises(ConfigError, match="has 4 prompts"):
+        Pool(prompts(3), PoolConfig(capacity=3), seed=0).load_state_dict(through_json(state))
+
+
+def test_an_archive_needs_a_capacity() -> None:
+    with pytest.raises(ValueError, match="set both"):
+        PoolConfig(archive=ArchiveConfig(capacity=1))
+
+
+def test_estimates_are_told_apart_from_measurements() -> None:
+    pool = Pool(prompts(1), PoolConfig(exploration=0.0, cooldown_steps=0), seed=0)
+    pool.observe([GroupResult(pool.draw(1, 0)[0].id, (1.0, 1.0))], 0)  # rate (2 + 1) / (2 + 2)
+    pool.add(Prompt("child", "", "", ()), "p0", difficulty=2.0)
+    assert pool.metrics()["pool/estimated"] == 1
+    assert pool.metrics()["pool/success_mean"] == 0.75  # seen ones only
+    pool.observe([GroupResult(i, (1.0, 0.0)) for i in ids(pool.draw(2, 1)) if i == "child"], 1)
+    metrics = pool.metrics()
+    assert metrics["pool/estimated"] == 0
+    assert metrics["pool/estimate_error"] == pytest.approx(0.75**2 - 0.5)
+    assert metrics["pool/success_mean"] == pytest.approx((0.75 + (1 + 2 * 0.75**2) / 4) / 2)
+
+
+def test_reach_draws_unseen_prompts_instead_of_far_ones() -> None:
+    far, near = (PoolConfig(exploration=0.0, cooldown_steps=0, reach=reach) for reach in (1.0, 0.3))
+    unseen = {}
+    for name, config in {"far": far, "near": near}.items():
+        pool = Pool(prompts(20), config, seed=0)
+        pool.observe([GroupResult(i, (0.0,) * 8) for i in ids(pool.draw(10, 0))], 0)  # rate 0.1
+        before = pool.metrics()["pool/cold"]
+        pool.draw(6, 1)
+        unseen[name] = before - pool.metrics()["pool/cold"]
+    assert unseen == {"far": 0, "near": 6}
+
+
+def test_prioritised_draws_by_weight() -> None:
+    """Two classes of prompts, nearness 1 and 0.5: they are drawn 2 to 1, whatever was drawn before."""
+    pool = Pool(prompts(400), PoolConfig(strategy="prioritised", cooldown_steps=0, decay=0.0, prior_strength=1e-9), 0)
+    reward = {f"p{i}": 0.5 if i % 2 else 0.25 for i in range(400)}
+    pool.observe([GroupResult(i, (reward[i],)) for i in ids(pool.draw(400, 0))], 0)
+    near = 0
+    for step in range(1, 1001):
+        drawn = ids(pool.draw(10, step))
+        near += sum(reward[i] == 0.5 for i in drawn)
+        pool.observe([GroupResult(i, (reward[i],)) for i in drawn], step)
+    assert near / 10_000 == pytest.approx(2 / 3, abs=0.02)  # four standard deviations
+
+
+def test_easy_to_hard_goes_by_level_then_by_success() -> None:
+    pool = Pool(prompts(6), PoolConfig(strategy="easy_to_hard", cooldown_steps=0), seed=0)
+    drawn = pool.draw(6, 0)
+    assert [prompt.level for prompt in drawn] == [0, 0, 1, 1, 2, 2]
+    pool.observe([GroupResult(f"p{i}", (float(i >= 3),)) for i in range(6)], 0)
+    assert ids(pool.draw(6, 1)) == ["p3", "p0", "p4", "p1", "p5", "p2"]
+
+
+def test_solved_prompts_retire_until_their_recheck() -> None:
+    retire = RetireConfig(after_visits=2, recheck_after_steps=5)
+    pool = Pool(prompts(1), PoolConfig(cooldown_steps=0, retire=retire), seed=0)
+    drawn_at = []
+    for step in range(20):
+        for prompt in pool.draw(1, step):
+            drawn_at.append(step)
+            pool.observe([GroupResult(prompt.id, (1.0 if step < 7 else 0.5,) * 4)], step)
+    assert drawn_at[:4] == [0, 1, 7, 8]  # no longer solved at 7: its mean is 0.76
+    assert pool.metrics()["pool/retired"] == 0
 
 
 def informative_share(strategy: Strategy, solved: float, steps: int) -> float:
