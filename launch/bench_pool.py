@@ -1,4 +1,7 @@
-"""`qarl bench pool`: what the prompt pool costs, by size and strategy, beside sorting everything at every step."""
+"""`qarl bench pool`: what the prompt pool costs, by size and strategy, beside sorting everything at every step.
+
+Times are CPU time of this process, which other processes on the machine disturb least.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Drawer(Protocol):
 
 @dataclass(frozen=True)
 class PoolCost:
-    """One line of the table. Times are of one call, in milliseconds; NaN where nothing was measured."""
+    """One line of the table. Times are CPU time of one call; NaN where nothing was measured."""
 
     name: str
     size: int
@@ -103,13 +106,13 @@ def _measure_pool(prompts: Sequence[Prompt], config: PoolConfig, batch: int, ste
     pool = make_pool(prompts, config, SEED)
     _see_all(pool, len(prompts))
     times = _time_steps(pool, batch, steps)
-    started = time.perf_counter()
+    started = time.process_time()
     text = json.dumps(pool.state_dict())
-    snapshot_s = time.perf_counter() - started
+    snapshot_s = time.process_time() - started
     del pool
-    started = time.perf_counter()
+    started = time.process_time()
     make_pool(prompts, config, SEED).load_state_dict(json.loads(text))
-    restore_s = time.perf_counter() - started
+    restore_s = time.process_time() - started
     memory = _memory(prompts, config, batch, steps) / len(prompts)
     return PoolCost(config.strategy, len(prompts), *times, snapshot_s, restore_s, len(text) / 1e6, memory)
 
@@ -132,13 +135,13 @@ def _time_steps(pool: Drawer, batch: int, steps: int) -> tuple[float, float, flo
     gc.collect()
     draws, observes = [], []
     for step in range(10, 10 + steps):
-        started = time.perf_counter()
+        started = time.process_time()
         drawn = pool.draw(batch, step)
-        draws.append(1e3 * (time.perf_counter() - started))
+        draws.append(1e3 * (time.process_time() - started))
         results = [_result(prompt, rng) for prompt in drawn]
-        started = time.perf_counter()
+        started = time.process_time()
         pool.observe(results, step)
-        observes.append(1e3 * (time.perf_counter() - started))
+        observes.append(1e3 * (time.process_time() - started))
     return median(draws), max(draws), median(observes), max(observes)
 
 

@@ -68,10 +68,10 @@ class Pool:
         self._archive: dict[str, Archived] = {}  # longest archived first
         self._forgotten: set[str] = set()  # the task's ids that are in neither pool nor archive
         self._lineage = Forest()
-        self._gauges = Gauges()
+        self._gauges = Gauges(arrivals=len(prompts))
         stats = Statistics(config)
         for slot in range(len(prompts)):
-            stats.put(slot, self._rng.random())
+            stats.put(slot, self._rng.random(), arrival=slot)
         self._fill(list(prompts), stats, cooling=frozenset(), retired=frozenset())
 
     def draw(self, n: int, step: int) -> list[Prompt]:
@@ -305,7 +305,8 @@ class Pool:
             self._state.append(State.ABSENT)
             self._sizes[State.ABSENT] += 1
         self._prompts[slot], self._slots[prompt.id] = prompt, slot
-        self._stats.put(slot, **known)
+        self._stats.put(slot, **{**known, "arrival": self._gauges.arrivals})
+        self._gauges.arrivals += 1
         self._release(slot)
         if self._config.capacity is None or len(self._slots) <= self._config.capacity:
             return True

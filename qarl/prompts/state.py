@@ -27,6 +27,7 @@ class Gauges:
     frontier_width: float = 0.0
     estimate_error: float = 0.0
     clock: float = 0.0
+    arrivals: int = 0
     unknown_results: int = 0
     evicted: int = 0
     refused: int = 0

@@ -16,10 +16,19 @@ COLUMNS = {
     "trials": "d",  # decayed number of responses
     "estimate": "d",  # success rate inferred from relatives; NaN when there is none
     "alarm_base": "d",  # clock of the `prioritised` strategy at the last observation
+    "arrival": "q",  # rank by entry into the pool
     "visits": "q",  # observed draws; 0 means that nothing was measured
     "last_step": "q",  # step of the last observation, -1 before the first
 }
-NEW = {"successes": 0.0, "trials": 0.0, "estimate": math.nan, "alarm_base": 0.0, "visits": 0, "last_step": -1}
+NEW = {
+    "arrival": 0,
+    "successes": 0.0,
+    "trials": 0.0,
+    "estimate": math.nan,
+    "alarm_base": 0.0,
+    "visits": 0,
+    "last_step": -1,
+}
 BINS = 10
 
 
@@ -39,6 +48,7 @@ class Statistics:
         self.trials: array[float] = array("d")
         self.estimate: array[float] = array("d")
         self.alarm_base: array[float] = array("d")
+        self.arrival: array[int] = array("q")
         self.visits: array[int] = array("q")
         self.last_step: array[int] = array("q")
         self.histogram = [0] * BINS

@@ -171,18 +171,18 @@ class Median(Strategy):
     def __init__(self, config: PoolConfig, stats: Statistics, prompts: Sequence[Prompt | None], rng: Random) -> None:
         super().__init__(config, stats, prompts, rng)
         self._unseen = LazyHeap()
-        self._low, self._high = LazyHeap(), LazyHeap()  # the lower half, rounded up, and the upper half
+        self.low, self.high = LazyHeap(), LazyHeap()  # the lower half, rounded up, and the upper half
 
     def add(self, slot: int) -> None:
         if not self.stats.visits[slot]:
-            self._unseen.push(slot)
+            self._unseen.push(slot, self.stats.arrival[slot])
             return
-        self._push(self._low, slot)
-        self._push(self._high, self._low.pop())
+        self._push(self.low, slot)
+        self._push(self.high, self.low.pop())
         self._balance()
 
     def remove(self, slot: int) -> None:
-        for heap in (self._unseen, self._low, self._high):
+        for heap in (self._unseen, self.low, self.high):
             if slot in heap:
                 heap.remove(slot)
         self._balance()
@@ -190,7 +190,7 @@ class Median(Strategy):
     def select(self, n: int, step: int) -> list[int]:
         unseen = [self._unseen.pop() for _ in range(min(n, len(self._unseen)))]
         m = n - len(unseen)
-        window = walk_outwards(self._low, self._high, 2 * m)
+        window = walk_outwards(self.low, self.high, 2 * m)
         picked = self.rng.sample(window, min(m, len(window)))
         for slot in set(window).difference(picked):
             self.add(slot)
@@ -202,15 +202,15 @@ class Median(Strategy):
         return 1.0 - self.stats.measured(slot) if self.stats.visits[slot] else 0.0
 
     def _push(self, heap: LazyHeap, slot: int) -> None:
-        sign = 1 if heap is self._high else -1  # the top is the one nearest to the median
+        sign = 1 if heap is self.high else -1  # the top is the one nearest to the median
         order = (self.stats.measured(slot), self.stats.last_step[slot], self.stats.ticket[slot])
         heap.push(slot, *(sign * part for part in order))
 
     def _balance(self) -> None:
-        while len(self._high) > len(self._low):
-            self._push(self._low, self._high.pop())
-        while len(self._low) > len(self._high) + 1:
-            self._push(self._high, self._low.pop())
+        while len(self.high) > len(self.low):
+            self._push(self.low, self.high.pop())
+        while len(self.low) > len(self.high) + 1:
+            self._push(self.high, self.low.pop())
 
 
 def walk_outwards(low: LazyHeap, high: LazyHeap, most: int, reach: float = math.inf) -> list[int]:

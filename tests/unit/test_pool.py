@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from qarl.errors import CheckpointError, ConfigError, DataError
 from qarl.prompts.config import ArchiveConfig, LineageConfig, PoolConfig, RetireConfig
 from qarl.prompts.pool import Pool, make_pool
-from qarl.prompts.strategies import LEAST_NEARNESS, Frontier
+from qarl.prompts.strategies import LEAST_NEARNESS, Frontier, Median
 from qarl.types import GroupResult, Prompt
 from tests.unit.test_lineage import MODES
 from tests.unit.test_lineage import make as make_forest
@@ -79,6 +79,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool, self.twin = self.make(seed), self.make(seed)
         self.where = {p.id: "eligible" for p in self.prompts}  # prompts in the pool
         self.level = {p.id: p.level for p in self.prompts}
+        self.arrivals = ids(self.prompts)
         self.history: dict[str, list[tuple[int, tuple[float, ...]]]] = {p.id: [] for p in self.prompts}
         self.estimate: dict[str, float] = {}
         self.links: dict[str, tuple[str, float]] = {}
@@ -158,8 +159,8 @@ class PoolMachine(RuleBasedStateMachine):
         return self.column("alarm_base", prompt_id) + waiting
 
     def check_median(self, drawn: list[str], n: int, eligible: list[str]) -> None:
-        """All unseen in the order of their slots, then m of the 2m around the median of the last rewards."""
-        unseen = sorted((i for i in eligible if not self.history[i]), key=self.pool._slots.__getitem__)[:n]
+        """All unseen in the order of arrival, then m of the 2m around the median of the last rewards."""
+        unseen = sorted((i for i in eligible if not self.history[i]), key=self.arrivals.index)[:n]
         seen = [i for i in eligible if self.history[i]]
         seen.sort(key=lambda i: (self.measured(i), self.last(i), self.ticket(i)))
         half = (len(seen) + 1) // 2
@@ -231,6 +232,14 @@ class PoolMachine(RuleBasedStateMachine):
         chosen = data.draw(st.lists(st.sampled_from([*self.where, *self.archive, "unknown"]), max_size=6))
         self.observe(chosen, data.draw(RANDOMS), calls=2 if repeat else 1)
 
+    @rule(n=st.integers(1, 10), rng=RANDOMS, times=st.integers(1, 4))
+    def train(self, n: int, rng: random.Random, times: int) -> None:
+        """Ordinary steps: they bring the pool to where most prompts have been seen."""
+        for _ in range(times):
+            self.draw(n, steps=1)
+            self.observe(self.of_state("in_flight"), rng, calls=1)
+            self.conserves()
+
     @rule(rng=RANDOMS)
     def observe_all(self, rng: random.Random) -> None:
         self.observe(self.of_state("in_flight"), rng, calls=1)
@@ -286,6 +295,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.prune(new)
             return False
         self.where[new] = "eligible"
+        self.arrivals = [*(i for i in self.arrivals if i != new), new]
         if full:
             del self.where[victim]
             self.prune(victim)
@@ -353,10 +363,23 @@ class PoolMachine(RuleBasedStateMachine):
         assert {child: (parent, d) for child, parent, d in state["lineage"]} == self.links
         assert list(state["archive"]) == list(self.archive)
         self.check_histogram(metrics)
-        strategy = self.pool._strategy
-        if isinstance(strategy, Frontier):
-            assert {i for i in self.where if self.pool._slots[i] in strategy.low} == low
-            assert {i for i in self.where if self.pool._slots[i] in strategy.high} == rates.keys() - low
+        self.check_heaps(low, rates.keys() - low)
+
+    def check_heaps(self, low: set[str], high: set[str]) -> None:
+        """The halves of the frontier, and what eviction would go by."""
+        strategy, slots = self.pool._strategy, self.pool._slots
+        if isinstance(strategy, Median):
+            seen = [i for i in self.of_state("eligible") if self.history[i]]
+            seen.sort(key=lambda i: (self.measured(i), self.last(i), self.ticket(i)))
+            half = (len(seen) + 1) // 2
+            low, high = set(seen[:half]), set(seen[half:])
+        if isinstance(strategy, Median | Frontier):
+            assert {i for i in self.where if slots[i] in strategy.low} == low
+            assert {i for i in self.where if slots[i] in strategy.high} == high
+        if self.config.capacity:
+            may_leave = [i for i, at in self.where.items() if at != "in_flight"]
+            entries = {i: self.pool._far._live[slots[i]] for i in self.where if slots[i] in self.pool._far}
+            assert entries == {i: (-self.far(i), self.last(i), self.ticket(i), slots[i]) for i in may_leave}
 
     def check_histogram(self, metrics: dict[str, float]) -> None:
         seen = [self.rate(i) for i in self.where if self.history[i]]
