@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,9 @@ from yaml import YAMLError
 
 from qarl.config import Config
 from qarl.errors import ConfigError
+
+UNIONS = {"task", "objective", "correction"}
+"""Keys whose section is of one of several kinds."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -81,8 +85,7 @@ def _read(path: Path, trail: tuple[Path, ...]) -> DictConfig:
 def _explain(fault: ErrorDetails) -> str:
     # Union members appear in `loc` as their tag; the user never wrote it.
     parts = [str(p) for p in fault["loc"]]
-    keys = [p for i, p in enumerate(parts) if not (i == 1 and parts[0] == "task")]
-    key = ".".join(keys)
+    key = ".".join(part for before, part in pairwise(["", *parts]) if before not in UNIONS)
     if fault["type"] == "extra_forbidden":
         known = [name for name, _, _ in documentation()]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
