@@ -96,10 +96,12 @@ def test_ranks_score_update_publish_save_and_load(
     learner.close()
 
 
-def test_gradient_does_not_depend_on_ranks_or_micro_batches(tiny_models: dict[str, Path]) -> None:
+@pytest.mark.parametrize("objective", ["tbpo", "dapo"])  # one normalised by sequences, one by tokens
+def test_gradient_does_not_depend_on_ranks_or_micro_batches(objective: str, tiny_models: dict[str, Path]) -> None:
     batch, norms, losses = sequences(8), [], []
     for ranks, size in ((1, 8), (1, 2), (2, 3)):
-        config = config_of(tiny_models["qwen3"], 1, ranks, f"learner.micro_batch_size={size}", "model.dtype=float32")
+        more = (f"learner.micro_batch_size={size}", "model.dtype=float32", f"objective.kind={objective}")
+        config = config_of(tiny_models["qwen3"], 1, ranks, *more)
         learner = start(config)
         prox = learner.score(batch)
         metrics = learner.update([with_prox(batch, prox)], [prox])

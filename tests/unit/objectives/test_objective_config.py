@@ -9,7 +9,16 @@ import pytest
 
 from qarl.config_io import documentation, load_config, to_yaml, validate
 from qarl.errors import ConfigError
-from qarl.objectives.config import CorrectionConfig, ObjectiveConfig, SequenceTIS, TBPOConfig, TokenMask
+from qarl.objectives.config import (
+    CorrectionConfig,
+    GRPOConfig,
+    GSPOConfig,
+    ObjectiveConfig,
+    SequenceTIS,
+    TBPOConfig,
+    TokenMask,
+    TokenTIS,
+)
 from qarl.objectives.registry import OBJECTIVES
 
 KINDS = get_args(get_args(ObjectiveConfig)[0])
@@ -28,6 +37,20 @@ def tree(objective: Any, **sections: Any) -> dict[str, Any]:
 
 def test_a_section_without_kind_is_tbpo() -> None:
     assert validate(tree({"seq_clip_ratio_high": 0.5}), "test").objective == TBPOConfig(seq_clip_ratio_high=0.5)
+
+
+def test_another_kind_starts_from_its_own_defaults(tmp_path: Path) -> None:
+    base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+    base.write_text("model: {path: x}\ntask: {kind: sorting}\nobjective: {seq_clip_ratio_high: 0.5}\n")
+    child.write_text("inherits: base.yaml\nobjective: {kind: gspo, correction: {kind: token_tis, cap: 3.0}}\n")
+    assert load_config(child).objective == GSPOConfig(correction=TokenTIS(cap=3.0))
+    assert load_config(base, ["objective.kind=grpo"]).objective == GRPOConfig()
+    for same in (["objective.kind=tbpo"], ["objective.seq_clip_ratio_low=3e-4"], []):
+        assert load_config(base, same).objective == TBPOConfig(seq_clip_ratio_high=0.5)
+    mask = load_config(child, ["objective.correction.kind=token_mask"]).objective
+    assert mask == GSPOConfig(correction=TokenMask())
+    kept = load_config(child, ["objective.seq_clip_ratio_low=0.1"]).objective
+    assert kept == GSPOConfig(seq_clip_ratio_low=0.1, correction=TokenTIS(cap=3.0))
 
 
 def test_every_kind_has_its_function() -> None:
