@@ -11,7 +11,6 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qarl.errors import ObjectiveError
 from qarl.objectives.config import (
     CISPOConfig,
     DAPOConfig,
@@ -375,32 +374,3 @@ def test_dropped_and_capped_are_counted() -> None:
     assert metrics(SequenceReject())["actor/sequences_dropped"] == 0
     assert metrics(SequenceTIS())["actor/seq_mismatch_weight_capped"] == 0
     assert metrics(NoCorrection())["actor/seq_mismatch_weight_mean"] == pytest.approx((0.4 ** (1 / 3) + 1) / 2)
-
-
-# --- bad input -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("config", PLAIN, ids=label)
-def test_bad_input_names_its_sequences(config: Any) -> None:
-    good = replace(random_batch(0, 3, 4, 0.1, full=True).inputs(), ids=["a", "b", "c"])
-
-    def fault(**changes: Any) -> str:
-        with pytest.raises(ObjectiveError) as caught:
-            compute_loss(replace(good, **changes), config)
-        return str(caught.value)
-
-    def with_value(values: torch.Tensor, row: int, value: Any) -> torch.Tensor:
-        values = values.clone()
-        values[row] = value
-        return values
-
-    for name in ("logp_theta_BT", "logp_prox_BT", "logp_samp_BT"):
-        for junk in (math.nan, math.inf, -math.inf):
-            broken_BT = with_value(getattr(good, name), 1, junk)
-            assert fault(**{name: broken_BT}) == "NaN or infinite log-prob in sequences ['b']"
-        assert "of 3 sequences must have one shape" in fault(**{name: getattr(good, name)[:, :2]})
-    assert fault(mask_BT=with_value(good.mask_BT, 2, False)) == "sequences ['c'] have no response token"
-    assert fault(advantage_B=good.advantage_B[:2]) == "(2,) advantages for 3 sequences ['a', 'b', 'c']"
-    assert (
-        fault(advantage_B=with_value(good.advantage_B, 0, math.nan)) == "NaN or infinite advantage of sequences ['a']"
-    )
