@@ -213,3 +213,15 @@ def stock_vllm(path: Path, asked: list[tuple[list[int], int]], tokens: int) -> l
     assert lines, done.stdout[-2000:] + done.stderr[-2000:]
     rows: list[tuple[list[int], list[float]]] = json.loads(lines[0].removeprefix("RESULT"))
     return rows
+
+
+def test_an_op_that_differs_is_named(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engine_ops.rotary_embedding
+
+    def other_rounding(positions: torch.Tensor, q: torch.Tensor, *args: torch.Tensor) -> None:
+        real(positions, q, *args)  # type: ignore[arg-type]
+        q[0, 0] += 1.0
+
+    monkeypatch.setattr(engine_ops, "rotary_embedding", other_rounding)
+    differing = [check for check in check_parity(policy.model.config, torch.bfloat16) if not check.exact]
+    assert [str(check) for check in differing] == ["rope differs in 1 of 12288 outputs"]

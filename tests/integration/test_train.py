@@ -158,3 +158,32 @@ def _sample(prompt: list[int], tokens: list[int]) -> Any:
 
     empty = np.zeros(len(tokens), dtype=np.float32)
     return Sample(Prompt("p", "", "", tuple(prompt)), tuple(tokens), empty, "", "stop", 0)
+
+
+def test_jsonl_problems_with_math_verify_and_the_sampler_as_prox(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """The other task, verifier and prox: what a GSM8K run uses, on the same small model."""
+    (tmp_path / "model").symlink_to(finished[0] / "model")
+    for name, numbers in (("train", range(100, 160)), ("heldout", range(200, 220))):
+        rows = [{"q": f"{n}=", "a": f"sorted: {int(''.join(sorted(str(n))))}"} for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = tmp_path / "jsonl.yaml"
+    config.write_text(
+        f"inherits: {ROOT}/configs/quickstart.yaml\n"
+        "model: {build: null}\n"
+        f"task: {{kind: jsonl, train_path: {tmp_path}/train.jsonl, heldout_path: {tmp_path}/heldout.jsonl,\n"
+        "       question_key: q, answer_key: a, answer_delimiter: 'sorted:', chat: false}\n"
+        "reward: {kind: math, num_workers: 2}\n"
+        "learner: {prox: sampler}\n"
+        "mismatch: {proof_steps: 1, unaligned_every: 0}\n"
+    )
+    settings = [item for item in SMALL if not item.startswith(("task.", "model."))]
+    overrides = [*settings, f"run.dir={tmp_path}/runs", f"model.path={tmp_path}/model", "train.steps=2"]
+    command = [sys.executable, "-m", "launch.cli", "train", str(config), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows_by_step = steps(tmp_path)
+    assert rows_by_step[1]["mismatch/logp_abs_max"] == 0.0
+    assert "mismatch/logp_abs_max" not in rows_by_step[2]  # proven after one step: one forward less
+    assert rows_by_step[2]["mismatch/probe_logp_abs_max"] == 0.0
+    assert 0.0 < rows_by_step[1]["reward/mean"] < 1.0
+    assert all(row["reward/faults"] == 0.0 for row in rows_by_step.values())
