@@ -57,6 +57,10 @@ class MismatchError(QarlError):
     """Learner and sampler disagree by more than the config allows."""
 
 
+class DivergenceError(QarlError, ValueError):
+    """Training has left the finite numbers."""
+
+
 class RolloutError(QarlError):
     """Rollout workers could not produce the samples."""
 

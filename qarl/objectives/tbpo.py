@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from qarl.config import TBPOConfig
+from qarl.errors import DivergenceError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.objectives.ratios import sequence_log_ratio
 
@@ -35,7 +36,8 @@ def tbpo(
     Returns:
         scalar loss (float32) and partial metrics. A clip is counted where the chosen branch is the clipped one.
     Raises:
-        ValueError: shapes differ, a sequence is empty, or a sampled token has a NaN or infinite log-prob.
+        ValueError: shapes differ, or a sequence is empty.
+        DivergenceError: a sampled token has a NaN or infinite log-prob.
     """
     if advantage_B.shape != mask_BT.shape[:1]:
         raise ValueError(f"{tuple(advantage_B.shape)} advantages for {mask_BT.shape[0]} sequences")
@@ -43,7 +45,10 @@ def tbpo(
     log_w_B = sequence_log_ratio(logp_prox_BT.detach(), logp_samp_BT.detach(), mask_BT)
     broken_B = ~(torch.isfinite(log_r_B) & torch.isfinite(log_w_B))
     if broken_B.any():
-        raise ValueError(f"NaN or infinite log-prob in sequences {broken_B.nonzero()[:, 0].tolist()}")
+        raise DivergenceError(
+            f"NaN or infinite log-prob in sequences {broken_B.nonzero()[:, 0].tolist()}",
+            mend="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
+        )
     # Every band ends far below e^20; beyond it exp could overflow, and infinity times a zero gradient is NaN.
     r_B, w_B = log_r_B.clamp(max=20.0).exp(), log_w_B.clamp(max=20.0).exp()
     ppo_B = torch.minimum(
@@ -67,6 +72,7 @@ def _metrics(loss_sum: Tensor, r_B: Tensor, w_B: Tensor, advantage_B: Tensor, co
         "actor/clip_fraction_pos_high": mean(pos_high_B.sum().item(), count - negatives),
         "actor/clip_fraction_neg_low": mean(neg_low_B.sum().item(), negatives),
         "actor/clip_fraction_neg_high": mean(neg_high_B.sum().item(), negatives),
+        "actor/ppo_kl": mean(-r_B.log().sum().item(), count),
         "actor/seq_ratio_mean": mean(r_B.sum().item(), count),
         "actor/seq_ratio_max_dev": maximum((r_B - 1).abs().max().item()),
         "actor/seq_mismatch_weight_mean": mean(w_B.sum().item(), count),

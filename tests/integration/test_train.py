@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from launch.report import Summary
+from launch.tracking import read_log
 from qarl.mismatch import Mismatch
 from qarl.quant.scheme import QuantScheme
 from tests.integration.test_engine import learner_logprobs, stock_vllm
@@ -50,13 +52,11 @@ def qarl(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *overrides), capture_output=True, text=True, cwd=ROOT, timeout=400)
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "runs" / "quickstart" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def steps(folder: Path) -> dict[int, dict[str, Any]]:
-    return {row["step"]: row for row in metrics(folder) if "reward/mean" in row}
+    """The training steps logged so far."""
+    log = folder / "runs" / "quickstart" / "metrics.jsonl"
+    rows = read_log(log) if log.exists() else []
+    return {row["step"]: row for row in rows if "reward/mean" in row}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_killed_run_continues_to_the_same_weights(finished: tuple[Path, str], 
         command(tmp_path, "train.steps=4"), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while 3 not in (steps(tmp_path) if (tmp_path / "runs/quickstart/metrics.jsonl").exists() else {}):
+    while 3 not in steps(tmp_path):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -139,6 +139,31 @@ def test_a_killed_run_continues_to_the_same_weights(finished: tuple[Path, str], 
             assert rows[step].get(name) == reference[step].get(name), (step, name)
     ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_rollout_actor_killed_in_a_step_does_not_change_the_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(finished[0] / "model")
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(tmp_path, "train.steps=4"), cwd=ROOT, stdout=log, start_new_session=True)
+    victim = None
+    while victim is None or 1 not in steps(tmp_path):
+        assert process.poll() is None, "the run ended before a worker could be killed"
+        victim = next((p for p in psutil.process_iter(["name"]) if _is_worker_of(p, process.pid)), None)
+        time.sleep(0.02)
+    victim.kill()
+    assert process.wait(timeout=300) == 0
+    assert "rollout worker 0 died during" in (tmp_path / "log").read_text()
+    assert sorted(steps(tmp_path)) == [1, 2, 3, 4]
+    ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def _is_worker_of(process: psutil.Process, driver: int) -> bool:
+    try:
+        is_worker = process.name().startswith("ray::RolloutWor")
+        return is_worker and any(parent.pid == driver for parent in process.parents())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_finished_run_answers_at_once(finished: tuple[Path, str]) -> None:
