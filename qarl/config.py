@@ -23,8 +23,8 @@ from qarl.objectives.config import ObjectiveConfig, TBPOConfig
 
 
 class RunConfig(Node):
-    name: str = "run"
-    """Name of the run; its files lie in `dir`/`name`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
+    """Name of the run, a plain folder name; its files lie in `dir`/`name`."""
     dir: str = "runs"
     """Folder of all runs, relative to the working directory."""
     resume: bool = True
@@ -155,8 +155,6 @@ class RolloutConfig(Node):
     """KV cache of one engine on CPU, in whole GiB."""
     gpu_memory_utilization: Fraction = 0.6
     """Share of a GPU that one engine takes."""
-    tensor_parallel_size: PositiveInt = 1
-    """GPUs of one engine."""
     num_cpus_per_worker: PositiveFloat = 1.0
     """CPUs that one worker reserves."""
     timeout_s: PositiveFloat = 600.0
@@ -182,10 +180,11 @@ class OptimizerConfig(Node):
 
 class LearnerConfig(Node):
     aligned: bool = True
-    """Compute the engine's quantized forward. False trains the plain model on quantized rollouts (naive baseline)."""
-    numerics: Literal["engine", "portable", "stock"] = "engine"
+    """Compute the engine's quantized forward. False trains plain transformers on quantized rollouts, the naive
+    baseline, whatever `numerics` says."""
+    numerics: Literal["auto", "engine", "portable", "stock"] = "auto"
     """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
-    torch. `stock`: transformers as it is, linears aligned."""
+    torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: PositiveInt = 1
@@ -200,7 +199,8 @@ class LearnerConfig(Node):
     """Recompute activations in the backward pass."""
     prox: Literal["recompute", "sampler"] = "recompute"
     """Where pi_prox comes from: an aligned forward before the update, or the sampler's own log-probs once this run
-    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less."""
+    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less. The proof is made
+    again after a restart, and when the first minibatch of a step shows a ratio other than 1."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
 
@@ -269,8 +269,9 @@ class MismatchConfig(Node):
     """Steps of max |d log p| == 0 after which `learner.prox: sampler` is trusted."""
     unaligned_every: Count = 0
     """Also score the samples with the plain unaligned model each N steps, for comparison; 0 never."""
-    probe_bound: PositiveFloat = 0.2
-    """Publication proof: largest |d log p| on the probe prompts where exact numerics are not promised."""
+    probe_bound: PositiveFloat = 1.0
+    """Publication proof where exact numerics are not promised: largest |d log p| on the probe prompts. Wrong or stale
+    weights show several nats; unaligned numerics stay below about 0.5."""
 
 
 class TrackingConfig(Node):
@@ -297,13 +298,13 @@ class ClusterConfig(Node):
     address: str | None = None
     """Ray address to join ("auto" or host:port); null starts a local Ray in this process's session."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where engines and learner compute; auto takes CUDA when torch sees it."""
+    """Where engines and learner compute; auto takes CUDA when Ray has a GPU (our own Ray: when torch has)."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement of the actors over nodes."""
     placement_timeout_s: PositiveFloat = 120.0
     """How long to wait for the placement group."""
     colocate: bool = False
-    """Learner and engines share the GPUs (half a GPU each) instead of taking one each."""
+    """One engine and one learner rank share one GPU, half each; otherwise each takes a GPU of its own."""
 
 
 class Config(Node):

@@ -67,3 +67,7 @@ class CheckpointError(QarlError):
 
 class ObjectiveError(QarlError, ValueError):
     """Log-probs, mask or advantages of which no loss can be made."""
+
+
+class DivergenceError(ObjectiveError):
+    """Training has left the finite numbers."""

@@ -54,6 +54,7 @@ def ratio_metrics(ratios: Ratios) -> Metrics:
     """Where the sequence ratios r_seq are."""
     r_B = bounded_exp(ratios.log_r_B.detach())
     return {
+        "actor/ppo_kl": mean(-ratios.log_r_B.detach().sum().item(), len(r_B)),
         "actor/seq_ratio_mean": mean(r_B.sum().item(), len(r_B)),
         "actor/seq_ratio_max_dev": maximum((r_B - 1).abs().max().item()),
     }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qarl.errors import ObjectiveError
+from qarl.errors import DivergenceError, ObjectiveError
 
 LARGEST_LOG = 20.0
 """Every band ends far below e^20; beyond it exp could overflow, and infinity times a zero gradient is NaN."""
@@ -63,8 +63,8 @@ class Ratios:
         """Check the inputs and compute the ratios.
 
         Raises:
-            ObjectiveError: shapes differ, advantages are not one a sequence or not finite, a response is empty, or a
-                sampled token has a NaN or infinite log-prob; names the sequences.
+            ObjectiveError: shapes differ, advantages are not one a sequence or not finite, or a response is empty.
+            DivergenceError: a sampled token has a NaN or infinite log-prob. Each names the sequences.
         """
         mask_BT, advantage_B = inputs.mask_BT, inputs.advantage_B
         if advantage_B.shape != mask_BT.shape[:1]:
@@ -78,7 +78,10 @@ class Ratios:
         log_r_B, log_w_B = log_r_BT.sum(1) / lengths_B, log_w_BT.sum(1) / lengths_B
         broken_B = ~(torch.isfinite(log_r_B) & torch.isfinite(log_w_B))
         if broken_B.any():
-            raise ObjectiveError(f"NaN or infinite log-prob in sequences {inputs.named(broken_B)}")
+            raise DivergenceError(
+                f"NaN or infinite log-prob in sequences {inputs.named(broken_B)}",
+                mend="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
+            )
         if not torch.isfinite(advantage_B).all():
             raise ObjectiveError(f"NaN or infinite advantage of sequences {inputs.named(~torch.isfinite(advantage_B))}")
         return cls(log_r_BT, log_w_BT, lengths_B, log_r_B, log_w_B)
