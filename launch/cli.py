@@ -1,4 +1,4 @@
-"""The command line: `qarl train`, `submit`, `report`, `config`."""
+"""The command line: `qarl train`, `submit`, `report`, `config`, `bench`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_config_show)
     config.add_parser("list", help="the shipped configs").set_defaults(run=_config_list)
     config.add_parser("keys", help="every key with its default and meaning").set_defaults(run=_config_keys)
+
+    bench = commands.add_parser("bench", help="measure a part on this machine").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    bench.add_parser("objectives", help="every loss beside a plain masked mean").set_defaults(run=_bench_objectives)
     return parser
 
 
@@ -125,6 +130,12 @@ def _config_list(_: argparse.Namespace) -> None:
 def _config_keys(_: argparse.Namespace) -> None:
     for key, default, description in documentation():
         print(f"{key}{f' = {default}' if default else ''}\n    {description}")
+
+
+def _bench_objectives(_: argparse.Namespace) -> None:
+    from launch.bench.objectives import main as bench
+
+    bench()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

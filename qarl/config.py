@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
-Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
-
-
-class Node(BaseModel):
-    """Base of every section: no unknown keys, no silent conversion from other types, field docs kept."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+from qarl.config_base import (
+    Betas,
+    Count,
+    Fraction,
+    Node,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
+from qarl.objectives.config import ObjectiveConfig, TBPOConfig
 
 
 class RunConfig(Node):
@@ -209,28 +205,18 @@ class LearnerConfig(Node):
     """AdamW."""
 
 
-class TBPOConfig(Node):
-    """TBPO (arXiv 2604.07853): sequence-level ratio, dual clip for negative advantages, capped mismatch weight."""
-
-    kind: Literal["tbpo"] = "tbpo"
-    """Which objective."""
-    seq_clip_ratio_low: PositiveFloat = 3e-4
-    """eps_low: lower bound for positive advantages (never binds in the PPO minimum)."""
-    seq_clip_ratio_high: PositiveFloat = 4e-4
-    """eps_high: upper bound for positive advantages."""
-    neg_seq_clip_ratio_low: PositiveFloat = 3e-4
-    """Lower bound for negative advantages."""
-    neg_seq_clip_ratio_high: PositiveFloat = 7e-4
-    """Upper bound for negative advantages."""
-    seq_tis_imp_ratio_cap: PositiveFloat = 2.0
-    """C: cap on the sequence mismatch weight."""
-
-
 class AdvantageConfig(Node):
+    estimator: Literal["group", "leave_one_out", "group_batch", "batch"] = "group"
+    """What a reward is compared with: `group` the mean of its group (GRPO); `leave_one_out` the mean of the others of
+    its group (RLOO); `group_batch` its group's mean, scaled over the batch (REINFORCE++-baseline); `batch` the mean of
+    all responses of the step (REINFORCE++)."""
     normalize_by_std: bool = True
-    """Divide by the group's standard deviation (GRPO)."""
+    """Divide by the standard deviation: of the group, or of the batch for the two batch estimators."""
     drop_zero_variance: bool = True
     """Leave groups whose rewards are all equal out of the update."""
+    overlong_cache: Count = 0
+    """DAPO's soft punishment: the reward falls linearly, down to -1, over the last so many tokens before
+    `rollout.sampling.max_new_tokens`; 0 for none."""
 
 
 class PoolConfig(Node):
@@ -338,7 +324,7 @@ class Config(Node):
     """Sampling workers."""
     learner: LearnerConfig = LearnerConfig()
     """Training."""
-    objective: TBPOConfig = TBPOConfig()
+    objective: ObjectiveConfig = TBPOConfig()
     """What is optimized."""
     advantage: AdvantageConfig = AdvantageConfig()
     """From rewards to advantages."""
@@ -363,6 +349,26 @@ class Config(Node):
             raise ValueError(
                 "train.group_size: 1 gives every response the advantage 0, because advantages are group-normalised; "
                 "use 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_its_advantages(self) -> Config:
+        asked, needed = self.advantage, self.objective.advantage
+        for key, value in needed.items():
+            if getattr(asked, key) != value:
+                raise ValueError(
+                    f"objective.kind: {self.objective.kind} is defined with advantage.{key}={str(value).lower()}, "
+                    f"not {str(getattr(asked, key)).lower()}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _overlong_cache_fits(self) -> Config:
+        if self.advantage.overlong_cache > self.rollout.sampling.max_new_tokens:
+            raise ValueError(
+                f"advantage.overlong_cache: {self.advantage.overlong_cache} exceeds "
+                f"rollout.sampling.max_new_tokens {self.rollout.sampling.max_new_tokens}"
             )
         return self
 

@@ -57,13 +57,17 @@ class MismatchError(QarlError):
     """Learner and sampler disagree by more than the config allows."""
 
 
-class DivergenceError(QarlError, ValueError):
-    """Training has left the finite numbers."""
-
-
 class RolloutError(QarlError):
     """Rollout workers could not produce the samples."""
 
 
 class CheckpointError(QarlError):
     """A checkpoint is missing, foreign or incomplete."""
+
+
+class ObjectiveError(QarlError, ValueError):
+    """Log-probs, mask or advantages of which no loss can be made."""
+
+
+class DivergenceError(ObjectiveError):
+    """Training has left the finite numbers."""

@@ -23,7 +23,8 @@ from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.parity import Parity, check_parity
 from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
-from qarl.objectives.tbpo import tbpo
+from qarl.objectives.ratios import LossInputs
+from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.scheme import QuantScheme
@@ -151,15 +152,17 @@ class LearnerRank:
         rows = share or [0]
         batch = PaddedBatch.of([sequences[i] for i in rows], self._device)
         advantages = [sequences[i].advantage if share else 0.0 for i in rows]  # an idle rank joins without effect
-        loss, metrics = tbpo(
+        inputs = LossInputs(
             logp_theta_BT=self._engine(batch),
             logp_prox_BT=pad([prox[i] for i in rows], batch.mask_BT),
             logp_samp_BT=pad([sequences[i].sampler_logprobs_T for i in rows], batch.mask_BT),
             mask_BT=batch.mask_BT,
             advantage_B=torch.tensor(advantages, dtype=torch.float32, device=self._device),
-            config=self._config.objective,
             num_sequences=len(sequences),
+            num_tokens=sum(len(sequence.response_ids) for sequence in sequences),
+            ids=rows,
         )
+        loss, metrics = compute_loss(inputs, self._config.objective)
         # DeepSpeed averages gradients over ranks; the loss is already divided by the whole minibatch.
         self._engine.backward(loss * self._world_size)
         return metrics if share else {}

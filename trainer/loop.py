@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from qarl.advantages import group_advantages, has_variance
+from qarl.advantages import advantages, has_variance, overlong_penalty
 from qarl.config import Config
 from qarl.errors import MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch
@@ -152,7 +152,11 @@ class Trainer:
     def _learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
         """Score every sample under the learner, then update on the groups that tell anything."""
         config = self._config
-        batches = [_sequences(group, config.advantage.normalize_by_std) for group in groups]
+        rewards = [_shaped_rewards(group, config) for group in groups]
+        batches = [
+            [_sequence(sample, advantage) for sample, advantage in zip(group.samples, values, strict=True)]
+            for group, values in zip(groups, advantages(rewards, config.advantage), strict=True)
+        ]
         everything = [sequence for batch in batches for sequence in batch]
         sampler = [sequence.sampler_logprobs_T for sequence in everything]
         metrics: dict[str, float] = {}
@@ -170,7 +174,7 @@ class Trainer:
             metrics |= Mismatch.between(plain, sampler).metrics("mismatch/unaligned_")
         prox_iter = iter(prox_all)
         prox = [[next(prox_iter) for _ in batch] for batch in batches]
-        keep = [i for i, g in enumerate(groups) if has_variance(g.rewards) or not config.advantage.drop_zero_variance]
+        keep = [i for i, r in enumerate(rewards) if has_variance(r) or not config.advantage.drop_zero_variance]
         metrics["actor/groups_used"] = float(len(keep))
         # The pool draws unseen prompts first: a mix of both kinds in every minibatch.
         random.Random(derive_seed(config.seed, "minibatches", step)).shuffle(keep)
@@ -267,9 +271,12 @@ def _sequence(sample: Sample, advantage: float = 0.0) -> TrainSequence:
     return TrainSequence(sample.prompt.token_ids, sample.response_ids, sample.logprobs_T, advantage)
 
 
-def _sequences(group: Group, normalize_by_std: bool) -> list[TrainSequence]:
-    advantages = group_advantages(group.rewards, normalize_by_std)
-    return [_sequence(sample, advantage) for sample, advantage in zip(group.samples, advantages, strict=True)]
+def _shaped_rewards(group: Group, config: Config) -> list[float]:
+    longest, cache = config.rollout.sampling.max_new_tokens, config.advantage.overlong_cache
+    lengths = [len(sample.response_ids) for sample in group.samples]
+    return [
+        reward + overlong_penalty(length, longest, cache) for reward, length in zip(group.rewards, lengths, strict=True)
+    ]
 
 
 def _split(items: Sequence[int], parts: int) -> list[list[int]]:

@@ -109,11 +109,15 @@ def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: di
     learner.close()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradient_does_not_depend_on_ranks_or_micro_batches(tiny_models: dict[str, Path], dtype: str) -> None:
+@pytest.mark.parametrize(("objective", "dtype"), [("tbpo", "bfloat16"), ("dapo", "float32")])
+def test_gradient_does_not_depend_on_ranks_or_micro_batches(
+    objective: str, dtype: str, tiny_models: dict[str, Path]
+) -> None:
+    """One objective normalised by sequences, one by tokens."""
     batch, norms, losses = sequences(8), [], []
     for ranks, size in ((1, 8), (1, 2), (2, 3)):
-        config = config_of(tiny_models["qwen3"], 1, ranks, f"learner.micro_batch_size={size}", f"model.dtype={dtype}")
+        more = (f"learner.micro_batch_size={size}", f"model.dtype={dtype}", f"objective.kind={objective}")
+        config = config_of(tiny_models["qwen3"], 1, ranks, *more)
         learner = start(config)
         prox = learner.score(batch)
         metrics = learner.update([with_prox(batch, prox)], [prox])

@@ -189,6 +189,35 @@ def test_all_groups_are_used_when_none_is_dropped(tmp_path: Path) -> None:
     assert {s.advantage for update in run.learner.minibatches for m in update for s in m} == {0.0}
 
 
+def advantages_of(run: Run) -> list[float]:
+    return [s.advantage for update in run.learner.minibatches for m in update for s in m]
+
+
+def test_the_estimator_is_the_configs(tmp_path: Path) -> None:
+    section = {"estimator": "batch", "drop_zero_variance": False}
+    run = Run(tmp_path, make_config(advantage=section, train={"steps": 1}))
+    run.trainer.run()
+    found = np.array(advantages_of(run))
+    assert len(found) == 4 * GROUP
+    assert len({round(a, 9) for a in found}) == 2  # one mean and one scale for all groups, where rewards are 0 and 1
+    assert (found.mean(), found.std()) == (pytest.approx(0, abs=1e-9), pytest.approx(1, rel=1e-4))
+
+
+def test_overlong_responses_of_equal_reward_differ(tmp_path: Path) -> None:
+    def equal() -> FakeRewards:
+        return FakeRewards(lambda _: 1.0)
+
+    assert not advantages_of(ran(tmp_path / "off", make_config(), equal()))
+    shaped = advantages_of(ran(tmp_path / "on", make_config(advantage={"overlong_cache": 8}), equal()))
+    assert any(advantage != 0 for advantage in shaped)
+
+
+def ran(directory: Path, config: Config, rewards: FakeRewards) -> Run:
+    run = Run(directory, config, rewards=rewards)
+    run.trainer.run()
+    return run
+
+
 def test_a_step_without_prompts_goes_on(tmp_path: Path) -> None:
     run = Run(tmp_path, make_config(train={"prompts_per_step": 24}, pool={"cooldown_steps": 2}))
     run.trainer.run()
