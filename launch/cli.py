@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     pool.add_argument("--batch", type=positive_int, default=512, help="prompts of one draw (512)")
     pool.add_argument("--steps", type=positive_int, default=100, help="timed steps (100)")
     pool.set_defaults(run=_bench_pool)
+    bench.add_parser("objectives", help="every loss beside a plain masked mean").set_defaults(run=_bench_objectives)
     return parser
 
 
@@ -144,10 +145,16 @@ def _config_keys(_: argparse.Namespace) -> None:
 
 
 def _bench_pool(args: argparse.Namespace) -> None:
-    from launch.bench_pool import measure, table
+    from launch.bench.pool import measure, table
 
     for line in table(measure(args.sizes, args.batch, args.steps)):
         print(line, flush=True)
+
+
+def _bench_objectives(_: argparse.Namespace) -> None:
+    from launch.bench.objectives import main as bench
+
+    bench()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

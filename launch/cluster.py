@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -27,10 +29,18 @@ def connect(config: Config) -> None:
     """Join the cluster at `cluster.address`, or start a Ray of our own that ends with this process."""
     address = config.cluster.address
     if address is None:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        # "local": without it Ray would join whatever cluster this machine already runs.
+        gpus = torch.cuda.device_count()
+        ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         return
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
+        ray.init(address, log_to_driver=False, logging_level="error")
+    except AuthenticationError as error:
+        raise ResourceError(
+            "the cluster refused this machine's token",
+            where=f"cluster.address {address}",
+            mend="copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN",
+        ) from error
     except ConnectionError as error:
         raise ResourceError(
             f"no Ray cluster answers at {address}",
@@ -52,7 +62,7 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
     worker: Bundle = {"CPU": config.rollout.num_cpus_per_worker}
     rank: Bundle = {"CPU": config.learner.num_cpus_per_rank}
     if device == "cuda":
-        worker["GPU"] = share * config.rollout.tensor_parallel_size
+        worker["GPU"] = share
         rank["GPU"] = share
     return [worker] * config.rollout.num_workers, [rank] * config.learner.num_ranks
 
@@ -60,6 +70,10 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
 def check_resources(config: Config, device: str, there: Mapping[str, float]) -> None:
     """Raises ResourceError when the cluster as a whole has less than the actors ask for: waiting would never end."""
     workers, ranks = bundles(config, device)
+    if device == "cuda" and config.cluster.colocate and (len(workers), len(ranks)) != (1, 1):
+        raise ResourceError(
+            "only one rollout worker and one learner rank can share a GPU", "cluster.colocate", "set it to false"
+        )
     for kind, unit in (("GPU", "GPUs"), ("CPU", "CPUs")):
         asked = sum(bundle.get(kind, 0.0) for bundle in workers + ranks)
         if asked > there.get(kind, 0.0):
@@ -67,8 +81,9 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
                 f"{config.rollout.num_workers} rollout workers and {config.learner.num_ranks} learner ranks ask for "
                 f"{asked:g} {unit}, {there.get(kind, 0.0):g} are there",
                 mend="lower rollout.num_workers or learner.num_ranks, or add nodes"
-                if kind == "CPU" or device == "cpu"
-                else "lower the counts, set cluster.colocate=true or cluster.device=cpu, or add nodes",
+                if kind == "CPU"
+                else "lower rollout.num_workers or learner.num_ranks, let one pair share a GPU "
+                "(cluster.colocate=true), or add nodes",
             )
 
 

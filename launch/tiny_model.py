@@ -35,6 +35,8 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789="
 DECAY_SHARE = 0.3
 """The learning rate falls linearly over this last share of the warm start."""
+RECIPE = "qarl_build.json"
+"""In a built model's directory: what it was built from."""
 NOTE_EVERY = 50
 """SFT steps between progress lines."""
 _IGNORED = -100  # the label that cross_entropy skips
@@ -49,7 +51,9 @@ def ensure_model(config: ModelConfig, task: SortingTaskConfig | JsonlTaskConfig,
     path = Path(config.path)
     if path.exists():
         found = _check_model_dir(path)
-        if config.build is not None:
+        if config.build is not None and (path / RECIPE).is_file():
+            _check_recipe(path, _recipe(config, task))
+        elif config.build is not None:
             _note_differences(path, found, config.build, note)
     elif config.build is None:
         raise ModelError("no such model directory", config.path, "download a model there or set model.build={}")
@@ -83,7 +87,7 @@ def build(config: ModelConfig, task: SortingTaskConfig, seed: int, note: Note) -
         note(f"{target}: making a Qwen3 of {model.num_parameters():,} parameters, {tiny.sft.steps} SFT steps")
         rng = random.Random(f"sft/{seed}")
         _train(model, tokenizer, tiny.sft, task.levels, rng, step_schedule(tiny.sft), f"/{tiny.sft.steps}", note)
-    _save(model, tokenizer, target, config.dtype)
+    _save(model, tokenizer, target, config.dtype, _recipe(config, task))
 
 
 def continue_sft(
@@ -111,7 +115,7 @@ def continue_sft(
         steps = _train(model, tokenizer, sft, task.levels, rng, time_schedule(sft, seconds), "", note)
     if Path(target).exists():
         shutil.rmtree(target)
-    _save(model, tokenizer, Path(target), config.dtype)
+    _save(model, tokenizer, Path(target), config.dtype, {})
     return steps
 
 
@@ -230,8 +234,26 @@ def _architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> 
     )
 
 
-def _save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path, dtype: str) -> None:
-    """Write a Hugging Face directory, complete or not at all."""
+def _recipe(config: ModelConfig, task: SortingTaskConfig | JsonlTaskConfig) -> dict[str, Any]:
+    """What a built model depends on, besides the seed: one warm start may serve runs of several seeds."""
+    levels = task.levels if isinstance(task, SortingTaskConfig) else None
+    return {"dtype": config.dtype, "levels": levels, **_build_section(config).model_dump(mode="json")}
+
+
+def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
+    found = json.loads((path / RECIPE).read_text())
+    if differing := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
+        raise ModelError(
+            f"was built with other settings of {', '.join(differing)}",
+            str(path),
+            "choose another model.path, or remove the directory to build it anew",
+        )
+
+
+def _save(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path, dtype: str, recipe: dict[str, Any]
+) -> None:
+    """Write a Hugging Face directory, complete or not at all; `recipe` is what it was built from."""
     model.to(getattr(torch, dtype))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -239,6 +261,8 @@ def _save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, target: P
     with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         model.save_pretrained(f"{scratch}/model")
         tokenizer.save_pretrained(f"{scratch}/model")
+        if recipe:
+            Path(scratch, "model", RECIPE).write_text(json.dumps(recipe, indent=2))
         Path(scratch, "model").rename(target)
 
 

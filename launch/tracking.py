@@ -168,6 +168,8 @@ def _sample_row(sample: Sample, score: Score) -> dict[str, Any]:
 
 def _describe(values: Mapping[str, float]) -> str:
     parts = [f"reward {values['reward/mean']:.3f}"]
+    if "reward/accuracy" in values:
+        parts.append(f"accuracy {values['reward/accuracy']:.3f}")
     if "mismatch/logp_abs_max" in values:
         parts.append(f"|d log p| max {values['mismatch/logp_abs_max']:.2g}")
     if "perf/tokens_per_s" in values:

@@ -32,10 +32,14 @@ from rollout.fleet import RayFleet
 from trainer.checkpoint import CheckpointStore
 from trainer.evaluate import evaluate
 from trainer.group import LearnerGroup
+from trainer.learner import numerics_of
 from trainer.loop import Trainer
 from trainer.policy import Policy
 
-RESUMABLE_CHANGES = ("train.steps", "eval", "tracking", "cluster", "controls", "run.resume", "rollout.num_workers")
+RESUMABLE_CHANGES = (
+    *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
+    *("run.resume", "rollout.num_workers", "rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
+)
 """Keys that may differ between a run and its continuation."""
 
 
@@ -49,9 +53,8 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     run_dir = Path(config.run.dir) / config.run.name
     checkpoints = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
     saved = None
-    if config.run.resume:
+    if config.run.resume and (saved := checkpoints.latest()):
         _check_same_run(config, run_dir)
-        saved = checkpoints.latest()
     if saved and saved[1]["step"] >= config.train.steps and (run_dir / "summary.json").exists():
         note(f"{run_dir} is complete; `run.resume=false` starts it over")
         _print(read_summary(run_dir))
@@ -60,16 +63,20 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
         there = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         local_device = ("cuda" if there["GPU"] else "cpu") if config.cluster.device == "auto" else config.cluster.device
         check_resources(config, local_device, there)
+    else:
+        connect(config)
+        check_resources(config, device_of(config), ray.cluster_resources())
     ensure_model(config.model, config.task, config.seed, note)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     prompts, heldout = _load_prompts(config, tokenizer, note)
     if not config.run.resume:  # only now: a wrong setting must not cost the old run
-        shutil.rmtree(run_dir, ignore_errors=True)
+        _remove_run(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config))
     tracker = RunTracker(config, run_dir, saved[1]["step"] if saved else 0, config.train.steps)
     try:
-        connect(config)
+        if config.cluster.address is None:
+            connect(config)
         _Job(config, run_dir, checkpoints, tracker).run(prompts, heldout, saved)
     finally:
         tracker.close()
@@ -88,7 +95,8 @@ class _Job:
         config, note = self._config, self._tracker.note
         engine_dir = self._run_dir / "engine_model"
         write_engine_config(engine_dir, Path(config.model.path), self._scheme)
-        placement = Placement(config, device_of(config))
+        self._device = device_of(config)
+        placement = Placement(config, self._device)
         fleet = placement.start_fleet(engine_dir, note)
         learner = placement.start_learner()
         with ProcessRewardService(config.reward, note) as rewards:
@@ -114,7 +122,7 @@ class _Job:
     def _check_numerics(self, learner: LearnerGroup) -> bool:
         """Print how the learner's arithmetic compares with the engine's; True when nothing differs."""
         checks = learner.parity()
-        numerics = self._config.learner.numerics
+        numerics = numerics_of(self._config, self._device)
         if not checks:
             self._tracker.note(f"numerics {numerics}: not promised to be exact; the mismatch weight corrects")
             return False
@@ -127,7 +135,7 @@ class _Job:
     def _export(self, learner: LearnerGroup) -> dict[str, str]:
         files = {"final model": str(self._run_dir / "final")}
         learner.export(files["final model"], quantized=False)
-        if self._scheme.quantizes and self._config.learner.aligned:
+        if self._scheme.quantizes:
             files["quantized model"] = str(self._run_dir / f"final-{self._scheme.name}")
             learner.export(files["quantized model"], quantized=True)
         return files
@@ -242,6 +250,17 @@ def _check_same_run(config: Config, run_dir: Path) -> None:
             f"{run_dir} was made with other settings ({', '.join(changed[:4])})",
             mend="give this run another run.name, or start over with run.resume=false",
         )
+
+
+def _remove_run(run_dir: Path) -> None:
+    """Delete a run's folder; raises ConfigError when the folder is no run's."""
+    if not run_dir.exists():
+        return
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(
+            f"{run_dir} is not the folder of a run", mend="remove it yourself, or choose another run.name"
+        )
+    shutil.rmtree(run_dir)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

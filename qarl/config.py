@@ -11,15 +11,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qarl.config_base import Count, Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
+from qarl.config_base import (
+    Betas,
+    Count,
+    Fraction,
+    Node,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
+from qarl.objectives.config import ObjectiveConfig, TBPOConfig
 from qarl.prompts.config import PoolConfig
-
-Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 class RunConfig(Node):
-    name: str = "run"
-    """Name of the run; its files lie in `dir`/`name`."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
+    """Name of the run, a plain folder name; its files lie in `dir`/`name`."""
     dir: str = "runs"
     """Folder of all runs, relative to the working directory."""
     resume: bool = True
@@ -150,8 +157,6 @@ class RolloutConfig(Node):
     """KV cache of one engine on CPU, in whole GiB."""
     gpu_memory_utilization: Fraction = 0.6
     """Share of a GPU that one engine takes."""
-    tensor_parallel_size: PositiveInt = 1
-    """GPUs of one engine."""
     num_cpus_per_worker: PositiveFloat = 1.0
     """CPUs that one worker reserves."""
     timeout_s: PositiveFloat = 600.0
@@ -177,10 +182,11 @@ class OptimizerConfig(Node):
 
 class LearnerConfig(Node):
     aligned: bool = True
-    """Compute the engine's quantized forward. False trains the plain model on quantized rollouts (naive baseline)."""
-    numerics: Literal["engine", "portable", "stock"] = "engine"
+    """Compute the engine's quantized forward. False trains plain transformers on quantized rollouts, the naive
+    baseline, whatever `numerics` says."""
+    numerics: Literal["auto", "engine", "portable", "stock"] = "auto"
     """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
-    torch. `stock`: transformers as it is, linears aligned."""
+    torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: PositiveInt = 1
@@ -195,33 +201,24 @@ class LearnerConfig(Node):
     """Recompute activations in the backward pass."""
     prox: Literal["recompute", "sampler"] = "recompute"
     """Where pi_prox comes from: an aligned forward before the update, or the sampler's own log-probs once this run
-    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less."""
+    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less. The proof is made
+    again after a restart, and when the first minibatch of a step shows a ratio other than 1."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""
 
 
-class TBPOConfig(Node):
-    """TBPO (arXiv 2604.07853): sequence-level ratio, dual clip for negative advantages, capped mismatch weight."""
-
-    kind: Literal["tbpo"] = "tbpo"
-    """Which objective."""
-    seq_clip_ratio_low: PositiveFloat = 3e-4
-    """eps_low: lower bound for positive advantages (never binds in the PPO minimum)."""
-    seq_clip_ratio_high: PositiveFloat = 4e-4
-    """eps_high: upper bound for positive advantages."""
-    neg_seq_clip_ratio_low: PositiveFloat = 3e-4
-    """Lower bound for negative advantages."""
-    neg_seq_clip_ratio_high: PositiveFloat = 7e-4
-    """Upper bound for negative advantages."""
-    seq_tis_imp_ratio_cap: PositiveFloat = 2.0
-    """C: cap on the sequence mismatch weight."""
-
-
 class AdvantageConfig(Node):
+    estimator: Literal["group", "leave_one_out", "group_batch", "batch"] = "group"
+    """What a reward is compared with: `group` the mean of its group (GRPO); `leave_one_out` the mean of the others of
+    its group (RLOO); `group_batch` its group's mean, scaled over the batch (REINFORCE++-baseline); `batch` the mean of
+    all responses of the step (REINFORCE++)."""
     normalize_by_std: bool = True
-    """Divide by the group's standard deviation (GRPO)."""
+    """Divide by the standard deviation: of the group, or of the batch for the two batch estimators."""
     drop_zero_variance: bool = True
     """Leave groups whose rewards are all equal out of the update."""
+    overlong_cache: Count = 0
+    """DAPO's soft punishment: the reward falls linearly, down to -1, over the last so many tokens before
+    `rollout.sampling.max_new_tokens`; 0 for none."""
 
 
 class TrainConfig(Node):
@@ -257,8 +254,9 @@ class MismatchConfig(Node):
     """Steps of max |d log p| == 0 after which `learner.prox: sampler` is trusted."""
     unaligned_every: Count = 0
     """Also score the samples with the plain unaligned model each N steps, for comparison; 0 never."""
-    probe_bound: PositiveFloat = 0.2
-    """Publication proof: largest |d log p| on the probe prompts where exact numerics are not promised."""
+    probe_bound: PositiveFloat = 1.0
+    """Publication proof where exact numerics are not promised: largest |d log p| on the probe prompts. Wrong or stale
+    weights show several nats; unaligned numerics stay below about 0.5."""
 
 
 class TrackingConfig(Node):
@@ -285,13 +283,13 @@ class ClusterConfig(Node):
     address: str | None = None
     """Ray address to join ("auto" or host:port); null starts a local Ray in this process's session."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where engines and learner compute; auto takes CUDA when torch sees it."""
+    """Where engines and learner compute; auto takes CUDA when Ray has a GPU (our own Ray: when torch has)."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement of the actors over nodes."""
     placement_timeout_s: PositiveFloat = 120.0
     """How long to wait for the placement group."""
     colocate: bool = False
-    """Learner and engines share the GPUs (half a GPU each) instead of taking one each."""
+    """One engine and one learner rank share one GPU, half each; otherwise each takes a GPU of its own."""
 
 
 class Config(Node):
@@ -311,7 +309,7 @@ class Config(Node):
     """Sampling workers."""
     learner: LearnerConfig = LearnerConfig()
     """Training."""
-    objective: TBPOConfig = TBPOConfig()
+    objective: ObjectiveConfig = TBPOConfig()
     """What is optimized."""
     advantage: AdvantageConfig = AdvantageConfig()
     """From rewards to advantages."""
@@ -336,6 +334,26 @@ class Config(Node):
             raise ValueError(
                 "train.group_size: 1 gives every response the advantage 0, because advantages are group-normalised; "
                 "use 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_its_advantages(self) -> Config:
+        asked, needed = self.advantage, self.objective.advantage
+        for key, value in needed.items():
+            if getattr(asked, key) != value:
+                raise ValueError(
+                    f"objective.kind: {self.objective.kind} is defined with advantage.{key}={str(value).lower()}, "
+                    f"not {str(getattr(asked, key)).lower()}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _overlong_cache_fits(self) -> Config:
+        if self.advantage.overlong_cache > self.rollout.sampling.max_new_tokens:
+            raise ValueError(
+                f"advantage.overlong_cache: {self.advantage.overlong_cache} exceeds "
+                f"rollout.sampling.max_new_tokens {self.rollout.sampling.max_new_tokens}"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""What every section of the config is made of."""
+"""What every section of the configuration is made of. Free of torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+Betas = Annotated[list[Fraction], Field(min_length=2, max_length=2)]
 
 
 class Node(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,11 @@ from yaml import YAMLError
 
 from qarl.config import Config
 from qarl.errors import ConfigError
+
+UNIONS = {"task", "objective", "correction"}
+"""Keys whose section is of one of several kinds."""
+DEFAULT_KINDS = {"objective": "tbpo"}
+"""Kinds of sections that do not name theirs."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -28,7 +34,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if "=" not in item.strip("="):
             raise ConfigError(f"override '{item}' is not key=value", mend="write for example train.steps=10")
     try:
-        merged = OmegaConf.merge(tree, OmegaConf.from_dotlist(list(overrides)))
+        merged = _merge(tree, OmegaConf.from_dotlist(list(overrides)))
         plain = OmegaConf.to_container(merged, resolve=True)
     except YAMLError as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where="overrides") from error
@@ -73,16 +79,35 @@ def _read(path: Path, trail: tuple[Path, ...]) -> DictConfig:
     parent = tree.pop("inherits", None)
     if parent is None:
         return tree
-    merged = OmegaConf.merge(_read(path.parent / str(parent), (*trail, path)), tree)
+    return _merge(_read(path.parent / str(parent), (*trail, path)), tree)
+
+
+def _merge(base: DictConfig, over: DictConfig) -> DictConfig:
+    """`over` wins. A section to which it gives another `kind` starts afresh: the old kind's keys mean nothing there."""
+    old, new = (OmegaConf.to_container(tree, resolve=False) for tree in (base, over))
+    merged = OmegaConf.merge(_forget_other_kinds(old, new), over)
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _forget_other_kinds(base: Any, over: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return base
+    kept = {}
+    for key, section in base.items():
+        new = over.get(key)
+        if key in UNIONS and isinstance(section, dict) and isinstance(new, dict):
+            kind = section.get("kind", DEFAULT_KINDS.get(key))
+            if new.get("kind", kind) != kind:
+                continue
+        kept[key] = _forget_other_kinds(section, new)
+    return kept
 
 
 def _explain(fault: ErrorDetails) -> str:
     # Union members appear in `loc` as their tag; the user never wrote it.
     parts = [str(p) for p in fault["loc"]]
-    keys = [p for i, p in enumerate(parts) if not (i == 1 and parts[0] == "task")]
-    key = ".".join(keys)
+    key = ".".join(part for before, part in pairwise(["", *parts]) if before not in UNIONS)
     if fault["type"] == "extra_forbidden":
         known = [name for name, _, _ in documentation()]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)

@@ -63,3 +63,11 @@ class RolloutError(QarlError):
 
 class CheckpointError(QarlError):
     """A checkpoint is missing, foreign or incomplete."""
+
+
+class ObjectiveError(QarlError, ValueError):
+    """Log-probs, mask or advantages of which no loss can be made."""
+
+
+class DivergenceError(ObjectiveError):
+    """Training has left the finite numbers."""

@@ -42,6 +42,9 @@ class Engine(Protocol):
 class Fleet(Protocol):
     """All rollout workers."""
 
+    replacements: int
+    """Workers replaced so far. A new one holds the current weights, unproven until the next `load`."""
+
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         """One sample per request, in order; a worker that dies is replaced and its requests are made again."""
         ...

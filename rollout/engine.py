@@ -45,11 +45,24 @@ class WeightLoader:
     def qarl_load(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
         self.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)  # type: ignore[attr-defined]
 
-    def qarl_kernels(self) -> list[str]:
-        """Class name of the low-bit kernel of every quantized layer."""
-        modules = self.get_model().modules()  # type: ignore[attr-defined]
-        kernels = (getattr(getattr(module, "scheme", None), "kernel", None) for module in modules)
-        return [type(kernel).__name__ for kernel in kernels if kernel is not None]
+    def qarl_kernels(self) -> dict[str, str]:
+        """Class name of the low-bit kernel of every linear layer, by the layer's name; empty where it has none."""
+        from vllm.model_executor.layers.linear import LinearBase
+
+        modules = self.get_model().named_modules()  # type: ignore[attr-defined]
+        linears = {name: module for name, module in modules if isinstance(module, LinearBase)}
+        kernels = {name: getattr(getattr(layer, "scheme", None), "kernel", None) for name, layer in linears.items()}
+        return {name: "" if kernel is None else type(kernel).__name__ for name, kernel in kernels.items()}
+
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""vLLM's fused linear layers, and the model's layers that they hold."""
+
+
+def _as_asked(layer: str, kernel: str, scheme: QuantScheme) -> bool:
+    parent, _, name = layer.rpartition(".")
+    covered = all(scheme.covers(f"{parent}.{part}") for part in FUSED.get(name, (name,)))
+    return kernel in scheme.engine_kernels if covered else not kernel
 
 
 class VLLMEngine:
@@ -74,7 +87,8 @@ class VLLMEngine:
 
         settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if device == "cpu":
-            settings = {"block_size": BLOCK_SIZE}
+            # vLLM's CPU sampler cannot keep a request's seed across chunks of its prompt; whole prompts only.
+            settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
         self._worker, self._device = worker, device
         self._version = -1
         self._llm = LLM(
@@ -85,18 +99,20 @@ class VLLMEngine:
             max_model_len=config.max_model_len,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len),
-            tensor_parallel_size=config.tensor_parallel_size,
             logprobs_mode="processed_logprobs",
             worker_extension_cls="rollout.engine.WeightLoader",
             disable_log_stats=True,
             seed=0,
             **settings,
         )
-        self._kernels = tuple(sorted(set(self._llm.collective_rpc("qarl_kernels")[0])))
-        if scheme.quantizes and not set(self._kernels) & set(scheme.engine_kernels):
+        (layers,) = self._llm.collective_rpc("qarl_kernels")
+        self._kernels = tuple(sorted({kernel for kernel in layers.values() if kernel}))
+        wrong = {name: kernel for name, kernel in layers.items() if not _as_asked(name, kernel, scheme)}
+        if wrong or (scheme.quantizes and not self._kernels):
+            name, kernel = next(iter(wrong.items()), ("no layer", ""))
             raise KernelError(
-                f"the engine runs {scheme.name} with {self._kernels or 'no low-bit kernel'}, not with one of "
-                f"{', '.join(scheme.engine_kernels)}",
+                f"the engine runs {name} with {kernel or 'no low-bit kernel'}, where {scheme.name} wants one of "
+                f"{', '.join(scheme.engine_kernels) or 'no low-bit kernel'}",
                 where=f"rollout worker {worker}",
                 mend="use another rollout.scheme on this device",
             )
@@ -128,7 +144,9 @@ class VLLMEngine:
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         except ValueError as error:  # vLLM's answer to a prompt that does not fit
-            raise RolloutError(str(error).splitlines()[0], where=f"rollout worker {self._worker}") from error
+            raise RolloutError(
+                str(error).splitlines()[0], f"rollout worker {self._worker}", "raise rollout.max_model_len"
+            ) from error
         return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
 
     def load(self, weights: PublishedWeights) -> None:

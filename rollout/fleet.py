@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from qarl.errors import QarlError, RolloutError
 from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
@@ -36,6 +36,7 @@ class RayFleet:
     ) -> None:
         self._make_actor, self._timeout_s, self._note = make_actor, timeout_s, note
         self._restarts_left = max_restarts
+        self.replacements = 0
         self._weights: Any = None  # ObjectRef of the current PublishedWeights
         self._actors = [make_actor(i) for i in range(num_workers)]
 
@@ -86,8 +87,8 @@ class RayFleet:
                 raise _cause(error) from None
             except GetTimeoutError:
                 reason = f"did not answer {method} within {self._timeout_s:g} s"
-            except RayActorError as error:
-                if error.actor_init_failed:  # its engine would fail again
+            except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
+                if isinstance(error, RayActorError) and error.actor_init_failed:  # its engine would fail again
                     raise RolloutError(
                         f"could not start: {str(error).splitlines()[-1]}", where=f"rollout worker {worker}"
                     ) from error
@@ -103,6 +104,7 @@ class RayFleet:
                 mend="its log lies in Ray's session folder",
             )
         self._restarts_left -= 1
+        self.replacements += 1
         self._note(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make_actor(worker)

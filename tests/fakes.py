@@ -97,6 +97,7 @@ class FakeFleet:
 
     def __init__(self, engines: Sequence[FakeEngine] | None = None) -> None:
         self.engines = list(engines or [FakeEngine(0), FakeEngine(1)])
+        self.replacements = 0
         self.requests: list[list[SampleRequest]] = []
         self.loads: list[PublishedWeights] = []
 
@@ -239,6 +240,9 @@ class Fuse:
 
         class Guarded:
             def __getattr__(self, name: str) -> Any:
+                if not callable(getattr(partner, name)):
+                    return getattr(partner, name)
+
                 def call(*args: Any, **kwargs: Any) -> Any:
                     if fuse.made == fuse.left:
                         raise Killed

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from qarl.errors import QarlError
 from qarl.metrics import merge
@@ -65,8 +65,8 @@ class LearnerGroup:
             return ray.get([getattr(rank, method).remote(*args) for rank in self._ranks])
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, QarlError) else error) from None
-        except RayActorError as error:
-            if error.actor_init_failed:
+        except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
+            if isinstance(error, RayActorError) and error.actor_init_failed:
                 raise QarlError(f"could not start: {str(error).splitlines()[-1]}", where="learner rank") from error
             raise QarlError(
                 f"a learner rank died during {method} ({' '.join(str(error).split())[:200]})",

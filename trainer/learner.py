@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from qarl.config import Config
 from qarl.errors import CheckpointError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.parity import Parity, check_parity
+from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
-from qarl.objectives.tbpo import tbpo
+from qarl.objectives.ratios import LossInputs
+from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.scheme import QuantScheme
@@ -38,6 +41,15 @@ def learner_env(device: str, threads: int) -> dict[str, str]:
     if device == "cuda":
         return common
     return {**common, **PROCESS_ENV, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def numerics_of(config: Config, device: str) -> Numerics:
+    """The numerics profile of a run on `device`; the naive baseline is plain transformers."""
+    if not config.learner.aligned:
+        return "stock"
+    if config.learner.numerics == "auto":
+        return "engine" if device == "cpu" else "portable"
+    return config.learner.numerics
 
 
 class LearnerRank:
@@ -62,24 +74,25 @@ class LearnerRank:
         self._config, self._rank, self._world_size = config, rank, world_size
         self._device = torch.device(device)
         scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore)
-        self._scheme = scheme if config.learner.aligned else QuantScheme("none")
-        self._published_scheme = scheme
+        self._scheme = scheme
+        self._numerics = numerics_of(config, device)
         self._dtype = getattr(torch, config.model.dtype)
-        self._policy = self._make_policy(self._scheme, config.learner.numerics)
+        self._policy = self._make_policy(scheme if config.learner.aligned else QuantScheme("none"), self._numerics)
         self._policy.train()
         if config.learner.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = _deepspeed_engine(self._policy, config, self._device)
-        self._plain: Policy | None = None
+        self._twins: dict[str, Policy] = {}
 
     def parity(self) -> list[Parity]:
         """How this process's arithmetic compares with the engine's ops."""
-        exact = self._config.learner.aligned and self._config.learner.numerics == "engine"
-        return check_parity(self._policy.model.config, self._dtype) if exact else []
+        if self._numerics != "engine":
+            return []
+        return check_parity(self._policy.model.config, self._dtype, self._scheme.quantizes)
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
         """Log-probs of this rank's share of `sequences`, by index."""
-        policy = self._policy if aligned else self._plain_policy()
+        policy = self._policy if aligned else self._twin(QuantScheme("none"))
         rows: dict[int, Logprobs] = {}
         with torch.no_grad():
             for share in self._shares(sequences):
@@ -96,6 +109,7 @@ class LearnerRank:
         parts: list[Metrics] = []
         for index, (sequences, prox) in enumerate(zip(minibatches, prox_T, strict=True)):
             shares = self._shares(sequences)
+            lr = self._engine.get_lr()[0]  # before the step: the rate that it uses
             for number, share in enumerate(shares):
                 self._engine.set_gradient_accumulation_boundary(number == len(shares) - 1)
                 metrics = self._backward(sequences, prox, share)
@@ -104,17 +118,12 @@ class LearnerRank:
                 parts.append(metrics | (last if index == len(minibatches) - 1 else {}) | (first if index == 0 else {}))
                 self._engine.step()
             requantize(self._policy)
-            parts.append(self._step_metrics())
+            parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})
         return parts
 
     def publish(self, version: int) -> PublishedWeights | None:
         """Rank 0's message of the current weights, in the engine's format; None on other ranks."""
-        if self._config.learner.aligned:
-            weights = publish(self._policy.model, self._scheme, version, self._gather)
-        else:  # the plain learner's weights are quantized on the way out: the naive baseline
-            plain = self._make_policy(self._published_scheme, "stock")
-            self._copy_weights(plain)
-            weights = publish(plain.model, self._published_scheme, version)
+        weights = publish(self._quantized_policy().model, self._scheme, version, self._gather)
         return weights if self._rank == 0 else None
 
     def save(self, directory: str) -> None:
@@ -131,7 +140,8 @@ class LearnerRank:
     def export(self, directory: str, quantized: bool) -> None:
         """Write a Hugging Face folder; with `quantized` in compressed-tensors format."""
         scheme = self._scheme if quantized else QuantScheme("none")
-        tensors = checkpoint_tensors(self._policy.model, self._gather, quantized)
+        policy = self._quantized_policy() if quantized else self._policy
+        tensors = checkpoint_tensors(policy.model, self._gather, quantized)
         if self._rank == 0:
             write_checkpoint(tensors, Path(directory), Path(self._config.model.path), scheme)
         else:
@@ -142,15 +152,17 @@ class LearnerRank:
         rows = share or [0]
         batch = PaddedBatch.of([sequences[i] for i in rows], self._device)
         advantages = [sequences[i].advantage if share else 0.0 for i in rows]  # an idle rank joins without effect
-        loss, metrics = tbpo(
+        inputs = LossInputs(
             logp_theta_BT=self._engine(batch),
             logp_prox_BT=pad([prox[i] for i in rows], batch.mask_BT),
             logp_samp_BT=pad([sequences[i].sampler_logprobs_T for i in rows], batch.mask_BT),
             mask_BT=batch.mask_BT,
             advantage_B=torch.tensor(advantages, dtype=torch.float32, device=self._device),
-            config=self._config.objective,
             num_sequences=len(sequences),
+            num_tokens=sum(len(sequence.response_ids) for sequence in sequences),
+            ids=rows,
         )
+        loss, metrics = compute_loss(inputs, self._config.objective)
         # DeepSpeed averages gradients over ranks; the loss is already divided by the whole minibatch.
         self._engine.backward(loss * self._world_size)
         return metrics if share else {}
@@ -164,27 +176,29 @@ class LearnerRank:
         shares = [[mine[i] for i in chunk] for chunk in chunks]
         return shares + [[] for _ in range(-(-largest // size) - len(shares))]
 
-    def _step_metrics(self) -> Metrics:
+    def _grad_norm(self) -> Metrics:
         norm = self._engine.get_global_grad_norm()
-        metrics = {"actor/lr": mean(self._engine.get_lr()[0], 1)}
-        if norm is not None:  # stage 0 in float32 does not report it
-            metrics |= {"actor/grad_norm": mean(float(norm), 1), "actor/grad_norm_max": maximum(float(norm))}
-        return metrics
+        if norm is None:  # stage 0 in float32 does not report it
+            return {}
+        return {"actor/grad_norm": mean(float(norm), 1), "actor/grad_norm_max": maximum(float(norm))}
 
-    def _plain_policy(self) -> Policy:
-        if self._plain is None:
-            self._plain = self._make_policy(QuantScheme("none"), "stock")
-        self._copy_weights(self._plain)
-        return self._plain
+    def _quantized_policy(self) -> Policy:
+        """The policy that is published; the naive baseline's weights are quantized on the way out only."""
+        return self._policy if self._config.learner.aligned else self._twin(self._scheme)
 
-    def _copy_weights(self, target: Policy) -> None:
-        parameters = dict(target.model.named_parameters(remove_duplicate=False))
+    def _twin(self, scheme: QuantScheme) -> Policy:
+        """A stock transformers model in `scheme` with the current weights."""
+        if scheme.name not in self._twins:
+            self._twins[scheme.name] = self._make_policy(scheme, "stock")
+        twin = self._twins[scheme.name]
+        parameters = dict(twin.model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, tensor in checkpoint_tensors(self._policy.model, self._gather, quantized=False):
                 parameters[name].copy_(tensor)
-        requantize(target)
+        requantize(twin)
+        return twin
 
-    def _make_policy(self, scheme: QuantScheme, numerics: Any) -> Policy:
+    def _make_policy(self, scheme: QuantScheme, numerics: Numerics) -> Policy:
         config = self._config
         temperature = config.rollout.sampling.temperature
         return Policy(config.model.path, self._dtype, scheme, numerics, temperature, self._device)
@@ -211,6 +225,7 @@ def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> A
         "gradient_accumulation_steps": 1,
         "gradient_clipping": optimizer.max_grad_norm,
         "bf16": {"enabled": config.model.dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {"stage": config.learner.zero_stage},
         "optimizer": {
             "type": "AdamW",
@@ -218,23 +233,17 @@ def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> A
                 "lr": optimizer.lr,
                 "betas": optimizer.betas,
                 "weight_decay": optimizer.weight_decay,
-                "torch_adam": device.type == "cpu",
+                "torch_adam": True,  # the fused ones are compiled at the first start, for minutes
             },
         },
         "steps_per_print": 10**9,
     }
-    if optimizer.warmup_steps:
-        settings["scheduler"] = {
-            "type": "WarmupLR",
-            "params": {
-                "warmup_min_lr": 0.0,
-                "warmup_max_lr": optimizer.lr,
-                "warmup_num_steps": optimizer.warmup_steps,
-                "warmup_type": "linear",
-            },
-        }
+    warmup = max(1, optimizer.warmup_steps)
     engine, *_ = deepspeed.initialize(
-        model=policy, model_parameters=[p for p in policy.parameters() if p.requires_grad], config=settings
+        model=policy,
+        model_parameters=[p for p in policy.parameters() if p.requires_grad],
+        lr_scheduler=lambda adam: LambdaLR(adam, lambda step: min(1.0, (step + 1) / warmup)),
+        config=settings,
     )
     assert all(module.weight.dtype == getattr(torch, config.model.dtype) for _, module in quantized_linears(policy))
     return engine

@@ -32,11 +32,11 @@ class Parity:
         return f"{self.op} {'exact' if self.exact else f'differs in {self.differing} of {self.total} outputs'}"
 
 
-def check_parity(config: Any, dtype: torch.dtype) -> list[Parity]:
+def check_parity(config: Any, dtype: torch.dtype, quantized: bool = True) -> list[Parity]:
     """Compare the learner's ops with the engine's on random inputs in the shapes of a Hugging Face `config`.
 
-    Attention is the engine's own op and has no second implementation to compare with; norms and activations are torch
-    on both sides.
+    `quantized`: check the low-bit linear as well. Attention is the engine's own op and has no second implementation to
+    compare with; norms and activations are torch on both sides. The publication probe covers them all together.
     """
     generator = torch.Generator().manual_seed(0)
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, min(config.vocab_size, 1024)
@@ -55,7 +55,8 @@ def check_parity(config: Any, dtype: torch.dtype) -> list[Parity]:
     for m in TOKENS:
         x = random(m, hidden).to(dtype)
         head.append((F.linear(x, weight), engine_ops.dense_linear(x, weight)))
-    return [_compare("w8a8 linear", linear), _compare("head", head), _compare("rope", [_rope(config, dtype, random)])]
+    dense = [_compare("head", head), _compare("rope", [_rope(config, dtype, random)])]
+    return [_compare("w8a8 linear", linear), *dense] if quantized else dense
 
 
 def _rope(config: Any, dtype: torch.dtype, random: Any) -> tuple[Tensor, Tensor]:

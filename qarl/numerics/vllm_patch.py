@@ -18,7 +18,7 @@ import torch
 
 from qarl.errors import KernelError
 
-CHECKED_VERSIONS = ("0.32.0", "0.33.0")
+CHECKED_VERSIONS = ("0.32.0",)
 PINNED_ISA = "AVX512_CORE_BF16"
 PROCESS_ENV = {"ONEDNN_MAX_CPU_ISA": PINNED_ISA}
 """Set for every process that runs an engine or a learner on CPU, before torch is imported."""

@@ -1,27 +1,112 @@
-"""Length-normalised sequence ratios (GSPO, arXiv 2507.18071). Suffixes: B sequences, T response tokens."""
+"""What every loss starts from: checked inputs, and the log-ratios of the three policies, computed once.
+
+    r_t = pi_theta / pi_prox     how far the update went        w_t = pi_prox / pi_samp     sampler-learner mismatch
+
+Sequence ratios are geometric means over the response (GSPO, arXiv 2507.18071). Suffixes: B sequences, T response
+tokens.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qarl.errors import DivergenceError, ObjectiveError
+
+LARGEST_LOG = 20.0
+"""Every band ends far below e^20; beyond it exp could overflow, and infinity times a zero gradient is NaN."""
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """The tensors of one micro-batch, and the size of the minibatch that it is part of.
+
+    `logp_*_BT` are log-probs in nats of the sampled tokens under the learner now, the learner before this batch, and
+    the sampler; the gradient flows through the first only. `mask_BT` is bool, True at response tokens: what is masked
+    never matters, NaN and infinity included. `num_sequences` and `num_tokens` count the whole minibatch, over all
+    micro-batches and ranks: the losses of the parts add up to the loss of the whole. `ids` name the sequences in
+    errors; empty counts them from 0.
+    """
+
+    logp_theta_BT: Tensor
+    logp_prox_BT: Tensor
+    logp_samp_BT: Tensor
+    mask_BT: Tensor
+    advantage_B: Tensor
+    num_sequences: int
+    num_tokens: int
+    ids: Sequence[int | str] = ()
+
+    def named(self, chosen_B: Tensor) -> str:
+        """The ids of the chosen sequences, for an error."""
+        return str([self.ids[i] if self.ids else i for i in chosen_B.nonzero()[:, 0].tolist()])
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Log-ratios in nats, float32 (float64 when the log-probs are), zero where masked."""
+
+    log_r_BT: Tensor
+    """log pi_theta - log pi_prox; carries the gradient."""
+    log_w_BT: Tensor
+    """log pi_prox - log pi_samp; no gradient."""
+    lengths_B: Tensor
+    log_r_B: Tensor
+    """Mean of `log_r_BT` over the response."""
+    log_w_B: Tensor
+
+    @classmethod
+    def of(cls, inputs: LossInputs) -> Ratios:
+        """Check the inputs and compute the ratios.
+
+        Raises:
+            ObjectiveError: shapes differ, advantages are not one a sequence or not finite, or a response is empty.
+            DivergenceError: a sampled token has a NaN or infinite log-prob. Each names the sequences.
+        """
+        mask_BT, advantage_B = inputs.mask_BT, inputs.advantage_B
+        if advantage_B.shape != mask_BT.shape[:1]:
+            every = inputs.named(torch.ones(len(mask_BT)))
+            raise ObjectiveError(f"{tuple(advantage_B.shape)} advantages for {len(mask_BT)} sequences {every}")
+        log_r_BT = token_log_ratio(inputs.logp_theta_BT, inputs.logp_prox_BT.detach(), mask_BT)
+        log_w_BT = token_log_ratio(inputs.logp_prox_BT.detach(), inputs.logp_samp_BT.detach(), mask_BT)
+        lengths_B = mask_BT.sum(1)
+        if (lengths_B == 0).any():
+            raise ObjectiveError(f"sequences {inputs.named(lengths_B == 0)} have no response token")
+        log_r_B, log_w_B = log_r_BT.sum(1) / lengths_B, log_w_BT.sum(1) / lengths_B
+        broken_B = ~(torch.isfinite(log_r_B) & torch.isfinite(log_w_B))
+        if broken_B.any():
+            raise DivergenceError(
+                f"NaN or infinite log-prob in sequences {inputs.named(broken_B)}",
+                mend="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
+            )
+        if not torch.isfinite(advantage_B).all():
+            raise ObjectiveError(f"NaN or infinite advantage of sequences {inputs.named(~torch.isfinite(advantage_B))}")
+        return cls(log_r_BT, log_w_BT, lengths_B, log_r_B, log_w_B)
+
+
+def token_log_ratio(logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """`log p(y_t) - log p_ref(y_t)` [B, T] in float32 or better, zero where masked. Raises ObjectiveError on shapes."""
+    if not logp_BT.shape == logp_ref_BT.shape == mask_BT.shape:
+        raise ObjectiveError(
+            f"log-probs {tuple(logp_BT.shape)}, reference {tuple(logp_ref_BT.shape)} and mask {tuple(mask_BT.shape)} "
+            f"of {len(mask_BT)} sequences must have one shape"
+        )
+    # Selected, not multiplied: a NaN times zero would reach the gradient.
+    return torch.where(mask_BT, _precise(logp_BT) - _precise(logp_ref_BT), 0.0)
+
 
 def sequence_log_ratio(logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """`(1/T_b) sum_t [log p(y_t) - log p_ref(y_t)]` over the unmasked tokens: float32 [B], in nats per token.
+    """`(1/T_b) sum_t [log p(y_t) - log p_ref(y_t)]` over the unmasked tokens: [B], nats per token."""
+    return token_log_ratio(logp_BT, logp_ref_BT, mask_BT).sum(1) / mask_BT.sum(1)
 
-    Masked values are ignored whatever they are, NaN and infinity included.
 
-    Raises:
-        ValueError: shapes differ, or a sequence has no unmasked token.
-    """
-    if not logp_BT.shape == logp_ref_BT.shape == mask_BT.shape:
-        raise ValueError(
-            f"log-probs {tuple(logp_BT.shape)}, reference {tuple(logp_ref_BT.shape)} and mask {tuple(mask_BT.shape)} "
-            "must have one shape"
-        )
-    lengths_B = mask_BT.sum(1)
-    if (lengths_B == 0).any():
-        raise ValueError(f"sequences {(lengths_B == 0).nonzero()[:, 0].tolist()} have no response token")
-    # The masked log-probs are replaced before the subtraction: a NaN times zero would reach the gradient.
-    diff_BT = logp_BT.masked_fill(~mask_BT, 0.0).float() - logp_ref_BT.masked_fill(~mask_BT, 0.0).float()
-    return torch.sum(diff_BT, dim=1) / lengths_B
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """exp without overflow: at most e^20, without gradient beyond."""
+    return log_ratio.clamp(max=LARGEST_LOG).exp()
+
+
+def _precise(logp_BT: Tensor) -> Tensor:
+    return logp_BT if logp_BT.dtype == torch.float64 else logp_BT.float()

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import torch
+from math import inf
+
 from torch import Tensor
 
-from qarl.config import TBPOConfig
-from qarl.metrics import Metrics, maximum, mean
-from qarl.objectives.ratios import sequence_log_ratio
+from qarl.metrics import Metrics, mean
+from qarl.objectives.aggregate import ratio_metrics, sequence_weight, token_sums
+from qarl.objectives.band import Band
+from qarl.objectives.config import SequenceTIS, TBPOConfig
+from qarl.objectives.corrections import mismatch_weight
+from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 
 
-def tbpo(
-    logp_theta_BT: Tensor,
-    logp_prox_BT: Tensor,
-    logp_samp_BT: Tensor,
-    mask_BT: Tensor,
-    advantage_B: Tensor,
-    config: TBPOConfig,
-    num_sequences: int,
-) -> tuple[Tensor, Metrics]:
+def tbpo(inputs: LossInputs, config: TBPOConfig) -> tuple[Tensor, Metrics]:
     """Sequence-level policy gradient with a trust band on both sides for negative advantages.
 
         r = exp((1/T) sum_t log pi_theta/pi_prox)          w = exp((1/T) sum_t log pi_prox/pi_samp)
@@ -26,49 +22,35 @@ def tbpo(
         s = clip(r, 1-neg_low, 1+neg_high) A               for A < 0: no gradient outside the band
         loss = -(1/num_sequences) sum_b sg(min(w, C)) s
 
-    Args:
-        logp_theta_BT, logp_prox_BT, logp_samp_BT: log-probs in nats of the sampled tokens under the learner now, the
-            learner before this batch, and the sampler; the gradient flows through the first only.
-        mask_BT: bool, True at response tokens.
-        advantage_B: one advantage a sequence.
-        num_sequences: normaliser, the sequences of the whole minibatch (over all micro-batches and ranks).
+    Ablations: `level: token` has r_t = pi_theta/pi_prox in place of r and the mean of s over the response (of it the
+    paper says no more than "token-level dual-clip"; w stays the sequence's); `dual_clip: false` leaves s = max(r,
+    1-neg_low) A for A < 0; `positive_only` sets s = 0 for A < 0; `correction` takes another weight than min(w, C).
+
     Returns:
-        scalar loss (float32) and partial metrics. A clip is counted where the chosen branch is the clipped one.
+        scalar loss and partial metrics. A clip is counted where the chosen branch is the clipped one.
     Raises:
-        ValueError: shapes differ, a sequence is empty, or a sampled token has a NaN or infinite log-prob.
+        ObjectiveError: see `Ratios.of`.
     """
-    if advantage_B.shape != mask_BT.shape[:1]:
-        raise ValueError(f"{tuple(advantage_B.shape)} advantages for {mask_BT.shape[0]} sequences")
-    log_r_B = sequence_log_ratio(logp_theta_BT, logp_prox_BT.detach(), mask_BT)
-    log_w_B = sequence_log_ratio(logp_prox_BT.detach(), logp_samp_BT.detach(), mask_BT)
-    broken_B = ~(torch.isfinite(log_r_B) & torch.isfinite(log_w_B))
-    if broken_B.any():
-        raise ValueError(f"NaN or infinite log-prob in sequences {broken_B.nonzero()[:, 0].tolist()}")
-    # Every band ends far below e^20; beyond it exp could overflow, and infinity times a zero gradient is NaN.
-    r_B, w_B = log_r_B.clamp(max=20.0).exp(), log_w_B.clamp(max=20.0).exp()
-    ppo_B = torch.minimum(
-        r_B * advantage_B, r_B.clamp(1 - config.seq_clip_ratio_low, 1 + config.seq_clip_ratio_high) * advantage_B
+    ratios = Ratios.of(inputs)
+    correction = config.correction or SequenceTIS(cap=config.seq_tis_imp_ratio_cap)
+    weight, metrics = mismatch_weight(ratios, correction)
+    band = Band(
+        pos_high=1 + config.seq_clip_ratio_high,
+        neg_low=1 - config.neg_seq_clip_ratio_low,
+        neg_high=1 + config.neg_seq_clip_ratio_high if config.dual_clip else inf,
     )
-    dual_B = r_B.clamp(1 - config.neg_seq_clip_ratio_low, 1 + config.neg_seq_clip_ratio_high) * advantage_B
-    weight_B = w_B.clamp(max=config.seq_tis_imp_ratio_cap)
-    loss = -(weight_B * torch.where(advantage_B >= 0, ppo_B, dual_B)).sum() / num_sequences
-    return loss, _metrics(loss.detach() * num_sequences, r_B.detach(), w_B, advantage_B, config)
-
-
-def _metrics(loss_sum: Tensor, r_B: Tensor, w_B: Tensor, advantage_B: Tensor, config: TBPOConfig) -> Metrics:
-    negative_B = advantage_B < 0
-    pos_high_B = (advantage_B > 0) & (r_B > 1 + config.seq_clip_ratio_high)
-    neg_low_B = negative_B & (r_B < 1 - config.neg_seq_clip_ratio_low)
-    neg_high_B = negative_B & (r_B > 1 + config.neg_seq_clip_ratio_high)
-    count, negatives = len(r_B), int(negative_B.sum())
-    return {
-        "actor/loss": mean(loss_sum.item(), count),
-        "actor/clip_fraction": mean((pos_high_B | neg_low_B | neg_high_B).sum().item(), count),
-        "actor/clip_fraction_pos_high": mean(pos_high_B.sum().item(), count - negatives),
-        "actor/clip_fraction_neg_low": mean(neg_low_B.sum().item(), negatives),
-        "actor/clip_fraction_neg_high": mean(neg_high_B.sum().item(), negatives),
-        "actor/seq_ratio_mean": mean(r_B.sum().item(), count),
-        "actor/seq_ratio_max_dev": maximum((r_B - 1).abs().max().item()),
-        "actor/seq_mismatch_weight_mean": mean(w_B.sum().item(), count),
-        "actor/seq_mismatch_weight_capped": mean((w_B > config.seq_tis_imp_ratio_cap).sum().item(), count),
-    }
+    advantage_B = inputs.advantage_B.clamp(min=0.0) if config.positive_only else inputs.advantage_B
+    if config.level == "sequence":
+        ratio = bounded_exp(ratios.log_r_B)
+        surrogate_B = band.clamp(ratio, advantage_B) * advantage_B
+        weight_B = sequence_weight(weight, ratios, inputs.mask_BT)
+        loss = -(weight_B * surrogate_B).sum() / inputs.num_sequences
+    else:
+        ratio = bounded_exp(ratios.log_r_BT)
+        sums_B = token_sums(band.clamp(ratio, advantage_B), weight, inputs.mask_BT)
+        loss = -(sums_B / ratios.lengths_B * advantage_B).sum() / inputs.num_sequences
+    metrics |= band.clip_metrics(ratio.detach(), advantage_B, ratios.lengths_B) | ratio_metrics(ratios)
+    if config.positive_only:
+        dropped = (inputs.advantage_B < 0).sum().item()
+        metrics["actor/sequences_negative_dropped"] = mean(dropped, len(advantage_B))
+    return loss, {"actor/loss": mean((loss.detach() * inputs.num_sequences).item(), len(advantage_B))} | metrics

@@ -40,7 +40,7 @@ def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_activation(x_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize activations per token as vLLM's CPU and CUDA kernels do.
+    """Quantize activations per token as vLLM's CPU kernel does.
 
         s_m = max_k |x_mk| / 127          q = round(x * (1 / s))
 

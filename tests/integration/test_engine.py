@@ -15,19 +15,25 @@ import pytest
 import torch
 
 from qarl.config import RolloutConfig
+from qarl.config_io import load_config
 from qarl.errors import KernelError, PublicationError
 from qarl.mismatch import Mismatch
 from qarl.numerics import engine_ops
 from qarl.numerics.parity import check_parity
+from qarl.prompts.pool import make_pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
 from qarl.quant.linear import requantize
 from qarl.quant.publish import checkpoint_tensors, pack, publish, seal, write_checkpoint
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, PublishedWeights, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine
+from tests.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from trainer.batching import PaddedBatch
+from trainer.checkpoint import CheckpointStore
+from trainer.loop import Trainer
 from trainer.policy import Policy
 
+ROOT = Path(__file__).parents[2]
 SCHEME = QuantScheme()
 
 
@@ -99,6 +105,15 @@ def test_mismatch_is_zero_at_700_tokens(engine: VLLMEngine, policy: Policy) -> N
     assert gap(policy, samples).abs_max == 0.0
 
 
+def test_more_prompt_tokens_than_one_engine_step_holds(engine: VLLMEngine, policy: Policy) -> None:
+    """Chunks of a prompt would break a seeded request in vLLM's CPU sampler: 64 x 100 tokens, 4,096 a step."""
+    engine.load(publish(policy.model, SCHEME, 1))
+    rng = np.random.default_rng(2)
+    prompts = [Prompt(str(i), "", "", tuple(int(t) for t in rng.integers(4, 256, 100))) for i in range(64)]
+    samples = engine.generate([SampleRequest(prompt, i, 1.0, 8) for i, prompt in enumerate(prompts)])
+    assert gap(policy, samples).abs_max == 0.0
+
+
 def test_equal_seeds_give_equal_samples_in_any_batch(engine: VLLMEngine, policy: Policy) -> None:
     engine.load(publish(policy.model, SCHEME, 1))
     asked = requests(12, 40)
@@ -138,6 +153,41 @@ def test_a_corrupted_scale_is_refused_and_the_old_weights_stay(engine: VLLMEngin
 def test_a_scale_corrupted_before_its_digest_shows_in_the_probe(engine: VLLMEngine, policy: Policy) -> None:
     engine.load(corrupt_scale(publish(policy.model, SCHEME, 1), fix_digests=True))
     assert gap(policy, engine.generate(requests(4, 16))).abs_max > 0.0
+
+
+@pytest.mark.parametrize(
+    ("fix_digests", "reason"),
+    [(False, "weight_scale differs from its digest"), (True, "does not compute what was published")],
+)
+def test_a_corrupted_scale_stops_the_run(
+    engine: VLLMEngine, policy: Policy, tmp_path: Path, fix_digests: bool, reason: str
+) -> None:
+    """The training loop over the real engine and the real policy; the second publication has one wrong scale."""
+
+    class Learner(FakeLearner):
+        def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[np.ndarray]:
+            with torch.no_grad():
+                logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu")))
+            return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(sequences)]
+
+        def publish(self, version: int) -> PublishedWeights:
+            weights = publish(policy.model, SCHEME, version)
+            return corrupt_scale(weights, fix_digests) if version == 1 else weights
+
+    class Fleet(FakeFleet):
+        def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+            return engine.generate(requests)
+
+    fleet = Fleet([engine])  # type: ignore[list-item]
+    prompts = [request.prompt for request in requests(8, 1)]
+    small = {"prompts_per_step": 4, "group_size": 2, "steps": 3}
+    config = load_config(ROOT / "configs" / "quickstart.yaml", [f"train.{k}={v}" for k, v in small.items()])
+    pool = make_pool(prompts, config.pool, 0)
+    store = CheckpointStore(tmp_path, 1)
+    trainer = Trainer(config, Learner(), fleet, FakeRewards(), pool, FakeTracker(), prompts[:4], store, exact=True)
+    with pytest.raises(PublicationError, match=reason):
+        trainer.run()
+    assert trainer.progress.step == 0
 
 
 def test_a_scheme_the_engine_does_not_run_is_an_error(tiny_models: dict[str, Path], engine: VLLMEngine) -> None:
@@ -213,3 +263,15 @@ def stock_vllm(path: Path, asked: list[tuple[list[int], int]], tokens: int) -> l
     assert lines, done.stdout[-2000:] + done.stderr[-2000:]
     rows: list[tuple[list[int], list[float]]] = json.loads(lines[0].removeprefix("RESULT"))
     return rows
+
+
+def test_an_op_that_differs_is_named(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = engine_ops.rotary_embedding
+
+    def other_rounding(positions: torch.Tensor, q: torch.Tensor, *args: torch.Tensor) -> None:
+        real(positions, q, *args)  # type: ignore[arg-type]
+        q[0, 0] += 1.0
+
+    monkeypatch.setattr(engine_ops, "rotary_embedding", other_rounding)
+    differing = [check for check in check_parity(policy.model.config, torch.bfloat16) if not check.exact]
+    assert [str(check) for check in differing] == ["rope differs in 1 of 12288 outputs"]

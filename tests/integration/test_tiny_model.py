@@ -97,7 +97,7 @@ def test_saved_weights_are_the_trained_ones_in_the_dtype(tmp_path: Path) -> None
     trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        tiny_model._save(model, tokenizer, tmp_path / name, name)
+        tiny_model._save(model, tokenizer, tmp_path / name, name, {})
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
         assert loaded.keys() == trained.keys()
         assert all(torch.equal(loaded[key], trained[key].to(dtype)) for key in trained)
@@ -170,14 +170,22 @@ def test_teacher_accuracy() -> None:
     assert 0.2 < tiny_model.teacher_accuracy(heldout, 0.2, 0, 40) < 0.45
 
 
-def test_an_existing_model_is_used_and_differences_are_told(built: tuple[Path, list[str]]) -> None:
+def test_an_existing_model_is_used_and_differences_are_told(built: tuple[Path, list[str]], tmp_path: Path) -> None:
     path, _ = built
     stamp = (path / "model.safetensors").stat().st_mtime_ns
     notes: list[str] = []
     for build in (None, BUILD):
         tiny_model.ensure_model(config_at(path, build), TASK, 0, notes.append)
     assert notes == []
-    tiny_model.ensure_model(config_at(path, BUILD.model_copy(update={"hidden_size": 96})), TASK, 0, notes.append)
+    other = config_at(path, BUILD.model_copy(update={"hidden_size": 96}))
+    with pytest.raises(ModelError, match="was built with other settings of hidden_size; choose"):
+        tiny_model.ensure_model(other, TASK, 0, notes.append)
+    foreign = tmp_path / "foreign"
+    shutil.copytree(path, foreign)
+    (foreign / tiny_model.RECIPE).unlink()
+    path = foreign
+    stamp = (path / "model.safetensors").stat().st_mtime_ns
+    tiny_model.ensure_model(config_at(path, other.build), TASK, 0, notes.append)
     assert notes == [f"{path}: exists and is used, although model.build differs: hidden_size 64 (not 96)"]
     assert (path / "model.safetensors").stat().st_mtime_ns == stamp
 
@@ -238,5 +246,5 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tokenizer, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
-        tiny_model._save(model, tokenizer, tmp_path / "model", "float32")
+        tiny_model._save(model, tokenizer, tmp_path / "model", "float32", {})
     assert list(tmp_path.iterdir()) == []

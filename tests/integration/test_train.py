@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from launch.report import Summary
+from launch.tracking import read_log
 from qarl.mismatch import Mismatch
 from qarl.quant.scheme import QuantScheme
 from tests.integration.test_engine import learner_logprobs, stock_vllm
@@ -50,13 +52,11 @@ def qarl(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(folder, *overrides), capture_output=True, text=True, cwd=ROOT, timeout=400)
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "runs" / "quickstart" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def steps(folder: Path) -> dict[int, dict[str, Any]]:
-    return {row["step"]: row for row in metrics(folder) if "reward/mean" in row}
+    """The training steps logged so far."""
+    log = folder / "runs" / "quickstart" / "metrics.jsonl"
+    rows = read_log(log) if log.exists() else []
+    return {row["step"]: row for row in rows if "reward/mean" in row}
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_killed_run_continues_to_the_same_weights(finished: tuple[Path, str], 
         command(tmp_path, "train.steps=4"), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 300
-    while 3 not in (steps(tmp_path) if (tmp_path / "runs/quickstart/metrics.jsonl").exists() else {}):
+    while 3 not in steps(tmp_path):
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -139,6 +139,31 @@ def test_a_killed_run_continues_to_the_same_weights(finished: tuple[Path, str], 
             assert rows[step].get(name) == reference[step].get(name), (step, name)
     ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_rollout_actor_killed_in_a_step_does_not_change_the_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(finished[0] / "model")
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command(tmp_path, "train.steps=4"), cwd=ROOT, stdout=log, start_new_session=True)
+    victim = None
+    while victim is None or 1 not in steps(tmp_path):
+        assert process.poll() is None, "the run ended before a worker could be killed"
+        victim = next((p for p in psutil.process_iter(["name"]) if _is_worker_of(p, process.pid)), None)
+        time.sleep(0.02)
+    victim.kill()
+    assert process.wait(timeout=300) == 0
+    assert "rollout worker 0 died during" in (tmp_path / "log").read_text()
+    assert sorted(steps(tmp_path)) == [1, 2, 3, 4]
+    ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def _is_worker_of(process: psutil.Process, driver: int) -> bool:
+    try:
+        is_worker = process.name().startswith("ray::RolloutWor")
+        return is_worker and any(parent.pid == driver for parent in process.parents())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_finished_run_answers_at_once(finished: tuple[Path, str]) -> None:
@@ -158,3 +183,32 @@ def _sample(prompt: list[int], tokens: list[int]) -> Any:
 
     empty = np.zeros(len(tokens), dtype=np.float32)
     return Sample(Prompt("p", "", "", tuple(prompt)), tuple(tokens), empty, "", "stop", 0)
+
+
+def test_jsonl_problems_with_math_verify_and_the_sampler_as_prox(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """The other task, verifier and prox: what a GSM8K run uses, on the same small model."""
+    (tmp_path / "model").symlink_to(finished[0] / "model")
+    for name, numbers in (("train", range(100, 160)), ("heldout", range(200, 220))):
+        rows = [{"q": f"{n}=", "a": f"sorted: {int(''.join(sorted(str(n))))}"} for n in numbers]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = tmp_path / "jsonl.yaml"
+    config.write_text(
+        f"inherits: {ROOT}/configs/quickstart.yaml\n"
+        "model: {build: null}\n"
+        f"task: {{kind: jsonl, train_path: {tmp_path}/train.jsonl, heldout_path: {tmp_path}/heldout.jsonl,\n"
+        "       question_key: q, answer_key: a, answer_delimiter: 'sorted:', chat: false}\n"
+        "reward: {kind: math, num_workers: 2}\n"
+        "learner: {prox: sampler}\n"
+        "mismatch: {proof_steps: 1, unaligned_every: 0}\n"
+    )
+    settings = [item for item in SMALL if not item.startswith(("task.", "model."))]
+    overrides = [*settings, f"run.dir={tmp_path}/runs", f"model.path={tmp_path}/model", "train.steps=2"]
+    command = [sys.executable, "-m", "launch.cli", "train", str(config), *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows_by_step = steps(tmp_path)
+    assert rows_by_step[1]["mismatch/logp_abs_max"] == 0.0
+    assert "mismatch/logp_abs_max" not in rows_by_step[2]  # proven after one step: one forward less
+    assert rows_by_step[2]["mismatch/probe_logp_abs_max"] == 0.0
+    assert 0.0 < rows_by_step[1]["reward/mean"] < 1.0
+    assert all(row["reward/faults"] == 0.0 for row in rows_by_step.values())

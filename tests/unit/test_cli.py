@@ -150,9 +150,13 @@ def jsonl_config(model_dir: Path, chat: bool) -> str:
 
 
 def test_more_gpus_than_there_are(fail: Fail) -> None:
-    line = fail("train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=999")
+    line = fail(
+        "train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=999", "cluster.colocate=false"
+    )
     assert "999 rollout workers and 1 learner ranks ask for 1000 GPUs, " in line
-    assert "cluster.device=cpu" in line
+    assert "cluster.colocate=true" in line
+    line = fail("train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=2")
+    assert "only one rollout worker and one learner rank can share a GPU" in line
 
 
 def test_more_cpus_than_there_are(fail: Fail) -> None:
@@ -247,16 +251,16 @@ def test_config_path_prefers_files(tmp_path: Path) -> None:
 
 def test_bundles_are_workers_then_ranks() -> None:
     config = make_config(
-        rollout={"num_workers": 2, "num_cpus_per_worker": 3.0, "tensor_parallel_size": 2},
+        rollout={"num_workers": 2, "num_cpus_per_worker": 3.0},
         learner={"num_ranks": 3, "num_cpus_per_rank": 0.5},
     )
     assert bundles(config, "cpu") == ([{"CPU": 3.0}] * 2, [{"CPU": 0.5}] * 3)
-    assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 2.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
+    assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 1.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
     check_resources(config, "cpu", {"CPU": 7.5})
-    check_resources(config, "cuda", {"CPU": 7.5, "GPU": 7.0})
+    check_resources(config, "cuda", {"CPU": 7.5, "GPU": 5.0})
     with pytest.raises(ResourceError, match=r"ask for 7\.5 CPUs, 7 are there"):
         check_resources(config, "cpu", {"CPU": 7.0})
-    with pytest.raises(ResourceError, match="ask for 7 GPUs, 0 are there"):
+    with pytest.raises(ResourceError, match="ask for 5 GPUs, 0 are there"):
         check_resources(config, "cuda", {"CPU": 100.0})
 
 
@@ -301,7 +305,8 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same:
 
 
 def test_another_run_in_the_folder_is_one_line(fail: Fail) -> None:
-    Path("old").mkdir()
+    Path("old/checkpoints/step_000001").mkdir(parents=True)
+    Path("old/checkpoints/step_000001/state.json").write_text('{"schema": 1, "step": 1}')
     Path("old/config.yaml").write_text(to_yaml(make_config()))
     line = fail("train", "quickstart", *LIGHT, "run.dir=.", "run.name=old")
     assert "old was made with other settings (" in line

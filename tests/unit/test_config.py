@@ -68,7 +68,7 @@ SECTIONS = st.fixed_dictionaries(
     {},
     optional={
         "seed": st.integers(-(2**40), 2**40),
-        "run": st.fixed_dictionaries({"name": st.text(st.characters(codec="utf-8", exclude_characters="$\\"))}),
+        "run": st.fixed_dictionaries({"name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]*", fullmatch=True)}),
         "learner": st.fixed_dictionaries({"optimizer": st.fixed_dictionaries({"lr": st.floats(1e-30, 1e30)})}),
         "pool": st.fixed_dictionaries(
             {"target": st.floats(0, 1), "strategy": st.sampled_from(["frontier", "uniform", "median"])}
@@ -198,7 +198,7 @@ def test_settings_at_the_edge_of_a_contradiction_are_allowed(minimal: Path) -> N
         ("seed=7", 7),
         ("seed=-7", -7),
         ("tracking.progress=false", False),
-        ("run.name=a=b", "a=b"),
+        ("run.dir=a=b", "a=b"),
         ("run.name='3'", "3"),
         ("mismatch.stop_above=null", None),
         ("rollout.ignore=[lm_head, 're:.*gate']", ["lm_head", "re:.*gate"]),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qarl.config import TBPOConfig
 from qarl.metrics import Metrics, merge
-from qarl.objectives.ratios import sequence_log_ratio
+from qarl.objectives.ratios import LossInputs, sequence_log_ratio
 from qarl.objectives.tbpo import tbpo
 
 PUBLISHED = TBPOConfig()
@@ -39,18 +39,14 @@ class Batch:
         index = torch.tensor(rows)
         return Batch(*(t[index] for t in (self.theta_BT, self.prox_BT, self.samp_BT, self.mask_BT, self.advantage_B)))
 
+    def inputs(self, num_sequences: int | None = None) -> LossInputs:
+        fields = (self.theta_BT, self.prox_BT, self.samp_BT, self.mask_BT, self.advantage_B)
+        return LossInputs(*fields, num_sequences or len(self.advantage_B), num_tokens=0)
+
     def run(self, config: TBPOConfig, num_sequences: int | None = None) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Loss, its gradient [B, T], and reduced metrics."""
         theta_BT = self.theta_BT.clone().requires_grad_()
-        loss, metrics = tbpo(
-            theta_BT,
-            self.prox_BT,
-            self.samp_BT,
-            self.mask_BT,
-            self.advantage_B,
-            config,
-            num_sequences or len(self.advantage_B),
-        )
+        loss, metrics = tbpo(replace(self, theta_BT=theta_BT).inputs(num_sequences), config)
         (grad_BT,) = torch.autograd.grad(loss, theta_BT)
         return loss.detach(), grad_BT, merge([metrics])
 
@@ -205,7 +201,7 @@ def test_mismatch_weight_is_capped(weight: float, used: float, advantage: float)
 def test_gradient_reaches_the_current_policy_only() -> None:
     batch = random_batch(0, 3, 5, 0.1)
     theta_BT, prox_BT, samp_BT = (t.clone().requires_grad_() for t in (batch.theta_BT, batch.prox_BT, batch.samp_BT))
-    loss, _ = tbpo(theta_BT, prox_BT, samp_BT, batch.mask_BT, batch.advantage_B, WIDE, 3)
+    loss, _ = tbpo(Batch(theta_BT, prox_BT, samp_BT, batch.mask_BT, batch.advantage_B).inputs(), WIDE)
     loss.backward()
     assert theta_BT.grad is not None
     assert prox_BT.grad is None
@@ -257,8 +253,7 @@ def test_micro_batches_add_up_to_the_whole(batch: Batch, size: int, config: TBPO
 
 
 def partial_metrics(batch: Batch, config: TBPOConfig, num_sequences: int) -> Metrics:
-    fields = (batch.theta_BT, batch.prox_BT, batch.samp_BT, batch.mask_BT, batch.advantage_B)
-    return tbpo(*fields, config, num_sequences)[1]
+    return tbpo(batch.inputs(num_sequences), config)[1]
 
 
 @given(batch=BATCHES)

@@ -1,0 +1,31 @@
+"""CISPO (MiniMax-M1, arXiv 2506.13585). Suffixes: B sequences, T response tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qarl.metrics import Metrics, mean
+from qarl.objectives.aggregate import reduce, token_sums
+from qarl.objectives.config import CISPOConfig
+from qarl.objectives.corrections import mismatch_weight
+from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
+
+
+def cispo(inputs: LossInputs, config: CISPOConfig) -> tuple[Tensor, Metrics]:
+    """The clipped ratio is a weight without gradient, so that no token is left without one.
+
+        loss = -(1/num_tokens) sum_b sum_t w sg(clip(r_t, 1-eps_low, 1+eps_high)) A log pi_theta(y_t)
+
+    Returns and raises as `tbpo`; the clip fraction is the share of tokens whose weight was clipped, with any gradient
+    kept.
+    """
+    ratios = Ratios.of(inputs)
+    weight, metrics = mismatch_weight(ratios, config.correction)
+    r_BT = bounded_exp(ratios.log_r_BT.detach())
+    clipped_BT = r_BT.clamp(1 - config.is_clip_low, 1 + config.is_clip_high)
+    logp_BT = torch.where(inputs.mask_BT, inputs.logp_theta_BT, 0.0)
+    sums_B = token_sums(clipped_BT * logp_BT, weight, inputs.mask_BT) * inputs.advantage_B
+    loss, shared = reduce(sums_B, inputs, ratios, "token_mean")
+    metrics["actor/clip_fraction"] = mean((clipped_BT != r_BT).sum().item(), int(ratios.lengths_B.sum()))
+    return loss, shared | metrics

@@ -1,0 +1,50 @@
+"""PPO's clipped minimum on token ratios: GRPO, and what differs from it in one number. Suffixes: B sequences, T tokens.
+
+Dr. GRPO (`dr_grpo.py`), DAPO (`dapo.py`) and REINFORCE++ (`reinforce_pp.py`) delegate to `clipped_token_loss`.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Literal
+
+from torch import Tensor
+
+from qarl.metrics import Metrics
+from qarl.objectives.aggregate import reduce, token_sums
+from qarl.objectives.band import Band
+from qarl.objectives.config import GRPOConfig, TokenClip
+from qarl.objectives.corrections import mismatch_weight
+from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
+
+
+def grpo(inputs: LossInputs, config: GRPOConfig) -> tuple[Tensor, Metrics]:
+    """GRPO (arXiv 2402.03300), without the penalty on the KL to a reference model.
+
+        r_t = pi_theta/pi_prox
+        loss = -(1/num_sequences) sum_b (1/T_b) sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
+
+    `aggregation: token_mean` averages over all tokens of the minibatch instead. `w` is the mismatch weight (1 in the
+    paper). `clip_ratio_c` also bounds r_t by c for A < 0 (dual-clip PPO, arXiv 1912.09729). Returns and raises as
+    `tbpo`; clips are counted in tokens.
+    """
+    return clipped_token_loss(inputs, config, config.aggregation)
+
+
+def clipped_token_loss(
+    inputs: LossInputs,
+    config: TokenClip,
+    how: Literal["sequence_mean", "token_mean", "constant"],
+    normalizer: int = 1,
+) -> tuple[Tensor, Metrics]:
+    """The equation of `grpo` with one of three ways to average, see `qarl.objectives.aggregate.reduce`."""
+    ratios = Ratios.of(inputs)
+    weight, metrics = mismatch_weight(ratios, config.correction)
+    band = Band(
+        pos_high=1 + config.clip_ratio_high, neg_low=1 - config.clip_ratio_low, neg_high=config.clip_ratio_c or inf
+    )
+    r_BT = bounded_exp(ratios.log_r_BT)
+    # The advantage is the sequence's: it may come after the sum over tokens.
+    sums_B = token_sums(band.clamp(r_BT, inputs.advantage_B), weight, inputs.mask_BT) * inputs.advantage_B
+    loss, shared = reduce(sums_B, inputs, ratios, how, normalizer)
+    return loss, shared | metrics | band.clip_metrics(r_BT.detach(), inputs.advantage_B, ratios.lengths_B)

@@ -1,0 +1,36 @@
+"""The plain policy gradient. Suffixes: B sequences, T response tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qarl.metrics import Metrics
+from qarl.objectives.aggregate import reduce, token_sums
+from qarl.objectives.config import CorrectionConfig, OnPolicyConfig
+from qarl.objectives.corrections import mismatch_weight
+from qarl.objectives.ratios import LossInputs, Ratios
+
+
+def on_policy(inputs: LossInputs, config: OnPolicyConfig) -> tuple[Tensor, Metrics]:
+    """REINFORCE (Williams 1992) with one advantage a sequence; on-policy GRPO, when each batch makes one step.
+
+        loss = -(1/num_sequences) sum_b (1/T_b) sum_t w A log pi_theta(y_t)
+
+    `aggregation: token_mean` averages over all tokens instead. Returns and raises as `tbpo`; nothing is clipped.
+    """
+    return log_prob_loss(inputs, config.correction, config.aggregation)
+
+
+def log_prob_loss(
+    inputs: LossInputs, correction: CorrectionConfig, how: Literal["sequence_mean", "token_mean", "constant"]
+) -> tuple[Tensor, Metrics]:
+    """The equation of `on_policy` with one of three ways to average, see `qarl.objectives.aggregate.reduce`."""
+    ratios = Ratios.of(inputs)
+    weight, metrics = mismatch_weight(ratios, correction)
+    logp_BT = torch.where(inputs.mask_BT, inputs.logp_theta_BT, 0.0)
+    sums_B = token_sums(logp_BT, weight, inputs.mask_BT) * inputs.advantage_B
+    loss, shared = reduce(sums_B, inputs, ratios, how)
+    return loss, shared | metrics

@@ -1,0 +1,49 @@
+"""Which function computes which config: the trainer calls `compute_loss` and does not know what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from qarl.metrics import Metrics
+from qarl.objectives.cispo import cispo
+from qarl.objectives.config import (
+    CISPOConfig,
+    DAPOConfig,
+    DrGRPOConfig,
+    GRPOConfig,
+    GSPOConfig,
+    ObjectiveConfig,
+    OnPolicyConfig,
+    ReinforcePPConfig,
+    RLOOConfig,
+    TBPOConfig,
+)
+from qarl.objectives.dapo import dapo
+from qarl.objectives.dr_grpo import dr_grpo
+from qarl.objectives.grpo import grpo
+from qarl.objectives.gspo import gspo
+from qarl.objectives.on_policy import on_policy
+from qarl.objectives.ratios import LossInputs
+from qarl.objectives.reinforce_pp import reinforce_pp
+from qarl.objectives.rloo import rloo
+from qarl.objectives.tbpo import tbpo
+
+OBJECTIVES: dict[type[Any], Callable[[LossInputs, Any], tuple[Tensor, Metrics]]] = {
+    TBPOConfig: tbpo,
+    GRPOConfig: grpo,
+    DrGRPOConfig: dr_grpo,
+    DAPOConfig: dapo,
+    GSPOConfig: gspo,
+    CISPOConfig: cispo,
+    OnPolicyConfig: on_policy,
+    RLOOConfig: rloo,
+    ReinforcePPConfig: reinforce_pp,
+}
+
+
+def compute_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
+    """The loss of a micro-batch, normalised by its minibatch, and partial metrics. Raises ObjectiveError."""
+    return OBJECTIVES[type(config)](inputs, config)

@@ -1,0 +1,21 @@
+"""REINFORCE++ (arXiv 2501.03262)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from qarl.metrics import Metrics
+from qarl.objectives.config import ReinforcePPConfig
+from qarl.objectives.grpo import clipped_token_loss
+from qarl.objectives.ratios import LossInputs
+
+
+def reinforce_pp(inputs: LossInputs, config: ReinforcePPConfig) -> tuple[Tensor, Metrics]:
+    """PPO's clipped minimum without a critic; the advantage is normalised over the batch, not over the group.
+
+        A = (R - mean(R)) / std(R)    over all responses of the step (`advantage.estimator: batch`)
+        loss = -(1/num_tokens) sum_b sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
+
+    Interpreted: the mean over tokens; the paper's token-wise KL reward is left out. Returns and raises as `grpo`.
+    """
+    return clipped_token_loss(inputs, config, "token_mean")

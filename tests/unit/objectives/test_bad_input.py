@@ -1,0 +1,41 @@
+"""Inputs of which no loss can be made: one error each, which names the sequences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from qarl.errors import ObjectiveError
+from qarl.objectives.registry import compute_loss
+from tests.unit.objectives.reference import random_batch
+from tests.unit.objectives.test_library import PLAIN, label
+
+
+@pytest.mark.parametrize("config", PLAIN, ids=label)
+def test_bad_input_names_its_sequences(config: Any) -> None:
+    good = replace(random_batch(0, 3, 4, 0.1, full=True).inputs(), ids=["a", "b", "c"])
+
+    def fault(**changes: Any) -> str:
+        with pytest.raises(ObjectiveError) as caught:
+            compute_loss(replace(good, **changes), config)
+        return str(caught.value)
+
+    def with_value(values: torch.Tensor, row: int, value: Any) -> torch.Tensor:
+        values = values.clone()
+        values[row] = value
+        return values
+
+    for name in ("logp_theta_BT", "logp_prox_BT", "logp_samp_BT"):
+        for junk in (math.nan, math.inf, -math.inf):
+            broken_BT = with_value(getattr(good, name), 1, junk)
+            assert fault(**{name: broken_BT}).startswith("NaN or infinite log-prob in sequences ['b']; lower ")
+        assert "of 3 sequences must have one shape" in fault(**{name: getattr(good, name)[:, :2]})
+    assert fault(mask_BT=with_value(good.mask_BT, 2, False)) == "sequences ['c'] have no response token"
+    assert fault(advantage_B=good.advantage_B[:2]) == "(2,) advantages for 3 sequences ['a', 'b', 'c']"
+    assert (
+        fault(advantage_B=with_value(good.advantage_B, 0, math.nan)) == "NaN or infinite advantage of sequences ['a']"
+    )

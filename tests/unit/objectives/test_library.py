@@ -1,0 +1,376 @@
+"""All objectives and corrections: against their equations, against each other, and what must hold for each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from qarl.objectives.config import (
+    CISPOConfig,
+    DAPOConfig,
+    DrGRPOConfig,
+    GRPOConfig,
+    GSPOConfig,
+    NoCorrection,
+    OnPolicyConfig,
+    ReinforcePPConfig,
+    RLOOConfig,
+    SequenceMask,
+    SequenceReject,
+    SequenceTIS,
+    TBPOConfig,
+    TokenMask,
+    TokenTIS,
+)
+from qarl.objectives.registry import compute_loss
+from tests.unit.objectives.reference import (
+    BATCHES,
+    FULL_BATCHES,
+    Batch,
+    bounds,
+    numeric_gradient,
+    random_batch,
+    reference_loss,
+)
+
+WIDE: dict[str, Any] = {
+    "seq_clip_ratio_low": 0.1,
+    "seq_clip_ratio_high": 0.2,
+    "neg_seq_clip_ratio_low": 0.15,
+    "neg_seq_clip_ratio_high": 0.3,
+}
+PLAIN = [
+    TBPOConfig(),
+    TBPOConfig(**WIDE),
+    TBPOConfig(**WIDE, level="token"),
+    TBPOConfig(**WIDE, dual_clip=False),
+    TBPOConfig(**WIDE, correction=NoCorrection()),
+    TBPOConfig(**WIDE, positive_only=True),
+    GRPOConfig(),
+    GRPOConfig(clip_ratio_c=1.5, aggregation="token_mean"),
+    DrGRPOConfig(normalizer=7),
+    DAPOConfig(),
+    GSPOConfig(),
+    GSPOConfig(seq_clip_ratio_low=0.1, seq_clip_ratio_high=0.2),
+    CISPOConfig(),
+    CISPOConfig(is_clip_low=0.2, is_clip_high=0.3),
+    OnPolicyConfig(),
+    OnPolicyConfig(aggregation="token_mean"),
+    RLOOConfig(),
+    ReinforcePPConfig(),
+]
+CORRECTIONS = [
+    NoCorrection(),
+    TokenTIS(cap=1.1),
+    SequenceTIS(cap=1.1),
+    TokenMask(low=0.8, high=1.3),
+    SequenceMask(low=0.9, high=1.1),
+    SequenceReject(low=0.9, high=1.1),
+]
+CORRECTED = [
+    base.model_copy(update={"correction": correction})
+    for base in (TBPOConfig(**WIDE), GRPOConfig(), GSPOConfig(), CISPOConfig(), OnPolicyConfig())
+    for correction in CORRECTIONS[1:]
+]
+EVERY = PLAIN + CORRECTED
+CONFIGS = st.sampled_from(EVERY)
+
+
+def label(config: Any) -> str:
+    changed = {
+        k: v.kind if hasattr(v, "kind") else v for k, v in config if k in config.model_fields_set and k != "kind"
+    }
+    return f"{config.kind}{changed or ''}"
+
+
+def token(config: Any, advantage: float, ratio: float, weight: float = 1.0) -> tuple[float, float]:
+    """Loss and gradient of one response of one token."""
+    prox_BT = torch.tensor([[-1.0]], dtype=torch.float64)
+    mask_BT = torch.ones(1, 1, dtype=torch.bool)
+    samp_BT = prox_BT - math.log(weight)
+    batch = Batch(prox_BT + math.log(ratio), prox_BT, samp_BT, mask_BT, torch.tensor([advantage], dtype=torch.float64))
+    loss, grad_BT, _ = batch.run(config)
+    return loss.item(), grad_BT.item()
+
+
+# --- against the equations -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", EVERY, ids=label)
+@given(batch=BATCHES)
+@settings(max_examples=12, deadline=None)
+def test_loss_and_gradient_are_the_equations(config: Any, batch: Batch) -> None:
+    expected, seen = reference_loss(batch.theta_BT.tolist(), batch, config)
+    assume(all(abs(ratio - bound) > 1e-5 for ratio in seen for bound in bounds(config)))
+    loss, grad_BT, metrics = batch.run(config)
+    assert loss.dtype == torch.float64
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert metrics["actor/loss"] == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    numeric_BT = numeric_gradient(lambda theta: reference_loss(theta, batch, config)[0], batch.theta_BT)
+    torch.testing.assert_close(grad_BT, numeric_BT, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("config", "advantage", "ratio", "loss", "gradient"),
+    [
+        # by hand, from min(r A, clip(r) A), its dual clip, and clip(r) A log pi with log pi = -1 + log r
+        (GRPOConfig(), 2.0, 1.1, -2.2, -2.2),
+        (GRPOConfig(), 2.0, 1.5, -2.4, 0.0),
+        (GRPOConfig(), 2.0, 0.5, -1.0, -1.0),
+        (GRPOConfig(), -2.0, 0.5, 1.6, 0.0),
+        (GRPOConfig(), -2.0, 10.0, 20.0, 20.0),
+        (GRPOConfig(clip_ratio_c=3.0), -2.0, 10.0, 6.0, 0.0),
+        (DAPOConfig(), 2.0, 1.25, -2.5, -2.5),
+        (DAPOConfig(), 2.0, 1.5, -2.56, 0.0),
+        (DrGRPOConfig(normalizer=4), 2.0, 1.1, -0.55, -0.55),
+        (ReinforcePPConfig(), -2.0, 0.5, 1.6, 0.0),
+        (GSPOConfig(), 2.0, 2.0, -2.0008, 0.0),
+        (GSPOConfig(), -2.0, 0.5, 1.9994, 0.0),
+        (TBPOConfig(), -2.0, 2.0, 2.0014, 0.0),
+        (TBPOConfig(), -2.0, 0.5, 1.9994, 0.0),
+        (TBPOConfig(dual_clip=False), -2.0, 2.0, 4.0, 4.0),
+        (TBPOConfig(positive_only=True), -2.0, 1.0, 0.0, 0.0),
+        (CISPOConfig(is_clip_high=0.5), 2.0, math.e, 0.0, -3.0),  # 1.5 * 2 * log pi, and log pi = 0
+        (CISPOConfig(), 2.0, 1.0, 2.0, -2.0),
+        (OnPolicyConfig(), 2.0, 1.0, 2.0, -2.0),
+        (RLOOConfig(), -2.0, 1.0, -2.0, 2.0),
+    ],
+    ids=lambda value: label(value) if hasattr(value, "kind") else str(value),
+)
+def test_one_token_by_hand(config: Any, advantage: float, ratio: float, loss: float, gradient: float) -> None:
+    assert token(config, advantage, ratio) == pytest.approx((loss, gradient), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("correction", "weight", "used"),
+    [
+        (NoCorrection(), 3.0, 1.0),
+        (TokenTIS(), 3.0, 2.0),
+        (TokenTIS(), 0.1, 0.1),
+        (SequenceTIS(), 3.0, 2.0),
+        (SequenceTIS(), 0.1, 0.1),
+        (TokenMask(), 3.0, 3.0),
+        (TokenMask(), 5.5, 0.0),
+        (TokenMask(), 0.4, 0.0),
+        (SequenceMask(), 1.5, 1.5),
+        (SequenceMask(), 2.5, 0.0),
+        (SequenceMask(), 0.4, 0.0),
+        (SequenceReject(), 1.5, 1.0),
+        (SequenceReject(), 2.5, 0.0),
+        (SequenceReject(), 0.4, 0.0),
+    ],
+    ids=lambda value: value.kind if hasattr(value, "kind") else str(value),
+)
+@pytest.mark.parametrize("objective", [GRPOConfig, GSPOConfig, CISPOConfig, OnPolicyConfig, TBPOConfig])
+def test_weights_by_hand(objective: Any, correction: Any, weight: float, used: float) -> None:
+    _, gradient = token(objective(correction=correction), 2.0, 1.0, weight)
+    assert gradient == pytest.approx(-2.0 * used, rel=1e-9)
+
+
+def test_the_three_ways_to_average() -> None:
+    zeros_BT = torch.zeros(2, 3, dtype=torch.float64)
+    mask_BT = torch.tensor([[True, False, False], [True, True, True]])
+    batch = Batch(zeros_BT, zeros_BT, zeros_BT, mask_BT, torch.tensor([4.0, 8.0], dtype=torch.float64))
+    gradients = {c.kind: batch.run(c)[1] for c in (GRPOConfig(), DAPOConfig(), DrGRPOConfig(normalizer=2))}
+    one, other = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])
+    for kind, first, second in [("grpo", 4 / 2, 8 / 3 / 2), ("dapo", 4 / 4, 8 / 4), ("dr_grpo", 4 / 2 / 2, 8 / 2 / 2)]:
+        torch.testing.assert_close(gradients[kind], -torch.stack([first * one, second * other]).double())
+
+
+# --- special cases ---------------------------------------------------------------------------------------------------
+
+
+def assert_same(batch: Batch, one: Any, other: Any, factor: float = 1.0) -> None:
+    loss, grad_BT, _ = batch.run(one)
+    other_loss, other_grad_BT, _ = batch.run(other)
+    torch.testing.assert_close(loss * factor, other_loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(grad_BT * factor, other_grad_BT, rtol=1e-9, atol=1e-12)
+
+
+@given(batch=BATCHES)
+@settings(max_examples=30, deadline=None)
+def test_tbpo_without_band_and_cap_is_the_sequence_policy_gradient(batch: Batch) -> None:
+    endless = TBPOConfig(**dict.fromkeys(WIDE, 1e9), correction=NoCorrection())
+    loss, grad_BT, metrics = batch.run(endless)
+    theta_BT = batch.theta_BT.clone().requires_grad_()
+    lengths_B = batch.mask_BT.sum(1)
+    ratio_B = (((theta_BT - batch.prox_BT) * batch.mask_BT).sum(1) / lengths_B).exp()
+    plain = -(batch.advantage_B * ratio_B).mean()
+    torch.testing.assert_close(loss, plain.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(grad_BT, torch.autograd.grad(plain, theta_BT)[0], rtol=1e-9, atol=1e-12)
+    assert metrics["actor/clip_fraction"] == 0
+
+
+@given(batch=BATCHES)
+@settings(max_examples=30, deadline=None)
+def test_one_is_a_special_case_of_another(batch: Batch) -> None:
+    none = NoCorrection()
+    single = TBPOConfig(**WIDE | {"neg_seq_clip_ratio_low": 0.1}, dual_clip=False, correction=none)
+    assert_same(batch, single, GSPOConfig(seq_clip_ratio_low=0.1, seq_clip_ratio_high=0.2))
+    dual = GRPOConfig(clip_ratio_low=0.15, clip_ratio_high=0.2, clip_ratio_c=1.3, correction=SequenceTIS())
+    assert_same(batch, TBPOConfig(**WIDE, level="token"), dual)
+    assert_same(batch, DAPOConfig(clip_ratio_high=0.2), GRPOConfig(aggregation="token_mean"))
+    assert_same(batch, ReinforcePPConfig(), GRPOConfig(aggregation="token_mean"))
+    positive = replace(batch, advantage_B=batch.advantage_B.clamp(min=0))
+    torch.testing.assert_close(batch.run(TBPOConfig(positive_only=True))[1], positive.run(TBPOConfig())[1])
+
+
+@given(batch=FULL_BATCHES)
+@settings(max_examples=30, deadline=None)
+def test_equal_lengths_make_the_averages_one(batch: Batch) -> None:
+    tokens = batch.mask_BT.shape[1]
+    assert_same(batch, GRPOConfig(), GRPOConfig(aggregation="token_mean"))
+    assert_same(batch, GRPOConfig(), DrGRPOConfig(normalizer=tokens))
+    assert_same(batch, OnPolicyConfig(), RLOOConfig(), factor=tokens)
+
+
+@given(seed=st.integers(0, 10**6), sequences=st.integers(1, 6), correction=st.sampled_from(CORRECTIONS))
+@settings(max_examples=30, deadline=None)
+def test_of_one_token_sequence_and_token_objectives_are_one(seed: int, sequences: int, correction: Any) -> None:
+    batch = random_batch(seed, sequences, 1, 0.3)
+    gspo = GSPOConfig(seq_clip_ratio_low=0.2, seq_clip_ratio_high=0.2, correction=correction)
+    assert_same(batch, gspo, GRPOConfig(correction=correction))
+    assert_same(batch, TBPOConfig(**WIDE), TBPOConfig(**WIDE, level="token"))
+
+
+@given(batch=FULL_BATCHES)
+@settings(max_examples=30, deadline=None)
+def test_on_policy_all_share_one_gradient(batch: Batch) -> None:
+    tokens = batch.mask_BT.shape[1]
+    batch = replace(batch, theta_BT=batch.prox_BT, samp_BT=batch.prox_BT)
+    expected_BT = -(batch.advantage_B / batch.mask_BT.numel())[:, None].expand_as(batch.mask_BT)
+    for config in EVERY:
+        factor = {"dr_grpo": 7 / tokens, "rloo": 1 / tokens}.get(config.kind, 1.0)
+        wanted_BT = expected_BT.clamp(max=0) if getattr(config, "positive_only", False) else expected_BT
+        torch.testing.assert_close(batch.run(config)[1] * factor, wanted_BT, rtol=1e-9, atol=1e-12)
+
+
+@given(batch=BATCHES, correction=st.sampled_from(CORRECTIONS))
+@settings(max_examples=30, deadline=None)
+def test_without_mismatch_no_correction_does_anything(batch: Batch, correction: Any) -> None:
+    batch = replace(batch, samp_BT=batch.prox_BT)
+    for base in (GRPOConfig(), GSPOConfig(), CISPOConfig(), RLOOConfig()):
+        assert_same(batch, base, base.model_copy(update={"correction": correction}))
+
+
+# --- what holds for each ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", EVERY, ids=label)
+@given(batch=BATCHES, junk=st.sampled_from([math.nan, math.inf, -math.inf, 1e300]), width=st.integers(0, 3))
+@settings(max_examples=8, deadline=None)
+def test_masked_tokens_and_padding_never_matter(config: Any, batch: Batch, junk: float, width: int) -> None:
+    loss, grad_BT, metrics = batch.run(config)
+
+    def soil(values_BT: torch.Tensor, value: float) -> torch.Tensor:
+        padded_BT = torch.nn.functional.pad(values_BT.masked_fill(~batch.mask_BT, value), (0, width), value=value)
+        return padded_BT
+
+    dirty = Batch(
+        soil(batch.theta_BT, junk),
+        soil(batch.prox_BT, -junk),
+        soil(batch.samp_BT, junk),
+        torch.nn.functional.pad(batch.mask_BT, (0, width), value=False),
+        batch.advantage_B,
+    )
+    dirty_loss, dirty_grad_BT, dirty_metrics = dirty.run(config)
+    torch.testing.assert_close(dirty_loss, loss, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(dirty_grad_BT[:, : grad_BT.shape[1]], grad_BT, rtol=1e-12, atol=1e-14)
+    assert not dirty_grad_BT[~dirty.mask_BT].any()
+    assert dirty_metrics == pytest.approx(metrics, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=label)
+@given(batch=BATCHES, data=st.data(), size=st.integers(1, 3))
+@settings(max_examples=8, deadline=None)
+def test_order_and_split_do_not_matter(config: Any, batch: Batch, data: st.DataObject, size: int) -> None:
+    """Micro-batches of a rank, and the shares of several ranks, are the same thing: parts of one minibatch."""
+    count = len(batch.advantage_B)
+    order = data.draw(st.permutations(range(count)))
+    loss, grad_BT, _ = batch.run(config)
+    parts = [order[i : i + size] for i in range(0, count, size)]
+    runs = [batch.pick(rows).run(config, whole=batch) for rows in parts]
+    torch.testing.assert_close(torch.stack([run[0] for run in runs]).sum(), loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.cat([run[1] for run in runs]), grad_BT[order], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=label)
+def test_gradient_reaches_the_current_policy_only(config: Any) -> None:
+    batch = random_batch(0, 3, 5, 0.1)
+    leaves = [t.clone().requires_grad_() for t in (batch.theta_BT, batch.prox_BT, batch.samp_BT)]
+    loss, _ = compute_loss(Batch(*leaves, batch.mask_BT, batch.advantage_B).inputs(), config)
+    loss.backward()
+    assert [leaf.grad is not None for leaf in leaves] == [True, False, False]
+
+
+BOUNDED = [c for c in EVERY if c.kind in {"cispo", "on_policy", "rloo"} or getattr(c, "dual_clip", False)]
+
+
+@pytest.mark.parametrize("config", BOUNDED, ids=label)
+@given(
+    seed=st.integers(0, 10**6),
+    drift=st.sampled_from([0.1, 10.0, 300.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(max_examples=8, deadline=None)
+def test_gradient_is_bounded_however_far_the_policies_part(
+    config: Any, seed: int, drift: float, dtype: torch.dtype
+) -> None:
+    batch = random_batch(seed, 4, 6, drift, dtype=dtype)
+    _, grad_BT, _ = batch.run(config)
+    # ratio at most 2, weight at most 2 (5 for IcePop's default band, here 1.3), and no more than one action a token
+    assert grad_BT.abs().max() <= 4 * batch.advantage_B.abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("config", EVERY, ids=label)
+@pytest.mark.parametrize("drift", [30.0, 1000.0])
+def test_nothing_overflows(config: Any, drift: float) -> None:
+    loss, grad_BT, _ = random_batch(1, 6, 5, drift, dtype=torch.float32).run(config)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(grad_BT).all()
+
+
+@given(log_ratio=st.floats(-30, 30), advantage=st.sampled_from([-2.0, -1e-3, 1e-3, 2.0]))
+@settings(max_examples=100, deadline=None)
+def test_gradient_is_exactly_zero_outside_the_band(log_ratio: float, advantage: float) -> None:
+    ratio = math.exp(log_ratio)
+    assume(min(abs(ratio - bound) for bound in (0.85, 1.2, 1.3)) > 1e-9)
+    outside = ratio > 1.2 if advantage > 0 else not 0.85 <= ratio <= 1.3
+    for level in ("sequence", "token"):
+        _, gradient = token(TBPOConfig(**WIDE, level=level), advantage, ratio)
+        assert (gradient == 0) == outside
+
+
+def test_clips_of_tokens_are_counted_where_they_bind() -> None:
+    log_BT = torch.log(torch.tensor([[2.0, 0.5, 1.0, 9.9], [2.0, 0.5, 4.0, 1.0], [2.0, 0.5, 1.0, 9.9]]))
+    zeros_BT = torch.zeros(3, 4)
+    mask_BT = torch.tensor([[True, True, True, False], [True] * 4, [True, True, True, False]])
+    batch = Batch(log_BT, zeros_BT, zeros_BT, mask_BT, torch.tensor([1.0, -1.0, 0.0]))
+    metrics = batch.run(GRPOConfig(clip_ratio_c=3.0))[2]
+    assert metrics["actor/clip_fraction"] == pytest.approx(3 / 10)
+    assert metrics["actor/clip_fraction_pos_high"] == pytest.approx(1 / 6)  # A = 0 has nothing to clip
+    assert metrics["actor/clip_fraction_neg_low"] == pytest.approx(1 / 4)
+    assert metrics["actor/clip_fraction_neg_high"] == pytest.approx(1 / 4)
+
+
+def test_dropped_and_capped_are_counted() -> None:
+    weights_BT = torch.log(torch.tensor([[4.0, 1.0, 0.1], [1.0, 1.0, 9.0]], dtype=torch.float64))
+    zeros_BT = torch.zeros(2, 3, dtype=torch.float64)
+    mask_BT = torch.tensor([[True, True, True], [True, True, False]])
+    batch = Batch(zeros_BT, zeros_BT, -weights_BT, mask_BT, torch.ones(2, dtype=torch.float64))
+
+    def metrics(correction: Any) -> dict[str, float]:
+        return batch.run(GRPOConfig(correction=correction))[2]
+
+    assert metrics(TokenMask())["actor/tokens_dropped"] == pytest.approx(1 / 5)
+    assert metrics(TokenTIS())["actor/token_mismatch_weight_capped"] == pytest.approx(1 / 5)
+    assert metrics(SequenceMask(low=0.9))["actor/sequences_dropped"] == pytest.approx(1 / 2)
+    assert metrics(SequenceReject())["actor/sequences_dropped"] == 0
+    assert metrics(SequenceTIS())["actor/seq_mismatch_weight_capped"] == 0
+    assert metrics(NoCorrection())["actor/seq_mismatch_weight_mean"] == pytest.approx((0.4 ** (1 / 3) + 1) / 2)
