@@ -74,8 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="measure a part on this machine").add_subparsers(
         required=True, metavar="WHAT"
     )
+    pool = bench.add_parser("pool", help="time and memory of the prompt pool, by size and strategy")
+    pool.add_argument("--sizes", type=positive_int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PROMPTS")
+    pool.add_argument("--batch", type=positive_int, default=512, help="prompts of one draw (512)")
+    pool.add_argument("--steps", type=positive_int, default=100, help="timed steps (100)")
+    pool.set_defaults(run=_bench_pool)
     bench.add_parser("objectives", help="every loss beside a plain masked mean").set_defaults(run=_bench_objectives)
     return parser
+
+
+def positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,6 +142,13 @@ def _config_list(_: argparse.Namespace) -> None:
 def _config_keys(_: argparse.Namespace) -> None:
     for key, default, description in documentation():
         print(f"{key}{f' = {default}' if default else ''}\n    {description}")
+
+
+def _bench_pool(args: argparse.Namespace) -> None:
+    from launch.bench.pool import measure, table
+
+    for line in table(measure(args.sizes, args.batch, args.steps)):
+        print(line, flush=True)
 
 
 def _bench_objectives(_: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
-"""The configuration: one typed, strict tree. This file is the reference of every key.
+"""The configuration: one typed, strict tree. This file and `prompts/config.py` are the reference
+of every key.
 
 A config file is YAML; `inherits: other.yaml` (relative to the file) takes another file's values first. Overrides
 `a.b=c` come last. Unknown keys are errors that name the nearest known one.
@@ -20,6 +21,7 @@ from qarl.config_base import (
     PositiveInt,
 )
 from qarl.objectives.config import ObjectiveConfig, TBPOConfig
+from qarl.prompts.config import PoolConfig
 
 
 class RunConfig(Node):
@@ -217,23 +219,6 @@ class AdvantageConfig(Node):
     overlong_cache: Count = 0
     """DAPO's soft punishment: the reward falls linearly, down to -1, over the last so many tokens before
     `rollout.sampling.max_new_tokens`; 0 for none."""
-
-
-class PoolConfig(Node):
-    strategy: Literal["frontier", "uniform"] = "frontier"
-    """`frontier`: prompts whose success rate is nearest to `target`. `uniform`: every prompt alike."""
-    target: Fraction = 0.5
-    """Target success rate: where the two heaps meet."""
-    exploration: Fraction = 0.25
-    """Share of a draw kept for unseen and stale prompts."""
-    cooldown_steps: Count = 2
-    """Steps that an observed prompt rests before it may be drawn again."""
-    decay: Fraction = 0.7
-    """Weight of old trials at each new visit."""
-    prior_strength: PositiveFloat = 2.0
-    """Pseudo-trials of the Beta prior, centred on `target`."""
-    stale_after_steps: PositiveInt = 20
-    """Steps unvisited after which a prompt counts as stale."""
 
 
 class TrainConfig(Node):

@@ -1,82 +1,72 @@
-"""A binary heap that finds its items again: any of them can be updated or removed in O(log N)."""
+"""A heap that forgets items in O(1) and drops their entries when it meets them."""
 
 from __future__ import annotations
 
-Priority = tuple[float, ...]
+import heapq
+from typing import Any
+
+Entry = tuple[Any, ...]
+"""Priority, then the item: equal priorities go by item."""
 
 
-class IndexedHeap:
-    """Min-heap of distinct items by priority; give distances to a boundary and its top is the nearest item.
+class LazyHeap:
+    """Min-heap of small integers ("slots") by priority; push, update and pop cost O(log N) amortised, remove O(1).
 
-    Priorities that are never equal make the order of pops independent of the order of pushes. Misuse raises what a
-    list or dict would: IndexError on an empty heap, KeyError for an item that is missing or already there.
+    What has been removed or updated stays inside as a dead entry until it reaches the top, or a push finds a fifth
+    of the heap dead. Misuse raises what a list or dict would: IndexError on an empty heap, KeyError for a missing
+    slot.
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[Priority, str]] = []
-        self._position: dict[str, int] = {}
+        self._entries: list[Entry] = []
+        self._live: list[Entry | None] = []  # by slot: its one valid entry
+        self._size = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._size
 
-    def __contains__(self, item: str) -> bool:
-        return item in self._position
+    def __contains__(self, slot: int) -> bool:
+        return slot < len(self._live) and self._live[slot] is not None
 
-    def push(self, item: str, priority: Priority) -> None:
-        """Add `item`, O(log N). Raises KeyError when it is there already."""
-        if item in self._position:
-            raise KeyError(item)
-        self._entries.append((priority, item))
-        self._rise(len(self._entries) - 1)
+    def push(self, slot: int, *priority: Any) -> None:
+        """Add `slot`, or move it to a new priority."""
+        live, entry = self._live, (*priority, slot)
+        if slot >= len(live):
+            live.extend([None] * (slot + 1 - len(live)))
+        if live[slot] is None:
+            self._size += 1
+        live[slot] = entry
+        heapq.heappush(self._entries, entry)
+        if len(self._entries) > 64 + 1.25 * self._size:
+            self._compact()
 
-    def peek(self) -> str:
-        """The item of smallest priority, O(1). Raises IndexError when empty."""
-        return self._entries[0][1]
+    def top(self) -> Entry:
+        """Priority and slot of the smallest entry. Raises IndexError when empty."""
+        entries, live = self._entries, self._live
+        while live[entries[0][-1]] is not entries[0]:
+            heapq.heappop(entries)
+        return entries[0]
 
-    def pop(self) -> str:
-        """Remove and return the item of smallest priority, O(log N). Raises IndexError when empty."""
-        item = self.peek()
-        self.remove(item)
-        return item
+    def peek(self) -> int:
+        """The slot of smallest priority. Raises IndexError when empty."""
+        slot: int = self.top()[-1]
+        return slot
 
-    def update(self, item: str, priority: Priority) -> None:
-        """Move `item` to a new priority, O(log N). Raises KeyError when it is not there."""
-        index = self._position[item]
-        self._entries[index] = (priority, item)
-        self._sink(self._rise(index))
+    def pop(self) -> int:
+        """Remove and return the slot of smallest priority. Raises IndexError when empty."""
+        slot = self.peek()
+        heapq.heappop(self._entries)
+        self._live[slot] = None
+        self._size -= 1
+        return slot
 
-    def remove(self, item: str) -> None:
-        """Take `item` out, O(log N). Raises KeyError when it is not there."""
-        index = self._position.pop(item)
-        last = self._entries.pop()
-        if index < len(self._entries):
-            self._entries[index] = last
-            self._sink(self._rise(index))
+    def remove(self, slot: int) -> None:
+        """Take `slot` out. Raises KeyError when it is not there."""
+        if slot not in self:
+            raise KeyError(slot)
+        self._live[slot] = None
+        self._size -= 1
 
-    def _rise(self, index: int) -> int:
-        """Move the entry at `index` up to where it belongs; returns that index."""
-        entry = self._entries[index]
-        while index > 0:
-            parent = (index - 1) // 2
-            if self._entries[parent] <= entry:
-                break
-            self._set(index, self._entries[parent])
-            index = parent
-        self._set(index, entry)
-        return index
-
-    def _sink(self, index: int) -> None:
-        """Move the entry at `index` down to where it belongs."""
-        entry = self._entries[index]
-        while (child := 2 * index + 1) < len(self._entries):
-            if child + 1 < len(self._entries) and self._entries[child + 1] < self._entries[child]:
-                child += 1
-            if entry <= self._entries[child]:
-                break
-            self._set(index, self._entries[child])
-            index = child
-        self._set(index, entry)
-
-    def _set(self, index: int, entry: tuple[Priority, str]) -> None:
-        self._entries[index] = entry
-        self._position[entry[1]] = index
+    def _compact(self) -> None:
+        self._entries = [entry for entry in self._live if entry is not None]
+        heapq.heapify(self._entries)

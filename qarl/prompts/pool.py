@@ -3,75 +3,100 @@
 After HeaPA (github.com/horizon-rl/HeaPA), with two heaps that meet at a target success rate instead of the median.
 Every prompt is in exactly one state:
 
-    cold (unseen) | low (success rate <= target) | high (> target)  --draw-->  in flight  --observe-->  cooling
-         ^------------------ abort ------------------------------------'                                   |
-                            ^------------------------ after cooldown_steps --------------------------------'
+    cold (nothing known) | low (success rate <= target) | high (> target)  --draw-->  in flight  --observe-->  cooling
+         ^------------------------- abort -------------------------------------------'                    or retired
+         ^------------------------- after cooldown_steps, or recheck_after_steps -----------------------------'
+
+`docs/prompt_pool.md` tells what it costs and how it differs from what was published.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import cycle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import IntEnum
+from itertools import islice
 from random import Random
 from statistics import fmean
 from typing import Any
 
-from qarl.config import PoolConfig
-from qarl.errors import CheckpointError, DataError
-from qarl.prompts.heap import IndexedHeap, Priority
-from qarl.protocols import PromptPool
+from qarl.errors import ConfigError, DataError
+from qarl.prompts.config import PoolConfig
+from qarl.prompts.heap import LazyHeap
+from qarl.prompts.lineage import Forest, child_rate
+from qarl.prompts.state import VERSION, Archived, Gauges, parse, prompt_to_json, row_to_json
+from qarl.prompts.stats import BINS, Statistics
+from qarl.prompts.strategies import STRATEGIES
 from qarl.types import GroupResult, Prompt
 
-STATE_VERSION = 1
+
+class State(IntEnum):
+    """Where a prompt is; the first three are eligible for a draw."""
+
+    COLD = 0
+    LOW = 1
+    HIGH = 2
+    IN_FLIGHT = 3
+    COOLING = 4
+    RETIRED = 5
+    ABSENT = 6  # a slot whose prompt was evicted
 
 
-@dataclass
-class _Record:
-    """What is known of one prompt. `ticket` is random: it orders the unseen and breaks ties among the seen."""
+class Pool:
+    """Draws prompts as `config.strategy` says.
 
-    ticket: float
-    successes: float = 0.0  # decayed sum of rewards
-    trials: float = 0.0  # decayed number of responses
-    visits: int = 0  # observed draws
-    last_step: int = -1  # step of the last observation
+    All draws depend on `seed` and the calls alone; draw k costs O(k log N), observe, abort and add O(log N) a prompt.
 
-
-class FrontierPool:
-    """Draws the prompts nearest to the target success rate, and a share of unseen and stale ones.
-
-    All draws depend on `seed` and the calls alone; draw k costs O(k log N), observe and abort O(log N) a prompt.
-    Raises DataError when there are no prompts or two have the same id.
+    Raises:
+        DataError: there are no prompts or two have the same id.
+        ConfigError: there are more prompts than `config.capacity`.
     """
 
     def __init__(self, prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> None:
         if not prompts:
             raise DataError("no prompts", where="prompt pool", mend="check the training data")
-        counts = Counter(prompt.id for prompt in prompts)
-        twice = [prompt_id for prompt_id, count in counts.items() if count > 1]
+        twice = [prompt_id for prompt_id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
         if twice:
             raise DataError(f"prompt id '{twice[0]}' is not unique", "prompt pool", mend="give each row its own id")
-        self._prompts = {prompt.id: prompt for prompt in prompts}
-        self._config = config
-        self._rng = Random(seed)
-        self._records = {prompt_id: _Record(self._rng.random()) for prompt_id in self._prompts}
-        self._unknown_results = 0
-        self._zero_variance_share = 0.0
-        self._frontier_width = 0.0
-        self._fill_heaps(cooling=())
+        if config.capacity is not None and len(prompts) > config.capacity:
+            what = f"{config.capacity} is less than the {len(prompts)} prompts of the task"
+            raise ConfigError(what, where="pool.capacity", mend="raise it, or take fewer prompts")
+        self._task, self._config, self._rng = prompts, config, Random(seed)
+        self._grown: set[str] = set()  # ids that are not the task's
+        self._archive: dict[str, Archived] = {}  # longest archived first
+        self._forgotten: set[str] = set()  # the task's ids that are in neither pool nor archive
+        self._lineage = Forest()
+        self._gauges = Gauges(arrivals=len(prompts))
+        stats = Statistics(config)
+        for slot in range(len(prompts)):
+            stats.put(slot, self._rng.random(), arrival=slot)
+        self._fill(list(prompts), stats, cooling=frozenset(), retired=frozenset())
 
     def draw(self, n: int, step: int) -> list[Prompt]:
-        """min(n, eligible) distinct prompts, now in flight; never one that is in flight or cooling.
+        """min(n, eligible) distinct prompts, now in flight; never one that is in flight, cooling or retired.
 
-        Fewer than `n`, possibly none, means that the rest of the pool is in flight or cooling.
+        Fewer than `n`, possibly none, means that the rest of the pool is in flight or rests.
         """
-        while self._cooling and self._record(self._cooling.peek()).last_step + self._config.cooldown_steps < step:
-            self._make_eligible(self._cooling.pop())
-        return [self._prompts[prompt_id] for prompt_id in self._select(n, step)]
+        while self._waking and self._waking.top()[0] < step:
+            self._release(self._waking.pop())
+        if step > self._gauges.reinsert_step:
+            self._gauges.reinsert_step = step
+            self._reinsert(step)
+        refresh_every = self._config.lineage.refresh_every
+        if refresh_every and step >= self._gauges.refresh_step + refresh_every:
+            self._gauges.refresh_step = step
+            self.refresh()
+        drawn = self._strategy.select(n, step)
+        for slot in drawn:
+            self._move(slot, State.IN_FLIGHT)
+            if slot in self._far:
+                self._far.remove(slot)
+        return [self._prompt(slot) for slot in drawn]
 
     def observe(self, results: Sequence[GroupResult], step: int) -> None:
-        """Record the rewards of prompts in flight, which then cool: eligible at a step > `step` + cooldown_steps.
+        """Record the rewards of prompts in flight, however many each has; the prompts then cool, or retire.
 
         A result of a prompt that is not in flight (late, duplicate, unknown) changes nothing and is counted.
         Raises DataError, before anything is recorded, when rewards are missing or outside [0, 1].
@@ -80,188 +105,263 @@ class FrontierPool:
             if not result.rewards or not all(0.0 <= reward <= 1.0 for reward in result.rewards):  # NaN fails too
                 what = f"rewards {list(result.rewards)} are not one or more numbers in [0, 1]"
                 raise DataError(what, where=f"prompt '{result.prompt_id}'", mend="check the verifier")
-        flat_groups = []
+        flat_groups, errors = [], []
         for result in results:
-            if result.prompt_id not in self._in_flight:
-                self._unknown_results += 1
+            slot = self._slots.get(result.prompt_id)
+            if slot is None or self._state[slot] != State.IN_FLIGHT:
+                self._gauges.unknown_results += 1
                 continue
-            self._in_flight.remove(result.prompt_id)
-            self._learn(self._record(result.prompt_id), result.rewards, step)
-            self._cool(result.prompt_id)
+            if not self._stats.visits[slot] and self._stats.known(slot):
+                errors.append(abs(self._stats.estimate[slot] - fmean(result.rewards)))
+            self._stats.learn(slot, result.rewards, step, self._rng.random())
+            self._stats.alarm_base[slot] = self._strategy.clock
+            self._rest(slot, self._is_settled(slot))
             flat_groups.append(min(result.rewards) == max(result.rewards))
         if flat_groups:
-            self._zero_variance_share = fmean(flat_groups)
+            self._gauges.zero_variance_share = fmean(flat_groups)
+        if errors:
+            self._gauges.estimate_error = fmean(errors)
 
     def abort(self, prompt_ids: Sequence[str]) -> None:
         """Return prompts in flight, unobserved, to the state that they were drawn from; others are left alone."""
-        for prompt_id in self._in_flight.intersection(prompt_ids):
-            self._in_flight.remove(prompt_id)
-            self._make_eligible(prompt_id)
+        for prompt_id in prompt_ids:
+            slot = self._slots.get(prompt_id)
+            if slot is not None and self._state[slot] == State.IN_FLIGHT:
+                self._release(slot)
+
+    def add(self, prompt: Prompt, parent_id: str = "", difficulty: float = 1.0) -> bool:
+        """Take in a new prompt, made `difficulty` times as hard from `parent_id` (see lineage.py).
+
+        At capacity the prompt furthest from the target leaves, unless all are in flight or none is further than the
+        new one, which is then refused: False. A parent that is no longer in the pool counts as none.
+
+        Raises:
+            DataError: the id is or was in use, or `difficulty` is out of bounds.
+        """
+        if prompt.id in self._slots or prompt.id in self._archive or prompt.id in self._forgotten:
+            raise DataError(f"prompt id '{prompt.id}' is not unique", "prompt pool", mend="give it its own id")
+        estimate = math.nan
+        if (parent := self._slots.get(parent_id)) is not None:
+            self._lineage.link(prompt.id, parent_id, difficulty)
+            estimate = child_rate(self._stats.rate(parent), difficulty)
+        self._grown.add(prompt.id)
+        known = {"ticket": self._rng.random(), "alarm_base": self._strategy.clock, "estimate": estimate}
+        if self._enter(prompt, known):
+            return True
+        self._gauges.refused += 1
+        self._grown.discard(prompt.id)
+        return False
+
+    def refresh(self) -> None:
+        """Re-estimate every prompt with children from them, O(V + E + V log N). Measurements stay what they are."""
+        own = {prompt_id: self._stats.own_rate(self._slots[prompt_id]) for prompt_id in self._lineage.nodes()}
+        estimates = self._lineage.aggregate(own, self._config.lineage.aggregate)
+        for prompt_id in self._lineage.parents():
+            slot = self._slots[prompt_id]
+            eligible = self._state[slot] <= State.HIGH
+            if eligible:
+                self._strategy.remove(slot)
+            self._stats.set_estimate(slot, estimates[prompt_id])
+            if eligible:
+                self._release(slot)
+            elif slot in self._far:
+                self._mark_far(slot)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later draws depend on, ready for JSON, O(N)."""
+        """Everything that later draws depend on, ready for JSON, O(N). Columns are base64, see state.py."""
+        slots = sorted(self._slots.values())
+        self._gauges.clock, self._gauges.frontier_width = self._strategy.clock, self._strategy.width
+        everyone = [*map(self._prompt, slots), *(entry.prompt for entry in self._archive.values())]
         return {
-            "version": STATE_VERSION,
+            "version": VERSION,
             "rng": list(self._rng.getstate()[1]),
-            "records": {prompt_id: dict(vars(record)) for prompt_id, record in self._records.items()},
-            "in_flight": sorted(self._in_flight),
-            "cooling": sorted(prompt_id for prompt_id in self._records if prompt_id in self._cooling),
-            "unknown_results": self._unknown_results,
-            "zero_variance_share": self._zero_variance_share,
-            "frontier_width": self._frontier_width,
+            "ids": [self._prompt(slot).id for slot in slots],
+            "columns": self._stats.columns(slots),
+            "in_flight": self._ids(State.IN_FLIGHT),
+            "cooling": self._ids(State.COOLING),
+            "retired": self._ids(State.RETIRED),
+            "grown": [prompt_to_json(prompt) for prompt in everyone if prompt.id in self._grown] if self._grown else [],
+            "lineage": [list(link) for link in self._lineage.links()],
+            "archive": {key: {"row": row_to_json(old.row), "step": old.step} for key, old in self._archive.items()},
+            "forgotten": sorted(self._forgotten),
+            "gauges": asdict(self._gauges),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`: the draws to come are those of the pool that wrote it.
 
-        Prompts that were in flight return as if aborted, since their rollouts died with the process. Estimates are
+        Prompts that were in flight return as if aborted, since their rollouts died with the process. Statistics are
         kept when the config (target, cool-down, strategy) has changed.
 
         Raises:
             CheckpointError: another version, other prompt ids, or incomplete; the pool is then as before.
+            ConfigError: more prompts than `config.capacity`; likewise.
         """
-        where = "prompt pool state"
-        if state.get("version") != STATE_VERSION:
-            raise CheckpointError(f"version {state.get('version')}, this qarl reads {STATE_VERSION}", where)
-        try:
-            records = {prompt_id: _Record(**fields) for prompt_id, fields in dict(state["records"]).items()}
-            in_flight, cooling = set(state["in_flight"]), set(state["cooling"])
-            gauges = int(state["unknown_results"]), float(state["zero_variance_share"]), float(state["frontier_width"])
-            rng = Random()
-            rng.setstate((Random.VERSION, tuple(state["rng"]), None))
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"incomplete or damaged ({error!r})", where) from error
-        foreign = sorted(records.keys() ^ self._records.keys())
-        if foreign:
-            what = f"{len(foreign)} prompt ids are not in both the state and the task, first '{foreign[0]}'"
-            raise CheckpointError(what, where, mend="resume with the task data that the run began with")
-        if in_flight & cooling or not in_flight | cooling <= records.keys():
-            raise CheckpointError("a prompt is unknown or in two states", where)
-        self._rng, self._records = rng, {prompt_id: records[prompt_id] for prompt_id in self._prompts}
-        self._unknown_results, self._zero_variance_share, self._frontier_width = gauges
-        self._fill_heaps(cooling)
+        saved = parse(state, self._task)
+        if self._config.capacity is not None and len(saved.prompts) > self._config.capacity:
+            raise ConfigError(f"the state has {len(saved.prompts)} prompts", "pool.capacity", mend="raise it")
+        stats = Statistics(self._config)
+        stats.set_columns(saved.columns)
+        self._rng, self._grown, self._lineage = saved.rng, saved.grown, saved.lineage
+        self._archive, self._forgotten, self._gauges = saved.archive, saved.forgotten, saved.gauges
+        self._fill(saved.prompts, stats, saved.cooling, saved.retired)
 
     def metrics(self) -> dict[str, float]:
-        """Counts by state as of the last draw or observe, and how well the draws aim, O(N).
+        """Counts by state as of the last draw or observe, and how well the draws aim; O(1).
 
-        `success_mean` is over seen prompts (the prior mean while there are none); `frontier_width` is the largest
-        distance to the target among the frontier prompts of the last draw; `zero_variance_share` is the share of
-        groups with equal rewards in the last observe; `unknown_results` counts since the start of the run.
+        `success_mean` is over seen prompts (the prior mean while there are none) and `success_hist_K` the share of
+        them with a success rate in [K/10, K/10 + 0.1); `estimated` counts prompts with an estimate but no measurement
+        yet, `augmented_share` those with a parent in the pool; `estimate_error` is the mean |estimate - first
+        measurement| in the last observe that had any, `zero_variance_share` the share of groups with equal rewards in
+        the last observe; `frontier_width` is the largest distance to the target among the frontier prompts of the
+        last draw. `unknown_results`, `evicted`, `refused` and `reinserted` count since the start of the run.
         """
-        seen = [self._success_rate(record) for record in self._records.values() if record.visits]
+        stats, gauges, size = self._stats, self._gauges, len(self._slots)
+        seen = max(stats.seen(), 1)
         values = {
-            "size": len(self._records),
-            "cold": len(self._eligible) - len(self._low) - len(self._high),
-            "low": len(self._low),
-            "high": len(self._high),
-            "in_flight": len(self._in_flight),
-            "cooling": len(self._cooling),
-            "success_mean": fmean(seen) if seen else self._config.target,
-            "frontier_width": self._frontier_width,
-            "unknown_results": self._unknown_results,
-            "zero_variance_share": self._zero_variance_share,
+            "size": size,
+            **{state.name.lower(): self._sizes[state] for state in list(State)[: State.ABSENT]},
+            "archived": len(self._archive),
+            "estimated": stats.unseen_estimated,
+            "augmented_share": len(self._lineage) / max(size, 1),
+            "success_mean": stats.rate_mean(),
+            **{f"success_hist_{k}": stats.histogram[k] / seen for k in range(BINS)},
+            "frontier_width": self._strategy.width,
+            "zero_variance_share": gauges.zero_variance_share,
+            "estimate_error": gauges.estimate_error,
+            "unknown_results": gauges.unknown_results,
+            "evicted": gauges.evicted,
+            "refused": gauges.refused,
+            "reinserted": gauges.reinserted,
         }
         return {f"pool/{name}": float(value) for name, value in values.items()}
 
-    # Which prompts to draw
-
-    def _select(self, n: int, step: int) -> list[str]:
-        explored = self._explore(round(self._config.exploration * n), step)
-        frontier = self._draw_frontier(n - len(explored))
-        # Short only once low and high are empty: what is left to explore is cold.
-        return explored + frontier + self._explore(n - len(explored) - len(frontier), step)
-
-    def _explore(self, quota: int, step: int) -> list[str]:
-        """Up to `quota` prompts: unseen ones, then stale ones, longest unvisited first."""
-        picked: list[str] = []
-        while len(picked) < quota and self._eligible:
-            record = self._record(self._eligible.peek())
-            if record.visits and step - record.last_step < self._config.stale_after_steps:
-                break
-            picked.append(self._take(self._eligible.peek()))
-        return picked
-
-    def _draw_frontier(self, m: int) -> list[str]:
-        """Up to `m` at random of the 2m prompts met when walking from the target outwards, low and high by turns."""
-        window: list[str] = []
-        for heap in cycle((self._low, self._high)):
-            if len(window) >= 2 * m or not (self._low or self._high):
-                break
-            if heap:
-                window.append(self._take(heap.peek()))
-        picked = self._rng.sample(window, min(m, len(window)))
-        self.abort(list(set(window).difference(picked)))
-        rates = [self._success_rate(self._record(prompt_id)) for prompt_id in picked]
-        self._frontier_width = max((abs(rate - self._config.target) for rate in rates), default=0.0)
-        return picked
-
-    def _turn(self, record: _Record) -> Priority:
-        """Order of the eligible prompts: unseen at random, then longest unvisited first."""
-        return (record.last_step, record.ticket)
-
-    # What is known of a prompt
-
-    def _record(self, prompt_id: str) -> _Record:
-        return self._records[prompt_id]
-
-    def _learn(self, record: _Record, rewards: Sequence[float], step: int) -> None:
-        record.successes = self._config.decay * record.successes + sum(rewards)
-        record.trials = self._config.decay * record.trials + len(rewards)
-        record.visits += 1
-        record.last_step = step
-        record.ticket = self._rng.random()
-
-    def _success_rate(self, record: _Record) -> float:
-        """Mean of the Beta posterior under a prior of `prior_strength` trials centred on the target."""
-        prior = self._config.prior_strength
-        return (record.successes + prior * self._config.target) / (record.trials + prior)
-
     # Where a prompt is
 
-    def _fill_heaps(self, cooling: Collection[str]) -> None:
-        """Place every prompt anew: `cooling` ones cool, all others are eligible, none is in flight."""
-        self._eligible = IndexedHeap()  # cold, low and high together, by turn
-        self._low, self._high = IndexedHeap(), IndexedHeap()  # each with the prompt nearest to the target on top
-        self._cooling = IndexedHeap()  # by step of observation
-        self._in_flight: set[str] = set()
-        for prompt_id in self._records:
-            if prompt_id in cooling:
-                self._cool(prompt_id)
+    def _fill(self, prompts: list[Prompt], stats: Statistics, cooling: frozenset[str], retired: frozenset[str]) -> None:
+        """Place every prompt anew: `cooling` ones cool, `retired` ones rest, all others are eligible."""
+        self._prompts: list[Prompt | None] = list(prompts)
+        self._slots = {prompt.id: slot for slot, prompt in enumerate(prompts)}
+        self._free: list[int] = []
+        self._stats = stats
+        self._state = bytearray([State.ABSENT]) * len(prompts)
+        self._sizes = [0] * len(State)
+        self._sizes[State.ABSENT] = len(prompts)
+        self._strategy = STRATEGIES[self._config.strategy](self._config, stats, self._prompts, self._rng)
+        self._strategy.clock, self._strategy.width = self._gauges.clock, self._gauges.frontier_width
+        self._waking = LazyHeap()  # cooling and retired, by the last step at which they rest
+        self._far = LazyHeap()  # all that may be evicted, when there is a capacity
+        for prompt_id, slot in self._slots.items():
+            if prompt_id in cooling or prompt_id in retired:
+                self._rest(slot, prompt_id in retired)
             else:
-                self._make_eligible(prompt_id)
+                self._release(slot)
 
-    def _make_eligible(self, prompt_id: str) -> None:
-        record = self._record(prompt_id)
-        self._eligible.push(prompt_id, self._turn(record))
-        if record.visits:
-            rate, target = self._success_rate(record), self._config.target
-            heap = self._low if rate <= target else self._high
-            heap.push(prompt_id, (abs(rate - target), record.last_step, record.ticket))
+    def _prompt(self, slot: int) -> Prompt:
+        prompt = self._prompts[slot]
+        assert prompt is not None
+        return prompt
 
-    def _take(self, prompt_id: str) -> str:
-        self._eligible.remove(prompt_id)
-        for heap in (self._low, self._high):
-            if prompt_id in heap:
-                heap.remove(prompt_id)
-        self._in_flight.add(prompt_id)
-        return prompt_id
+    def _ids(self, state: State) -> list[str]:
+        return sorted(self._prompt(slot).id for slot, at in enumerate(self._state) if at == state)
 
-    def _cool(self, prompt_id: str) -> None:
-        record = self._record(prompt_id)
-        self._cooling.push(prompt_id, (record.last_step, record.ticket))
+    def _move(self, slot: int, state: State) -> None:
+        self._sizes[self._state[slot]] -= 1
+        self._sizes[state] += 1
+        self._state[slot] = state
+
+    def _release(self, slot: int) -> None:
+        """Make eligible."""
+        stats = self._stats
+        side = State.LOW if stats.rate(slot) <= stats.target else State.HIGH
+        self._move(slot, side if stats.known(slot) else State.COLD)
+        self._strategy.add(slot)
+        self._mark_far(slot)
+
+    def _rest(self, slot: int, retired: bool) -> None:
+        self._move(slot, State.RETIRED if retired else State.COOLING)
+        steps = self._config.retire.recheck_after_steps if retired else self._config.cooldown_steps
+        self._waking.push(slot, self._stats.last_step[slot] + steps)
+        self._mark_far(slot)
+
+    def _mark_far(self, slot: int) -> None:
+        if self._config.capacity is not None:
+            self._far.push(slot, -self._strategy.far(slot), self._stats.last_step[slot], self._stats.ticket[slot])
+
+    def _is_settled(self, slot: int) -> bool:
+        """Whether it looks solved or hopeless after enough visits."""
+        retire, measured = self._config.retire, self._stats.measured(slot)
+        enough = 0 < retire.after_visits <= self._stats.visits[slot]
+        return enough and (measured >= retire.solved_above or measured <= retire.hopeless_below)
+
+    # Who is in the pool
+
+    def _enter(self, prompt: Prompt, known: Mapping[str, float]) -> bool:
+        """Take `prompt` in; when that is one too many, the furthest leaves: it, on a tie."""
+        victim = self._far.peek() if self._far else None
+        slot = self._free.pop() if self._free else len(self._prompts)
+        if slot == len(self._prompts):
+            self._prompts.append(None)
+            self._state.append(State.ABSENT)
+            self._sizes[State.ABSENT] += 1
+        self._prompts[slot], self._slots[prompt.id] = prompt, slot
+        self._stats.put(slot, **{**known, "arrival": self._gauges.arrivals})
+        self._gauges.arrivals += 1
+        self._release(slot)
+        if self._config.capacity is None or len(self._slots) <= self._config.capacity:
+            return True
+        if victim is None or self._strategy.far(victim) <= self._strategy.far(slot):
+            self._leave(slot)
+            return False
+        self._evict(victim)
+        return True
+
+    def _evict(self, slot: int) -> None:
+        prompt, row = self._prompt(slot), self._stats.row(slot)
+        self._leave(slot)
+        self._gauges.evicted += 1
+        self._remember(Archived(prompt, row, max(self._gauges.reinsert_step, 0)))
+
+    def _remember(self, old: Archived) -> None:
+        """Archive; the longest archived is forgotten when there is no room."""
+        self._archive[old.prompt.id] = old
+        if len(self._archive) > self._config.archive.capacity:
+            prompt_id = next(iter(self._archive))
+            del self._archive[prompt_id]
+            if prompt_id in self._grown:
+                self._grown.discard(prompt_id)
+            else:
+                self._forgotten.add(prompt_id)
+
+    def _leave(self, slot: int) -> None:
+        state, prompt_id = self._state[slot], self._prompt(slot).id
+        if state <= State.HIGH:
+            self._strategy.remove(slot)
+        elif state in (State.COOLING, State.RETIRED):
+            self._waking.remove(slot)
+        if slot in self._far:
+            self._far.remove(slot)
+        self._stats.clear(slot)
+        self._move(slot, State.ABSENT)
+        self._lineage.remove(prompt_id)
+        self._prompts[slot] = None
+        del self._slots[prompt_id]
+        self._free.append(slot)
+
+    def _reinsert(self, step: int) -> None:
+        """Let the longest archived prompts back in, up to the quota, where there is room or they are the nearer."""
+        config = self._config.archive
+        oldest = list(islice(self._archive.values(), config.reinsert_per_step))
+        for old in oldest:
+            if old.step + config.rest_steps >= step or self._archive.get(old.prompt.id) is not old:
+                continue  # evicted too lately, or forgotten just now
+            del self._archive[old.prompt.id]
+            if self._enter(old.prompt, old.row):
+                self._gauges.reinserted += 1
+            else:
+                self._remember(Archived(old.prompt, old.row, step))
 
 
-class UniformPool(FrontierPool):
-    """Every prompt once in random order, then every prompt again in a new order; the rest is as in FrontierPool."""
-
-    def _select(self, n: int, step: int) -> list[str]:
-        return [self._take(self._eligible.peek()) for _ in range(min(n, len(self._eligible)))]
-
-    def _turn(self, record: _Record) -> Priority:
-        return (record.visits, record.ticket)
-
-
-def make_pool(prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> PromptPool:
-    """The pool of `config.strategy`. Raises DataError when there are no prompts or two have the same id."""
-    pool = UniformPool if config.strategy == "uniform" else FrontierPool
-    return pool(prompts, config, seed)
+def make_pool(prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> Pool:
+    """The pool of `config.strategy`. Raises as Pool does."""
+    return Pool(prompts, config, seed)

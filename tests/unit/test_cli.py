@@ -311,3 +311,21 @@ def test_another_run_in_the_folder_is_one_line(fail: Fail) -> None:
     line = fail("train", "quickstart", *LIGHT, "run.dir=.", "run.name=old")
     assert "old was made with other settings (" in line
     assert "run.resume=false" in line
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_bench_pool_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "pool", "--sizes", "50", "60", "--batch", "4", "--steps", "3"]) == 0
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows[2:]] == [[n, s] for s in ("50", "60") for n in ("frontier", "uniform", "re-sort")]
+    assert {len(row) for row in rows} == {8}
+    assert all(cell for row in rows[2:] if row[0] != "re-sort" for cell in row)
+
+
+@pytest.mark.parametrize("size", ["0", "many"])
+def test_bench_pool_wants_positive_sizes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "pool", "--sizes", size])
+    assert f"invalid positive_int value: '{size}'" in capsys.readouterr().err

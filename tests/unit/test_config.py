@@ -71,7 +71,7 @@ SECTIONS = st.fixed_dictionaries(
         "run": st.fixed_dictionaries({"name": st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]*", fullmatch=True)}),
         "learner": st.fixed_dictionaries({"optimizer": st.fixed_dictionaries({"lr": st.floats(1e-30, 1e30)})}),
         "pool": st.fixed_dictionaries(
-            {"target": st.floats(0, 1), "strategy": st.sampled_from(["frontier", "uniform"])}
+            {"target": st.floats(0, 1), "strategy": st.sampled_from(["frontier", "uniform", "median"])}
         ),
         "mismatch": st.fixed_dictionaries({"stop_above": st.none() | st.floats(0, 1)}),
         "tracking": st.fixed_dictionaries({"progress": st.booleans()}),

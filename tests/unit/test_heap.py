@@ -1,4 +1,4 @@
-"""IndexedHeap against a dict that is sorted on demand."""
+"""LazyHeap against a dict that is sorted on demand."""
 
 from __future__ import annotations
 
@@ -7,52 +7,40 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from qarl.prompts.heap import IndexedHeap, Priority
+from qarl.prompts.heap import LazyHeap
 
-ITEMS = st.sampled_from([f"p{i}" for i in range(12)])
-PRIORITIES = st.tuples(st.integers(0, 4).map(float))  # few values: ties are common
+SLOTS = st.integers(0, 11)
+PRIORITIES = st.integers(0, 4).map(float)  # few values: ties are common
 
 
 class HeapMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.heap = IndexedHeap()
-        self.oracle: dict[str, Priority] = {}
+        self.heap = LazyHeap()
+        self.oracle: dict[int, float] = {}
 
-    def smallest(self) -> str:
-        return min(self.oracle, key=lambda item: (self.oracle[item], item))
+    def smallest(self) -> int:
+        return min(self.oracle, key=lambda slot: (self.oracle[slot], slot))
 
-    @rule(item=ITEMS, priority=PRIORITIES)
-    def push(self, item: str, priority: Priority) -> None:
-        if item in self.oracle:
-            with pytest.raises(KeyError):
-                self.heap.push(item, priority)
-        else:
-            self.heap.push(item, priority)
-            self.oracle[item] = priority
+    @rule(slot=SLOTS, priority=PRIORITIES)
+    def push_or_update(self, slot: int, priority: float) -> None:
+        self.heap.push(slot, priority)
+        self.oracle[slot] = priority
 
-    @rule(item=ITEMS, priority=PRIORITIES)
-    def update(self, item: str, priority: Priority) -> None:
-        if item in self.oracle:
-            self.heap.update(item, priority)
-            self.oracle[item] = priority
+    @rule(slot=SLOTS)
+    def remove(self, slot: int) -> None:
+        if slot in self.oracle:
+            self.heap.remove(slot)
+            del self.oracle[slot]
         else:
             with pytest.raises(KeyError):
-                self.heap.update(item, priority)
-
-    @rule(item=ITEMS)
-    def remove(self, item: str) -> None:
-        if item in self.oracle:
-            self.heap.remove(item)
-            del self.oracle[item]
-        else:
-            with pytest.raises(KeyError):
-                self.heap.remove(item)
+                self.heap.remove(slot)
 
     @precondition(lambda self: self.oracle)
     @rule()
     def pop(self) -> None:
         expected = self.smallest()
+        assert self.heap.top() == (self.oracle[expected], expected)
         assert self.heap.pop() == expected
         del self.oracle[expected]
 
@@ -64,17 +52,23 @@ class HeapMachine(RuleBasedStateMachine):
         with pytest.raises(IndexError):
             self.heap.pop()
 
+    @rule(slot=SLOTS, priorities=st.lists(PRIORITIES, min_size=60, max_size=90))
+    def update_often(self, slot: int, priorities: list[float]) -> None:
+        """Enough dead entries for a compaction."""
+        for priority in priorities:
+            self.push_or_update(slot, priority)
+
     @invariant()
     def agrees(self) -> None:
         assert len(self.heap) == len(self.oracle)
-        assert all(item in self.heap for item in self.oracle)
-        assert "absent" not in self.heap
+        assert [slot for slot in range(20) if slot in self.heap] == sorted(self.oracle)
+        assert len(self.heap._entries) <= 65 + 1.25 * 12  # dead entries do not pile up
         if self.oracle:
             assert self.heap.peek() == self.smallest()
 
     def teardown(self) -> None:
         drained = [self.heap.pop() for _ in range(len(self.heap))]
-        assert drained == sorted(self.oracle, key=lambda item: (self.oracle[item], item))
+        assert drained == sorted(self.oracle, key=lambda slot: (self.oracle[slot], slot))
 
 
 TestHeap = HeapMachine.TestCase

@@ -1,0 +1,144 @@
+"""The pool's state as plain values, and back with every check."""
+
+from __future__ import annotations
+
+import base64
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+from qarl.errors import CheckpointError, DataError
+from qarl.prompts.lineage import Forest
+from qarl.prompts.stats import COLUMNS
+from qarl.types import Prompt
+
+VERSION = 2
+WHERE = "prompt pool state"
+
+
+@dataclass
+class Gauges:
+    """Scalars of the pool that are saved as they are."""
+
+    zero_variance_share: float = 0.0
+    frontier_width: float = 0.0
+    estimate_error: float = 0.0
+    clock: float = 0.0
+    arrivals: int = 0
+    unknown_results: int = 0
+    evicted: int = 0
+    refused: int = 0
+    reinserted: int = 0
+    reinsert_step: int = -1
+    refresh_step: int = -1
+
+
+@dataclass(frozen=True)
+class Archived:
+    """An evicted prompt, what was known of it, and the step at which it was last turned away."""
+
+    prompt: Prompt
+    row: dict[str, float]
+    step: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checked state."""
+
+    rng: Random
+    prompts: list[Prompt]
+    columns: dict[str, array[Any]]
+    in_flight: frozenset[str]
+    cooling: frozenset[str]
+    retired: frozenset[str]
+    grown: set[str]
+    lineage: Forest
+    archive: dict[str, Archived]
+    forgotten: set[str]
+    gauges: Gauges
+
+
+def unpack(kind: str, text: str, length: int) -> array[Any]:
+    """A column as `Statistics.columns` wrote it. Raises ValueError when it is damaged."""
+    column: array[Any] = array(kind)
+    column.frombytes(base64.b64decode(text, validate=True))
+    if len(column) != length:
+        raise ValueError(f"{len(column)} values for {length} prompts")
+    return column
+
+
+def row_to_json(row: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {name: None if value != value else value for name, value in row.items()}
+
+
+def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
+    return asdict(prompt) | {"token_ids": list(prompt.token_ids)}
+
+
+def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
+    """Check `state` against the prompts of the task.
+
+    Raises:
+        CheckpointError: another version, other prompt ids, incomplete or contradictory.
+    """
+    if state.get("version") != VERSION:
+        mend = "resume with the qarl that wrote it, or start over with run.resume=false"
+        raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE, mend)
+    try:
+        saved = _parse(state, {prompt.id: prompt for prompt in task})
+    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
+        raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
+    ids = {prompt.id for prompt in saved.prompts}
+    resting = [saved.in_flight, saved.cooling, saved.retired]
+    together = frozenset().union(*resting)
+    if len(ids) < len(saved.prompts) or sum(map(len, resting)) > len(together) or not together <= ids:
+        raise CheckpointError("a prompt is unknown or in two states", WHERE)
+    if ids & saved.archive.keys() or not saved.lineage.nodes() <= ids:
+        raise CheckpointError("archive or lineage contradict the prompts", WHERE)
+    return saved
+
+
+def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
+    grown = {row["id"]: Prompt(**{**row, "token_ids": tuple(row["token_ids"])}) for row in state["grown"]}
+    known = {**by_id, **grown}
+    ids, forgotten = list(state["ids"]), set(state["forgotten"])
+    _check_ids({*ids, *state["archive"], *forgotten} - grown.keys(), by_id)
+    rng = Random()
+    rng.setstate((Random.VERSION, tuple(state["rng"]), None))
+    lineage = Forest()
+    for child, parent, difficulty in state["lineage"]:
+        lineage.link(child, parent, difficulty)
+    return Saved(
+        rng=rng,
+        prompts=[known[prompt_id] for prompt_id in ids],
+        columns={name: unpack(kind, state["columns"][name], len(ids)) for name, kind in COLUMNS.items()},
+        in_flight=frozenset(state["in_flight"]),
+        cooling=frozenset(state["cooling"]),
+        retired=frozenset(state["retired"]),
+        grown=set(grown),
+        lineage=lineage,
+        archive={
+            prompt_id: Archived(known[prompt_id], _row(entry["row"]), int(entry["step"]))
+            for prompt_id, entry in state["archive"].items()
+        },
+        forgotten=forgotten,
+        gauges=Gauges(**state["gauges"]),
+    )
+
+
+def _check_ids(ids: set[str], by_id: Mapping[str, Prompt]) -> None:
+    foreign = sorted(ids ^ by_id.keys())
+    if foreign:
+        what = f"{len(foreign)} prompt ids are not in both the state and the task, first '{foreign[0]}'"
+        raise CheckpointError(what, WHERE, mend="resume with the task data that the run began with")
+
+
+def _row(row: Mapping[str, float | None]) -> dict[str, float]:
+    if row.keys() != COLUMNS.keys():
+        raise ValueError(f"fields {sorted(row)}")
+    return {name: math.nan if value is None else value for name, value in row.items()}

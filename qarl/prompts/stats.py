@@ -1,0 +1,146 @@
+"""What is known of each prompt, in columns: a million prompts would be too many objects."""
+
+from __future__ import annotations
+
+import base64
+import math
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qarl.prompts.config import PoolConfig
+
+COLUMNS = {
+    "ticket": "d",  # random, new at each observation: orders the unseen and breaks ties among the seen
+    "successes": "d",  # decayed sum of rewards
+    "trials": "d",  # decayed number of responses
+    "estimate": "d",  # success rate inferred from relatives; NaN when there is none
+    "alarm_base": "d",  # clock of the `prioritised` strategy at the last observation
+    "arrival": "q",  # rank by entry into the pool
+    "visits": "q",  # observed draws; 0 means that nothing was measured
+    "last_step": "q",  # step of the last observation, -1 before the first
+}
+NEW = {
+    "arrival": 0,
+    "successes": 0.0,
+    "trials": 0.0,
+    "estimate": math.nan,
+    "alarm_base": 0.0,
+    "visits": 0,
+    "last_step": -1,
+}
+BINS = 10
+
+
+class Statistics:
+    """Success statistics by slot. A measurement is decayed rewards over decayed trials; an estimate stands in for the
+    prior and is never mixed into the measurement.
+    """
+
+    def __init__(self, config: PoolConfig) -> None:
+        self.target = config.target
+        # As HeaPA published it, the last visit's mean is the difficulty.
+        self.decay = 0.0 if config.strategy == "median" else config.decay
+        self._prior_strength = config.prior_strength
+        self._estimate_strength = config.lineage.estimate_strength
+        self.ticket: array[float] = array("d")
+        self.successes: array[float] = array("d")
+        self.trials: array[float] = array("d")
+        self.estimate: array[float] = array("d")
+        self.alarm_base: array[float] = array("d")
+        self.arrival: array[int] = array("q")
+        self.visits: array[int] = array("q")
+        self.last_step: array[int] = array("q")
+        self.histogram = [0] * BINS
+        """Seen prompts by success rate."""
+        self._rate_sum = 0.0
+        self.unseen_estimated = 0
+
+    def __len__(self) -> int:
+        return len(self.ticket)
+
+    def put(self, slot: int, ticket: float, **known: float) -> None:
+        """Set a slot (the next new one, or a freed one) to `known`, and to a fresh prompt's values elsewhere."""
+        for name, value in {"ticket": ticket, **NEW, **known}.items():
+            column = getattr(self, name)
+            if slot == len(column):
+                column.append(value)
+            else:
+                column[slot] = value
+        self._count(slot, 1)
+
+    def columns(self, slots: Sequence[int]) -> dict[str, str]:
+        """The columns at `slots`: 8 bytes a value in this machine's order, in base64, which JSON writes fast."""
+        kept = {name: array(kind, map(getattr(self, name).__getitem__, slots)) for name, kind in COLUMNS.items()}
+        return {name: base64.b64encode(column.tobytes()).decode() for name, column in kept.items()}
+
+    def set_columns(self, columns: Mapping[str, array[Any]]) -> None:
+        """Take over whole columns, all of one length."""
+        for name in COLUMNS:
+            setattr(self, name, columns[name])
+        for slot in range(len(self)):
+            self._count(slot, 1)
+
+    def clear(self, slot: int) -> None:
+        """The prompt at `slot` is gone."""
+        self._count(slot, -1)
+        self.visits[slot], self.estimate[slot] = 0, math.nan
+
+    def row(self, slot: int) -> dict[str, float]:
+        """Everything known of one prompt, as `put` takes it."""
+        return {name: getattr(self, name)[slot] for name in COLUMNS}
+
+    def learn(self, slot: int, rewards: Sequence[float], step: int, ticket: float) -> None:
+        """Add one visit's rewards."""
+        self._count(slot, -1)
+        self.successes[slot] = self.decay * self.successes[slot] + sum(rewards)
+        self.trials[slot] = self.decay * self.trials[slot] + len(rewards)
+        self.visits[slot] += 1
+        self.last_step[slot] = step
+        self.ticket[slot] = ticket
+        self._count(slot, 1)
+
+    def set_estimate(self, slot: int, estimate: float) -> None:
+        self._count(slot, -1)
+        self.estimate[slot] = estimate
+        self._count(slot, 1)
+
+    def rate(self, slot: int) -> float:
+        """Success rate in [0, 1]: mean of the Beta posterior whose prior is the estimate, or else the target."""
+        estimate, strength = self.estimate[slot], self._estimate_strength
+        if estimate != estimate:  # NaN
+            estimate, strength = self.target, self._prior_strength
+        return (self.successes[slot] + strength * estimate) / (self.trials[slot] + strength)
+
+    def own_rate(self, slot: int) -> float:
+        """What the prompt says for itself: its measurement under the plain prior; unseen, what is expected of it."""
+        if not self.visits[slot]:
+            return self.rate(slot)
+        prior = self._prior_strength
+        return (self.successes[slot] + prior * self.target) / (self.trials[slot] + prior)
+
+    def measured(self, slot: int) -> float:
+        """Mean reward, recent visits weighing more; NaN when nothing was measured."""
+        return self.successes[slot] / self.trials[slot] if self.visits[slot] else math.nan
+
+    def distance(self, slot: int) -> float:
+        return abs(self.rate(slot) - self.target)
+
+    def known(self, slot: int) -> bool:
+        """Whether there is a measurement or an estimate."""
+        return self.visits[slot] > 0 or self.estimate[slot] == self.estimate[slot]
+
+    def seen(self) -> int:
+        return sum(self.histogram)
+
+    def rate_mean(self) -> float:
+        """Mean success rate over seen prompts; the prior mean while there are none."""
+        return self._rate_sum / seen if (seen := self.seen()) else self.target
+
+    def _count(self, slot: int, sign: int) -> None:
+        if self.visits[slot]:
+            rate = self.rate(slot)
+            self.histogram[min(int(rate * BINS), BINS - 1)] += sign
+            self._rate_sum += sign * rate
+        elif self.estimate[slot] == self.estimate[slot]:
+            self.unseen_estimated += sign
