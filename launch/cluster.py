@@ -33,6 +33,7 @@ def connect(config: Config) -> None:
         gpus = torch.cuda.device_count()
         ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         return
+    _probe(address)
     try:
         ray.init(address, log_to_driver=False, logging_level="error")
     except AuthenticationError as error:
@@ -44,6 +45,21 @@ def connect(config: Config) -> None:
     except ConnectionError as error:
         raise ResourceError(
             f"no Ray cluster answers at {address}",
+            where="cluster.address",
+            mend="start one with launch/ray_cluster.sh head",
+        ) from error
+
+
+def _probe(address: str) -> None:
+    """Raises ResourceError when nothing listens at host:port: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto", or Ray's own kind of address
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except OSError as error:
+        raise ResourceError(
+            f"no Ray cluster answers at {address} ({error})",
             where="cluster.address",
             mend="start one with launch/ray_cluster.sh head",
         ) from error
@@ -127,7 +143,7 @@ class Placement:
         return RayFleet(make_actor, rollout.num_workers, rollout.timeout_s, rollout.max_restarts, note)
 
     def start_learner(self) -> LearnerGroup:
-        """Start the learner ranks. Returns before they are up."""
+        """Start the learner ranks, and wait until they are up."""
         config, device = self._config, self._device
         first, count = config.rollout.num_workers, config.learner.num_ranks
         env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))

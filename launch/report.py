@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import ClassVar
 
@@ -240,7 +241,7 @@ def _draw_accuracy(ax: Axes, series: Series, summary: Summary) -> None:
     for color, (name, points) in zip(PALETTE, overall.items(), strict=False):
         _line(ax, points, color, name, marker="o")
     if overall:
-        for style, (key, value) in zip(("--", ":", "-."), summary.controls.items(), strict=False):
+        for style, (key, value) in zip(cycle(("--", ":", "-.", (0, (1, 3)))), summary.controls.items(), strict=False):
             ax.axhline(value, color="#444444", linestyle=style, linewidth=1.2, label=f"{_control_name(key)}\n(control)")
         ax.set_ylim(0, 1.03)
 

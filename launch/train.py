@@ -69,8 +69,7 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     ensure_model(config.model, config.task, config.seed, note)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     prompts, heldout = _load_prompts(config, tokenizer, note)
-    if not config.run.resume:  # only now: a wrong setting must not cost the old run
-        _remove_run(run_dir)
+    aside = None if config.run.resume else _set_aside(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config))
     tracker = RunTracker(config, run_dir, saved[1]["step"] if saved else 0, config.train.steps)
@@ -81,6 +80,8 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     finally:
         tracker.close()
         ray.shutdown()
+    if aside is not None:
+        shutil.rmtree(aside)
     _print(read_summary(run_dir))
 
 
@@ -252,15 +253,21 @@ def _check_same_run(config: Config, run_dir: Path) -> None:
         )
 
 
-def _remove_run(run_dir: Path) -> None:
-    """Delete a run's folder; raises ConfigError when the folder is no run's."""
+def _set_aside(run_dir: Path) -> Path | None:
+    """Make room for a new run; the old one is kept under another name until the new one has ended well.
+
+    Raises ConfigError when the folder is no run's.
+    """
     if not run_dir.exists():
-        return
+        return None
     if not (run_dir / "config.yaml").is_file():
-        raise ConfigError(
-            f"{run_dir} is not the folder of a run", mend="remove it yourself, or choose another run.name"
-        )
-    shutil.rmtree(run_dir)
+        raise ConfigError(f"{run_dir} is no run's folder", mend="remove it yourself, or choose another run.name")
+    aside = run_dir.with_name(f"{run_dir.name}.replaced")
+    if aside.exists():  # an earlier start-over failed: what it was to replace is still the one to keep
+        shutil.rmtree(run_dir)
+    else:
+        run_dir.rename(aside)
+    return aside
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

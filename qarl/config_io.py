@@ -110,8 +110,8 @@ def _explain(fault: ErrorDetails) -> str:
     key = ".".join(part for before, part in pairwise(["", *parts]) if before not in UNIONS)
     if fault["type"] == "extra_forbidden":
         known = [name for name, _, _ in documentation()]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f", did you mean '{near[0]}'?" if near else ", `qarl config show` lists the known ones"
+        near = [name for name in difflib.get_close_matches(key, known, n=2, cutoff=0.5) if name != key]
+        hint = f", did you mean '{near[0]}'?" if near else ", `qarl config keys` lists the known ones"
         return f"unknown key '{key}'{hint}"
     if fault["type"] == "missing":
         return f"{key}: required"

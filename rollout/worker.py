@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 from qarl.protocols import Engine
 from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
@@ -17,7 +18,12 @@ class RolloutWorker:
     """
 
     def __init__(self, make_engine: Callable[[int], Engine], worker: int) -> None:
-        self._engine = make_engine(worker)
+        self._make_engine, self._worker = make_engine, worker
+
+    @cached_property
+    def _engine(self) -> Engine:
+        # Not in the constructor: Ray would hand its errors on as text, and their type is lost.
+        return self._make_engine(self._worker)
 
     def info(self) -> WorkerInfo:
         return self._engine.info()

@@ -162,9 +162,11 @@ class FakeRank:
     """A learner rank as an actor: it owns every `world_size`-th sequence, refuses to load, and dies when it saves."""
 
     def __init__(self, rank: int, world_size: int, fault: str = "") -> None:
-        if fault:
-            raise ModelError(fault)
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.fault = rank, world_size, fault
+
+    def start(self) -> None:
+        if self.fault:
+            raise ModelError(self.fault)
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool) -> dict[int, npt.NDArray[np.float32]]:
         mine = range(self.rank, len(sequences), self.world_size)

@@ -19,10 +19,11 @@ Logprobs = npt.NDArray[np.float32]
 
 
 class LearnerGroup:
-    """Handles of `LearnerRank` actors; every call goes to all of them, rank 0 first."""
+    """Handles of `LearnerRank` actors; every call goes to all of them, rank 0 first. Waits until they have started."""
 
     def __init__(self, ranks: Sequence[Any]) -> None:
         self._ranks = list(ranks)
+        self._all("start")
 
     def parity(self) -> list[Parity]:
         """Rank 0's comparison with the engine's ops; empty when the profile does not claim to equal them."""
@@ -66,9 +67,7 @@ class LearnerGroup:
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, QarlError) else error) from None
         except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
-            if isinstance(error, RayActorError) and error.actor_init_failed:
-                raise QarlError(f"could not start: {str(error).splitlines()[-1]}", where="learner rank") from error
             raise QarlError(
-                f"a learner rank died during {method} ({' '.join(str(error).split())[:200]})",
+                f"a learner rank died during {method} ({type(error).__name__})",
                 mend="the same command continues from the last checkpoint",
             ) from error

@@ -73,6 +73,14 @@ class LearnerRank:
         )
         self._config, self._rank, self._world_size = config, rank, world_size
         self._device = torch.device(device)
+
+    def start(self) -> None:
+        """Load the model and start DeepSpeed; not in the constructor, whose errors Ray hands on as text only.
+
+        Raises:
+            UsageError: the model or a setting cannot be used.
+        """
+        config, device = self._config, self._device.type
         scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore)
         self._scheme = scheme
         self._numerics = numerics_of(config, device)

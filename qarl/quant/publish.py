@@ -86,6 +86,7 @@ def write_checkpoint(tensors: Iterator[tuple[str, Tensor]], directory: Path, sou
     shutil.rmtree(part, ignore_errors=True)
     write_engine_config(part, source, scheme)
     save_file({n: t.contiguous().cpu().clone() for n, t in tensors}, part / "model.safetensors", {"format": "pt"})
+    (part / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
     shutil.rmtree(directory, ignore_errors=True)
     part.rename(directory)
 

@@ -215,7 +215,9 @@ def test_other_architectures_and_formats_are_exact(
     other = VLLMEngine(tmp_path, RolloutConfig(max_model_len=256), form, dtype, "cpu")
     policy = Policy(tiny_models[kind], getattr(torch, dtype), form, "engine")
     other.load(publish(policy.model, form, 0))
-    assert gap(policy, other.generate(requests(24, 80))).abs_max == 0.0
+    found = gap(policy, other.generate(requests(24, 80))).abs_max
+    # In float32 the engine's dense head depends on the batch: equal here, up to 1e-5 elsewhere.
+    assert found == 0.0 if dtype == "bfloat16" else found <= 1e-5
 
 
 def perturbed(policy: Policy) -> Policy:

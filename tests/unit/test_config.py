@@ -110,7 +110,7 @@ def test_a_config_cannot_be_changed() -> None:
 def test_unknown_key_names_itself_and_the_nearest(key: str, nearest: str | None) -> None:
     with pytest.raises(ConfigError) as caught:
         validate(with_value(key, {}), "test")
-    hint = f"did you mean '{nearest}'?" if nearest else "`qarl config show` lists the known ones"
+    hint = f"did you mean '{nearest}'?" if nearest else "`qarl config keys` lists the known ones"
     assert str(caught.value) == f"test: unknown key '{key}', {hint}"
 
 
