@@ -263,6 +263,8 @@ def _save(
         tokenizer.save_pretrained(f"{scratch}/model")
         if recipe:
             Path(scratch, "model", RECIPE).write_text(json.dumps(recipe, indent=2))
+        for file in Path(scratch, "model").iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner only
         Path(scratch, "model").rename(target)
 
 

@@ -212,3 +212,29 @@ def test_jsonl_problems_with_math_verify_and_the_sampler_as_prox(finished: tuple
     assert rows_by_step[2]["mismatch/probe_logp_abs_max"] == 0.0
     assert 0.0 < rows_by_step[1]["reward/mean"] < 1.0
     assert all(row["reward/faults"] == 0.0 for row in rows_by_step.values())
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns_what_it_promises(tmp_path: Path) -> None:
+    """All 54 steps of the quickstart, against the bounds that three seeds met with room to spare."""
+    overrides = (f"run.dir={tmp_path}/runs", f"model.path={tmp_path}/model", "controls.sft_continued=false")
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    done = subprocess.run([sys.executable, "-m", "launch.cli", "train", config, *overrides], cwd=ROOT, timeout=1200)
+    assert done.returncode == 0
+    run = tmp_path / "runs" / "quickstart"
+    summary = Summary.from_json((run / "summary.json").read_text())
+    before, after = summary.eval_before, summary.eval_after
+    assert 0.28 <= before["pass@1"] <= 0.52
+    assert after["pass@1"] >= max(0.68, before["pass@1"] + 0.25)
+    assert after["greedy"] >= before["greedy"] - 0.03
+    assert summary.controls["teacher"] < after["pass@1"]
+    at_12 = next(row for row in read_log(run / "metrics.jsonl") if row["step"] == 12 and "eval/pass@1" in row)
+    assert at_12["eval/pass@1"] >= before["pass@1"] + 0.10
+    rows = steps(tmp_path)
+    assert len(rows) == 54
+    assert max(row["mismatch/logp_abs_max"] for row in rows.values()) == 0.0
+    assert max(row["actor/seq_ratio_max_dev_first_minibatch"] for row in rows.values()) == 0.0
+    clipped = [row["actor/clip_fraction_last_minibatch"] for row in rows.values()]
+    assert 0.02 <= sum(clipped) / len(clipped) <= 0.25
+    informative = [rows[step]["reward/informative_groups"] for step in range(28, 55)]
+    assert sum(informative) / len(informative) >= 0.65
