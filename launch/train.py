@@ -70,6 +70,8 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     prompts, heldout = _load_prompts(config, tokenizer, note)
     aside = None if config.run.resume else _set_aside(run_dir)
+    if aside is not None:
+        note(f"starting over; the old run lies in {aside} until this one has ended well")
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(to_yaml(config))
     tracker = RunTracker(config, run_dir, saved[1]["step"] if saved else 0, config.train.steps)
