@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from launch.cluster import Placement, check_resources, connect, device_of
-from launch.report import Summary, read_summary, render_summary, write_report
+from launch.report import SUMMARY_FILE, Summary, read_summary, render_summary, write_report
 from launch.tiny_model import continue_sft, ensure_model, teacher_accuracy
 from launch.tracking import METRICS_FILE, RunTracker, read_log
 from qarl.config import Config, SortingTaskConfig
@@ -55,7 +55,7 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     saved = None
     if config.run.resume and (saved := checkpoints.latest()):
         _check_same_run(config, run_dir)
-    if saved and saved[1]["step"] >= config.train.steps and (run_dir / "summary.json").exists():
+    if saved and saved[1]["step"] >= config.train.steps and (run_dir / SUMMARY_FILE).exists():
         note(f"{run_dir} is complete; `run.resume=false` starts it over")
         _print(read_summary(run_dir))
         return
@@ -265,10 +265,12 @@ def _set_aside(run_dir: Path) -> Path | None:
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is no run's folder", mend="remove it yourself, or choose another run.name")
     aside = run_dir.with_name(f"{run_dir.name}.replaced")
-    if aside.exists():  # an earlier start-over failed: what it was to replace is still the one to keep
-        shutil.rmtree(run_dir)
-    else:
-        run_dir.rename(aside)
+    if aside.exists() and not (run_dir / SUMMARY_FILE).exists():
+        shutil.rmtree(run_dir)  # a start-over that failed: what it was to replace is still the one to keep
+        return aside
+    if aside.exists():
+        shutil.rmtree(aside)
+    run_dir.rename(aside)
     return aside
 
 

@@ -98,11 +98,6 @@ def token_log_ratio(logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor) -> Te
     return torch.where(mask_BT, _precise(logp_BT) - _precise(logp_ref_BT), 0.0)
 
 
-def sequence_log_ratio(logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """`(1/T_b) sum_t [log p(y_t) - log p_ref(y_t)]` over the unmasked tokens: [B], nats per token."""
-    return token_log_ratio(logp_BT, logp_ref_BT, mask_BT).sum(1) / mask_BT.sum(1)
-
-
 def bounded_exp(log_ratio: Tensor) -> Tensor:
     """exp without overflow: at most e^20, without gradient beyond."""
     return log_ratio.clamp(max=LARGEST_LOG).exp()

@@ -18,7 +18,7 @@ from launch import cli
 from launch.cli import config_path, main
 from launch.cluster import bundles, check_resources, device_of
 from launch.tiny_model import make_tokenizer
-from launch.train import _check_same_run
+from launch.train import _check_same_run, _set_aside
 from qarl.config import Config
 from qarl.config_io import documentation, load_config, to_yaml, validate
 from qarl.errors import ConfigError, ResourceError, RolloutError
@@ -302,6 +302,29 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same:
     changed = key if key == "seed" else f"{key}.{list(value)[-1]}"
     with pytest.raises(ConfigError, match=rf"was made with other settings \({changed}\)"):
         _check_same_run(other, tmp_path)
+
+
+def test_starting_over_keeps_the_last_finished_run(tmp_path: Path) -> None:
+    run, aside = tmp_path / "run", tmp_path / "run.replaced"
+
+    def make(name: str, finished: bool) -> None:
+        run.mkdir()
+        (run / "config.yaml").write_text(name)
+        if finished:
+            (run / "summary.json").write_text("{}")
+
+    assert _set_aside(run) is None
+    make("first", finished=True)
+    assert _set_aside(run) == aside
+    make("failed", finished=False)
+    assert _set_aside(run) == aside
+    assert (aside / "config.yaml").read_text() == "first"
+    make("second", finished=True)
+    assert _set_aside(run) == aside
+    assert (aside / "config.yaml").read_text() == "second"
+    run.mkdir()
+    with pytest.raises(ConfigError, match="is no run's folder"):
+        _set_aside(run)
 
 
 def test_another_run_in_the_folder_is_one_line(fail: Fail) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qarl.config import TBPOConfig
 from qarl.metrics import Metrics, merge
-from qarl.objectives.ratios import LossInputs, sequence_log_ratio
+from qarl.objectives.ratios import LossInputs, Ratios
 from qarl.objectives.tbpo import tbpo
 
 PUBLISHED = TBPOConfig()
@@ -303,7 +303,7 @@ def test_log_ratio_is_the_mean_over_response_tokens() -> None:
     logp_BT = torch.tensor([[-1.0, -2.0, -9.0], [-1.0, -1.0, -4.0]])
     reference_BT = torch.tensor([[-2.0, -5.0, math.nan], [-2.0, -2.0, -2.0]])
     mask_BT = torch.tensor([[True, True, False], [True, True, True]])
-    ratio_B = sequence_log_ratio(logp_BT, reference_BT, mask_BT)
+    ratio_B = Ratios.of(LossInputs(logp_BT, reference_BT, reference_BT, mask_BT, torch.ones(2), 2, 5)).log_r_B
     assert ratio_B.dtype == torch.float32
     assert ratio_B.tolist() == [2.0, 0.0]
 
@@ -311,5 +311,6 @@ def test_log_ratio_is_the_mean_over_response_tokens() -> None:
 def test_log_ratio_of_half_precision_is_float32() -> None:
     logp_BT = torch.full((1, 3), -1.0, dtype=torch.bfloat16)
     reference_BT = torch.full((1, 3), -1.001, dtype=torch.float32)
-    ratio_B = sequence_log_ratio(logp_BT, reference_BT, torch.ones(1, 3, dtype=torch.bool))
+    mask_BT = torch.ones(1, 3, dtype=torch.bool)
+    ratio_B = Ratios.of(LossInputs(logp_BT, reference_BT, reference_BT, mask_BT, torch.ones(1), 1, 3)).log_r_B
     assert ratio_B.item() == pytest.approx(1e-3, rel=1e-3)
