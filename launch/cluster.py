@@ -33,8 +33,8 @@ def connect(config: Config) -> None:
         gpus = torch.cuda.device_count()
         ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         return
-    _probe(address)
     try:
+        _knock(address)
         ray.init(address, log_to_driver=False, logging_level="error")
     except AuthenticationError as error:
         raise ResourceError(
@@ -42,27 +42,19 @@ def connect(config: Config) -> None:
             where=f"cluster.address {address}",
             mend="copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN",
         ) from error
-    except ConnectionError as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {address}",
-            where="cluster.address",
-            mend="start one with launch/ray_cluster.sh head",
-        ) from error
-
-
-def _probe(address: str) -> None:
-    """Raises ResourceError when nothing listens at host:port: Ray itself would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdigit()):
-        return  # "auto", or Ray's own kind of address
-    try:
-        socket.create_connection((host, int(port)), timeout=5.0).close()
     except OSError as error:
         raise ResourceError(
             f"no Ray cluster answers at {address} ({error})",
             where="cluster.address",
             mend="start one with launch/ray_cluster.sh head",
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nothing listens at host:port: Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():  # not "auto", nor Ray's own kind of address
+        socket.create_connection((host, int(port)), timeout=5.0).close()
 
 
 def device_of(config: Config) -> str:

@@ -159,6 +159,11 @@ def test_more_gpus_than_there_are(fail: Fail) -> None:
     assert "only one rollout worker and one learner rank can share a GPU" in line
 
 
+def test_a_cluster_that_does_not_answer(fail: Fail) -> None:
+    line = fail("train", "quickstart", *LIGHT, "cluster.address=127.0.0.1:1")
+    assert line.startswith("qarl: cluster.address: no Ray cluster answers at 127.0.0.1:1 (")
+
+
 def test_more_cpus_than_there_are(fail: Fail) -> None:
     line = fail("train", "quickstart", "cluster.device=cpu", "rollout.num_workers=9999")
     assert "ask for 10000 CPUs, " in line
