@@ -24,9 +24,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from qarl.config import JsonlTaskConfig, ModelConfig, SFTConfig, SortingTaskConfig, TinyModelConfig
+from qarl.config_policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import sorting
+from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
 from qarl.types import Prompt
 
 Note = Callable[[str], None]

@@ -18,7 +18,7 @@ from launch.cluster import Placement, check_resources, connect, device_of
 from launch.report import SUMMARY_FILE, Summary, read_summary, render_summary, write_report
 from launch.tiny_model import continue_sft, ensure_model, teacher_accuracy
 from launch.tracking import METRICS_FILE, RunTracker, read_log
-from qarl.config import Config, SortingTaskConfig
+from qarl.config import Config
 from qarl.config_io import to_yaml, validate
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.pool import make_pool
@@ -26,6 +26,7 @@ from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
 from qarl.tasks import load_task
+from qarl.tasks.config import SortingTaskConfig
 from qarl.types import Prompt, WorkerInfo
 from rewards.service import ProcessRewardService
 from rollout.fleet import RayFleet

@@ -1,5 +1,5 @@
-"""The configuration: one typed, strict tree. This file and `prompts/config.py` are the reference
-of every key.
+"""The configuration: one typed, strict tree. This file, `config_policy.py`, `tasks/config.py`,
+`prompts/config.py` and `objectives/config.py` are the reference of every key.
 
 A config file is YAML; `inherits: other.yaml` (relative to the file) takes another file's values first. Overrides
 `a.b=c` come last. Unknown keys are errors that name the nearest known one.
@@ -12,16 +12,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from qarl.config_base import (
-    Betas,
     Count,
-    Fraction,
     Node,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
 )
+from qarl.config_policy import LearnerConfig, ModelConfig, RolloutConfig
 from qarl.objectives.config import ObjectiveConfig, TBPOConfig
 from qarl.prompts.config import PoolConfig
+from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
 
 
 class RunConfig(Node):
@@ -33,95 +33,6 @@ class RunConfig(Node):
     """Continue from the last checkpoint of the same name; false starts over and deletes the old run's files."""
 
 
-class SFTConfig(Node):
-    """Supervised warm start on the task's demonstrations (AdamW, linear warm-up, linear decay over the last 30%)."""
-
-    steps: PositiveInt = 220
-    """Optimizer steps."""
-    batch_size: PositiveInt = 32
-    """Fresh demonstrations per step."""
-    lr: PositiveFloat = 2e-3
-    """Peak learning rate."""
-    warmup_steps: Count = 50
-    """Linear warm-up."""
-    weight_decay: NonNegativeFloat = 0.01
-    """AdamW weight decay."""
-    betas: Betas = [0.9, 0.98]
-    """AdamW betas."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping."""
-    swap_prob: Fraction = 0.2
-    """The teacher's sloppiness: probability that it swaps a neighbouring pair of its answer."""
-
-
-class TinyModelConfig(Node):
-    """A small Qwen3-architecture model, made and warm-started on the task when `model.path` does not exist yet."""
-
-    hidden_size: PositiveInt = 192
-    """Model width."""
-    num_hidden_layers: PositiveInt = 3
-    """Layers."""
-    num_attention_heads: PositiveInt = 6
-    """Query heads."""
-    num_key_value_heads: PositiveInt = 2
-    """Key/value heads."""
-    head_dim: PositiveInt = 32
-    """Width of a head."""
-    intermediate_size: PositiveInt = 512
-    """Width of the MLP."""
-    vocab_size: PositiveInt = 64
-    """Rows of the embedding; unused tokens fill it up."""
-    max_position_embeddings: PositiveInt = 1024
-    """Longest context."""
-    initializer_range: PositiveFloat = 0.06
-    """Standard deviation of the initial weights."""
-    sft: SFTConfig = SFTConfig()
-    """Warm start."""
-
-
-class ModelConfig(Node):
-    path: str = Field(default=...)
-    """Hugging Face model directory. Required."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Compute type of learner and engine. With bfloat16 the learner keeps float32 masters in the optimizer."""
-    build: TinyModelConfig | None = None
-    """Make a tiny model at `path` when nothing is there; null demands that `path` exists."""
-
-
-class SortingTaskConfig(Node):
-    """Generated task: sort the digits of `529172=` into `122579`. Held out when crc32(answer) is 0 mod 10."""
-
-    kind: Literal["sorting"] = "sorting"
-    """Which task."""
-    num_prompts: PositiveInt = 2048
-    """Training prompts generated for the pool."""
-    levels: list[int] = [2, 3, 4, 5, 6, 8, 10, 12]
-    """Digits per problem; each level is a difficulty."""
-
-
-class JsonlTaskConfig(Node):
-    """Problems from JSONL rows of at least a question and an answer."""
-
-    kind: Literal["jsonl"] = "jsonl"
-    """Which task."""
-    train_path: str = Field(default=...)
-    """Training rows. Required."""
-    heldout_path: str = Field(default=...)
-    """Held-out rows, never in the pool. Required."""
-    question_key: str = "question"
-    """Field that holds the problem."""
-    answer_key: str = "answer"
-    """Field that holds the reference answer."""
-    answer_delimiter: str = ""
-    """The answer is what follows the last occurrence of this text (GSM8K: `####`); empty takes the whole field."""
-    level_key: str = ""
-    """Field with an integer difficulty, for reports; empty for none."""
-    prompt_template: str = "{question}"
-    """Text of the prompt; `{question}` is replaced."""
-    chat: bool = True
-    """Wrap the prompt as a user turn of the tokenizer's chat template."""
-
-
 class RewardConfig(Node):
     kind: Literal["exact", "math"] = "exact"
     """`exact`: the whole completion equals the answer and ends itself. `math`: Math-Verify on the last answer."""
@@ -129,82 +40,6 @@ class RewardConfig(Node):
     """Verifier processes."""
     timeout_s: PositiveFloat = 5.0
     """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line says so."""
-
-
-class SamplingConfig(Node):
-    """Training samples are drawn from the full distribution (no top-p, no top-k): the learner must know its density."""
-
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature; learner log-probs use the same."""
-    max_new_tokens: PositiveInt = 256
-    """Longest response, in tokens."""
-
-
-class RolloutConfig(Node):
-    scheme: Literal["w8a8_int8", "none"] = "w8a8_int8"
-    """Precision of the engine's linear layers. `none`: full precision, for comparison."""
-    ignore: list[str] = ["lm_head"]
-    """Linear layers that stay in high precision on both sides: module names or `re:` patterns."""
-    num_workers: PositiveInt = 1
-    """Rollout actors, one engine each."""
-    max_model_len: PositiveInt = 1024
-    """Longest prompt + response of the engine, in tokens."""
-    max_num_seqs: PositiveInt = 64
-    """Sequences that one engine decodes at once."""
-    max_num_batched_tokens: PositiveInt = 4096
-    """Tokens of one engine step."""
-    kv_cache_gib: PositiveInt = 1
-    """KV cache of one engine on CPU, in whole GiB."""
-    gpu_memory_utilization: Fraction = 0.6
-    """Share of a GPU that one engine takes."""
-    num_cpus_per_worker: PositiveFloat = 1.0
-    """CPUs that one worker reserves."""
-    timeout_s: PositiveFloat = 600.0
-    """A worker that does not answer within this time is taken for dead."""
-    max_restarts: Count = 3
-    """How often a worker may be replaced in one run before the run stops."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How responses are drawn."""
-
-
-class OptimizerConfig(Node):
-    lr: PositiveFloat = 1e-6
-    """Learning rate."""
-    betas: Betas = [0.9, 0.99]
-    """AdamW betas."""
-    weight_decay: NonNegativeFloat = 0.0
-    """AdamW weight decay."""
-    warmup_steps: Count = 0
-    """Optimizer steps of linear warm-up, then constant."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradient clipping."""
-
-
-class LearnerConfig(Node):
-    aligned: bool = True
-    """Compute the engine's quantized forward. False trains plain transformers on quantized rollouts, the naive
-    baseline, whatever `numerics` says."""
-    numerics: Literal["auto", "engine", "portable", "stock"] = "auto"
-    """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
-    torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed ZeRO stage."""
-    num_ranks: PositiveInt = 1
-    """Learner ranks (data parallel)."""
-    num_cpus_per_rank: PositiveFloat = 1.0
-    """CPUs that one rank reserves."""
-    minibatches: PositiveInt = 4
-    """Optimizer steps per batch; each takes whole groups."""
-    micro_batch_size: PositiveInt = 64
-    """Sequences of one forward and backward."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
-    prox: Literal["recompute", "sampler"] = "recompute"
-    """Where pi_prox comes from: an aligned forward before the update, or the sampler's own log-probs once this run
-    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less. The proof is made
-    again after a restart, and when the first minibatch of a step shows a ratio other than 1."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW."""
 
 
 class AdvantageConfig(Node):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from qarl.config import RolloutConfig
+from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu

@@ -72,7 +72,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def engine(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> VLLMEngine:
     """The one real vLLM engine of the session: W8A8, bfloat16, Qwen3. Tests load into it what they need."""
-    from qarl.config import RolloutConfig
+    from qarl.config_policy import RolloutConfig
     from qarl.quant.publish import write_engine_config
     from qarl.quant.scheme import QuantScheme
     from rollout.engine import VLLMEngine

@@ -7,9 +7,9 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from qarl.config import JsonlTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError
 from qarl.tasks import jsonl, sorting
+from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
 from qarl.types import Prompt
 
 Encode = Callable[[str], Sequence[int]]

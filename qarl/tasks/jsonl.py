@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qarl.config import JsonlTaskConfig
 from qarl.errors import ConfigError, DataError
+from qarl.tasks.config import JsonlTaskConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from qarl.config import RolloutConfig
 from qarl.config_io import load_config
+from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError
 from qarl.mismatch import Mismatch
 from qarl.numerics import engine_ops

@@ -11,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launch import tiny_model
-from qarl.config import JsonlTaskConfig, ModelConfig, SFTConfig, SortingTaskConfig, TinyModelConfig
+from qarl.config_policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import load_task, sorting
+from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
 
 TASK = SortingTaskConfig()
 BUILD = TinyModelConfig(

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qarl.config import Config, JsonlTaskConfig
+from qarl.config import Config
 from qarl.config_io import documentation, load_config, to_yaml, validate
 from qarl.errors import ConfigError
+from qarl.tasks.config import JsonlTaskConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("**/*.yaml"))
 MINIMAL: dict[str, Any] = {"model": {"path": "models/x"}, "task": {"kind": "sorting"}}

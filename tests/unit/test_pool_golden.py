@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from qarl.config import PoolConfig
+from qarl.prompts.config import PoolConfig
 from qarl.prompts.pool import make_pool
 from qarl.seeds import derive_seed
 from qarl.types import GroupResult, Prompt

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qarl.config import JsonlTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, DataError
 from qarl.tasks import jsonl, load_task, sorting
+from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
 
 Notes = list[str]
 

@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qarl.config import TBPOConfig
 from qarl.metrics import Metrics, merge
+from qarl.objectives.config import TBPOConfig
 from qarl.objectives.ratios import LossInputs, Ratios
 from qarl.objectives.tbpo import tbpo
 
