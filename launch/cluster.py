@@ -157,7 +157,7 @@ class _EngineFactory:
 
     def __call__(self, worker: int) -> VLLMEngine:
         rollout = self._config.rollout
-        scheme = QuantScheme.of(rollout.scheme, rollout.ignore)
+        scheme = QuantScheme.of(rollout.scheme, rollout.ignore, rollout.group_size)
         return VLLMEngine(self._model_dir, rollout, scheme, self._config.model.dtype, self._device, worker)
 
 

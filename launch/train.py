@@ -93,7 +93,7 @@ class _Job:
 
     def __init__(self, config: Config, run_dir: Path, checkpoints: CheckpointStore, tracker: RunTracker) -> None:
         self._config, self._run_dir, self._checkpoints, self._tracker = config, run_dir, checkpoints, tracker
-        self._scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore)
+        self._scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore, config.rollout.group_size)
 
     def run(self, prompts: list[Prompt], heldout: list[Prompt], saved: tuple[str, dict[str, Any]] | None) -> None:
         config, note = self._config, self._tracker.note

@@ -15,6 +15,7 @@ from qarl.config_base import (
     PositiveFloat,
     PositiveInt,
 )
+from qarl.quant.scheme import KernelKind, SchemeName
 
 
 class SFTConfig(Node):
@@ -82,8 +83,10 @@ class SamplingConfig(Node):
 
 
 class RolloutConfig(Node):
-    scheme: Literal["w8a8_int8", "none"] = "w8a8_int8"
-    """Precision of the engine's linear layers. `none`: full precision, for comparison."""
+    scheme: SchemeName = "w8a8_int8"
+    """Format of the engine's linear layers (docs/quantization.md). `none`: full precision, for comparison."""
+    group_size: Literal[32, 64, 128] = 128
+    """Input features that share a scale, in `w4a16` and `w4a8`."""
     ignore: list[str] = ["lm_head"]
     """Linear layers that stay in high precision on both sides: module names or `re:` patterns."""
     num_workers: PositiveInt = 1
@@ -128,6 +131,9 @@ class LearnerConfig(Node):
     numerics: Literal["auto", "engine", "portable", "stock"] = "auto"
     """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
     torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
+    kernel: KernelKind = "auto"
+    """Low-bit GEMM: `engine` the engine's own op, `torch`, `reference` float32 arithmetic on the grids. `auto`: the
+    engine's where vLLM is installed, else torch's; with `numerics: portable` always torch's."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: PositiveInt = 1

@@ -15,8 +15,9 @@ from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu
+from qarl.quant.formats import engine_kernels
 from qarl.quant.publish import unpack
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 
@@ -55,14 +56,21 @@ class WeightLoader:
         return {name: "" if kernel is None else type(kernel).__name__ for name, kernel in kernels.items()}
 
 
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""vLLM's fused linear layers, and the model's layers that they hold."""
-
-
 def _as_asked(layer: str, kernel: str, scheme: QuantScheme) -> bool:
     parent, _, name = layer.rpartition(".")
     covered = all(scheme.covers(f"{parent}.{part}") for part in FUSED.get(name, (name,)))
-    return kernel in scheme.engine_kernels if covered else not kernel
+    return kernel in engine_kernels(scheme) if covered else not kernel
+
+
+def _engine_names(tensors: list[tuple[str, torch.Tensor]], scheme: QuantScheme) -> list[tuple[str, torch.Tensor]]:
+    """`tensors` as the engine's reload wants them named.
+
+    vLLM registers a W4A8 weight under two names; a fresh load fills both at once, a reload each for itself.
+    """
+    if scheme.name != "w4a8":
+        return tensors
+    twice = [(f"{name}_packed", tensor) for name, tensor in tensors if tensor.dtype == torch.int8]
+    return tensors + twice
 
 
 class VLLMEngine:
@@ -89,7 +97,7 @@ class VLLMEngine:
         if device == "cpu":
             # vLLM's CPU sampler cannot keep a request's seed across chunks of its prompt; whole prompts only.
             settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
-        self._worker, self._device = worker, device
+        self._worker, self._device, self._scheme = worker, device, scheme
         self._version = -1
         self._llm = LLM(
             str(model_dir),
@@ -112,7 +120,7 @@ class VLLMEngine:
             name, kernel = next(iter(wrong.items()), ("no layer", ""))
             raise KernelError(
                 f"the engine runs {name} with {kernel or 'no low-bit kernel'}, where {scheme.name} wants one of "
-                f"{', '.join(scheme.engine_kernels) or 'no low-bit kernel'}",
+                f"{', '.join(engine_kernels(scheme)) or 'no low-bit kernel'}",
                 where=f"rollout worker {worker}",
                 mend="use another rollout.scheme on this device",
             )
@@ -155,7 +163,7 @@ class VLLMEngine:
         Raises:
             PublicationError: the message differs from its digests; the old weights stay.
         """
-        tensors = unpack(weights)
+        tensors = _engine_names(unpack(weights), self._scheme)
         self._version = -1  # between versions: a failure below must not sample from half of each
         self._llm.collective_rpc("qarl_load", args=(tensors,))
         if not self._llm.reset_prefix_cache():

@@ -43,10 +43,10 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from launch.tiny_model import make_tokenizer
 
     shape = {
-        "hidden_size": 192,
+        "hidden_size": 256,
         "intermediate_size": 512,
         "num_hidden_layers": 3,
-        "num_attention_heads": 6,
+        "num_attention_heads": 8,
         "num_key_value_heads": 2,
         "head_dim": 32,
         "vocab_size": 256,

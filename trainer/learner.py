@@ -27,7 +27,7 @@ from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import PublishedWeights, TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
@@ -81,7 +81,7 @@ class LearnerRank:
             UsageError: the model or a setting cannot be used.
         """
         config, device = self._config, self._device.type
-        scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore)
+        scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore, config.rollout.group_size)
         self._scheme = scheme
         self._numerics = numerics_of(config, device)
         self._dtype = getattr(torch, config.model.dtype)
@@ -96,7 +96,7 @@ class LearnerRank:
         """How this process's arithmetic compares with the engine's ops."""
         if self._numerics != "engine":
             return []
-        return check_parity(self._policy.model.config, self._dtype, self._scheme.quantizes)
+        return check_parity(self._policy.model.config, self._dtype, self._scheme, self._kernel())
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
         """Log-probs of this rank's share of `sequences`, by index."""
@@ -209,7 +209,11 @@ class LearnerRank:
     def _make_policy(self, scheme: QuantScheme, numerics: Numerics) -> Policy:
         config = self._config
         temperature = config.rollout.sampling.temperature
-        return Policy(config.model.path, self._dtype, scheme, numerics, temperature, self._device)
+        return Policy(config.model.path, self._dtype, scheme, numerics, temperature, self._device, self._kernel())
+
+    def _kernel(self) -> KernelKind:
+        kind = self._config.learner.kernel
+        return "torch" if kind == "auto" and self._numerics == "portable" else kind
 
     def _gather(self, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
         if self._config.learner.zero_stage < 3:

@@ -14,7 +14,8 @@ from qarl.errors import ModelError
 from qarl.numerics.layers import BatchLayout
 from qarl.numerics.profile import Numerics, apply_profile
 from qarl.quant.linear import align_linears
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.publish import unquantized_config
+from qarl.quant.scheme import KernelKind, QuantScheme
 from trainer.batching import PaddedBatch
 
 
@@ -36,9 +37,11 @@ class Policy(nn.Module):
         numerics: Numerics,
         temperature: float = 1.0,
         device: torch.device | None = None,
+        kernel: KernelKind = "auto",
     ) -> None:
         super().__init__()
         self.device = device or torch.device("cpu")
+        unquantized_config(Path(path))
         try:
             self.model, loading = AutoModelForCausalLM.from_pretrained(
                 str(path), dtype=dtype, local_files_only=True, output_loading_info=True
@@ -49,7 +52,7 @@ class Policy(nn.Module):
             raise ModelError(f"{len(missing)} weights are missing, {missing[0]} first", where=str(path))
         self.model.to(self.device)
         self.numerics, self.temperature = numerics, temperature
-        self.quantized_names = align_linears(self.model, scheme)
+        self.quantized_names = align_linears(self.model, scheme, kernel)
         apply_profile(self.model, numerics, self.device)
 
     def forward(self, batch: PaddedBatch) -> Tensor:

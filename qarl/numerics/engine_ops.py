@@ -141,13 +141,26 @@ def rotary_embedding(positions_N: Tensor, q: Tensor, k: Tensor, head_dim: int, c
     ops().rotary_embedding(positions_N, q, k, head_dim, cos_sin, True)
 
 
-def w8a8_linear(x_MK: Tensor, q_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | None) -> Tensor:
-    """vLLM's oneDNN W8A8 layer: [M, N]. For parity checks and tests."""
-    handler = ops().create_onednn_scaled_mm(q_NK.t(), scale_N1, x_MK.dtype, True, False, 32)
+class W8A8Weight:
+    """An int8 weight in oneDNN's layout, with scale and bias; outputs have `dtype`."""
+
+    def __init__(self, q_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | None, dtype: torch.dtype) -> None:
+        self.handler = ops().create_onednn_scaled_mm(q_NK.t(), scale_N1, dtype, True, False, 32)
+        self.outputs, self.bias_N, self.dtype = q_NK.shape[0], bias_N, dtype
+
+
+def w8a8_linear(x_MK: Tensor, weight: W8A8Weight) -> Tensor:
+    """vLLM's oneDNN W8A8 layer: [M, N]."""
     q_x, scale_x, _ = ops().onednn_scaled_int8_quant(x_MK.contiguous(), None, None, True)
-    out_MN = torch.empty(x_MK.shape[0], q_NK.shape[0], dtype=x_MK.dtype)
-    ops().onednn_scaled_mm(handler, q_x, out_MN, scale_x, None, None, bias_N)
+    out_MN = torch.empty(x_MK.shape[0], weight.outputs, dtype=weight.dtype)
+    ops().onednn_scaled_mm(weight.handler, q_x, out_MN, scale_x, None, None, weight.bias_N)
     return out_MN
+
+
+def w4a16_linear(x_MK: Tensor, layout: Tensor, scale_GN: Tensor, bias_N: Tensor | None) -> Tensor:
+    """vLLM's CPU W4A16 layer, bfloat16: [M, N]. `layout` is `qarl.quant.int4.engine_w4a16_layout`'s."""
+    out: Tensor = ops().cpu_gemm_wna16(x_MK.contiguous(), layout, scale_GN, None, bias_N, 8, "vec")
+    return out
 
 
 def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from qarl.numerics import engine_ops
 from qarl.numerics.layers import Rotate
-from qarl.quant.int8 import quantize_weight, w8a8_forward
+from qarl.quant.formats import format_of
+from qarl.quant.kernels import choose_kernel
+from qarl.quant.scheme import KernelKind, QuantScheme
 
 TOKENS = (1, 4, 33, 128)  # batch shapes that take different kernels where kernels depend on shape
 
@@ -32,11 +34,12 @@ class Parity:
         return f"{self.op} {'exact' if self.exact else f'differs in {self.differing} of {self.total} outputs'}"
 
 
-def check_parity(config: Any, dtype: torch.dtype, quantized: bool = True) -> list[Parity]:
+def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: KernelKind = "auto") -> list[Parity]:
     """Compare the learner's ops with the engine's on random inputs in the shapes of a Hugging Face `config`.
 
-    `quantized`: check the low-bit linear as well. Attention is the engine's own op and has no second implementation to
-    compare with; norms and activations are torch on both sides. The publication probe covers them all together.
+    The low-bit linear runs on a whole batch here and row by row there: its values must not depend on the batch.
+    Attention is the engine's own op and has no second implementation to compare with; norms and activations are torch
+    on both sides. The publication probe covers them all together.
     """
     generator = torch.Generator().manual_seed(0)
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, min(config.vocab_size, 1024)
@@ -46,17 +49,23 @@ def check_parity(config: Any, dtype: torch.dtype, quantized: bool = True) -> lis
 
     linear: list[tuple[Tensor, Tensor]] = []
     head: list[tuple[Tensor, Tensor]] = []
-    for k, n in ((hidden, inner), (inner, hidden)):
-        q_NK, scale_N1 = quantize_weight(random(n, k).to(dtype))
-        for m in TOKENS:
-            x = (random(m, k) * random(m, 1)).to(dtype)
-            linear.append((w8a8_forward(x, q_NK, scale_N1, None), engine_ops.w8a8_linear(x, q_NK, scale_N1, None)))
+    if scheme.quantizes:
+        form, cpu = format_of(scheme), torch.device("cpu")
+        ours = choose_kernel(scheme, form, cpu, dtype, kernel)
+        theirs = choose_kernel(scheme, form, cpu, dtype)
+        for k, n in ((hidden, inner), (inner, hidden)):
+            quantized = form.quantize(random(n, k).to(dtype))
+            our_weight, their_weight = ours.prepare(quantized, None), theirs.prepare(quantized, None)
+            for m in TOKENS:
+                x = (random(m, k) * random(m, 1)).to(dtype)
+                rows = [theirs.forward(row, their_weight) for row in x.split(1)]
+                linear.append((ours.forward(x, our_weight), torch.cat(rows)))
     weight = (random(vocab, hidden) * hidden**-0.5).to(dtype)
     for m in TOKENS:
         x = random(m, hidden).to(dtype)
         head.append((F.linear(x, weight), engine_ops.dense_linear(x, weight)))
     dense = [_compare("head", head), _compare("rope", [_rope(config, dtype, random)])]
-    return [_compare("w8a8 linear", linear), *dense] if quantized else dense
+    return [_compare(f"{scheme.name} linear", linear), *dense] if linear else dense
 
 
 def _rope(config: Any, dtype: torch.dtype, random: Any) -> tuple[Tensor, Tensor]:

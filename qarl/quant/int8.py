@@ -1,11 +1,9 @@
-"""W8A8 int8: grids, the real int8 GEMM, and its straight-through gradient.
+"""W8A8 int8: grids and the real int8 GEMM in torch.
 
 Suffixes: M tokens, K input features, N output features.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +28,18 @@ def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     Source: compressed-tensors 0.17 `calculate_qparams`, `quantize`; tested bit-equal.
     """
     weight = weight_NK.detach().float()
-    amax_N1 = weight.abs().amax(dim=1, keepdim=True)
-    if not torch.isfinite(amax_N1).all():
-        rows = (~torch.isfinite(amax_N1)).nonzero()[:3, 0].tolist()
-        raise KernelError(f"NaN or infinity in weight rows {rows}", mend="lower the learning rate, check the loss")
-    scale_N1 = amax_N1 / WEIGHT_HALF_RANGE
+    scale_N1 = finite_amax(weight) / WEIGHT_HALF_RANGE
     scale_N1 = torch.where(scale_N1 == 0, torch.finfo(torch.float32).eps, scale_N1)
     return (weight / scale_N1).clamp(-128, 127).round().to(torch.int8), scale_N1
+
+
+def finite_amax(weight: Tensor) -> Tensor:
+    """Largest magnitude over the last dimension, which is kept. Raises KernelError for NaN and infinity."""
+    amax = weight.abs().amax(dim=-1, keepdim=True)
+    if not torch.isfinite(amax).all():
+        rows = (~torch.isfinite(amax)).nonzero()[:, 0].unique()[:3].tolist()
+        raise KernelError(f"NaN or infinity in weight rows {rows}", mend="lower the learning rate, check the loss")
+    return amax
 
 
 def quantize_activation(x_MK: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,30 +90,3 @@ def w8a8_forward(x_MK: Tensor, q_NK: Tensor, scale_N1: Tensor, bias_N: Tensor | 
     else:  # float64 holds the product exactly, so that product and sum round once, as the fused op does
         y_MN = torch.addcmul(bias_N.double(), y_MN.double(), scale_M1.double()).float()
     return y_MN.to(x_MK.dtype)
-
-
-class W8A8Linear(torch.autograd.Function):
-    """Low-bit forward, straight-through backward (QaRL, arXiv 2604.07853, section 3).
-
-        y = GEMM_int8(Q(x), Q(W)) + b      dL/dx = dL/dy W      dL/dW = dL/dy^T x      dL/db = sum_m dL/dy
-
-    with the operands of the compute dtype; nothing more is saved than a plain linear saves.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, q_NK: Tensor, scale_N1: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight_NK)
-        y_MN = w8a8_forward(x.reshape(-1, x.shape[-1]), q_NK, scale_N1, bias_N)
-        return y_MN.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, weight_NK = ctx.saved_tensors
-        grad_x = grad @ weight_NK if ctx.needs_input_grad[0] else None
-        grad_MN = grad.reshape(-1, grad.shape[-1])
-        grad_w = grad_MN.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
-        grad_b = grad_MN.sum(0) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_w, grad_b, None, None

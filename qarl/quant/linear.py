@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qarl.errors import ConfigError
-from qarl.quant.int8 import W8A8Linear, quantize_weight
-from qarl.quant.scheme import QuantScheme
+from qarl.errors import ConfigError, KernelError
+from qarl.quant.formats import Format, Quantized, format_of
+from qarl.quant.kernels import Kernel, choose_kernel
+from qarl.quant.scheme import KernelKind, QuantScheme
+
+
+class StraightThrough(torch.autograd.Function):
+    """Low-bit forward, straight-through backward (QaRL, arXiv 2604.07853, section 3).
+
+        y = GEMM_lowbit(Q(x), Q(W)) + b      dL/dx = dL/dy W      dL/dW = dL/dy^T x      dL/db = sum_m dL/dy
+
+    with the operands of the compute dtype; nothing more is saved than a plain linear saves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, kernel: Kernel, prepared: Any) -> Tensor:
+        ctx.save_for_backward(x, weight_NK)
+        y_MN = kernel.forward(x.reshape(-1, x.shape[-1]), prepared)
+        return y_MN.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight_NK = ctx.saved_tensors
+        grad_x = grad @ weight_NK if ctx.needs_input_grad[0] else None
+        grad_MN = grad.reshape(-1, grad.shape[-1])
+        grad_w = grad_MN.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        grad_b = grad_MN.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_b, None, None
 
 
 class QuantizedLinear(nn.Linear):
@@ -19,48 +46,78 @@ class QuantizedLinear(nn.Linear):
     every micro-batch, and the very tensors that publication sends.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, name: str, form: Format, kernel: Kernel) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self._quantized: tuple[Tensor, Tensor] | None = None
+        self.name, self.form, self.kernel = name, form, kernel
+        self._quantized: Quantized | None = None
+        self._prepared: Any = None
 
-    def quantized(self) -> tuple[Tensor, Tensor]:
-        """int8 weight [N, K] and float32 scale [N, 1] of the current weight."""
+    def quantized(self) -> Quantized:
+        """The checkpoint's tensors of the current weight, without the bias. Raises KernelError for NaN, infinity."""
         if self._quantized is None:
-            with torch.no_grad():
-                self._quantized = quantize_weight(self.weight)
+            try:
+                self._quantized = self.form.quantize(self.weight.detach())
+            except KernelError as error:
+                raise KernelError(error.what, where=self.name, mend=error.mend) from error
         return self._quantized
 
     def requantize(self) -> None:
         """Forget the quantized weight: the master has changed."""
-        self._quantized = None
+        self._quantized = self._prepared = None
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., K] -> [..., N] in the input's dtype."""
-        out: Tensor = W8A8Linear.apply(input, self.weight, self.bias, *self.quantized())
+        if self._prepared is None:
+            bias = None if self.bias is None else self.bias.detach()
+            self._prepared = self.kernel.prepare(self.quantized(), bias)
+        out: Tensor = StraightThrough.apply(input, self.weight, self.bias, self.kernel, self._prepared)
         return out
 
 
-def align_linears(model: nn.Module, scheme: QuantScheme) -> list[str]:
+def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto") -> list[str]:
     """Replace every linear layer that `scheme` covers, in place; returns their names.
 
     Raises:
-        ConfigError: an ignore pattern that matches no linear layer, or a scheme that covers none.
+        ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer that is
+            only partly ignored, or a shape that the format does not divide.
+        KernelError: no such kernel on the model's device.
     """
     if not scheme.quantizes:
         return []
+    form = format_of(scheme)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    for pattern in scheme.ignore:
-        if not any(not QuantScheme(scheme.name, (pattern,)).covers(name) for name in linears):
-            raise ConfigError(f"'{pattern}' matches no linear layer of the model", where="rollout.ignore")
+    if unmatched := scheme.unmatched(list(linears)):
+        raise ConfigError(f"'{unmatched[0]}' matches no linear layer of the model", where="rollout.ignore")
     covered = [name for name in linears if scheme.covers(name)]
     if not covered:
         raise ConfigError("every linear layer of the model is ignored", where="rollout.ignore")
     for name in covered:
+        _check(name, linears, scheme, form)
+    weight = linears[covered[0]].weight
+    chosen = choose_kernel(scheme, form, weight.device, weight.dtype, kernel)
+    for name in covered:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantizedLinear(linears[name]))
+        setattr(model.get_submodule(parent), child, QuantizedLinear(linears[name], name, form, chosen))
     return covered
+
+
+def _check(name: str, linears: dict[str, nn.Linear], scheme: QuantScheme, form: Format) -> None:
+    for sibling in scheme.siblings(name):
+        if sibling in linears and not scheme.covers(sibling):
+            raise ConfigError(
+                f"the engine fuses {name} with {sibling}, of which only one is quantized",
+                where="rollout.ignore",
+                mend="ignore both or none",
+            )
+    if linears[name].in_features % form.k_multiple:
+        raise ConfigError(
+            f"{scheme.name} needs input features divisible by {form.k_multiple}, {name} has "
+            f"{linears[name].in_features}",
+            where="rollout.scheme",
+            mend=f"add '{name}' to rollout.ignore, or set a rollout.group_size that divides it",
+        )
 
 
 def quantized_linears(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:

@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qarl.errors import PublicationError
+from qarl.errors import ModelError, PublicationError
+from qarl.quant.formats import quantization_config
 from qarl.quant.linear import QuantizedLinear
 from qarl.quant.scheme import QuantScheme
 from qarl.types import PublishedTensor, PublishedWeights
@@ -27,8 +29,8 @@ def checkpoint_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, tensor) of every parameter, one module at a time.
 
-    A quantized linear gives `X.weight` (int8 [N, K]) and `X.weight_scale` (float32 [N, 1]). Tied embeddings give
-    `lm_head.weight` as well: vLLM's reload keeps the old head when it is left out.
+    A quantized linear gives the tensors of its format (W8A8: int8 `X.weight` and `X.weight_scale`). Tied embeddings
+    give `lm_head.weight` as well: vLLM's reload keeps the old head when it is left out.
 
     Args:
         gather: makes sharded parameters whole within its context (ZeRO-3).
@@ -41,10 +43,9 @@ def checkpoint_tensors(
             continue
         with gather(list(parameters.values())):
             if quantized and isinstance(module, QuantizedLinear):
-                weight, scale = module.quantized()
-                yield f"{prefix}weight", weight
-                yield f"{prefix}weight_scale", scale
                 parameters.pop("weight")
+                for key, tensor in module.quantized().items():
+                    yield prefix + key, tensor
             for key, parameter in parameters.items():
                 yield prefix + key, parameter.detach()
 
@@ -97,10 +98,24 @@ def write_engine_config(directory: Path, source: Path, scheme: QuantScheme) -> N
     for file in source.iterdir():
         if file.is_file() and file.suffix not in {".safetensors", ".bin"} and not file.name.endswith(".index.json"):
             shutil.copy(file, directory / file.name)
-    config = json.loads((source / "config.json").read_text())
-    if (quantization := scheme.quantization_config()) is not None:
+    config = unquantized_config(source)
+    if (quantization := quantization_config(scheme)) is not None:
         config["quantization_config"] = quantization
     (directory / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def unquantized_config(model: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder. Raises ModelError when there is none, or the model is quantized already."""
+    if not (model / "config.json").is_file():
+        raise ModelError("holds no config.json", where=str(model), mend="give a Hugging Face model folder")
+    config: dict[str, Any] = json.loads((model / "config.json").read_text())
+    if quantization := config.get("quantization_config"):
+        raise ModelError(
+            f"is quantized already ({quantization.get('quant_method', 'unknown method')})",
+            where=str(model),
+            mend="give the full-precision model; qarl quantizes it as rollout.scheme says",
+        )
+    return config
 
 
 def pack(name: str, tensor: Tensor) -> PublishedTensor:

@@ -5,34 +5,39 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from qarl.errors import ConfigError
 
-SchemeName = Literal["w8a8_int8", "none"]
+SchemeName = Literal["w8a8_int8", "w4a16", "w4a8", "none"]
+KernelKind = Literal["auto", "engine", "torch", "reference"]
+
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+"""The engine's fused linear layers, and the model's layers that they hold: siblings are quantized alike."""
 
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """Which linear layers are quantized, and on which grid.
+    """Which linear layers are quantized, and on which grid (`qarl.quant.formats.format_of`).
 
-    `w8a8_int8`: int8 weight, symmetric, one float32 scale per output channel; int8 activation, symmetric, one dynamic
-    scale per token. `none`: nothing is quantized. Embeddings and norms are no linear layers and stay as they are.
-    `ignore` lists linear layers kept in high precision: full module names, their last parts, or `re:` patterns.
+    `none` quantizes nothing. Embeddings and norms are no linear layers and stay as they are. `ignore` lists linear
+    layers kept in high precision: full module names, their last parts, or `re:` patterns. `group_size` counts the
+    input features that share a scale, in the int4 formats.
     """
 
     name: SchemeName = "w8a8_int8"
     ignore: tuple[str, ...] = ("lm_head",)
+    group_size: int = 128
 
     @classmethod
-    def of(cls, name: SchemeName, ignore: Sequence[str]) -> QuantScheme:
+    def of(cls, name: SchemeName, ignore: Sequence[str], group_size: int = 128) -> QuantScheme:
         """Scheme from config values. Raises ConfigError for a pattern that is no regular expression."""
         for pattern in ignore:
             try:
                 re.compile(pattern.removeprefix("re:"))
             except re.error as error:
                 raise ConfigError(f"'{pattern}' is no regular expression: {error}", where="rollout.ignore") from error
-        return cls(name, tuple(ignore))
+        return cls(name, tuple(ignore), group_size)
 
     @property
     def quantizes(self) -> bool:
@@ -42,39 +47,24 @@ class QuantScheme:
         """Whether the linear layer called `module` is quantized."""
         return self.quantizes and not any(_matches(pattern, module) for pattern in self.ignore)
 
-    def quantization_config(self) -> dict[str, Any] | None:
-        """The `quantization_config` of a compressed-tensors checkpoint; None for an unquantized one.
+    def unmatched(self, modules: Sequence[str]) -> list[str]:
+        """Ignore patterns that match none of `modules`."""
+        return [pattern for pattern in self.ignore if not any(_matches(pattern, module) for module in modules)]
 
-        Source: compressed-tensors 0.17 `QuantizationConfig`.
-        """
-        if not self.quantizes:
-            return None
-        grid = {"num_bits": 8, "type": "int", "symmetric": True, "group_size": None}
-        return {
-            "quant_method": "compressed-tensors",
-            "format": "int-quantized",
-            "quantization_status": "compressed",
-            "ignore": ["re:" + _regex(pattern) for pattern in self.ignore],
-            "config_groups": {
-                "group_0": {
-                    "targets": ["Linear"],
-                    "weights": {**grid, "strategy": "channel", "dynamic": False, "observer": "minmax"},
-                    "input_activations": {**grid, "strategy": "token", "dynamic": True},
-                    "output_activations": None,
-                }
-            },
-        }
+    def siblings(self, module: str) -> tuple[str, ...]:
+        """The layers that the engine fuses `module` with, itself included; only itself when it is not fused."""
+        parent, _, name = module.rpartition(".")
+        for parts in FUSED.values():
+            if name in parts:
+                return tuple(f"{parent}.{part}" if parent else part for part in parts)
+        return (module,)
 
-    @property
-    def engine_kernels(self) -> tuple[str, ...]:
-        """Kernels of vLLM that implement this scheme, by class name; any other choice of the engine is an error."""
-        if not self.quantizes:
-            return ()
-        return ("CPUInt8ScaledMMLinearKernel", "CutlassInt8ScaledMMLinearKernel", "TritonInt8ScaledMMLinearKernel")
+    def library_ignore(self) -> list[str]:
+        """`ignore` as the library and the engine read it: they know full names and `re:` only."""
+        return ["re:" + _regex(pattern) for pattern in self.ignore]
 
 
 def _regex(pattern: str) -> str:
-    # The library and the engine know full names and `re:` only: a last part reaches them as a regular expression.
     return pattern.removeprefix("re:") if pattern.startswith("re:") else rf"(.*\.)?{re.escape(pattern)}$"
 
 

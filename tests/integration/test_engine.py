@@ -70,13 +70,13 @@ def test_w8a8_layer_equals_the_engines_layer_bitwise(tokens: int, bias: bool, dt
     q_NK, scale_N1 = quantize_weight(torch.randn(320, 192).to(dtype))
     bias_N = torch.randn(320).to(dtype) if bias else None
     ours = w8a8_forward(x, q_NK, scale_N1, bias_N)
-    theirs = engine_ops.w8a8_linear(x, q_NK, scale_N1, bias_N)
+    theirs = engine_ops.w8a8_linear(x, engine_ops.W8A8Weight(q_NK, scale_N1, bias_N, dtype))
     assert torch.equal(ours, theirs)
 
 
 def test_every_op_of_this_host_equals_the_engines(policy: Policy) -> None:
-    checks = check_parity(policy.model.config, torch.bfloat16)
-    assert {check.op for check in checks} == {"w8a8 linear", "head", "rope"}
+    checks = check_parity(policy.model.config, torch.bfloat16, SCHEME, "torch")
+    assert {check.op for check in checks} == {"w8a8_int8 linear", "head", "rope"}
     assert all(check.exact for check in checks), list(map(str, checks))
 
 
@@ -197,20 +197,26 @@ def test_a_scheme_the_engine_does_not_run_is_an_error(tiny_models: dict[str, Pat
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheme", "dtype"),
+    ("kind", "scheme", "group", "dtype"),
     [
-        ("qwen3", "none", "bfloat16"),
-        ("qwen3", "w8a8_int8", "float32"),
-        ("qwen2", "w8a8_int8", "bfloat16"),
-        ("llama", "w8a8_int8", "bfloat16"),
+        ("qwen3", "none", 128, "bfloat16"),
+        ("qwen3", "w8a8_int8", 128, "float32"),
+        ("qwen2", "w8a8_int8", 128, "bfloat16"),
+        ("llama", "w8a8_int8", 128, "bfloat16"),
+        ("qwen3", "w4a16", 32, "bfloat16"),
+        ("qwen3", "w4a16", 128, "bfloat16"),
+        ("qwen2", "w4a16", 32, "bfloat16"),
+        ("llama", "w4a16", 128, "bfloat16"),
+        ("qwen2", "w4a8", 128, "bfloat16"),
+        ("qwen3", "w4a8", 32, "float32"),
     ],
 )
 def test_other_architectures_and_formats_are_exact(
-    kind: str, scheme: str, dtype: str, tiny_models: dict[str, Path], tmp_path: Path
+    kind: str, scheme: str, group: int, dtype: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     from qarl.quant.publish import write_engine_config
 
-    form = QuantScheme.of(scheme, ("lm_head",))  # type: ignore[arg-type]
+    form = QuantScheme.of(scheme, ("lm_head",), group)  # type: ignore[arg-type]
     write_engine_config(tmp_path, tiny_models[kind], form)
     other = VLLMEngine(tmp_path, RolloutConfig(max_model_len=256), form, dtype, "cpu")
     policy = Policy(tiny_models[kind], getattr(torch, dtype), form, "engine")
@@ -275,5 +281,7 @@ def test_an_op_that_differs_is_named(policy: Policy, monkeypatch: pytest.MonkeyP
         q[0, 0] += 1.0
 
     monkeypatch.setattr(engine_ops, "rotary_embedding", other_rounding)
-    differing = [check for check in check_parity(policy.model.config, torch.bfloat16) if not check.exact]
-    assert [str(check) for check in differing] == ["rope differs in 1 of 12288 outputs"]
+    differing = [
+        check for check in check_parity(policy.model.config, torch.bfloat16, SCHEME, "torch") if not check.exact
+    ]
+    assert [str(check) for check in differing] == ["rope differs in 1 of 16384 outputs"]

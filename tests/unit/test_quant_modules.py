@@ -18,8 +18,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from qarl.errors import ConfigError, PublicationError
+from qarl.quant.formats import engine_kernels, quantization_config
 from qarl.quant.int8 import quantize_weight
-from qarl.quant.linear import QuantizedLinear, align_linears, quantized_linears, requantize
+from qarl.quant.linear import align_linears, quantized_linears, requantize
 from qarl.quant.publish import checkpoint_tensors, publish, unpack, write_checkpoint
 from qarl.quant.scheme import QuantScheme
 from qarl.types import PublishedTensor, PublishedWeights
@@ -62,13 +63,13 @@ def aligned_model() -> Qwen3ForCausalLM:
 def test_ignored_here_is_ignored_by_the_library(pattern: str, ignored: list[str]) -> None:
     scheme = QuantScheme.of("w8a8_int8", [pattern])
     assert [name for name in NAMES if not scheme.covers(name)] == ignored
-    config = scheme.quantization_config()
+    config = quantization_config(scheme)
     assert config is not None
     assert [name for name in NAMES if any(match_name(name, p) for p in config["ignore"])] == ignored
 
 
 def test_quantization_config_is_the_librarys() -> None:
-    config = QuantizationConfig.model_validate(SCHEME.quantization_config())
+    config = QuantizationConfig.model_validate(quantization_config(SCHEME))
     group = config.config_groups["group_0"]
     assert group.targets == ["Linear"]
     for args, strategy, dynamic in ((group.weights, "channel", False), (group.input_activations, "token", True)):
@@ -80,8 +81,8 @@ def test_quantization_config_is_the_librarys() -> None:
 def test_scheme_none_quantizes_nothing() -> None:
     assert not PLAIN.quantizes
     assert not any(map(PLAIN.covers, NAMES))
-    assert PLAIN.quantization_config() is None
-    assert PLAIN.engine_kernels == ()
+    assert quantization_config(PLAIN) is None
+    assert engine_kernels(PLAIN) == ()
     model = tiny_model()
     assert align_linears(model, PLAIN) == []
     assert not list(quantized_linears(model))
@@ -118,16 +119,17 @@ def test_everything_ignored() -> None:
 
 
 def test_quantized_weight_is_kept_until_requantize() -> None:
-    linear = QuantizedLinear(nn.Linear(16, 8))
-    model = nn.Sequential(linear)
+    model = nn.Sequential(nn.Linear(16, 8))
+    align_linears(model, QuantScheme("w8a8_int8", ()))
+    linear = model[0]
     x = torch.randn(3, 16)
-    old_q, old_out = linear.quantized()[0], linear(x)
+    old_q, old_out = linear.quantized()["weight"], linear(x)
     with torch.no_grad():
         linear.weight.mul_(-2.0)
-    assert linear.quantized()[0] is old_q
+    assert linear.quantized()["weight"] is old_q
     assert torch.equal(linear(x), old_out)
     requantize(model)
-    assert torch.equal(linear.quantized()[0], quantize_weight(linear.weight)[0])
+    assert torch.equal(linear.quantized()["weight"], quantize_weight(linear.weight)[0])
     assert not torch.equal(linear(x), old_out)
 
 
@@ -138,9 +140,8 @@ def test_published_are_the_bytes_of_the_gemm() -> None:
     model = aligned_model()
     tensors = dict(unpack(publish(model, SCHEME, 3)))
     for name, module in quantized_linears(model):
-        q_NK, scale_N1 = module.quantized()
-        assert torch.equal(tensors.pop(f"{name}.weight"), q_NK)
-        assert torch.equal(tensors.pop(f"{name}.weight_scale"), scale_N1)
+        for key, tensor in module.quantized().items():
+            assert torch.equal(tensors.pop(f"{name}.{key}"), tensor)
     state = model.state_dict()
     for name, tensor in tensors.items():
         assert tensor.dtype == torch.bfloat16
@@ -292,13 +293,15 @@ def test_quantized_checkpoint_holds_the_published_tensors(source: Path, tmp_path
     assert stored.keys() == published.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in published.items())
     config = json.loads((out / "config.json").read_text())
-    assert config.pop("quantization_config") == SCHEME.quantization_config()
+    assert config.pop("quantization_config") == quantization_config(SCHEME)
     assert config == json.loads((source / "config.json").read_text())
 
 
 def test_quantized_linear_is_a_linear_to_transformers() -> None:
     linear = nn.Linear(8, 4)
-    quantized = QuantizedLinear(linear)
+    model = nn.Sequential(linear)
+    align_linears(model, QuantScheme("w8a8_int8", ()))
+    quantized = model[0]
     assert isinstance(quantized, nn.Linear)
     assert (quantized.in_features, quantized.out_features) == (8, 4)
     assert quantized.state_dict().keys() == linear.state_dict().keys()

@@ -1,0 +1,119 @@
+"""Which low-bit GEMM a learner runs, chosen by name and reported; never another one than asked for.
+
+Suffixes: M tokens, K input features, N output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qarl.errors import KernelError
+from qarl.numerics import engine_ops
+from qarl.quant import int4
+from qarl.quant.formats import Format, Quantized
+from qarl.quant.int8 import w8a8_forward
+from qarl.quant.scheme import KernelKind, QuantScheme
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`forward(x [M, K], prepare(quantized, bias [N] or None)) -> [M, N]` in x's dtype.
+
+    `prepare` runs once per optimizer step: it brings the bytes into the layout that the GEMM reads.
+    """
+
+    name: str
+    prepare: Callable[[Quantized, Tensor | None], Any]
+    forward: Callable[[Tensor, Any], Tensor]
+
+
+def choose_kernel(
+    scheme: QuantScheme, form: Format, device: torch.device, dtype: torch.dtype, kind: KernelKind = "auto"
+) -> Kernel:
+    """The kernel of `kind` for `scheme` on `device`; `auto` takes the engine's own op, else torch's.
+
+    Raises:
+        KernelError: there is none; names format, device and the mend.
+    """
+    if kind == "reference":
+        return Kernel("float32 reference", lambda q, bias: (q, bias), lambda x, prepared: form.reference(x, *prepared))
+    found = {k: make for (name, k, where), make in _KERNELS.items() if (name, where) == (scheme.name, device.type)}
+    if not engine_ops.available():
+        found.pop("engine", None)
+    wanted = [k for k in found if kind in ("auto", k)]
+    if not wanted:
+        raise KernelError(
+            f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {scheme.name} on {device.type}"
+            + ("" if engine_ops.available() else " without vLLM"),
+            where="learner.kernel",
+            mend=f"set it to {' or '.join(map(repr, [*found, 'reference']))}, or take another rollout.scheme",
+        )
+    if scheme.name == "w4a16" and wanted[0] == "engine" and dtype != torch.bfloat16:
+        raise KernelError("the engine's W4A16 kernel on CPU computes in bfloat16", mend="set model.dtype=bfloat16")
+    return found[wanted[0]](dtype)
+
+
+def _w8a8_engine(dtype: torch.dtype) -> Kernel:
+    def prepare(q: Quantized, bias_N: Tensor | None) -> engine_ops.W8A8Weight:
+        return engine_ops.W8A8Weight(q["weight"], q["weight_scale"], bias_N, dtype)
+
+    return Kernel("vllm.onednn_scaled_mm", prepare, engine_ops.w8a8_linear)
+
+
+def _w8a8_torch(_: torch.dtype) -> Kernel:
+    return Kernel(
+        "torch._int_mm",
+        lambda q, bias: (q["weight"], q["weight_scale"], bias),
+        lambda x, prepared: w8a8_forward(x, *prepared),
+    )
+
+
+def _w4a16_engine(_: torch.dtype) -> Kernel:
+    def prepare(q: Quantized, bias_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        layout = int4.engine_w4a16_layout(int4.unpack(q["weight_packed"]))
+        return layout, q["weight_scale"].t().contiguous(), bias_N
+
+    return Kernel("vllm.cpu_gemm_wna16", prepare, lambda x, prepared: engine_ops.w4a16_linear(x, *prepared))
+
+
+def _w4a16_torch(_: torch.dtype) -> Kernel:
+    """The engine's weight `round(q * s)` in the model's dtype, multiplied by torch: equal but for the GEMM's order."""
+
+    def prepare(q: Quantized, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight = int4.dequantize(int4.unpack(q["weight_packed"]), q["weight_scale"])
+        return weight.to(q["weight_scale"].dtype), bias_N
+
+    return Kernel("torch dequantized", prepare, lambda x, prepared: torch.nn.functional.linear(x, *prepared))
+
+
+def _w4a8_torch(dtype: torch.dtype) -> Kernel:
+    """torch's kernel, which the engine calls as well; it takes one-group layers in the model's dtype."""
+
+    def prepare(q: Quantized, bias_N: Tensor | None) -> tuple[Tensor, int, int, int]:
+        n, k = q["weight"].shape
+        group = k // q["weight_scale"].shape[1]
+        return int4.w4a8_pack(q["weight"], q["weight_scale"], bias_N), group, k, n
+
+    def forward(x_MK: Tensor, prepared: tuple[Tensor, int, int, int]) -> Tensor:
+        _, group, k, _ = prepared
+        x = x_MK if group == k else x_MK.float()
+        y_MN: Tensor = torch.ops.aten._dyn_quant_matmul_4bit(x, *prepared)
+        return y_MN.to(dtype)
+
+    return Kernel("torch._dyn_quant_matmul_4bit", prepare, forward)
+
+
+_KERNELS: dict[tuple[str, KernelKind, str], Callable[[torch.dtype], Kernel]] = {
+    ("w8a8_int8", "engine", "cpu"): _w8a8_engine,
+    ("w8a8_int8", "torch", "cpu"): _w8a8_torch,
+    ("w8a8_int8", "torch", "cuda"): _w8a8_torch,
+    ("w4a16", "engine", "cpu"): _w4a16_engine,
+    ("w4a16", "torch", "cpu"): _w4a16_torch,
+    ("w4a8", "torch", "cpu"): _w4a8_torch,
+}
+"""(scheme, kind, device) -> kernel, the preferred kind first."""

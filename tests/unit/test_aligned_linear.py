@@ -1,0 +1,145 @@
+"""Aligned linears of every format: kernels against their reference, straight-through gradients, saved memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qarl.errors import ConfigError, KernelError
+from qarl.numerics import engine_ops
+from qarl.quant.formats import format_of
+from qarl.quant.kernels import choose_kernel
+from qarl.quant.linear import QuantizedLinear, align_linears
+from qarl.quant.scheme import KernelKind, QuantScheme
+
+CPU = torch.device("cpu")
+SCHEMES = [
+    QuantScheme("w8a8_int8"),
+    *(QuantScheme(name, group_size=group) for name in ("w4a16", "w4a8") for group in (32, 128)),
+]
+KERNELS = [(scheme, kind) for scheme in SCHEMES for kind in ("engine", "torch", "reference")]
+KERNELS = [(scheme, kind) for scheme, kind in KERNELS if (scheme.name, kind) != ("w4a8", "engine")]
+needs_vllm = pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not installed")
+
+
+def aligned(linear: nn.Linear, scheme: QuantScheme, kind: str) -> QuantizedLinear:
+    form = format_of(scheme)
+    kernel = choose_kernel(scheme, form, CPU, linear.weight.dtype, kind)  # type: ignore[arg-type]
+    return QuantizedLinear(linear, "layer", form, kernel)
+
+
+def ident(value: object) -> str:
+    return f"{value.name}-g{value.group_size}" if isinstance(value, QuantScheme) else str(value)
+
+
+@needs_vllm
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scheme", "kind"), KERNELS, ids=ident)
+def test_kernel_computes_its_reference(scheme: QuantScheme, kind: KernelKind, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = aligned(nn.Linear(256, 64, bias=bias).bfloat16(), scheme, kind)
+    x = (torch.randn(7, 256) * torch.rand(7, 1) * 4).bfloat16()
+    y = layer(x)
+    assert y.dtype == torch.bfloat16
+    form, quantized = layer.form, layer.quantized()
+    exact = form.round_activation(x).double() @ form.dequantize(quantized).double().t()
+    if layer.bias is not None:
+        exact = exact + layer.bias.double()
+    # One rounding of the output; int4 weights are rounded to bfloat16 as well before W4A16's product.
+    error = (y.double() - exact).abs() / exact.abs().amax()
+    assert error.max() < 2**-7
+    plain = F.linear(x, layer.weight, layer.bias).double()
+    assert error.mean() < (plain - exact).abs().mean() / exact.abs().amax() / 4, "no nearer than the plain layer"
+
+
+@needs_vllm
+@pytest.mark.parametrize("lead", [(6,), (2, 3)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scheme", "kind"), KERNELS, ids=ident)
+def test_gradient_is_straight_through(scheme: QuantScheme, kind: KernelKind, bias: bool, lead: tuple[int, ...]) -> None:
+    torch.manual_seed(5)
+    layer = aligned(nn.Linear(128, 32, bias=bias).bfloat16(), scheme, kind)
+    x = torch.randn(*lead, 128).bfloat16().requires_grad_()
+    upstream = torch.randn(*lead, 32).bfloat16()
+    leaves = [x, *layer.parameters()]
+    grads = torch.autograd.grad(layer(x), leaves, upstream)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = torch.autograd.grad(F.linear(*exact), exact, upstream.double())
+    for grad, want in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad.double(), want, rtol=2**-7, atol=want.abs().max().item() * 2**-8)
+
+
+def saved_bytes(call: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    saved: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call(x)
+    return sum(saved)
+
+
+@needs_vllm
+@pytest.mark.parametrize(("scheme", "kind"), KERNELS, ids=ident)
+def test_no_more_is_saved_than_a_linear_saves(scheme: QuantScheme, kind: KernelKind) -> None:
+    linear = nn.Linear(128, 32).bfloat16()
+    x = torch.randn(10, 128, dtype=torch.bfloat16, requires_grad=True)
+    plain = saved_bytes(linear, x)
+    assert plain == x.nbytes + linear.weight.nbytes
+    assert saved_bytes(aligned(linear, scheme, kind), x) == plain
+
+
+def test_gradient_only_where_it_is_needed() -> None:
+    layer = aligned(nn.Linear(32, 8, bias=False), QuantScheme(), "torch")
+    layer(torch.randn(3, 32)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=ident)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_no_number_is_named(scheme: QuantScheme, value: float) -> None:
+    linear = nn.Linear(128, 8, bias=False)
+    with torch.no_grad():
+        linear.weight[5, 7] = value
+    with pytest.raises(KernelError, match=r"layer: NaN or infinity in weight rows \[5\]"):
+        aligned(linear, scheme, "reference").quantized()
+
+
+def test_shape_that_the_group_does_not_divide() -> None:
+    model = nn.Sequential(nn.Linear(48, 8))
+    with pytest.raises(ConfigError, match=r"rollout.scheme: w4a16 needs input features divisible by 32, 0 has 48"):
+        align_linears(model, QuantScheme("w4a16", (), 32))
+
+
+def test_a_fused_layer_is_quantized_whole_or_not_at_all() -> None:
+    model = nn.ModuleDict({f"{part}_proj": nn.Linear(32, 32) for part in ("q", "k", "v", "o")})
+    with pytest.raises(ConfigError, match="the engine fuses k_proj with q_proj, of which only one is quantized"):
+        align_linears(model, QuantScheme(ignore=("q_proj",)), "torch")
+    assert align_linears(model, QuantScheme(ignore=("q_proj", "k_proj", "v_proj")), "torch") == ["o_proj"]
+
+
+def test_a_kernel_that_is_not_there_is_an_error() -> None:
+    scheme = QuantScheme("w4a16")
+    with pytest.raises(KernelError, match=r"learner.kernel: no low-bit kernel for w4a16 on cuda.*'reference'"):
+        choose_kernel(scheme, format_of(scheme), torch.device("cuda"), torch.bfloat16)
+    with pytest.raises(KernelError, match=r"no 'engine' kernel for w8a8_int8 on cuda.*'torch' or 'reference'"):
+        choose_kernel(QuantScheme(), format_of(QuantScheme()), torch.device("cuda"), torch.bfloat16, "engine")
+
+
+@needs_vllm
+def test_engines_w4a16_kernel_wants_bfloat16() -> None:
+    scheme = QuantScheme("w4a16")
+    with pytest.raises(KernelError, match="computes in bfloat16; set model"):
+        choose_kernel(scheme, format_of(scheme), CPU, torch.float32)
+
+
+def test_group_size_outside_the_formats() -> None:
+    with pytest.raises(ConfigError, match=r"rollout.group_size: group size 48 is none of 32, 64, 128"):
+        format_of(QuantScheme("w4a16", group_size=48))
