@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from launch.cluster import Placement, check_resources, connect, device_of
@@ -22,7 +22,8 @@ from qarl.config import Config
 from qarl.config_io import to_yaml, validate
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.pool import make_pool
-from qarl.quant.publish import publish, write_engine_config
+from qarl.quant.linear import covered_linears
+from qarl.quant.publish import publish, unquantized_config, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
 from qarl.tasks import load_task
@@ -68,6 +69,7 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
         connect(config)
         check_resources(config, device_of(config), ray.cluster_resources())
     ensure_model(config.model, config.task, config.seed, note)
+    _check_scheme(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     prompts, heldout = _load_prompts(config, tokenizer, note)
     aside = None if config.run.resume else _set_aside(run_dir)
@@ -86,6 +88,15 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     if aside is not None:
         shutil.rmtree(aside)
     _print(read_summary(run_dir))
+
+
+def _check_scheme(config: Config) -> None:
+    """Raise here, before any actor starts, what the learner would raise of scheme and shapes."""
+    unquantized_config(Path(config.model.path))
+    shapes = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shapes)
+    covered_linears(model, QuantScheme.of(config.rollout.scheme, config.rollout.ignore, config.rollout.group_size))
 
 
 class _Job:

@@ -80,12 +80,30 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
     """Replace every linear layer that `scheme` covers, in place; returns their names.
 
     Raises:
-        ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer that is
-            only partly ignored, or a shape that the format does not divide.
+        ConfigError: as `covered_linears`.
         KernelError: no such kernel on the model's device.
     """
-    if not scheme.quantizes:
+    covered = covered_linears(model, scheme)
+    if not covered:
         return []
+    form = format_of(scheme)
+    weight = next(iter(covered.values())).weight
+    chosen = choose_kernel(scheme, form, weight.device, weight.dtype, kernel)
+    for name, linear in covered.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, QuantizedLinear(linear, name, form, chosen))
+    return list(covered)
+
+
+def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Linear]:
+    """The linear layers that `scheme` quantizes, by name; a model on the meta device will do.
+
+    Raises:
+        ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer that is
+            only partly ignored, or a shape that the format does not divide.
+    """
+    if not scheme.quantizes:
+        return {}
     form = format_of(scheme)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if unmatched := scheme.unmatched(list(linears)):
@@ -95,12 +113,7 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
         raise ConfigError("every linear layer of the model is ignored", where="rollout.ignore")
     for name in covered:
         _check(name, linears, scheme, form)
-    weight = linears[covered[0]].weight
-    chosen = choose_kernel(scheme, form, weight.device, weight.dtype, kernel)
-    for name in covered:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantizedLinear(linears[name], name, form, chosen))
-    return covered
+    return {name: linears[name] for name in covered}
 
 
 def _check(name: str, linears: dict[str, nn.Linear], scheme: QuantScheme, form: Format) -> None:
