@@ -62,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", help="for example runs/quickstart")
     report.set_defaults(run=_report)
 
+    split = commands.add_parser("split-outliers", help="write a model with outlier channels split: the same function")
+    split.add_argument("model", type=Path, help="a Hugging Face model folder")
+    split.add_argument("out", type=Path, help="a new folder")
+    split.add_argument("--channels", type=positive_int, required=True, help="channels to split in every MLP")
+    split.set_defaults(run=_split_outliers)
+
     config = commands.add_parser("config", help="show, list or explain configs").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -128,6 +134,12 @@ def _report(args: argparse.Namespace) -> None:
     summary = read_summary(Path(args.run_dir))
     write_report(Path(args.run_dir), summary)
     Console().print(render_summary(summary))
+
+
+def _split_outliers(args: argparse.Namespace) -> None:
+    from launch.split import split
+
+    print(split(args.model, args.out, args.channels))
 
 
 def _config_show(args: argparse.Namespace) -> None:

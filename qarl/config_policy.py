@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from qarl.config_base import (
     Betas,
@@ -82,6 +82,17 @@ class SamplingConfig(Node):
     """Longest response, in tokens."""
 
 
+class PrecisionStage(Node):
+    """A later stage of progressive precision: learner and engines switch together before step `from_step`."""
+
+    from_step: Annotated[int, Field(ge=2)]
+    """First training step of the stage."""
+    scheme: SchemeName
+    """Format from there on; the same layers stay quantized."""
+    group_size: Literal[32, 64, 128] = 128
+    """As `rollout.group_size`."""
+
+
 class RolloutConfig(Node):
     scheme: SchemeName = "w8a8_int8"
     """Format of the engine's linear layers (docs/quantization.md). `none`: full precision, for comparison."""
@@ -89,6 +100,8 @@ class RolloutConfig(Node):
     """Input features that share a scale, in `w4a16` and `w4a8`."""
     ignore: list[str] = ["lm_head"]
     """Linear layers that stay in high precision on both sides: module names or `re:` patterns."""
+    schedule: list[PrecisionStage] = []
+    """Progressive precision (Bit-by-Bit): later stages, for example int8 first, then int4. Empty keeps `scheme`."""
     num_workers: PositiveInt = 1
     """Rollout actors, one engine each."""
     max_model_len: PositiveInt = 1024
@@ -109,6 +122,15 @@ class RolloutConfig(Node):
     """How often a worker may be replaced in one run before the run stops."""
     sampling: SamplingConfig = SamplingConfig()
     """How responses are drawn."""
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> RolloutConfig:
+        steps = [stage.from_step for stage in self.schedule]
+        if sorted(set(steps)) != steps:
+            raise ValueError(f"schedule: from_step must rise from stage to stage, got {steps}")
+        if self.schedule and "none" in (self.scheme, *(stage.scheme for stage in self.schedule)):
+            raise ValueError("schedule: every stage must quantize; 'none' cannot be switched to or from")
+        return self
 
 
 class OptimizerConfig(Node):

@@ -199,14 +199,10 @@ def test_a_scheme_the_engine_does_not_run_is_an_error(tiny_models: dict[str, Pat
 @pytest.mark.parametrize(
     ("kind", "scheme", "group", "dtype"),
     [
-        ("qwen3", "none", 128, "bfloat16"),
+        *((kind, "none", 128, "bfloat16") for kind in ("qwen3", "qwen2", "llama")),
+        *((kind, "w8a8_int8", 128, "bfloat16") for kind in ("qwen2", "llama")),  # Qwen3: the tests above
+        *((kind, "w4a16", group, "bfloat16") for kind in ("qwen3", "qwen2", "llama") for group in (32, 128)),
         ("qwen3", "w8a8_int8", 128, "float32"),
-        ("qwen2", "w8a8_int8", 128, "bfloat16"),
-        ("llama", "w8a8_int8", 128, "bfloat16"),
-        ("qwen3", "w4a16", 32, "bfloat16"),
-        ("qwen3", "w4a16", 128, "bfloat16"),
-        ("qwen2", "w4a16", 32, "bfloat16"),
-        ("llama", "w4a16", 128, "bfloat16"),
         ("qwen2", "w4a8", 128, "bfloat16"),
         ("qwen3", "w4a8", 32, "float32"),
     ],
@@ -221,7 +217,8 @@ def test_other_architectures_and_formats_are_exact(
     other = VLLMEngine(tmp_path, RolloutConfig(max_model_len=256), form, dtype, "cpu")
     policy = Policy(tiny_models[kind], getattr(torch, dtype), form, "engine")
     other.load(publish(policy.model, form, 0))
-    found = gap(policy, other.generate(requests(24, 80))).abs_max
+    few = requests(4, 24) if scheme == "w4a8" else requests(24, 80)  # torch's W4A8 kernel is slow on x86
+    found = gap(policy, other.generate(few)).abs_max
     # In float32 the engine's dense head depends on the batch: equal here, up to 1e-5 elsewhere.
     assert found == 0.0 if dtype == "bfloat16" else found <= 1e-5
 

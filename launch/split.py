@@ -1,0 +1,33 @@
+"""`qarl split-outliers`: a model with flatter weights that computes the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from qarl.errors import ConfigError
+from qarl.quant.outliers import split_outliers
+from qarl.quant.publish import unquantized_config
+
+
+def split(model: Path, out: Path, channels: int) -> str:
+    """Write `model` with `channels` outlier channels of every MLP split to the new folder `out`; returns a summary.
+
+    Raises:
+        ConfigError: `out` exists, or `channels` is not positive.
+        ModelError: `model` is no folder of a full-precision model with gate/up/down MLPs.
+    """
+    unquantized_config(model)
+    if out.exists():
+        raise ConfigError(f"{out} exists", mend="name a new folder")
+    loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto", local_files_only=True)
+    before = loaded.config.intermediate_size
+    split_outliers(loaded, channels)
+    part = out.with_name(out.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    loaded.save_pretrained(part)
+    AutoTokenizer.from_pretrained(str(model), local_files_only=True).save_pretrained(part)
+    part.rename(out)
+    return f"{out}: intermediate_size {before} -> {before + channels}, the same function"

@@ -1,0 +1,64 @@
+"""Outlier-channel splitting: an exact identity transform that flattens a weight before it is quantized.
+
+Suffixes: I channels of the MLP's inner layer, E model width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qarl.errors import ConfigError, ModelError
+
+
+@torch.no_grad()
+def split_outliers(model: Any, channels: int) -> None:
+    """Widen every MLP of a Hugging Face causal LM by `channels`, in place, without changing what it computes.
+
+        down(h) = sum_i w_i h_i,   w_j h_j = (w_j / 2) h_j + (w_j / 2) h_j
+
+    In each layer the inner channel whose down-projection holds the largest weight is doubled and its column halved,
+    `channels` times over, so that a channel may be split again. Its rows of gate and up are repeated. Halving is exact
+    in binary floating point; only the order of the sum changes. `config.intermediate_size` grows by `channels`.
+
+    Raises:
+        ConfigError: `channels` is not positive.
+        ModelError: the model's MLPs are not gate/up/down.
+    Source: Zhao et al., arXiv 1901.09504 (outlier channel splitting); Bit-by-Bit uses it before low-bit stages.
+    """
+    if channels < 1:
+        raise ConfigError(f"cannot split {channels} channels", mend="give a positive number")
+    for index, layer in enumerate(model.model.layers):
+        mlp = layer.mlp
+        if not all(isinstance(getattr(mlp, f"{part}_proj", None), nn.Linear) for part in ("gate", "up", "down")):
+            raise ModelError(f"the MLP of layer {index} is not gate, up and down projections")
+        source_I, down_EI = _split(mlp.down_proj.weight, channels)
+        for linear in (mlp.gate_proj, mlp.up_proj):
+            _replace(linear, linear.weight[source_I])
+            if linear.bias is not None:
+                linear.bias = nn.Parameter(linear.bias[source_I])
+        _replace(mlp.down_proj, down_EI)
+        mlp.intermediate_size = len(source_I)
+    model.config.intermediate_size += channels
+
+
+def _split(down_EI: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """(which old channel each new one repeats, new weight)."""
+    source = list(range(down_EI.shape[1]))
+    columns = list(down_EI.unbind(1))
+    peak_I = down_EI.abs().amax(0).tolist()
+    for _ in range(channels):
+        widest = max(range(len(peak_I)), key=peak_I.__getitem__)
+        columns[widest] = columns[widest] / 2
+        columns.append(columns[widest])
+        peak_I[widest] /= 2
+        peak_I.append(peak_I[widest])
+        source.append(source[widest])
+    return torch.tensor(source, device=down_EI.device), torch.stack(columns, 1)
+
+
+def _replace(linear: nn.Linear, weight: Tensor) -> None:
+    linear.weight = nn.Parameter(weight.contiguous())
+    linear.out_features, linear.in_features = weight.shape
