@@ -121,18 +121,22 @@ class Placement:
             "runtime_env": {"env_vars": dict(env)},
         }
 
-    def start_fleet(self, model_dir: Path, note: Callable[[str], None]) -> RayFleet:
-        """Start the rollout workers. Returns before their engines are up."""
+    def start_fleet(
+        self, model_dir: Callable[[QuantScheme], Path], scheme: QuantScheme, note: Callable[[str], None]
+    ) -> RayFleet:
+        """Start the rollout workers. Returns before their engines are up.
+
+        `model_dir` gives the folder of an engine's config in a scheme.
+        """
         config, device = self._config, self._device
         env = engine_env(device, config.rollout.kv_cache_gib)
-        make_engine = _EngineFactory(config, model_dir, device)
 
-        def make_actor(worker: int) -> Any:
+        def make_actor(worker: int, scheme: QuantScheme) -> Any:
             actor = ray.remote(RolloutWorker).options(**self.options(worker, env))
-            return actor.remote(make_engine, worker)
+            return actor.remote(_EngineFactory(config, model_dir(scheme), device, scheme), worker)
 
         rollout = config.rollout
-        return RayFleet(make_actor, rollout.num_workers, rollout.timeout_s, rollout.max_restarts, note)
+        return RayFleet(make_actor, scheme, rollout.num_workers, rollout.timeout_s, rollout.max_restarts, note)
 
     def start_learner(self) -> LearnerGroup:
         """Start the learner ranks, and wait until they are up."""
@@ -152,13 +156,12 @@ class Placement:
 class _EngineFactory:
     """Builds worker i's engine in the worker's process; picklable."""
 
-    def __init__(self, config: Config, model_dir: Path, device: str) -> None:
-        self._config, self._model_dir, self._device = config, model_dir.resolve(), device
+    def __init__(self, config: Config, model_dir: Path, device: str, scheme: QuantScheme) -> None:
+        self._config, self._model_dir, self._device, self._scheme = config, model_dir.resolve(), device, scheme
 
     def __call__(self, worker: int) -> VLLMEngine:
-        rollout = self._config.rollout
-        scheme = QuantScheme.of(rollout.scheme, rollout.ignore, rollout.group_size)
-        return VLLMEngine(self._model_dir, rollout, scheme, self._config.model.dtype, self._device, worker)
+        config = self._config
+        return VLLMEngine(self._model_dir, config.rollout, self._scheme, config.model.dtype, self._device, worker)
 
 
 def _free_address() -> str:

@@ -24,6 +24,7 @@ from qarl.errors import ConfigError, DataError
 from qarl.prompts.pool import make_pool
 from qarl.quant.linear import covered_linears
 from qarl.quant.publish import publish, unquantized_config, write_engine_config
+from qarl.quant.schedule import scheme_at, schemes_of
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
 from qarl.tasks import load_task
@@ -96,7 +97,8 @@ def _check_scheme(config: Config) -> None:
     shapes = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shapes)
-    covered_linears(model, QuantScheme.of(config.rollout.scheme, config.rollout.ignore, config.rollout.group_size))
+    for scheme in schemes_of(config.rollout):
+        covered_linears(model, scheme)
 
 
 class _Job:
@@ -104,15 +106,15 @@ class _Job:
 
     def __init__(self, config: Config, run_dir: Path, checkpoints: CheckpointStore, tracker: RunTracker) -> None:
         self._config, self._run_dir, self._checkpoints, self._tracker = config, run_dir, checkpoints, tracker
-        self._scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore, config.rollout.group_size)
+        self._scheme = scheme_at(config.rollout, config.train.steps)  # that of the final model
 
     def run(self, prompts: list[Prompt], heldout: list[Prompt], saved: tuple[str, dict[str, Any]] | None) -> None:
         config, note = self._config, self._tracker.note
-        engine_dir = self._run_dir / "engine_model"
-        write_engine_config(engine_dir, Path(config.model.path), self._scheme)
+        for scheme in schemes_of(config.rollout):
+            write_engine_config(self._engine_dir(scheme), Path(config.model.path), scheme)
         self._device = device_of(config)
         placement = Placement(config, self._device)
-        fleet = placement.start_fleet(engine_dir, note)
+        fleet = placement.start_fleet(self._engine_dir, scheme_at(config.rollout, 1), note)
         learner = placement.start_learner()
         with ProcessRewardService(config.reward, note) as rewards:
             infos = fleet.infos()
@@ -133,6 +135,9 @@ class _Job:
             learner.close()
         summary = self._summary(infos, trainer, after, controls, files)
         write_report(self._run_dir, summary)
+
+    def _engine_dir(self, scheme: QuantScheme) -> Path:
+        return self._run_dir / f"engine_model-{scheme.label}"
 
     def _check_numerics(self, learner: LearnerGroup) -> bool:
         """Print how the learner's arithmetic compares with the engine's; True when nothing differs."""

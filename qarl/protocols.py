@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qarl.quant.scheme import QuantScheme
 from qarl.types import (
     GroupResult,
     Prompt,
@@ -53,6 +54,10 @@ class Fleet(Protocol):
         """Give every worker `weights`; returns each worker's samples of `probe` under them."""
         ...
 
+    def switch(self, scheme: QuantScheme) -> None:
+        """Replace every engine by one in `scheme`, still without weights."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -73,6 +78,10 @@ class Learner(Protocol):
         ...
 
     def publish(self, version: int) -> PublishedWeights: ...
+
+    def switch(self, scheme: QuantScheme) -> bool:
+        """Compute in `scheme` from now on; True when this host then computes what the engine computes."""
+        ...
 
     def save(self, directory: str) -> None: ...
 

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from qarl.errors import QarlError, RolloutError
+from qarl.quant.scheme import QuantScheme
 from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 
@@ -19,7 +20,9 @@ class RayFleet:
     its predecessor's requests. Seeds make the replacement's samples the ones that were lost.
 
     Args:
-        make_actor: starts the actor of worker i (a handle of `RolloutWorker`) without waiting for it.
+        make_actor: starts the actor of worker i (a handle of `RolloutWorker`) with an engine in a scheme, without
+            waiting for it.
+        scheme: of the engines.
         num_workers: how many.
         timeout_s: longest wait for one call.
         max_restarts: replacements before the run stops.
@@ -28,17 +31,18 @@ class RayFleet:
 
     def __init__(
         self,
-        make_actor: Callable[[int], Any],
+        make_actor: Callable[[int, QuantScheme], Any],
+        scheme: QuantScheme,
         num_workers: int,
         timeout_s: float,
         max_restarts: int,
         note: Callable[[str], None],
     ) -> None:
-        self._make_actor, self._timeout_s, self._note = make_actor, timeout_s, note
+        self._make_actor, self._scheme, self._timeout_s, self._note = make_actor, scheme, timeout_s, note
         self._restarts_left = max_restarts
         self.replacements = 0
         self._weights: Any = None  # ObjectRef of the current PublishedWeights
-        self._actors = [make_actor(i) for i in range(num_workers)]
+        self._actors = [make_actor(i, scheme) for i in range(num_workers)]
 
     @property
     def actors(self) -> list[Any]:
@@ -68,6 +72,13 @@ class RayFleet:
         self._weights = ray.put(weights)
         self._on_each([("load", (self._weights,))] * len(self._actors))
         return self._on_each([("generate", (probe,))] * len(self._actors))
+
+    def switch(self, scheme: QuantScheme) -> None:
+        """Start every worker anew with an engine in `scheme`; the next `load` gives them weights."""
+        self._scheme, self._weights = scheme, None
+        for worker, actor in enumerate(self._actors):
+            ray.kill(actor)
+            self._actors[worker] = self._make_actor(worker, scheme)
 
     def close(self) -> None:
         for actor in self._actors:
@@ -103,7 +114,7 @@ class RayFleet:
         self.replacements += 1
         self._note(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
-        self._actors[worker] = self._make_actor(worker)
+        self._actors[worker] = self._make_actor(worker, self._scheme)
         if self._weights is not None:
             self._result(worker, self._actors[worker].load.remote(self._weights), "load", (self._weights,))
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from qarl.errors import CheckpointError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
+from qarl.quant.scheme import QuantScheme
 from qarl.types import (
     Prompt,
     PublishedTensor,
@@ -100,10 +101,15 @@ class FakeFleet:
         self.replacements = 0
         self.requests: list[list[SampleRequest]] = []
         self.loads: list[PublishedWeights] = []
+        self.switches: list[QuantScheme] = []
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         self.requests.append(list(requests))
         return [self.engines[i % len(self.engines)].generate([r])[0] for i, r in enumerate(requests)]
+
+    def switch(self, scheme: QuantScheme) -> None:
+        self.switches.append(scheme)
+        self.engines = [FakeEngine(engine.worker, engine.drift) for engine in self.engines]
 
     def load(self, weights: PublishedWeights, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
         self.loads.append(weights)
@@ -124,6 +130,7 @@ class FakeLearner:
     def __init__(self) -> None:
         self.theta = 0.0
         self.scored: list[bool] = []
+        self.switches: list[QuantScheme] = []
         self.minibatches: list[list[list[TrainSequence]]] = []
         self.prox: list[list[list[npt.NDArray[np.float32]]]] = []
 
@@ -144,6 +151,10 @@ class FakeLearner:
 
     def publish(self, version: int) -> PublishedWeights:
         return make_weights(version, self.theta)
+
+    def switch(self, scheme: QuantScheme) -> bool:
+        self.switches.append(scheme)
+        return True
 
     def save(self, directory: str) -> None:
         Path(directory, "theta.json").write_text(json.dumps(self.theta))

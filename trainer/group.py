@@ -13,6 +13,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTa
 from qarl.errors import QarlError
 from qarl.metrics import merge
 from qarl.numerics.parity import Parity
+from qarl.quant.scheme import QuantScheme
 from qarl.types import PublishedWeights, TrainSequence
 
 Logprobs = npt.NDArray[np.float32]
@@ -46,6 +47,11 @@ class LearnerGroup:
     def publish(self, version: int) -> PublishedWeights:
         weights: PublishedWeights = self._all("publish", version)[0]
         return weights
+
+    def switch(self, scheme: QuantScheme) -> bool:
+        self._all("switch", scheme)
+        checks = self.parity()
+        return bool(checks) and all(check.exact for check in checks)
 
     def save(self, directory: str) -> None:
         self._all("save", directory)

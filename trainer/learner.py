@@ -25,8 +25,9 @@ from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
-from qarl.quant.linear import quantized_linears, requantize
+from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.schedule import scheme_at
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import PublishedWeights, TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
@@ -81,8 +82,7 @@ class LearnerRank:
             UsageError: the model or a setting cannot be used.
         """
         config, device = self._config, self._device.type
-        scheme = QuantScheme.of(config.rollout.scheme, config.rollout.ignore, config.rollout.group_size)
-        self._scheme = scheme
+        scheme = self._scheme = scheme_at(config.rollout, 1)
         self._numerics = numerics_of(config, device)
         self._dtype = getattr(torch, config.model.dtype)
         self._policy = self._make_policy(scheme if config.learner.aligned else QuantScheme("none"), self._numerics)
@@ -133,6 +133,12 @@ class LearnerRank:
         """Rank 0's message of the current weights, in the engine's format; None on other ranks."""
         weights = publish(self._quantized_policy().model, self._scheme, version, self._gather)
         return weights if self._rank == 0 else None
+
+    def switch(self, scheme: QuantScheme) -> None:
+        """Compute and publish in `scheme` from now on; the layers that are quantized stay the same."""
+        self._scheme = scheme
+        self._twins = {}
+        switch_scheme(self._policy.model, scheme, self._kernel())
 
     def save(self, directory: str) -> None:
         """DeepSpeed checkpoint under `directory`."""

@@ -18,6 +18,7 @@ from qarl.config import Config
 from qarl.errors import MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
+from qarl.quant.schedule import scheme_at
 from qarl.seeds import derive_seed
 from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score, TrainSequence
 from trainer.checkpoint import CheckpointStore
@@ -72,6 +73,7 @@ class Trainer:
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
         self._checkpoints, self._exact = checkpoints, exact
+        self._scheme = scheme_at(config.rollout, 1)
         self.progress = Progress()
         self._timing: dict[str, float] = {}
         self._proven = False  # whether a publication's probe has passed in this process
@@ -86,6 +88,7 @@ class Trainer:
     def run(self) -> dict[str, float]:
         """Train to `train.steps`; returns the final evaluation."""
         config, progress = self._config, self.progress
+        self._set_precision(progress.step)  # a resumed run may be in a later stage
         self._publish()
         if not progress.eval_before:
             progress.eval_before = self._evaluate(config.eval.final_num_prompts)
@@ -102,6 +105,8 @@ class Trainer:
         progress, started = self.progress, time.perf_counter()
         self._timing = {}
         step = progress.step + 1
+        if self._set_precision(step):
+            self._publish()
         prompts = self._pool.draw(self._config.train.prompts_per_step, step)
         groups = self._rollout(prompts, step)
         self._pool.observe([GroupResult(g.samples[0].prompt.id, tuple(g.rewards)) for g in groups], step)
@@ -122,6 +127,19 @@ class Trainer:
         if step % self._config.tracking.table_every == 0:
             shown = groups[:4]
             self._tracker.table(step, [s for g in shown for s in g.samples], [s for g in shown for s in g.scores])
+
+    def _set_precision(self, step: int) -> bool:
+        """Bring learner and engines into the scheme of `step`; True when it is another than before."""
+        scheme = scheme_at(self._config.rollout, step)
+        if scheme == self._scheme:
+            return False
+        self._scheme, self._proven = scheme, False
+        self.progress.exact_steps = 0
+        self._exact = self._learner.switch(scheme)
+        self._fleet.switch(scheme)
+        exact = "" if self._exact else ", not promised to be exact"
+        self._tracker.note(f"step {step}: rollouts and training in {scheme.label} from here on{exact}")
+        return True
 
     def _rollout(self, prompts: Sequence[Prompt], step: int) -> list[Group]:
         size, sampling = self._config.train.group_size, self._config.rollout.sampling

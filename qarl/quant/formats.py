@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qarl.errors import ConfigError
 from qarl.quant import int4, int8
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.scheme import GROUPED, QuantScheme
 
 Quantized = dict[str, Tensor]
 """A quantized weight by the last parts of its names in a compressed-tensors checkpoint: `weight_scale`, ..."""
@@ -52,7 +52,7 @@ class Format:
 
 def format_of(scheme: QuantScheme) -> Format:
     """The format of a quantizing scheme. Raises ConfigError for a group size that the format does not have."""
-    if scheme.name in ("w4a16", "w4a8") and scheme.group_size not in GROUP_SIZES:
+    if scheme.name in GROUPED and scheme.group_size not in GROUP_SIZES:
         raise ConfigError(
             f"group size {scheme.group_size} is none of {', '.join(map(str, GROUP_SIZES))}", where="rollout.group_size"
         )

@@ -116,6 +116,18 @@ def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Linea
     return {name: linears[name] for name in covered}
 
 
+def switch_scheme(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto") -> None:
+    """Let the aligned linears of `model` compute in another scheme; which layers they are does not change.
+
+    Raises KernelError as `align_linears`.
+    """
+    form = format_of(scheme)
+    for _, module in quantized_linears(model):
+        module.form = form
+        module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, kernel)
+        module.requantize()
+
+
 def _check(name: str, linears: dict[str, nn.Linear], scheme: QuantScheme, form: Format) -> None:
     for sibling in scheme.siblings(name):
         if sibling in linears and not scheme.covers(sibling):

@@ -12,6 +12,8 @@ from qarl.errors import ConfigError
 SchemeName = Literal["w8a8_int8", "w4a16", "w4a8", "none"]
 KernelKind = Literal["auto", "engine", "torch", "reference"]
 
+GROUPED = ("w4a16", "w4a8")
+"""Schemes whose scales belong to groups of `group_size` input features."""
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """The engine's fused linear layers, and the model's layers that they hold: siblings are quantized alike."""
 
@@ -38,6 +40,11 @@ class QuantScheme:
             except re.error as error:
                 raise ConfigError(f"'{pattern}' is no regular expression: {error}", where="rollout.ignore") from error
         return cls(name, tuple(ignore), group_size)
+
+    @property
+    def label(self) -> str:
+        """Short name with all that tells it from other schemes but the ignored layers: `w4a16-g128`."""
+        return f"{self.name}-g{self.group_size}" if self.name in GROUPED else self.name
 
     @property
     def quantizes(self) -> bool:

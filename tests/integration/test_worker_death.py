@@ -41,7 +41,7 @@ def notes() -> list[str]:
 def fleet(config: Config, notes: list[str], tmp_path: Path) -> Iterator[RayFleet]:
     write_engine_config(tmp_path, Path(config.model.path), QuantScheme())
     connect(config)
-    fleet = Placement(config, "cpu").start_fleet(tmp_path, notes.append)
+    fleet = Placement(config, "cpu").start_fleet(lambda _: tmp_path, QuantScheme(), notes.append)
     yield fleet
     fleet.close()
     ray.shutdown()

@@ -14,6 +14,7 @@ import pytest
 import ray
 
 from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError, RolloutError
+from qarl.quant.scheme import QuantScheme
 from qarl.types import Sample, SampleRequest, TrainSequence
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
@@ -48,10 +49,10 @@ class Fleet:
     def __init__(self, faults: Path, num_workers: int, timeout_s: float = 60.0, max_restarts: int = 3) -> None:
         self.faults, self.notes = faults, list[str]()
         self.spares: dict[int, Any] = {}
-        self.fleet = RayFleet(self._make_actor, num_workers, timeout_s, max_restarts, self.notes.append)
+        self.fleet = RayFleet(self._make_actor, QuantScheme(), num_workers, timeout_s, max_restarts, self.notes.append)
         self.fleet.load(make_weights(1, theta=2.0), probe=())
 
-    def _make_actor(self, worker: int) -> Any:
+    def _make_actor(self, worker: int, scheme: QuantScheme) -> Any:
         return self.spares.pop(worker, None) or start(worker, self.faults)
 
     def order(self, prompt_id: str, what: str) -> None:
@@ -204,7 +205,7 @@ def test_an_engine_that_cannot_start_says_why() -> None:
 
     notes: list[str] = []
     actor = ray.remote(RolloutWorker).options(num_cpus=0)
-    fleet = RayFleet(lambda worker: actor.remote(no_kernel, worker), 1, 60.0, 3, notes.append)
+    fleet = RayFleet(lambda worker, _: actor.remote(no_kernel, worker), QuantScheme(), 1, 60.0, 3, notes.append)
     with pytest.raises(KernelError) as caught:
         fleet.infos()
     fleet.close()

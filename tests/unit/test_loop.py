@@ -101,6 +101,24 @@ def test_every_step_publishes_the_next_version_and_samples_it(tmp_path: Path) ->
     assert run.trainer.progress.rollouts == 4 * 4 * GROUP
 
 
+def test_scheduled_precision_switches_learner_and_engines_before_the_step(tmp_path: Path) -> None:
+    stages = [{"from_step": 3, "scheme": "w4a16", "group_size": 64}]
+    rollout = make_config().rollout.model_dump() | {"schedule": stages}
+    run = Run(tmp_path, make_config(rollout=rollout))
+    run.trainer.run()
+    assert [scheme.label for scheme in run.learner.switches] == ["w4a16-g64"]
+    assert run.fleet.switches == run.learner.switches
+    # The weights of version 2 are published again, to the new engines.
+    assert [weights.version for weights in run.fleet.loads] == [0, 1, 2, 2, 3, 4]
+    assert any(line.startswith("step 3: rollouts and training in w4a16-g64") for line in run.tracker.notes)
+    plain = Run(tmp_path / "plain", make_config())
+    plain.trainer.run()
+    assert plain.state() == run.state()
+    again = Run(tmp_path, make_config(rollout=rollout, train={"steps": 5}))
+    again.trainer.run()  # resumed within the second stage
+    assert len(again.fleet.switches) == 1
+
+
 def test_requests_are_groups_of_distinct_seeds_at_the_training_temperature(tmp_path: Path) -> None:
     run = Run(tmp_path, make_config())
     run.trainer.run()
