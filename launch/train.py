@@ -121,7 +121,7 @@ class _Job:
             for info in infos:
                 kernels = ", ".join(info.kernels) or "full precision"
                 place = f"{info.device} ({info.node})"
-                note(f"rollout worker {info.worker}: vLLM on {place}, {config.rollout.scheme}, {kernels}")
+                note(f"rollout worker {info.worker}: vLLM on {place}, {scheme_at(config.rollout, 1).label}, {kernels}")
             exact = self._check_numerics(learner)
             pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
             trainer = Trainer(config, learner, fleet, rewards, pool, self._tracker, heldout, self._checkpoints, exact)
@@ -130,6 +130,7 @@ class _Job:
                 trainer.resume(*saved)
             after = trainer.run()
             files = self._export(learner)
+            infos += fleet.infos()  # a later stage has other kernels
             controls = self._controls(trainer.progress.train_seconds, fleet, rewards, heldout)
             fleet.close()
             learner.close()
@@ -194,7 +195,7 @@ class _Job:
         rows = read_log(self._run_dir / METRICS_FILE)
         return Summary(
             run=config.run.name,
-            scheme=config.rollout.scheme,
+            scheme=" then ".join(scheme.label for scheme in schemes_of(config.rollout)),
             kernels=sorted({kernel for info in infos for kernel in info.kernels}),
             steps=progress.step,
             rollouts=progress.rollouts,

@@ -119,12 +119,13 @@ class EngineAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them and forbids a second look
         with torch.enable_grad():
-            inputs = [t.detach().float().requires_grad_() for t in ctx.saved_tensors]
+            inputs = [t.detach().float().requires_grad_() for t in saved]
             q, k, v = (t.transpose(1, 2) for t in inputs)
             out = causal_attention(q, k, v, ctx.scale).transpose(1, 2)
         grad_inputs = torch.autograd.grad(out, inputs, grads[0].float())
-        return *(g.to(t.dtype) for g, t in zip(grad_inputs, ctx.saved_tensors, strict=True)), None, None
+        return *(g.to(t.dtype) for g, t in zip(grad_inputs, saved, strict=True)), None, None
 
 
 class Attention(nn.Module):

@@ -22,7 +22,7 @@ from qarl.numerics import engine_ops
 from qarl.numerics.parity import check_parity
 from qarl.prompts.pool import make_pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
-from qarl.quant.linear import requantize
+from qarl.quant.linear import requantize, switch_scheme
 from qarl.quant.publish import checkpoint_tensors, pack, publish, seal, write_checkpoint
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, PublishedWeights, Sample, SampleRequest, TrainSequence
@@ -221,6 +221,23 @@ def test_other_architectures_and_formats_are_exact(
     found = gap(policy, other.generate(few)).abs_max
     # In float32 the engine's dense head depends on the batch: equal here, up to 1e-5 elsewhere.
     assert found == 0.0 if dtype == "bfloat16" else found <= 1e-5
+
+
+def test_a_learner_that_changed_its_scheme_is_exact_in_the_new_one(
+    tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    from qarl.quant.publish import write_engine_config
+
+    later = QuantScheme("w4a16", group_size=64)
+    write_engine_config(tmp_path, tiny_models["qwen3"], later)
+    other = VLLMEngine(tmp_path, RolloutConfig(max_model_len=256), later, "bfloat16", "cpu")
+    changing = Policy(tiny_models["qwen3"], torch.bfloat16, SCHEME, "engine")
+    before = publish(changing.model, SCHEME, 0)
+    switch_scheme(changing.model, later)
+    other.load(publish(changing.model, later, 0))
+    assert gap(changing, other.generate(requests(8, 40))).abs_max == 0.0
+    switch_scheme(changing.model, SCHEME)
+    assert publish(changing.model, SCHEME, 0).digest == before.digest
 
 
 def perturbed(policy: Policy) -> Policy:

@@ -65,28 +65,40 @@ def with_prox(batch: list[TrainSequence], prox: list[Logprobs]) -> list[TrainSeq
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "ranks"),
-    [(1, 2), (3, 2), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(2, 2, marks=pytest.mark.slow)],
+    ("zero_stage", "ranks", "scheme"),
+    [
+        (1, 2, QuantScheme()),
+        (3, 2, QuantScheme("w4a16", group_size=32)),
+        pytest.param(3, 2, QuantScheme(), marks=pytest.mark.slow),
+        pytest.param(0, 1, QuantScheme(), marks=pytest.mark.slow),
+        pytest.param(2, 2, QuantScheme("w4a16", group_size=32), marks=pytest.mark.slow),
+    ],
 )
 def test_ranks_score_update_publish_save_and_load(
-    zero_stage: int, ranks: int, tiny_models: dict[str, Path], tmp_path: Path
+    zero_stage: int, ranks: int, scheme: QuantScheme, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = config_of(tiny_models["qwen3"], zero_stage, ranks)
+    """Sharded, with gradient checkpointing in the sharded cases: the values of one plain process, bit for bit."""
+    more = (
+        f"rollout.scheme={scheme.name}",
+        f"rollout.group_size={scheme.group_size}",
+        f"learner.gradient_checkpointing={str(zero_stage > 1).lower()}",
+    )
+    config = config_of(tiny_models["qwen3"], zero_stage, ranks, *more)
     learner = start(config)
     batch = sequences(7)  # not a multiple of ranks or of the micro-batch
     prox = learner.score(batch)
 
-    policy = Policy(tiny_models["qwen3"], torch.bfloat16, QuantScheme(), "engine")
+    policy = Policy(tiny_models["qwen3"], torch.bfloat16, scheme, "engine")
     with torch.no_grad():
         alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu")))
     assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))
-    assert learner.publish(3).digest == publish(policy.model, QuantScheme(), 3).digest
+    assert learner.publish(3).digest == publish(policy.model, scheme, 3).digest
 
     metrics = learner.update([with_prox(batch, prox)], [prox])
     assert metrics["actor/seq_ratio_max_dev_first_minibatch"] == 0.0
     assert metrics["actor/grad_norm"] > 0
     after = learner.publish(4)
-    assert after.digest != publish(policy.model, QuantScheme(), 4).digest
+    assert after.digest != publish(policy.model, scheme, 4).digest
 
     learner.save(str(tmp_path))
     learner.update([with_prox(batch, prox)], [prox])
