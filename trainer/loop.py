@@ -116,6 +116,7 @@ class Trainer:
         progress.tokens += tokens
         metrics |= {f"timing_s/{name}": value for name, value in self._timing.items()}
         metrics |= {"timing_s/step": seconds, "perf/tokens_per_s": tokens / seconds}
+        metrics["training/rollouts"] = float(progress.rollouts)
         if sample_s := self._timing.get("sample"):
             metrics["perf/sample_tokens_per_s"] = tokens / sample_s
         self._tracker.log(step, metrics)
