@@ -18,9 +18,10 @@ from qarl.metrics import Metrics, mean
 
 @dataclass(frozen=True)
 class Band:
-    """Bounds on a ratio: `pos_high` above for A >= 0, `neg_low` below and `neg_high` above for A < 0."""
+    """Bounds on a ratio: `pos_high` (one for all, or [B, T]) above for A >= 0, `neg_low` below and `neg_high` above for
+    A < 0."""
 
-    pos_high: float
+    pos_high: float | Tensor
     neg_low: float
     neg_high: float = inf
 
@@ -53,7 +54,8 @@ class Band:
     def _bounds(self, ratio: Tensor, advantage_B: Tensor) -> tuple[Tensor, Tensor]:
         negative_B = (advantage_B < 0).reshape(-1, *[1] * (ratio.dim() - 1))
 
-        def choose(negative: float, positive: float) -> Tensor:
-            return torch.where(negative_B, ratio.new_tensor(negative), ratio.new_tensor(positive))
+        def choose(negative: float, positive: float | Tensor) -> Tensor:
+            high = positive if isinstance(positive, Tensor) else ratio.new_tensor(positive)
+            return torch.where(negative_B, ratio.new_tensor(negative), high)
 
         return choose(self.neg_low, -inf), choose(self.neg_high, self.pos_high)

@@ -3,6 +3,9 @@
     none              1
     token_tis         min(w_t, cap)                       truncated importance sampling (Yao et al. 2025, "Your
                                                           efficient RL framework secretly brings you off-policy RL")
+    adaptive_clip     as token_tis, and a bound           adaptive clipping range (QuRL, arXiv 2602.13953): where the
+                                                          weight is truncated, the clip's upper bound is raised by the
+                                                          factor that the weight lost, see `upper_clip_bound`
     sequence_tis      min(w_seq, cap)                     the same on the sequence; TBPO's, arXiv 2604.07853
     token_mask        w_t   if low <= w_t <= high else 0  IcePop (Ring-1T, arXiv 2510.18855)
     sequence_mask     w_seq if low <= w_seq <= high else 0    masked importance sampling, MIS
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from qarl.metrics import Metrics, mean
 from qarl.objectives.config import (
+    AdaptiveClip,
     CorrectionConfig,
     NoCorrection,
     SequenceMask,
@@ -31,7 +35,7 @@ from qarl.objectives.config import (
 from qarl.objectives.ratios import Ratios, bounded_exp
 
 
-def mismatch_weight(ratios: Ratios, config: CorrectionConfig) -> tuple[Tensor | None, Metrics]:
+def mismatch_weight(ratios: Ratios, config: CorrectionConfig | AdaptiveClip) -> tuple[Tensor | None, Metrics]:
     """The weight, [B] or [B, T] as the correction is (None for 1, undefined where masked), and partial metrics."""
     w_B = bounded_exp(ratios.log_w_B)
     sequences = len(w_B)
@@ -47,13 +51,24 @@ def mismatch_weight(ratios: Ratios, config: CorrectionConfig) -> tuple[Tensor | 
             share = mean(sequences - kept_B.sum().item(), sequences)
             values_B = w_B if isinstance(config, SequenceMask) else torch.ones_like(w_B)
             return values_B * kept_B, metrics | {"actor/sequences_dropped": share}
-    w_BT = bounded_exp(ratios.log_w_BT)
+    w_BT = ratios.w_BT
     tokens = int(ratios.lengths_B.sum())
     match config:
-        case TokenTIS():
+        case TokenTIS() | AdaptiveClip():
             above = (w_BT > config.cap).sum().item()  # none of the masked: their w is 1
             return w_BT.clamp(max=config.cap), metrics | {"actor/token_mismatch_weight_capped": mean(above, tokens)}
         case TokenMask():
             kept_BT = (w_BT >= config.low) & (w_BT <= config.high)
             dropped = kept_BT.numel() - kept_BT.sum().item()  # none of the masked: their w is 1, which the band holds
             return w_BT * kept_BT, metrics | {"actor/tokens_dropped": mean(dropped, tokens)}
+
+
+def upper_clip_bound(bound: float, ratios: Ratios, config: CorrectionConfig | AdaptiveClip) -> float | Tensor:
+    """The `bound` on the ratio for positive advantages; with `adaptive_clip` [B, T], `bound * max(1, w_t / cap)`.
+
+    Truncation scales the update of a token by `min(w_t, cap) / w_t`, and with it its clip range. QuRL divides the
+    bound by that factor.
+    """
+    if not isinstance(config, AdaptiveClip):
+        return bound
+    return (ratios.w_BT * (bound / config.cap)).clamp(min=bound)

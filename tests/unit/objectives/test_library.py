@@ -12,9 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qarl.objectives.config import (
+    AdaptiveClip,
     CISPOConfig,
     DAPOConfig,
     DrGRPOConfig,
+    GBPOConfig,
     GRPOConfig,
     GSPOConfig,
     NoCorrection,
@@ -60,6 +62,8 @@ PLAIN = [
     GSPOConfig(seq_clip_ratio_low=0.1, seq_clip_ratio_high=0.2),
     CISPOConfig(),
     CISPOConfig(is_clip_low=0.2, is_clip_high=0.3),
+    GBPOConfig(),
+    GBPOConfig(clip_ratio_high=0.05, aggregation="token_mean"),
     OnPolicyConfig(),
     OnPolicyConfig(aggregation="token_mean"),
     RLOOConfig(),
@@ -77,6 +81,10 @@ CORRECTED = [
     base.model_copy(update={"correction": correction})
     for base in (TBPOConfig(**WIDE), GRPOConfig(), GSPOConfig(), CISPOConfig(), OnPolicyConfig())
     for correction in CORRECTIONS[1:]
+] + [
+    GRPOConfig(correction=AdaptiveClip(cap=1.1)),
+    DAPOConfig(correction=AdaptiveClip(cap=1.0), clip_ratio_c=1.5),
+    GBPOConfig(correction=TokenTIS(cap=1.1)),
 ]
 EVERY = PLAIN + CORRECTED
 CONFIGS = st.sampled_from(EVERY)
@@ -136,6 +144,10 @@ def test_loss_and_gradient_are_the_equations(config: Any, batch: Batch) -> None:
         (TBPOConfig(), -2.0, 0.5, 1.9994, 0.0),
         (TBPOConfig(dual_clip=False), -2.0, 2.0, 4.0, 4.0),
         (TBPOConfig(positive_only=True), -2.0, 1.0, 0.0, 0.0),
+        (GBPOConfig(), 2.0, 1.0, 0.4, -2.0),
+        (GBPOConfig(), 2.0, 1.5, 0.6, 3.0),  # beyond the target the gradient points back
+        (GBPOConfig(), -2.0, 1.5, 1.4, 3.0),
+        (GBPOConfig(), -2.0, 0.5, 0.6, -1.0),
         (CISPOConfig(is_clip_high=0.5), 2.0, math.e, 0.0, -3.0),  # 1.5 * 2 * log pi, and log pi = 0
         (CISPOConfig(), 2.0, 1.0, 2.0, -2.0),
         (OnPolicyConfig(), 2.0, 1.0, 2.0, -2.0),
