@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from qarl.config import Config
 from qarl.errors import DataError, ResourceError
+from qarl.metrics import Histogram, Value
 from qarl.types import Sample, Score
 
 METRICS_FILE = "metrics.jsonl"
@@ -57,13 +59,19 @@ class RunTracker:
             self._task = self._bar.add_task("", total=total_steps, completed=start_step)
         self._first: tuple[int, float] | None = None
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of `step`; several calls a step add up."""
-        values = {name: float(value) for name, value in metrics.items()}
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Record the metrics of `step`; several calls a step add up. A histogram is `{"edges": [...], "counts": [...]}`
+        in the file."""
+        values = {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)}
+        histograms = {name: value for name, value in metrics.items() if isinstance(value, Histogram)}
         row = {"step": step, "time": time.time(), **{name: _strict(value) for name, value in values.items()}}
+        row |= {name: asdict(value) for name, value in histograms.items()}
         self._metrics_file.write(json.dumps(row) + "\n")
         if self._wandb is not None:
-            self._wandb.log({"step": step, **values})
+            import wandb
+
+            drawn = {n: wandb.Histogram(np_histogram=(list(h.counts), list(h.edges))) for n, h in histograms.items()}
+            self._wandb.log({"step": step, **values, **drawn})
         self._show(step, values)
 
     def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None:

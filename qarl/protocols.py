@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qarl.metrics import Value
 from qarl.types import (
     GroupResult,
     Prompt,
@@ -68,7 +69,7 @@ class Learner(Protocol):
 
     def update(
         self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[npt.NDArray[np.float32]]]
-    ) -> dict[str, float]:
+    ) -> dict[str, Value]:
         """One optimizer step per minibatch; `prox_T` are log pi_prox in the same nesting. Returns metrics."""
         ...
 
@@ -120,7 +121,7 @@ class PromptPool(Protocol):
 class Tracker(Protocol):
     """Where metrics go."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
 
     def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None: ...
 

@@ -16,6 +16,7 @@ import numpy as np
 from qarl.advantages import advantages, has_variance, overlong_penalty
 from qarl.config import Config
 from qarl.errors import MismatchError, PublicationError
+from qarl.metrics import Value
 from qarl.mismatch import Logprobs, Mismatch
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.seeds import derive_seed
@@ -105,7 +106,7 @@ class Trainer:
         prompts = self._pool.draw(self._config.train.prompts_per_step, step)
         groups = self._rollout(prompts, step)
         self._pool.observe([GroupResult(g.samples[0].prompt.id, tuple(g.rewards)) for g in groups], step)
-        metrics = _reward_metrics(groups) | self._pool.metrics()
+        metrics: dict[str, Value] = {**_reward_metrics(groups), **self._pool.metrics()}
         metrics |= self._learn(groups, step)
         with self._timed("publish"):
             metrics |= self._publish(step)
@@ -150,7 +151,7 @@ class Trainer:
             Group(samples[i * size : (i + 1) * size], scores[i * size : (i + 1) * size]) for i in range(len(prompts))
         ]
 
-    def _learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+    def _learn(self, groups: Sequence[Group], step: int) -> dict[str, Value]:
         """Score every sample under the learner, then update on the groups that tell anything."""
         config = self._config
         rewards = [_shaped_rewards(group, config) for group in groups]
@@ -160,7 +161,7 @@ class Trainer:
         ]
         everything = [sequence for batch in batches for sequence in batch]
         sampler = [sequence.sampler_logprobs_T for sequence in everything]
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Value] = {}
         if config.learner.prox == "sampler" and self.progress.exact_steps >= config.mismatch.proof_steps:
             prox_all = sampler
         elif everything:

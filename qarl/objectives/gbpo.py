@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qarl.metrics import Metrics
-from qarl.objectives.aggregate import reduce, token_sums
+from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.band import Band
 from qarl.objectives.config import GBPOConfig
 from qarl.objectives.corrections import mismatch_weight
@@ -31,4 +31,5 @@ def gbpo(inputs: LossInputs, config: GBPOConfig) -> tuple[Tensor, Metrics]:
     target_B = torch.where(inputs.advantage_B < 0, r_BT.new_tensor(band.neg_low), r_BT.new_tensor(band.pos_high))
     sums_B = -token_sums((r_BT - target_B[:, None]).abs(), weight, inputs.mask_BT) * inputs.advantage_B.abs()
     loss, shared = reduce(sums_B, inputs, ratios, config.aggregation)
+    metrics |= drop_metrics(None, weight, inputs.advantage_B, ratios.lengths_B)
     return loss, shared | metrics | band.clip_metrics(r_BT.detach(), inputs.advantage_B, ratios.lengths_B)

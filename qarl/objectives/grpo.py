@@ -49,4 +49,4 @@ def clipped_token_loss(
     # The advantage is the sequence's: it may come after the sum over tokens.
     sums_B = token_sums(band.clamp(r_BT, inputs.advantage_B), weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, how, normalizer)
-    return loss, shared | metrics | band.clip_metrics(r_BT.detach(), inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | band.metrics(r_BT.detach(), weight, inputs.advantage_B, ratios.lengths_B)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qarl.metrics import merge
+from qarl.metrics import Histogram, Metrics, merge
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 
@@ -41,7 +41,15 @@ class Batch:
         theta_BT = self.theta_BT.clone().requires_grad_()
         loss, metrics = compute_loss(replace(self, theta_BT=theta_BT).inputs(whole), config)
         (grad_BT,) = torch.autograd.grad(loss, theta_BT)
-        return loss.detach(), grad_BT, merge([metrics])
+        return loss.detach(), grad_BT, numbers([metrics])
+
+
+def numbers(parts: Sequence[Metrics]) -> dict[str, float]:
+    """Reduced metrics; a histogram is one number a bin."""
+    reduced = merge(parts)
+    plain = {name: value for name, value in reduced.items() if not isinstance(value, Histogram)}
+    histograms = {name: value for name, value in reduced.items() if isinstance(value, Histogram)}
+    return plain | {f"{name}/{i}": float(n) for name, value in histograms.items() for i, n in enumerate(value.counts)}
 
 
 def random_batch(

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qarl.errors import DivergenceError, ObjectiveError
-from qarl.metrics import merge
 from qarl.objectives.config import DAPOConfig, GRPOConfig, TBPOConfig
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.objectives.regularizers import kl_penalty
-from tests.unit.objectives.reference import BATCHES, Batch, random_batch
+from tests.unit.objectives.reference import BATCHES, Batch, numbers, random_batch
 
 ESTIMATORS: Any = ("k1", "k2", "k3")
 BOTH = {"kl_coef": 0.3, "entropy_coef": 0.2}
@@ -45,7 +44,7 @@ def run(batch: Batch, config: Any, whole: Batch | None = None) -> tuple[Tensor, 
     leaf = Batch(theta_BT, batch.prox_BT, batch.samp_BT, batch.mask_BT, batch.advantage_B)
     loss, metrics = compute_loss(with_extras(leaf, whole), config)
     (grad_BT,) = torch.autograd.grad(loss, theta_BT)
-    return loss.detach(), grad_BT, merge([metrics])
+    return loss.detach(), grad_BT, numbers([metrics])
 
 
 @pytest.mark.parametrize(
