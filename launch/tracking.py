@@ -74,17 +74,17 @@ class RunTracker:
             self._wandb.log({"step": step, **values, **drawn})
         self._show(step, values)
 
-    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None:
-        """Record whole responses with their rewards."""
+    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None:
+        """Record whole responses with their rewards, as the table `name`."""
         rows = [_sample_row(sample, score) for sample, score in zip(samples, scores, strict=True)]
         for row in rows:
-            record = {"step": step, **{name: _strict(value) for name, value in row.items()}}
+            record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
             self._samples_file.write(json.dumps(record) + "\n")
         if self._wandb is not None:
             import wandb
 
-            data = [[row[name] for name in SAMPLE_COLUMNS] for row in rows]
-            self._wandb.log({"step": step, "samples": wandb.Table(columns=list(SAMPLE_COLUMNS), data=data)})
+            data = [[row[column] for column in SAMPLE_COLUMNS] for row in rows]
+            self._wandb.log({"step": step, name: wandb.Table(columns=list(SAMPLE_COLUMNS), data=data)})
 
     def note(self, line: str) -> None:
         """Print one line, above the progress bar where there is one."""

@@ -96,6 +96,7 @@ def test_samples_are_kept_with_their_scores(tmp_path: Path) -> None:
     rows = read_log(tmp_path / SAMPLES_FILE)
     assert [rows[0][name] for name in SAMPLE_COLUMNS] == ["21=", "12", "12", 1.0, "stop", 7, -0.75]
     assert rows[1]["response"] == "x\n[b]"
+    assert {row["table"] for row in rows} == {"samples"}
     RunTracker(config(), tmp_path, 1, 3).close()
     assert read_log(tmp_path / SAMPLES_FILE) == []
 
