@@ -44,8 +44,10 @@ class StudyConfig(Node):
     """Config that every run starts from, relative to this file."""
     overrides: list[str] = []
     """`a.b=c` items of every run."""
+    parts: dict[PlainName, list[str]] = {}
+    """Name -> `a.b=c` items that several arms share."""
     arms: Annotated[dict[PlainName, list[str]], Field(min_length=1)] = Field(default=...)
-    """What is compared: name -> `a.b=c` items, which come after `overrides`."""
+    """What is compared: name -> `a.b=c` items and names of `parts`, which come after `overrides`."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
     """Each arm is run once with each."""
     comparisons: dict[str, list[str]] = {}
@@ -61,6 +63,17 @@ class StudyConfig(Node):
     time_shares: list[str] = []
     """Timing metrics whose share of the step time is a column of the table."""
 
+    def items(self, arm: str) -> list[str]:
+        """The `a.b=c` items of an arm, its parts spelled out."""
+        return [item for name in self.arms[arm] for item in ([name] if "=" in name else self.parts[name])]
+
+    @model_validator(mode="after")
+    def _arms_name_parts(self) -> StudyConfig:
+        for arm, names in self.arms.items():
+            if unknown := [name for name in names if "=" not in name and name not in self.parts]:
+                raise ValueError(f"arms.{arm}: no part is called {', '.join(unknown)}")
+        return self
+
     @model_validator(mode="after")
     def _comparisons_name_arms(self) -> StudyConfig:
         for title, arms in self.comparisons.items():
@@ -70,7 +83,7 @@ class StudyConfig(Node):
 
     @model_validator(mode="after")
     def _runs_are_named_here(self) -> StudyConfig:
-        for item in [*self.overrides, *(item for items in self.arms.values() for item in items)]:
+        for item in [*self.overrides, *(item for arm in self.arms for item in self.items(arm))]:
             if item.startswith(("run.", "seed=")):
                 raise ValueError(f"{item}: the study itself sets run.name, run.dir and seed")
         return self
@@ -135,7 +148,7 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
     base = study.path.parent / study.config.base
     name = f"run.name={study.name}-{arm}-seed{seed}"
     own = [f"seed={seed}", name, f"run.dir={RUNS}/{study.name}"]
-    overrides = [*study.config.overrides, *study.config.arms[arm], *own]
+    overrides = [*study.config.overrides, *study.config.items(arm), *own]
     try:
         run = PlannedRun(arm, seed, (str(base), *overrides), load_config(base, overrides))
     except ConfigError as error:

@@ -176,7 +176,7 @@ def _settings(study: Study, arms: Sequence[str]) -> str:
     common = " ".join(f"`{item}`" for item in study.config.overrides) or "nothing"
     lines = ["| arm | settings |", "|---|---|"]
     lines += [
-        f"| {arm} | {' '.join(f'`{item}`' for item in study.config.arms[arm]) or 'as the base'} |" for arm in arms
+        f"| {arm} | {' '.join(f'`{item}`' for item in study.config.items(arm)) or 'as the base'} |" for arm in arms
     ]
     return f"## Settings\n\nSet in every run, over the base config: {common}.\n\n" + "\n".join(lines)
 

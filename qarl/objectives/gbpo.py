@@ -21,7 +21,8 @@ def gbpo(inputs: LossInputs, config: GBPOConfig) -> tuple[Tensor, Metrics]:
 
     Within the bounds its gradient is the plain policy gradient's, as PPO's; beyond the target it points back, where
     PPO's is zero. Interpreted: the target takes the sign of A, not of the advantage over the group's median (the paper
-    finds both to do as well, on a control task), and the temperature of its soft sign is 0, the limit in which the optimum is derived.
+    finds both to do as well, on a control task), and the temperature of its soft sign is 0, the limit in which the
+    optimum is derived.
     Returns and raises as `tbpo`; a clip is counted where the ratio is beyond its target.
     """
     ratios = Ratios.of(inputs)

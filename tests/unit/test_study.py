@@ -30,8 +30,10 @@ STUDY = f"""\
 question: Does the trust band help?
 base: {ROOT}/configs/quickstart.yaml
 overrides: [train.steps=4]
+parts:
+  gspo: [objective.kind=gspo]
 arms:
-  naive: [learner.aligned=false, objective.kind=gspo]
+  naive: [learner.aligned=false, gspo]
   band: []
 seeds: [0, 1]
 means: [actor/clip_fraction]
@@ -112,6 +114,8 @@ def test_every_run_of_a_shipped_study_has_a_valid_config(path: Path) -> None:
         ("reach: 1.5", "reach: input should be less than or equal to 1, not 1.5"),
         ("comparisons: {mine: [band, bend]}", "comparisons.mine: no arm is called bend"),
         ("arms: {a b: []}", "should match pattern"),
+        ("arms: {band: [tbop]}", "arms.band: no part is called tbop"),
+        ("parts: {gspo: [seed=3]}", "seed=3: the study itself sets"),
         ("overrides: [seed=3]", "seed=3: the study itself sets run.name, run.dir and seed"),
         ("overrides: [run.name=x]", "run.name=x: the study itself sets"),
         ("arms: {bend: [trian.steps=3]}", "arm bend: unknown key 'trian'"),
