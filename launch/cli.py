@@ -1,4 +1,4 @@
-"""The command line: `qarl train`, `submit`, `report`, `config`, `bench`."""
+"""The command line: `qarl train`, `submit`, `report`, `study`, `config`, `bench`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qarl.errors import QarlError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 0 done, 1 the run failed, 2 wrong input, 130 interrupted."""
+    """Entry point; returns the exit code: 0 done, 1 a run failed, 2 wrong input, 3 it diverged, 130 interrupted."""
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def config_path(name: str) -> Path:
-    """The config called `name`: a file, or a shipped config by its stem."""
+def config_path(name: str, folder: str = "") -> Path:
+    """The config called `name`: a file, or by its stem a config shipped in `folder` of `configs/`."""
     path = Path(name)
     if path.suffix in {".yaml", ".yml"} or path.exists():
         return path
-    return Path(str(resources.files("configs"))) / f"{name}.yaml"
+    return Path(str(resources.files("configs"))) / folder / f"{name}.yaml"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     split.add_argument("out", type=Path, help="a new folder")
     split.add_argument("--channels", type=positive_int, required=True, help="channels to split in every MLP")
     split.set_defaults(run=_split_outliers)
+
+    study = commands.add_parser("study", help="run the arms of an experiment over several seeds, and compare them")
+    study.add_argument("name", help="a YAML file, or the name of a file in configs/study")
+    study.add_argument("--seeds", type=int, nargs="+", default=[], help="instead of the file's own")
+    study.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="only these")
+    study.add_argument("--out", metavar="FOLDER", help="where the report goes (runs/studies/NAME)")
+    study.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
+    study.set_defaults(run=_study)
 
     config = commands.add_parser("config", help="show, list or explain configs").add_subparsers(
         required=True, metavar="WHAT"
@@ -142,13 +150,28 @@ def _split_outliers(args: argparse.Namespace) -> None:
     print(split(args.model, args.out, args.channels))
 
 
+def _study(args: argparse.Namespace) -> bool:
+    from launch.study import RUNS, load_study, plan, results, run_study
+    from launch.study_report import write_study_report
+
+    study = load_study(config_path(args.name, "study"), args.arms, args.seeds)
+    runs = plan(study)
+    if not args.report_only:
+        run_study(runs)
+    found = list(results(runs))
+    print(f"report: {write_study_report(study, runs, found, Path(args.out or f'{RUNS}/{study.name}'))}")
+    return any(result.status == "failed" for result in found)
+
+
 def _config_show(args: argparse.Namespace) -> None:
     print(to_yaml(load_config(config_path(args.config), args.overrides)), end="")
 
 
 def _config_list(_: argparse.Namespace) -> None:
-    for file in sorted(Path(str(resources.files("configs"))).glob("**/*.yaml")):
-        print(f"{file.stem:28s} {file.read_text().splitlines()[0].removeprefix('# ')}")
+    folder = Path(str(resources.files("configs")))
+    for file in sorted(folder.glob("**/*.yaml")):
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        print(f"{name:28s} {file.read_text().splitlines()[0].removeprefix('# ')}")
 
 
 def _config_keys(_: argparse.Namespace) -> None:

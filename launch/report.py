@@ -88,11 +88,12 @@ def read_summary(run_dir: Path) -> Summary:
 
 
 def read_series(run_dir: Path) -> Series:
-    """Every metric of metrics.jsonl by step. Raises DataError when there are none or the file is damaged."""
+    """Every number of metrics.jsonl by step. Raises DataError when there are none or the file is damaged."""
     series: Series = {}
     for row in read_log(run_dir / METRICS_FILE):
         for name in row.keys() - {"step", "time"}:
-            series.setdefault(name, {})[row["step"]] = float(row[name])
+            if not isinstance(row[name], dict):  # a histogram
+                series.setdefault(name, {})[row["step"]] = float(row[name])
     if not series:
         raise DataError("no metrics", where=str(run_dir / METRICS_FILE), mend="nothing has been logged yet")
     return dict(sorted(series.items()))

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from qarl.config import Config
 from qarl.errors import DataError, ResourceError
+from qarl.metrics import Histogram, Value
 from qarl.types import Sample, Score
 
 METRICS_FILE = "metrics.jsonl"
@@ -57,26 +59,32 @@ class RunTracker:
             self._task = self._bar.add_task("", total=total_steps, completed=start_step)
         self._first: tuple[int, float] | None = None
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record the metrics of `step`; several calls a step add up."""
-        values = {name: float(value) for name, value in metrics.items()}
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Record the metrics of `step`; several calls a step add up. A histogram is `{"edges": [...], "counts": [...]}`
+        in the file."""
+        values = {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)}
+        histograms = {name: value for name, value in metrics.items() if isinstance(value, Histogram)}
         row = {"step": step, "time": time.time(), **{name: _strict(value) for name, value in values.items()}}
+        row |= {name: asdict(value) for name, value in histograms.items()}
         self._metrics_file.write(json.dumps(row) + "\n")
         if self._wandb is not None:
-            self._wandb.log({"step": step, **values})
+            import wandb
+
+            drawn = {n: wandb.Histogram(np_histogram=(list(h.counts), list(h.edges))) for n, h in histograms.items()}
+            self._wandb.log({"step": step, **values, **drawn})
         self._show(step, values)
 
-    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None:
-        """Record whole responses with their rewards."""
+    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None:
+        """Record whole responses with their rewards, as the table `name`."""
         rows = [_sample_row(sample, score) for sample, score in zip(samples, scores, strict=True)]
         for row in rows:
-            record = {"step": step, **{name: _strict(value) for name, value in row.items()}}
+            record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
             self._samples_file.write(json.dumps(record) + "\n")
         if self._wandb is not None:
             import wandb
 
-            data = [[row[name] for name in SAMPLE_COLUMNS] for row in rows]
-            self._wandb.log({"step": step, "samples": wandb.Table(columns=list(SAMPLE_COLUMNS), data=data)})
+            data = [[row[column] for column in SAMPLE_COLUMNS] for row in rows]
+            self._wandb.log({"step": step, name: wandb.Table(columns=list(SAMPLE_COLUMNS), data=data)})
 
     def note(self, line: str) -> None:
         """Print one line, above the progress bar where there is one."""

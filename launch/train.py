@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from launch.cluster import Placement, check_resources, connect, device_of
+from launch.continuation import check_same_run
 from launch.report import SUMMARY_FILE, Summary, read_summary, render_summary, write_report
 from launch.tiny_model import continue_sft, ensure_model, teacher_accuracy
 from launch.tracking import METRICS_FILE, RunTracker, read_log
 from qarl.config import Config
-from qarl.config_io import to_yaml, validate
+from qarl.config_io import to_yaml
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.pool import make_pool
 from qarl.quant.linear import covered_linears
@@ -39,12 +40,6 @@ from trainer.learner import numerics_of
 from trainer.loop import Trainer
 from trainer.policy import Policy
 
-RESUMABLE_CHANGES = (
-    *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
-    *("run.resume", "rollout.num_workers", "rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
-)
-"""Keys that may differ between a run and its continuation."""
-
 
 def train(config: Config, note: Callable[[str], None] = print) -> None:
     """Run, or continue, the run that `config` names. Prints the summary at the end.
@@ -57,7 +52,7 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     checkpoints = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints)
     saved = None
     if config.run.resume and (saved := checkpoints.latest()):
-        _check_same_run(config, run_dir)
+        check_same_run(config, run_dir)
     if saved and saved[1]["step"] >= config.train.steps and (run_dir / SUMMARY_FILE).exists():
         note(f"{run_dir} is complete; `run.resume=false` starts it over")
         _print(read_summary(run_dir))
@@ -250,29 +245,6 @@ def _load_prompts(
     return kept[0], kept[1]
 
 
-def _check_same_run(config: Config, run_dir: Path) -> None:
-    """Raises ConfigError when `run_dir` belongs to a run with other settings."""
-    file = run_dir / "config.yaml"
-    if not file.exists():
-        return
-    from omegaconf import OmegaConf
-
-    old = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(old, dict)
-    before = _flatten(validate({str(k): v for k, v in old.items()}, str(file)).model_dump())
-    now = _flatten(config.model_dump())
-    changed = [
-        key
-        for key in sorted(now.keys() | before.keys())
-        if now.get(key) != before.get(key) and not any(f"{key}.".startswith(f"{ok}.") for ok in RESUMABLE_CHANGES)
-    ]
-    if changed:
-        raise ConfigError(
-            f"{run_dir} was made with other settings ({', '.join(changed[:4])})",
-            mend="give this run another run.name, or start over with run.resume=false",
-        )
-
-
 def _set_aside(run_dir: Path) -> Path | None:
     """Make room for a new run; the old one is kept under another name until the new one has ended well.
 
@@ -290,16 +262,6 @@ def _set_aside(run_dir: Path) -> Path | None:
         shutil.rmtree(aside)
     run_dir.rename(aside)
     return aside
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _print(summary: Summary) -> None:

@@ -19,6 +19,7 @@ from qarl.config_base import (
     PositiveInt,
 )
 from qarl.config_policy import LearnerConfig, ModelConfig, RolloutConfig
+from qarl.error_tokens import ErrorTokensConfig
 from qarl.objectives.config import ObjectiveConfig, TBPOConfig
 from qarl.prompts.config import PoolConfig
 from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
@@ -154,6 +155,8 @@ class Config(Node):
     """The loop."""
     eval: EvalConfig = EvalConfig()
     """Held-out evaluation."""
+    error_tokens: ErrorTokensConfig = ErrorTokensConfig()
+    """Repetitive and garbled tokens in responses."""
     mismatch: MismatchConfig = MismatchConfig()
     """Sampler-learner agreement."""
     tracking: TrackingConfig = TrackingConfig()

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,7 +15,10 @@ from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
 from qarl.config import Config
+from qarl.config_base import Node
 from qarl.errors import ConfigError
+
+AnyNode = TypeVar("AnyNode", bound=Node)
 
 UNIONS = {"task", "objective", "correction"}
 """Keys whose section is of one of several kinds."""
@@ -29,7 +32,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file missing or not YAML, unknown key, wrong type, contradiction; one line for each fault.
     """
-    tree = _read(Path(path), ())
+    tree = read_tree(Path(path))
     for item in overrides:
         if "=" not in item.strip("="):
             raise ConfigError(f"override '{item}' is not key=value", mend="write for example train.steps=10")
@@ -46,10 +49,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def validate(tree: dict[str, Any], where: str) -> Config:
     """A `Config` from a plain tree. Raises ConfigError that lists every fault with its full key."""
+    return validate_as(Config, tree, where)
+
+
+def validate_as(kind: type[AnyNode], tree: dict[str, Any], where: str) -> AnyNode:
+    """A `kind` from a plain tree. Raises ConfigError that lists every fault with its full key."""
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        faults = "; ".join(_explain(fault) for fault in error.errors())
+        faults = "; ".join(_explain(fault, kind) for fault in error.errors())
         raise ConfigError(faults, where=where) from None
 
 
@@ -58,12 +66,17 @@ def to_yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
-def documentation() -> Iterator[tuple[str, str, str]]:
+def documentation(kind: type[Node] = Config) -> Iterator[tuple[str, str, str]]:
     """(key, default, description) of every field, depth first."""
-    yield from _document(Config, "")
+    yield from _document(kind, "")
 
 
-def _read(path: Path, trail: tuple[Path, ...]) -> DictConfig:
+def read_tree(path: Path, trail: tuple[Path, ...] = ()) -> DictConfig:
+    """The file merged over what it inherits (`trail` inherited it), nothing resolved or validated.
+
+    Raises:
+        ConfigError: file missing, not YAML, not a mapping, or inheriting itself.
+    """
     if path in trail:
         raise ConfigError("inherits itself", where=" -> ".join(map(str, (*trail, path))))
     if not path.is_file():
@@ -79,7 +92,7 @@ def _read(path: Path, trail: tuple[Path, ...]) -> DictConfig:
     parent = tree.pop("inherits", None)
     if parent is None:
         return tree
-    return _merge(_read(path.parent / str(parent), (*trail, path)), tree)
+    return _merge(read_tree(path.parent / str(parent), (*trail, path)), tree)
 
 
 def _merge(base: DictConfig, over: DictConfig) -> DictConfig:
@@ -104,12 +117,12 @@ def _forget_other_kinds(base: Any, over: Any) -> Any:
     return kept
 
 
-def _explain(fault: ErrorDetails) -> str:
+def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
     # Union members appear in `loc` as their tag; the user never wrote it.
     parts = [str(p) for p in fault["loc"]]
     key = ".".join(part for before, part in pairwise(["", *parts]) if before not in UNIONS)
     if fault["type"] == "extra_forbidden":
-        known = [name for name, _, _ in documentation()]
+        known = [name for name, _, _ in documentation(kind)]
         near = [name for name in difflib.get_close_matches(key, known, n=2, cutoff=0.5) if name != key]
         hint = f", did you mean '{near[0]}'?" if near else ", `qarl config keys` lists the known ones"
         return f"unknown key '{key}'{hint}"

@@ -168,6 +168,8 @@ class LearnerConfig(Node):
     """Sequences of one forward and backward."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    calculate_entropy: bool = True
+    """Log `actor/entropy`, for one more pass over the logits."""
     prox: Literal["recompute", "sampler"] = "recompute"
     """Where pi_prox comes from: an aligned forward before the update, or the sampler's own log-probs once this run
     has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less. The proof is made

@@ -70,4 +70,6 @@ class ObjectiveError(QarlError, ValueError):
 
 
 class DivergenceError(ObjectiveError):
-    """Training has left the finite numbers."""
+    """Training has left the finite numbers: the command line exits with 3."""
+
+    exit_code = 3

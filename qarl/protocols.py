@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qarl.metrics import Value
 from qarl.quant.scheme import QuantScheme
 from qarl.types import (
     GroupResult,
@@ -73,7 +74,7 @@ class Learner(Protocol):
 
     def update(
         self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[npt.NDArray[np.float32]]]
-    ) -> dict[str, float]:
+    ) -> dict[str, Value]:
         """One optimizer step per minibatch; `prox_T` are log pi_prox in the same nesting. Returns metrics."""
         ...
 
@@ -129,9 +130,9 @@ class PromptPool(Protocol):
 class Tracker(Protocol):
     """Where metrics go."""
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
 
-    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None: ...
+    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None: ...
 
     def note(self, line: str) -> None:
         """One line for the reader of the terminal."""

@@ -72,12 +72,21 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class TrainSequence:
-    """What the learner needs of one sample: token ids, where the response begins, sampler log-probs, advantage."""
+    """What the learner needs of one sample: token ids, where the response begins, sampler log-probs, advantage.
+
+    `loss_mask_T` is False at response tokens that the loss leaves out; None leaves out none.
+    """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     sampler_logprobs_T: npt.NDArray[np.float32]
     advantage: float = 0.0
+    loss_mask_T: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def loss_tokens(self) -> int:
+        """Response tokens that the loss counts."""
+        return len(self.response_ids) if self.loss_mask_T is None else int(self.loss_mask_T.sum())
 
 
 @dataclass(frozen=True)

@@ -221,15 +221,15 @@ class FakeTracker:
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
-        self.tables: list[tuple[int, int]] = []
+        self.tables: list[tuple[int, int, str]] = []
         self.notes: list[str] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((step, dict(metrics)))
 
-    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None:
+    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None:
         assert len(samples) == len(scores)
-        self.tables.append((step, len(samples)))
+        self.tables.append((step, len(samples), name))
 
     def note(self, line: str) -> None:
         self.notes.append(line)

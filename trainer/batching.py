@@ -21,6 +21,8 @@ class PaddedBatch:
     seq_lens: list[int]
     mask_BT: Tensor
     """bool, True at response tokens."""
+    loss_mask_BT: Tensor
+    """bool, True at the response tokens that the loss counts."""
 
     @classmethod
     def of(cls, sequences: Sequence[TrainSequence], device: torch.device) -> PaddedBatch:
@@ -32,7 +34,11 @@ class PaddedBatch:
             input_ids_BL[row, : len(ids)] = torch.tensor(ids)
         lengths_B = torch.tensor([len(s.response_ids) for s in sequences])
         mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-        return cls(input_ids_BL.to(device), prompt_lens, seq_lens, mask_BT.to(device))
+        loss_mask_BT = mask_BT.clone()
+        for row, sequence in enumerate(sequences):
+            if sequence.loss_mask_T is not None:
+                loss_mask_BT[row, : lengths_B[row]] = torch.tensor(sequence.loss_mask_T)
+        return cls(input_ids_BL.to(device), prompt_lens, seq_lens, mask_BT.to(device), loss_mask_BT.to(device))
 
     def response_positions(self) -> tuple[Tensor, Tensor]:
         """Rows and columns, in `input_ids_BL`, of the tokens whose output predicts each response token, in order."""

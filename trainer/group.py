@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from qarl.errors import QarlError
-from qarl.metrics import merge
+from qarl.metrics import Value, merge
 from qarl.numerics.parity import Parity
 from qarl.quant.scheme import QuantScheme
 from qarl.types import PublishedWeights, TrainSequence
@@ -40,7 +40,7 @@ class LearnerGroup:
 
     def update(
         self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[Logprobs]]
-    ) -> dict[str, float]:
+    ) -> dict[str, Value]:
         parts = self._all("update", ray.put(list(minibatches)), ray.put(list(prox_T)))
         return merge(part for rank in parts for part in rank)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from qarl.config import Config
@@ -90,6 +90,11 @@ class LearnerRank:
         if config.learner.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = _deepspeed_engine(self._policy, config, self._device)
+        self._reference: Policy | None = None
+        if config.objective.kl_coef:  # as it computed before training, low precision included: the KL starts at 0
+            self._reference = self._make_policy(
+                scheme if config.learner.aligned else QuantScheme("none"), self._numerics
+            ).requires_grad_(False)
         self._twins: dict[str, Policy] = {}
 
     def parity(self) -> list[Parity]:
@@ -165,21 +170,34 @@ class LearnerRank:
     def _backward(self, sequences: Sequence[TrainSequence], prox: Sequence[Logprobs], share: list[int]) -> Metrics:
         rows = share or [0]
         batch = PaddedBatch.of([sequences[i] for i in rows], self._device)
-        advantages = [sequences[i].advantage if share else 0.0 for i in rows]  # an idle rank joins without effect
+        logp_theta_BT, entropy_BT = self._forward(batch)
         inputs = LossInputs(
-            logp_theta_BT=self._engine(batch),
+            logp_theta_BT=logp_theta_BT,
             logp_prox_BT=pad([prox[i] for i in rows], batch.mask_BT),
             logp_samp_BT=pad([sequences[i].sampler_logprobs_T for i in rows], batch.mask_BT),
-            mask_BT=batch.mask_BT,
-            advantage_B=torch.tensor(advantages, dtype=torch.float32, device=self._device),
+            mask_BT=batch.loss_mask_BT,
+            advantage_B=torch.tensor([sequences[i].advantage for i in rows], dtype=torch.float32, device=self._device),
             num_sequences=len(sequences),
-            num_tokens=sum(len(sequence.response_ids) for sequence in sequences),
+            num_tokens=sum(sequence.loss_tokens for sequence in sequences),
             ids=rows,
+            logp_ref_BT=None if self._reference is None else self._reference(batch),
+            entropy_BT=entropy_BT,
         )
         loss, metrics = compute_loss(inputs, self._config.objective)
-        # DeepSpeed averages gradients over ranks; the loss is already divided by the whole minibatch.
-        self._engine.backward(loss * self._world_size)
+        # DeepSpeed averages gradients over ranks; the loss is already divided by the whole minibatch. An idle rank
+        # joins without effect.
+        self._engine.backward(loss * (self._world_size if share else 0))
         return metrics if share else {}
+
+    def _forward(self, batch: PaddedBatch) -> tuple[Tensor, Tensor | None]:
+        """Log-probs with gradient, and entropies where the objective or a metric wants them."""
+        if self._config.objective.entropy_coef:
+            logp_BT, entropy_BT = self._engine(batch, "gradient")
+        elif self._config.learner.calculate_entropy:
+            logp_BT, entropy_BT = self._engine(batch, "value")
+        else:
+            logp_BT, entropy_BT = self._engine(batch), None
+        return logp_BT, entropy_BT
 
     def _shares(self, sequences: Sequence[TrainSequence]) -> list[list[int]]:
         """This rank's micro-batches as indices: as many on every rank, so that collectives meet; some may be empty."""

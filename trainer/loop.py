@@ -6,8 +6,8 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 
 from qarl.advantages import advantages, has_variance, overlong_penalty
 from qarl.config import Config
+from qarl.error_tokens import error_token_metrics, find_error_tokens, worst
 from qarl.errors import MismatchError, PublicationError
+from qarl.metrics import Value
 from qarl.mismatch import Logprobs, Mismatch
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.quant.schedule import scheme_at
@@ -110,7 +112,7 @@ class Trainer:
         prompts = self._pool.draw(self._config.train.prompts_per_step, step)
         groups = self._rollout(prompts, step)
         self._pool.observe([GroupResult(g.samples[0].prompt.id, tuple(g.rewards)) for g in groups], step)
-        metrics = _reward_metrics(groups) | self._pool.metrics()
+        metrics: dict[str, Value] = {**_reward_metrics(groups), **self._pool.metrics()}
         metrics |= self._learn(groups, step)
         with self._timed("publish"):
             metrics |= self._publish(step)
@@ -121,6 +123,7 @@ class Trainer:
         progress.tokens += tokens
         metrics |= {f"timing_s/{name}": value for name, value in self._timing.items()}
         metrics |= {"timing_s/step": seconds, "perf/tokens_per_s": tokens / seconds}
+        metrics["training/rollouts"] = float(progress.rollouts)
         if sample_s := self._timing.get("sample"):
             metrics["perf/sample_tokens_per_s"] = tokens / sample_s
         self._tracker.log(step, metrics)
@@ -167,7 +170,7 @@ class Trainer:
             Group(samples[i * size : (i + 1) * size], scores[i * size : (i + 1) * size]) for i in range(len(prompts))
         ]
 
-    def _learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+    def _learn(self, groups: Sequence[Group], step: int) -> dict[str, Value]:
         """Score every sample under the learner, then update on the groups that tell anything."""
         config = self._config
         rewards = [_shaped_rewards(group, config) for group in groups]
@@ -177,7 +180,7 @@ class Trainer:
         ]
         everything = [sequence for batch in batches for sequence in batch]
         sampler = [sequence.sampler_logprobs_T for sequence in everything]
-        metrics: dict[str, float] = {}
+        metrics: dict[str, Value] = {}
         if config.learner.prox == "sampler" and self.progress.exact_steps >= config.mismatch.proof_steps:
             prox_all = sampler
         elif everything:
@@ -190,22 +193,41 @@ class Trainer:
             with self._timed("unaligned"):
                 plain = self._learner.score(everything, aligned=False)
             metrics |= Mismatch.between(plain, sampler).metrics("mismatch/unaligned_")
-        prox_iter = iter(prox_all)
-        prox = [[next(prox_iter) for _ in batch] for batch in batches]
+        if everything and config.error_tokens.mode != "off":
+            with self._timed("error_tokens"):
+                everything, shares = self._find_error_tokens(groups, everything, prox_all, step)
+            metrics |= shares
+        pairs = zip(everything, prox_all, strict=True)
+        learnable = [[pair for pair in islice(pairs, len(batch)) if not _masked(pair[0])] for batch in batches]
         keep = [i for i, r in enumerate(rewards) if has_variance(r) or not config.advantage.drop_zero_variance]
         metrics["actor/groups_used"] = float(len(keep))
         # The pool draws unseen prompts first: a mix of both kinds in every minibatch.
         random.Random(derive_seed(config.seed, "minibatches", step)).shuffle(keep)
-        if keep:
-            parts = _split(keep, config.learner.minibatches)
+        parts = _split(keep, config.learner.minibatches) if keep else []
+        minibatches = [[pair for i in part for pair in learnable[i]] for part in parts]
+        if minibatches := [minibatch for minibatch in minibatches if minibatch]:
             with self._timed("update"):
                 metrics |= self._learner.update(
-                    [[s for i in part for s in batches[i]] for part in parts],
-                    [[p for i in part for p in prox[i]] for part in parts],
+                    [[sequence for sequence, _ in minibatch] for minibatch in minibatches],
+                    [[prox for _, prox in minibatch] for minibatch in minibatches],
                 )
             if metrics.get("actor/seq_ratio_max_dev_first_minibatch", 0.0) != 0.0:
                 self.progress.exact_steps = 0
         return metrics
+
+    def _find_error_tokens(
+        self, groups: Sequence[Group], sequences: list[TrainSequence], prox: Sequence[Logprobs], step: int
+    ) -> tuple[list[TrainSequence], dict[str, float]]:
+        """Measure error tokens, show the responses with most of them, and mask them where asked."""
+        config = self._config.error_tokens
+        samples = [sample for group in groups for sample in group.samples]
+        scores = [score for group in groups for score in group.scores]
+        found = [find_error_tokens(s.response_ids, s.text, p, config) for s, p in zip(samples, prox, strict=True)]
+        if config.table_every and step % config.table_every == 0 and (rows := worst(found, config.table_rows)):
+            self._tracker.table(step, [samples[i] for i in rows], [scores[i] for i in rows], "error_tokens")
+        if config.mode == "mask":
+            sequences = [replace(s, loss_mask_T=~tokens.any_T) for s, tokens in zip(sequences, found, strict=True)]
+        return sequences, error_token_metrics(found, [sequence.advantage for sequence in sequences])
 
     def _check_mismatch(self, learner: list[Logprobs], sampler: list[Logprobs], step: int) -> dict[str, float]:
         mismatch = Mismatch.between(learner, sampler)
@@ -287,6 +309,11 @@ class Trainer:
 
 def _sequence(sample: Sample, advantage: float = 0.0) -> TrainSequence:
     return TrainSequence(sample.prompt.token_ids, sample.response_ids, sample.logprobs_T, advantage)
+
+
+def _masked(sequence: TrainSequence) -> bool:
+    """Whether nothing of the response is left to learn from."""
+    return sequence.loss_mask_T is not None and not sequence.loss_mask_T.any()
 
 
 def _shaped_rewards(group: Group, config: Config) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,9 @@ from qarl.quant.linear import align_linears
 from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import KernelKind, QuantScheme
 from trainer.batching import PaddedBatch
+
+ENTROPY_ROWS = 1024
+"""Tokens whose distributions are taken at a time."""
 
 
 class Policy(nn.Module):
@@ -55,8 +58,11 @@ class Policy(nn.Module):
         self.quantized_names = align_linears(self.model, scheme, kernel)
         apply_profile(self.model, numerics, self.device)
 
-    def forward(self, batch: PaddedBatch) -> Tensor:
-        """Log-probs of the response tokens: float32 [B, T], zero where masked."""
+    def forward(self, batch: PaddedBatch, entropy: Literal["none", "value", "gradient"] = "none") -> Tensor:
+        """Log-probs of the response tokens: float32 [B, T], zero where masked.
+
+        With `entropy` [2, B, T]: they, then the entropy (nats) of each token's distribution, with or without gradient.
+        """
         hidden_BLE = self.model.model(input_ids=batch.input_ids_BL, use_cache=False, **self._context(batch))[0]
         row, column = batch.response_positions()
         # Logits only where a response token was sampled: the vocabulary is the widest tensor of all.
@@ -64,8 +70,13 @@ class Policy(nn.Module):
         if self.temperature != 1.0:
             logits_NV = logits_NV / self.temperature
         sampled_N1 = batch.input_ids_BL[row, column + 1, None]
-        logp_N = torch.log_softmax(logits_NV, dim=-1).gather(1, sampled_N1).squeeze(1)
-        return logp_N.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, logp_N)
+        logp_NV = torch.log_softmax(logits_NV, dim=-1)
+        logp_BT = _spread(logp_NV.gather(1, sampled_N1).squeeze(1), batch)
+        if entropy == "none":
+            return logp_BT
+        rows = (logp_NV if entropy == "gradient" else logp_NV.detach()).split(ENTROPY_ROWS)
+        entropy_N = torch.cat([-(logp_RV.exp() * logp_RV).sum(1) for logp_RV in rows])
+        return torch.stack([logp_BT, _spread(entropy_N, batch)])
 
     def _context(self, batch: PaddedBatch) -> dict[str, Any]:
         length = batch.input_ids_BL.shape[1]
@@ -74,3 +85,8 @@ class Policy(nn.Module):
             return {"attention_mask": torch.arange(length, device=self.device) < lengths_B[:, None]}
         paged = self.numerics == "engine"
         return {"layout": BatchLayout(batch.prompt_lens, batch.seq_lens, length, paged)}
+
+
+def _spread(values_N: Tensor, batch: PaddedBatch) -> Tensor:
+    """Values of the response tokens as [B, T], zero where masked."""
+    return values_N.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, values_N)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qarl.objectives.config import DrGRPOConfig, SequenceTIS, TokenMask, TokenTIS
+from qarl.objectives.config import AdaptiveClip, DrGRPOConfig, SequenceTIS, TokenMask, TokenTIS
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import OBJECTIVES, compute_loss
 
@@ -69,7 +69,7 @@ def subjects() -> dict[str, Any]:
     grpo = defaults["grpo"]
     corrections = {
         f"grpo + {correction.kind}": grpo.model_copy(update={"correction": correction})
-        for correction in (SequenceTIS(), TokenTIS(), TokenMask())
+        for correction in (SequenceTIS(), TokenTIS(), TokenMask(), AdaptiveClip())
     }
     return defaults | {"tbpo, token level": defaults["tbpo"].model_copy(update={"level": "token"})} | corrections
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qarl.metrics import Metrics, maximum, mean
+from qarl.metrics import Metrics, effective_sample_size, maximum, mean
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 
 
@@ -50,11 +50,40 @@ def reduce(
     return -total / size, {"actor/loss": mean(-total.item(), here)} | ratio_metrics(ratios)
 
 
+def drop_metrics(clipped: Tensor | None, weight: Tensor | None, advantage_B: Tensor, lengths_B: Tensor) -> Metrics:
+    """Which tokens have no gradient although their advantage is not 0, and which sequences have no other tokens.
+
+    Args:
+        clipped: bool, [B] or [B, T] (False where masked); None where nothing is clipped.
+        weight: a token or sequence of weight 0 is dropped, too: None, [B] or [B, T] (not 0 where masked).
+    """
+    if weight is not None and weight.dim() == 2:
+        clipped = weight == 0 if clipped is None else clipped | (weight == 0)
+    tokens_B = torch.zeros_like(lengths_B)
+    if clipped is not None:
+        tokens_B = clipped.sum(1) if clipped.dim() == 2 else clipped * lengths_B
+    if weight is not None and weight.dim() == 1:
+        tokens_B = torch.where(weight == 0, lengths_B, tokens_B)
+    tokens_B = torch.where(advantage_B == 0, 0, tokens_B)
+    gone_B = tokens_B == lengths_B
+    metrics: Metrics = {
+        "actor/tokens_dropped": mean(int(tokens_B.sum()), int(lengths_B.sum())),
+        "actor/sequences_dropped": mean(int(gone_B.sum()), len(gone_B)),
+    }
+    for name, part_B in (("kept", lengths_B[~gone_B]), ("dropped", lengths_B[gone_B])):
+        if len(part_B):
+            metrics[f"response_length/{name}_mean"] = mean(int(part_B.sum()), len(part_B))
+            metrics[f"response_length/{name}_max"] = maximum(int(part_B.max()))
+    return metrics
+
+
 def ratio_metrics(ratios: Ratios) -> Metrics:
     """Where the sequence ratios r_seq are."""
     r_B = bounded_exp(ratios.log_r_B.detach())
+    total = r_B.sum().item()
     return {
         "actor/ppo_kl": mean(-ratios.log_r_B.detach().sum().item(), len(r_B)),
-        "actor/seq_ratio_mean": mean(r_B.sum().item(), len(r_B)),
+        "actor/seq_ratio_mean": mean(total, len(r_B)),
+        "actor/seq_ratio_eff_sample_size": effective_sample_size(total, r_B.square().sum().item(), len(r_B)),
         "actor/seq_ratio_max_dev": maximum((r_B - 1).abs().max().item()),
     }

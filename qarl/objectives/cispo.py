@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qarl.metrics import Metrics, mean
-from qarl.objectives.aggregate import reduce, token_sums
+from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.config import CISPOConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
@@ -28,4 +28,4 @@ def cispo(inputs: LossInputs, config: CISPOConfig) -> tuple[Tensor, Metrics]:
     sums_B = token_sums(clipped_BT * logp_BT, weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, "token_mean")
     metrics["actor/clip_fraction"] = mean((clipped_BT != r_BT).sum().item(), int(ratios.lengths_B.sum()))
-    return loss, shared | metrics
+    return loss, shared | metrics | drop_metrics(None, weight, inputs.advantage_B, ratios.lengths_B)

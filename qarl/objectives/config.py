@@ -23,13 +23,23 @@ class NoCorrection(Node):
     """Which correction."""
 
 
-class TokenTIS(Node):
+class _TokenCap(Node):
+    cap: Annotated[float, Field(ge=1.0)] = 2.0
+    """Largest weight."""
+
+
+class TokenTIS(_TokenCap):
     """Truncated importance sampling: `min(w_t, cap)`."""
 
     kind: Literal["token_tis"] = "token_tis"
     """Which correction."""
-    cap: Annotated[float, Field(ge=1.0)] = 2.0
-    """Largest weight."""
+
+
+class AdaptiveClip(_TokenCap):
+    """Adaptive clipping range (QuRL): token TIS, and where it truncates, the clip's upper bound is raised as much."""
+
+    kind: Literal["adaptive_clip"] = "adaptive_clip"
+    """Which correction."""
 
 
 class SequenceTIS(Node):
@@ -80,11 +90,22 @@ class SequenceReject(_Band):
 CorrectionConfig = Annotated[
     NoCorrection | TokenTIS | SequenceTIS | TokenMask | SequenceMask | SequenceReject, Field(discriminator="kind")
 ]
+TokenClipCorrectionConfig = Annotated[
+    NoCorrection | TokenTIS | AdaptiveClip | SequenceTIS | TokenMask | SequenceMask | SequenceReject,
+    Field(discriminator="kind"),
+]
 
 
 class _Objective(Node):
     advantage: ClassVar[Mapping[str, object]] = MappingProxyType({})
     """Values of the `advantage` section without which the objective would not be what its name says."""
+    kl_coef: NonNegativeFloat = 0.0
+    """Coefficient of the penalty on KL(pi_theta || reference), the reference being the initial model; 0 keeps none."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the KL is estimated from sampled tokens. k2 and k3 pull towards the reference; the gradient of k1 is zero on
+    average, it only adds noise."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Coefficient of the bonus on the entropy of the next-token distribution."""
 
 
 class TBPOConfig(_Objective):
@@ -118,9 +139,11 @@ class _Corrected(_Objective):
     """Weight against the mismatch of sampler and learner."""
 
 
-class TokenClip(_Corrected):
+class TokenClip(_Objective):
     """What the clipped minimum on token ratios is made of."""
 
+    correction: TokenClipCorrectionConfig = NoCorrection()
+    """Weight against the mismatch of sampler and learner."""
     clip_ratio_low: Fraction = 0.2
     """eps_low: a token's ratio is bounded below by 1 - eps_low (binds for negative advantages)."""
     clip_ratio_high: PositiveFloat = 0.2
@@ -180,6 +203,19 @@ class CISPOConfig(_Corrected):
     """eps_high of CISPO's weight. The paper tunes it and names no value."""
 
 
+class GBPOConfig(_Corrected):
+    """GBPO, bounded ratio RL (arXiv 2604.18578): the token ratio is drawn to the bound on its advantage's side."""
+
+    kind: Literal["gbpo"] = "gbpo"
+    """Which objective."""
+    clip_ratio_low: Fraction = 0.2
+    """eps_low: for a negative advantage the target is 1 - eps_low."""
+    clip_ratio_high: PositiveFloat = 0.2
+    """eps_high: for a positive one 1 + eps_high."""
+    aggregation: Aggregation = "sequence_mean"
+    """How tokens are averaged."""
+
+
 class OnPolicyConfig(_Corrected):
     """Plain policy gradient, without a ratio: right when each batch is used for one optimizer step."""
 
@@ -218,6 +254,7 @@ ObjectiveConfig = Annotated[
     | DAPOConfig
     | GSPOConfig
     | CISPOConfig
+    | GBPOConfig
     | OnPolicyConfig
     | RLOOConfig
     | ReinforcePPConfig,

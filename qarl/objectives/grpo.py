@@ -14,12 +14,12 @@ from qarl.metrics import Metrics
 from qarl.objectives.aggregate import reduce, token_sums
 from qarl.objectives.band import Band
 from qarl.objectives.config import GRPOConfig, TokenClip
-from qarl.objectives.corrections import mismatch_weight
+from qarl.objectives.corrections import mismatch_weight, upper_clip_bound
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 
 
 def grpo(inputs: LossInputs, config: GRPOConfig) -> tuple[Tensor, Metrics]:
-    """GRPO (arXiv 2402.03300), without the penalty on the KL to a reference model.
+    """GRPO (arXiv 2402.03300); its penalty on the KL to a reference model is `kl_coef`, see `regularizers.py`.
 
         r_t = pi_theta/pi_prox
         loss = -(1/num_sequences) sum_b (1/T_b) sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
@@ -41,10 +41,12 @@ def clipped_token_loss(
     ratios = Ratios.of(inputs)
     weight, metrics = mismatch_weight(ratios, config.correction)
     band = Band(
-        pos_high=1 + config.clip_ratio_high, neg_low=1 - config.clip_ratio_low, neg_high=config.clip_ratio_c or inf
+        pos_high=upper_clip_bound(1 + config.clip_ratio_high, ratios, config.correction),
+        neg_low=1 - config.clip_ratio_low,
+        neg_high=config.clip_ratio_c or inf,
     )
     r_BT = bounded_exp(ratios.log_r_BT)
     # The advantage is the sequence's: it may come after the sum over tokens.
     sums_B = token_sums(band.clamp(r_BT, inputs.advantage_B), weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, how, normalizer)
-    return loss, shared | metrics | band.clip_metrics(r_BT.detach(), inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | band.metrics(r_BT.detach(), weight, inputs.advantage_B, ratios.lengths_B)

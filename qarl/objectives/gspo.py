@@ -26,6 +26,7 @@ def gspo(inputs: LossInputs, config: GSPOConfig) -> tuple[Tensor, Metrics]:
     band = Band(pos_high=1 + config.seq_clip_ratio_high, neg_low=1 - config.seq_clip_ratio_low)
     r_B = bounded_exp(ratios.log_r_B)
     surrogate_B = band.clamp(r_B, inputs.advantage_B) * inputs.advantage_B
-    total = -(sequence_weight(weight, ratios, inputs.mask_BT) * surrogate_B).sum()
-    metrics |= band.clip_metrics(r_B.detach(), inputs.advantage_B, ratios.lengths_B) | ratio_metrics(ratios)
+    weight_B = sequence_weight(weight, ratios, inputs.mask_BT)
+    total = -(weight_B * surrogate_B).sum()
+    metrics |= band.metrics(r_B.detach(), weight_B, inputs.advantage_B, ratios.lengths_B) | ratio_metrics(ratios)
     return total / inputs.num_sequences, {"actor/loss": mean(total.item(), len(r_B))} | metrics

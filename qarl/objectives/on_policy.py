@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qarl.metrics import Metrics
-from qarl.objectives.aggregate import reduce, token_sums
+from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.config import CorrectionConfig, OnPolicyConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios
@@ -33,4 +33,4 @@ def log_prob_loss(
     logp_BT = torch.where(inputs.mask_BT, inputs.logp_theta_BT, 0.0)
     sums_B = token_sums(logp_BT, weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, how)
-    return loss, shared | metrics
+    return loss, shared | metrics | drop_metrics(None, weight, inputs.advantage_B, ratios.lengths_B)

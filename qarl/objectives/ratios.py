@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ class LossInputs:
     the sampler; the gradient flows through the first only. `mask_BT` is bool, True at response tokens: what is masked
     never matters, NaN and infinity included. `num_sequences` and `num_tokens` count the whole minibatch, over all
     micro-batches and ranks: the losses of the parts add up to the loss of the whole. `ids` name the sequences in
-    errors; empty counts them from 0.
+    errors; empty counts them from 0. `logp_ref_BT`, log-probs under the reference, and `entropy_BT`, entropies (nats)
+    of the distributions that the tokens were drawn from, are there when they are asked for.
     """
 
     logp_theta_BT: Tensor
@@ -39,6 +41,8 @@ class LossInputs:
     num_sequences: int
     num_tokens: int
     ids: Sequence[int | str] = ()
+    logp_ref_BT: Tensor | None = None
+    entropy_BT: Tensor | None = None
 
     def named(self, chosen_B: Tensor) -> str:
         """The ids of the chosen sequences, for an error."""
@@ -58,6 +62,11 @@ class Ratios:
     """Mean of `log_r_BT` over the response."""
     log_w_B: Tensor
 
+    @cached_property
+    def w_BT(self) -> Tensor:
+        """w_t, 1 where masked."""
+        return bounded_exp(self.log_w_BT)
+
     @classmethod
     def of(cls, inputs: LossInputs) -> Ratios:
         """Check the inputs and compute the ratios.
@@ -76,12 +85,7 @@ class Ratios:
         if (lengths_B == 0).any():
             raise ObjectiveError(f"sequences {inputs.named(lengths_B == 0)} have no response token")
         log_r_B, log_w_B = log_r_BT.sum(1) / lengths_B, log_w_BT.sum(1) / lengths_B
-        broken_B = ~(torch.isfinite(log_r_B) & torch.isfinite(log_w_B))
-        if broken_B.any():
-            raise DivergenceError(
-                f"NaN or infinite log-prob in sequences {inputs.named(broken_B)}",
-                mend="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
-            )
+        check_finite(torch.isfinite(log_r_B) & torch.isfinite(log_w_B), inputs)
         if not torch.isfinite(advantage_B).all():
             raise ObjectiveError(f"NaN or infinite advantage of sequences {inputs.named(~torch.isfinite(advantage_B))}")
         return cls(log_r_BT, log_w_BT, lengths_B, log_r_B, log_w_B)
@@ -96,6 +100,15 @@ def token_log_ratio(logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor) -> Te
         )
     # Selected, not multiplied: a NaN times zero would reach the gradient.
     return torch.where(mask_BT, _precise(logp_BT) - _precise(logp_ref_BT), 0.0)
+
+
+def check_finite(finite_B: Tensor, inputs: LossInputs) -> None:
+    """Raises DivergenceError that names the sequences which are not `finite_B`."""
+    if not finite_B.all():
+        raise DivergenceError(
+            f"NaN or infinite log-prob in sequences {inputs.named(~finite_B)}",
+            mend="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
+        )
 
 
 def bounded_exp(log_ratio: Tensor) -> Tensor:

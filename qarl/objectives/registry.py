@@ -13,6 +13,7 @@ from qarl.objectives.config import (
     CISPOConfig,
     DAPOConfig,
     DrGRPOConfig,
+    GBPOConfig,
     GRPOConfig,
     GSPOConfig,
     ObjectiveConfig,
@@ -23,10 +24,12 @@ from qarl.objectives.config import (
 )
 from qarl.objectives.dapo import dapo
 from qarl.objectives.dr_grpo import dr_grpo
+from qarl.objectives.gbpo import gbpo
 from qarl.objectives.grpo import grpo
 from qarl.objectives.gspo import gspo
 from qarl.objectives.on_policy import on_policy
 from qarl.objectives.ratios import LossInputs
+from qarl.objectives.regularizers import regularize
 from qarl.objectives.reinforce_pp import reinforce_pp
 from qarl.objectives.rloo import rloo
 from qarl.objectives.tbpo import tbpo
@@ -38,6 +41,7 @@ OBJECTIVES: dict[type[Any], Callable[[LossInputs, Any], tuple[Tensor, Metrics]]]
     DAPOConfig: dapo,
     GSPOConfig: gspo,
     CISPOConfig: cispo,
+    GBPOConfig: gbpo,
     OnPolicyConfig: on_policy,
     RLOOConfig: rloo,
     ReinforcePPConfig: reinforce_pp,
@@ -46,4 +50,6 @@ OBJECTIVES: dict[type[Any], Callable[[LossInputs, Any], tuple[Tensor, Metrics]]]
 
 def compute_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     """The loss of a micro-batch, normalised by its minibatch, and partial metrics. Raises ObjectiveError."""
-    return OBJECTIVES[type(config)](inputs, config)
+    loss, metrics = OBJECTIVES[type(config)](inputs, config)
+    loss, more = regularize(loss, inputs, config)
+    return loss, metrics | more

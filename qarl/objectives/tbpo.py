@@ -43,13 +43,13 @@ def tbpo(inputs: LossInputs, config: TBPOConfig) -> tuple[Tensor, Metrics]:
     if config.level == "sequence":
         ratio = bounded_exp(ratios.log_r_B)
         surrogate_B = band.clamp(ratio, advantage_B) * advantage_B
-        weight_B = sequence_weight(weight, ratios, inputs.mask_BT)
-        loss = -(weight_B * surrogate_B).sum() / inputs.num_sequences
+        weight = sequence_weight(weight, ratios, inputs.mask_BT)
+        loss = -(weight * surrogate_B).sum() / inputs.num_sequences
     else:
         ratio = bounded_exp(ratios.log_r_BT)
         sums_B = token_sums(band.clamp(ratio, advantage_B), weight, inputs.mask_BT)
         loss = -(sums_B / ratios.lengths_B * advantage_B).sum() / inputs.num_sequences
-    metrics |= band.clip_metrics(ratio.detach(), advantage_B, ratios.lengths_B) | ratio_metrics(ratios)
+    metrics |= band.metrics(ratio.detach(), weight, advantage_B, ratios.lengths_B) | ratio_metrics(ratios)
     if config.positive_only:
         dropped = (inputs.advantage_B < 0).sum().item()
         metrics["actor/sequences_negative_dropped"] = mean(dropped, len(advantage_B))

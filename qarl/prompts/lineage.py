@@ -101,7 +101,7 @@ class Forest:
             said = {c: parent_rate(result[c], difficulty) for c, difficulty in children.items()}
             below = fsum(weight[c] * said[c] for c in children) / sum(weight.values())
             below = min(max(below, min(said.values())), max(said.values()))  # the division may round past them
-            result[node] = 0.5 * values[node] + 0.5 * below
+            result[node] = (values[node] + below) / 2  # halves would vanish among subnormal numbers
         return result
 
     def _parents_first(self) -> list[str]:

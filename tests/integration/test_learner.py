@@ -125,14 +125,18 @@ def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: di
 def test_gradient_does_not_depend_on_ranks_or_micro_batches(
     objective: str, dtype: str, tiny_models: dict[str, Path]
 ) -> None:
-    """One objective normalised by sequences, one by tokens."""
-    batch, norms, losses = sequences(8), [], []
-    for ranks, size in ((1, 8), (1, 2), (2, 3)):
+    """One objective normalised by sequences, one by tokens; with an idle micro-batch, a bonus and a penalty (k1: its
+    value is 0 at first, its gradient is not)."""
+    batch, norms, losses = sequences(7), [], []
+    for ranks, size in ((1, 7), (1, 2), (2, 3)):
         more = (f"learner.micro_batch_size={size}", f"model.dtype={dtype}", f"objective.kind={objective}")
+        more += ("objective.kl_coef=0.5", "objective.kl_estimator=k1", "objective.entropy_coef=0.1")
         config = config_of(tiny_models["qwen3"], 1, ranks, *more)
         learner = start(config)
         prox = learner.score(batch)
         metrics = learner.update([with_prox(batch, prox)], [prox])
+        assert metrics["actor/kl_loss"] == 0.0  # the reference is the model before training, computed alike
+        assert metrics["actor/entropy"] > 0
         norms.append(metrics["actor/grad_norm"])
         losses.append(metrics["actor/loss"])
         learner.close()

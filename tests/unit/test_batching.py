@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -42,6 +45,19 @@ def test_each_response_token_follows_its_position(sequences: list[TrainSequence]
     row, column = batch.response_positions()
     assert batch.input_ids_BL[row, column + 1].tolist() == [t for s in sequences for t in s.response_ids]
     assert row.tolist() == [i for i, s in enumerate(sequences) for _ in s.response_ids]
+
+
+@given(SEQUENCES, st.randoms(use_true_random=False))
+def test_the_loss_mask_is_within_the_response(sequences: list[TrainSequence], rng: random.Random) -> None:
+    assert torch.equal((plain := PaddedBatch.of(sequences, CPU)).loss_mask_BT, plain.mask_BT)
+    masks = [[rng.random() < 0.5 for _ in s.response_ids] for s in sequences]
+    masked = [replace(s, loss_mask_T=np.array(m)) for s, m in zip(sequences, masks, strict=True)]
+    batch = PaddedBatch.of(masked, CPU)
+    assert torch.equal(batch.mask_BT, plain.mask_BT)
+    assert batch.loss_mask_BT[batch.mask_BT].tolist() == [keep for mask in masks for keep in mask]
+    assert not batch.loss_mask_BT[~batch.mask_BT].any()
+    assert [s.loss_tokens for s in masked] == batch.loss_mask_BT.sum(1).tolist()
+    assert [s.loss_tokens for s in sequences] == [len(s.response_ids) for s in sequences]
 
 
 @given(SEQUENCES)

@@ -17,8 +17,9 @@ from configs import __file__ as configs_init
 from launch import cli
 from launch.cli import config_path, main
 from launch.cluster import bundles, check_resources, device_of
+from launch.continuation import check_same_run
 from launch.tiny_model import make_tokenizer
-from launch.train import _check_same_run, _set_aside
+from launch.train import _set_aside
 from qarl.config import Config
 from qarl.config_io import documentation, load_config, to_yaml, validate
 from qarl.errors import ConfigError, ResourceError, RolloutError
@@ -224,7 +225,7 @@ def test_unknown_commands_exit_with_2(argv: list[str], capsys: pytest.CaptureFix
 def test_config_list_introduces_every_shipped_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "list"]) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert lines.keys() == {path.stem for path in SHIPPED.glob("**/*.yaml")}
+    assert lines.keys() == {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.glob("**/*.yaml")}
     assert all(len(line.split(maxsplit=1)[1]) > 20 and "#" not in line for line in lines.values())
 
 
@@ -297,16 +298,16 @@ def test_a_device_that_is_set_is_taken(device: str) -> None:
     ],
 )
 def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same: bool) -> None:
-    _check_same_run(make_config(), tmp_path)  # an empty folder is anyone's
+    check_same_run(make_config(), tmp_path)  # an empty folder is anyone's
     (tmp_path / "config.yaml").write_text(to_yaml(make_config()))
-    _check_same_run(make_config(), tmp_path)
+    check_same_run(make_config(), tmp_path)
     other = make_config(**{key: value})
     if same:
-        _check_same_run(other, tmp_path)
+        check_same_run(other, tmp_path)
         return
     changed = key if key == "seed" else f"{key}.{list(value)[-1]}"
     with pytest.raises(ConfigError, match=rf"was made with other settings \({changed}\)"):
-        _check_same_run(other, tmp_path)
+        check_same_run(other, tmp_path)
 
 
 def test_starting_over_keeps_the_last_finished_run(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qarl.config_io import documentation, load_config, to_yaml, validate
 from qarl.errors import ConfigError
 from qarl.tasks.config import JsonlTaskConfig
 
-SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("**/*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"model": {"path": "models/x"}, "task": {"kind": "sorting"}}
 MINIMAL_YAML = "model: {path: models/x}\ntask: {kind: sorting}\n"
 

@@ -137,7 +137,7 @@ def test_schedule_of_evaluations_tables_and_checkpoints(tmp_path: Path) -> None:
     assert [len(requests) for requests in held_out] == [9 * 3, 5 * 3, 5 * 3, 9 * 3]  # 2 samples and a greedy one
     assert {f"eval/{name}": value for name, value in final.items()} == run.tracker.rows[-1][1]
     assert run.trainer.progress.eval_before["pass@1"] == run.values("eval/pass@1")[0]
-    assert run.tracker.tables == [(3, 4 * GROUP)]
+    assert run.tracker.tables == [(3, 4 * GROUP, "samples")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000005"]
 
 
@@ -209,6 +209,47 @@ def test_all_groups_are_used_when_none_is_dropped(tmp_path: Path) -> None:
 
 def advantages_of(run: Run) -> list[float]:
     return [s.advantage for update in run.learner.minibatches for m in update for s in m]
+
+
+ODD_DIGITS = {"ngram": 1, "ngram_count": 2, "probability": 0.0, "table_every": 2, "table_rows": 3}
+"""A token that stands twice in its response is an error token."""
+
+
+def test_error_tokens_are_measured_and_the_worst_shown(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(error_tokens=ODD_DIGITS))
+    run.trainer.run()
+    assert run.steps("error_tokens/share") == [1, 2, 3, 4]
+    assert all(0 < share < 1 for share in run.values("error_tokens/share"))
+    shown = {step: rows for step, rows, name in run.tracker.tables if name == "error_tokens"}
+    assert shown.keys() == {2, 4}
+    assert max(shown.values()) == 3
+    assert all(s.loss_mask_T is None for call in run.learner.minibatches for batch in call for s in batch)
+    quiet = Run(tmp_path / "off", make_config(error_tokens={"mode": "off"}))
+    quiet.trainer.run()
+    assert quiet.steps("error_tokens/share") == []
+    assert quiet.learner.theta == run.learner.theta
+
+
+def test_masked_tokens_leave_the_loss_and_wholly_masked_responses_the_batch(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(error_tokens={**ODD_DIGITS, "mode": "mask"}))
+    run.trainer.run()
+    learnt = [s for call in run.learner.minibatches for batch in call for s in batch]
+    proxes = [p for call in run.learner.prox for batch in call for p in batch]
+    assert len(learnt) == len(proxes)
+    partly = 0
+    for sequence, prox in zip(learnt, proxes, strict=True):
+        assert sequence.loss_mask_T is not None
+        kept = [sequence.response_ids.count(token) == 1 for token in sequence.response_ids]
+        assert sequence.loss_mask_T.tolist() == kept
+        assert sequence.loss_tokens == sum(kept) > 0
+        assert len(prox) == len(sequence.response_ids)
+        partly += not all(kept)
+    assert partly
+    everything = {"mode": "mask", "probability": 1.0, "probability_run": 1}
+    nothing_left = Run(tmp_path / "all", make_config(error_tokens=everything))
+    nothing_left.trainer.run()
+    assert nothing_left.learner.minibatches == []
+    assert nothing_left.values("error_tokens/share") == [1.0] * 4
 
 
 def test_the_estimator_is_the_configs(tmp_path: Path) -> None:

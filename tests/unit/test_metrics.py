@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qarl.metrics import Metric, Metrics, maximum, mean, merge
+from qarl.metrics import Histogram, Metric, Metrics, effective_sample_size, maximum, mean, merge
 from qarl.seeds import derive_seed
 
 # Eighths: sums of them are exact, so that equality does not depend on the order.
@@ -54,6 +54,31 @@ def test_a_mean_of_no_weight_is_left_out() -> None:
 def test_one_name_with_two_reductions_is_an_error() -> None:
     with pytest.raises(ValueError, match="metric loss has two reductions"):
         merge([{"loss": mean(1.0, 1.0)}, {"loss": maximum(1.0)}])
+
+
+@given(st.lists(st.lists(st.floats(1e-3, 1e3), max_size=5), min_size=1, max_size=4).filter(any))
+def test_the_sample_size_of_all_parts_is_that_of_the_whole(parts: list[list[float]]) -> None:
+    metrics = [{"ess": effective_sample_size(sum(w), sum(x * x for x in w), len(w))} for w in parts]
+    whole = [x for w in parts for x in w]
+    expected = sum(whole) ** 2 / (len(whole) * sum(x * x for x in whole))
+    merged = merge(metrics)["ess"]
+    assert merged == pytest.approx(expected, rel=1e-9)
+    assert 1 / len(whole) <= expected * (1 + 1e-9)
+    assert expected <= 1 + 1e-9
+
+
+def test_the_sample_size_by_hand() -> None:
+    assert merge([{"ess": effective_sample_size(4.0, 4.0, 4)}]) == {"ess": 1.0}
+    assert merge([{"ess": effective_sample_size(2.0, 4.0, 4)}]) == {"ess": 0.25}
+    assert merge([{"ess": effective_sample_size(0.0, 0.0, 4)}]) == {}
+
+
+def test_histograms_add_up_and_must_share_their_edges() -> None:
+    one, other = Histogram((0.0, 1.0, 2.0), (1, 2)), Histogram((0.0, 1.0, 2.0), (3, 0))
+    assert merge([{"h": one}, {"h": other}, {}]) == {"h": Histogram((0.0, 1.0, 2.0), (4, 2))}
+    for wrong in (Histogram((0.0, 1.5, 2.0), (1, 2)), mean(1.0, 1.0)):
+        with pytest.raises(ValueError, match="metric h has two reductions"):
+            merge([{"h": one}, {"h": wrong}])
 
 
 NAMES = st.lists(st.one_of(st.integers(), st.text(st.characters(exclude_characters="|"))), max_size=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -61,6 +62,28 @@ def response_log_probs(path: Path, temperature: float) -> list[Tensor]:
         first = len(sequence.prompt_ids)
         out.append(logp_LV[first - 1 : -1].gather(1, ids[0, first:, None]).squeeze(1))
     return out
+
+
+@pytest.mark.parametrize("mode", ["value", "gradient"])
+def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
+    tiny_models: dict[str, Path], mode: Literal["value", "gradient"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.policy.ENTROPY_ROWS", 4)  # ten tokens: three pieces
+    learner = policy(tiny_models["qwen3"], "portable", temperature=0.7)
+    plain_BT = learner(batch())
+    logp_BT, entropy_BT = learner(batch(), mode)
+    assert torch.equal(logp_BT, plain_BT)
+    model = AutoModelForCausalLM.from_pretrained(tiny_models["qwen3"], dtype=torch.float32)
+    for row, sequence in enumerate(sequences()):
+        ids = torch.tensor([sequence.prompt_ids + sequence.response_ids])
+        logits_LV = model(ids).logits[0, len(sequence.prompt_ids) - 1 : -1].double() / 0.7
+        expected_T = torch.distributions.Categorical(logits=logits_LV).entropy()
+        torch.testing.assert_close(entropy_BT[row, : len(expected_T)].double(), expected_T, rtol=0, atol=1e-4)
+        assert not entropy_BT[row, len(expected_T) :].any()
+    entropy_BT.sum().backward()
+    head = learner.model.lm_head.weight.grad
+    assert head is not None
+    assert bool(head.any()) == (mode == "gradient")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from launch import tracking
+from launch.report import read_series
 from launch.tracking import METRICS_FILE, SAMPLE_COLUMNS, SAMPLES_FILE, RunTracker, read_log
 from qarl.config import Config
 from qarl.config_io import validate
 from qarl.errors import DataError, ResourceError
+from qarl.metrics import Histogram
 from qarl.types import Prompt, Sample, Score
 
+HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
 STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0}
 
 
@@ -49,6 +52,15 @@ def test_each_log_call_is_a_whole_line_at_once(tmp_path: Path) -> None:
     assert math.isnan(float(row["a"]))
     assert float(row["b"]) == math.inf
     assert not (tmp_path / "wandb").exists()
+
+
+def test_a_histogram_is_edges_and_counts(tmp_path: Path) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.log(1, {**STEP, "w_hist": HISTOGRAM})
+    tracker.close()
+    (row,) = read_log(tmp_path / METRICS_FILE)
+    assert row["w_hist"] == {"edges": [0.5, 1.0, 2.0], "counts": [3, 4]}
+    assert read_series(tmp_path).keys() == STEP.keys()
 
 
 @given(logged=st.lists(st.integers(0, 9)), start=st.integers(0, 9), cut=st.integers(0, 40))
@@ -84,6 +96,7 @@ def test_samples_are_kept_with_their_scores(tmp_path: Path) -> None:
     rows = read_log(tmp_path / SAMPLES_FILE)
     assert [rows[0][name] for name in SAMPLE_COLUMNS] == ["21=", "12", "12", 1.0, "stop", 7, -0.75]
     assert rows[1]["response"] == "x\n[b]"
+    assert {row["table"] for row in rows} == {"samples"}
     RunTracker(config(), tmp_path, 1, 3).close()
     assert read_log(tmp_path / SAMPLES_FILE) == []
 
@@ -141,12 +154,15 @@ def test_wandb_offline_holds_the_metrics_under_one_id(tmp_path: Path, monkeypatc
     ids = set()
     for start in (0, 1):
         tracker = RunTracker(config("offline"), tmp_path, start, 2)
-        tracker.log(start + 1, STEP)
+        tracker.log(start + 1, {**STEP, "w_hist": HISTOGRAM})
         tracker.table(start + 1, [sample()], [Score(1.0)])
         tracker.close()
         found = records(tmp_path / "wandb" / "latest-run")
         history = [record["history"]["item"] for record in found if record["type"] == "history"]
         assert history[-2].items() >= {"step": start + 1, **STEP}.items()
+        drawn = {name: value for name, value in history[-2].items() if name.startswith("w_hist")}
+        assert "histogram" in str(drawn)
+        assert "[3, 4]" in str(drawn)
         assert history[-1]["samples._type"] == "table-file"
         metrics = [record["metric"] for record in found if record["type"] == "metric"]
         assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "step" for metric in metrics)

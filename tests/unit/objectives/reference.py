@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qarl.metrics import merge
+from qarl.metrics import Histogram, Metrics, merge
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 
@@ -41,7 +41,15 @@ class Batch:
         theta_BT = self.theta_BT.clone().requires_grad_()
         loss, metrics = compute_loss(replace(self, theta_BT=theta_BT).inputs(whole), config)
         (grad_BT,) = torch.autograd.grad(loss, theta_BT)
-        return loss.detach(), grad_BT, merge([metrics])
+        return loss.detach(), grad_BT, numbers([metrics])
+
+
+def numbers(parts: Sequence[Metrics]) -> dict[str, float]:
+    """Reduced metrics; a histogram is one number a bin."""
+    reduced = merge(parts)
+    plain = {name: value for name, value in reduced.items() if not isinstance(value, Histogram)}
+    histograms = {name: value for name, value in reduced.items() if isinstance(value, Histogram)}
+    return plain | {f"{name}/{i}": float(n) for name, value in histograms.items() for i, n in enumerate(value.counts)}
 
 
 def random_batch(
@@ -86,7 +94,7 @@ def weights(config: Any, w_T: list[float], w_seq: float) -> list[float]:
     match config.kind:
         case "none":
             return [1.0] * len(w_T)
-        case "token_tis":
+        case "token_tis" | "adaptive_clip":
             return [min(w, config.cap) for w in w_T]
         case "sequence_tis":
             return [min(w_seq, config.cap)] * len(w_T)
@@ -103,9 +111,11 @@ def ppo(r: float, a: float, low: float, high: float) -> float:
     return min(r * a, clip(r, 1 - low, 1 + high) * a)
 
 
-def token_ppo(c: Any, r: float, a: float) -> float:
-    """Dual-clip PPO, arXiv 1912.09729, equation 5: max(min(...), c A) for A < 0."""
-    term = ppo(r, a, c.clip_ratio_low, c.clip_ratio_high)
+def token_ppo(c: Any, r: float, a: float, w: float) -> float:
+    """Dual-clip PPO, arXiv 1912.09729, equation 5: max(min(...), c A) for A < 0. QuRL's bound is (1 + eps) / r, where r
+    is the share of w that truncation leaves."""
+    left = min(w, c.correction.cap) / w if c.correction.kind == "adaptive_clip" else 1.0
+    term = ppo(r, a, c.clip_ratio_low, (1 + c.clip_ratio_high) / left - 1)
     return max(term, c.clip_ratio_c * a) if c.clip_ratio_c and a < 0 else term
 
 
@@ -141,7 +151,10 @@ def reference_loss(theta: list[list[float]], batch: Batch, c: Any) -> tuple[floa
             case "gspo":
                 terms = [u * ppo(r_seq, a, c.seq_clip_ratio_low, c.seq_clip_ratio_high) for u in u_T]
             case "grpo" | "dr_grpo" | "dapo" | "reinforce_pp":
-                terms = [u * token_ppo(c, r, a) for u, r in zip(u_T, r_T, strict=True)]
+                terms = [u * token_ppo(c, r, a, w) for u, r, w in zip(u_T, r_T, w_T, strict=True)]
+            case "gbpo":
+                target = 1 + c.clip_ratio_high if a >= 0 else 1 - c.clip_ratio_low
+                terms = [-u * abs(a) * abs(r - target) for u, r in zip(u_T, r_T, strict=True)]
             case "cispo":
                 clipped = [clip(frozen[b][i], 1 - c.is_clip_low, 1 + c.is_clip_high) for i in range(n)]
                 terms = [u * k * a * logp for u, k, logp in zip(u_T, clipped, logp_T, strict=True)]
@@ -150,6 +163,7 @@ def reference_loss(theta: list[list[float]], batch: Batch, c: Any) -> tuple[floa
         total += sum(terms) * scale(c, n)
         lengths.append(n)
         seen += [*r_T, *w_T, r_seq, w_seq]
+        seen += [r * min(w, cap.cap) / w for r, w in zip(r_T, w_T, strict=True) if cap.kind == "adaptive_clip"]
     token_mean = c.kind in {"dapo", "cispo", "reinforce_pp"} or getattr(c, "aggregation", "") == "token_mean"
     return -total / (sum(lengths) if token_mean else len(lengths)), seen
 

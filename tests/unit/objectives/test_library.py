@@ -12,9 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qarl.objectives.config import (
+    AdaptiveClip,
     CISPOConfig,
     DAPOConfig,
     DrGRPOConfig,
+    GBPOConfig,
     GRPOConfig,
     GSPOConfig,
     NoCorrection,
@@ -60,6 +62,8 @@ PLAIN = [
     GSPOConfig(seq_clip_ratio_low=0.1, seq_clip_ratio_high=0.2),
     CISPOConfig(),
     CISPOConfig(is_clip_low=0.2, is_clip_high=0.3),
+    GBPOConfig(),
+    GBPOConfig(clip_ratio_high=0.05, aggregation="token_mean"),
     OnPolicyConfig(),
     OnPolicyConfig(aggregation="token_mean"),
     RLOOConfig(),
@@ -77,6 +81,10 @@ CORRECTED = [
     base.model_copy(update={"correction": correction})
     for base in (TBPOConfig(**WIDE), GRPOConfig(), GSPOConfig(), CISPOConfig(), OnPolicyConfig())
     for correction in CORRECTIONS[1:]
+] + [
+    GRPOConfig(correction=AdaptiveClip(cap=1.1)),
+    DAPOConfig(correction=AdaptiveClip(cap=1.0), clip_ratio_c=1.5),
+    GBPOConfig(correction=TokenTIS(cap=1.1)),
 ]
 EVERY = PLAIN + CORRECTED
 CONFIGS = st.sampled_from(EVERY)
@@ -136,6 +144,10 @@ def test_loss_and_gradient_are_the_equations(config: Any, batch: Batch) -> None:
         (TBPOConfig(), -2.0, 0.5, 1.9994, 0.0),
         (TBPOConfig(dual_clip=False), -2.0, 2.0, 4.0, 4.0),
         (TBPOConfig(positive_only=True), -2.0, 1.0, 0.0, 0.0),
+        (GBPOConfig(), 2.0, 1.0, 0.4, -2.0),
+        (GBPOConfig(), 2.0, 1.5, 0.6, 3.0),  # beyond the target the gradient points back
+        (GBPOConfig(), -2.0, 1.5, 1.4, 3.0),
+        (GBPOConfig(), -2.0, 0.5, 0.6, -1.0),
         (CISPOConfig(is_clip_high=0.5), 2.0, math.e, 0.0, -3.0),  # 1.5 * 2 * log pi, and log pi = 0
         (CISPOConfig(), 2.0, 1.0, 2.0, -2.0),
         (OnPolicyConfig(), 2.0, 1.0, 2.0, -2.0),
@@ -368,9 +380,56 @@ def test_dropped_and_capped_are_counted() -> None:
     def metrics(correction: Any) -> dict[str, float]:
         return batch.run(GRPOConfig(correction=correction))[2]
 
+    assert metrics(TokenMask())["actor/token_mismatch_weight_masked"] == pytest.approx(1 / 5)
     assert metrics(TokenMask())["actor/tokens_dropped"] == pytest.approx(1 / 5)
+    assert metrics(TokenMask())["actor/sequences_dropped"] == 0
     assert metrics(TokenTIS())["actor/token_mismatch_weight_capped"] == pytest.approx(1 / 5)
-    assert metrics(SequenceMask(low=0.9))["actor/sequences_dropped"] == pytest.approx(1 / 2)
+    assert metrics(TokenTIS())["actor/tokens_dropped"] == 0
+    masked = metrics(SequenceMask(low=0.9))
+    assert masked["actor/seq_mismatch_weight_masked"] == pytest.approx(1 / 2)
+    assert masked["actor/sequences_dropped"] == pytest.approx(1 / 2)
+    assert masked["actor/tokens_dropped"] == pytest.approx(3 / 5)
     assert metrics(SequenceReject())["actor/sequences_dropped"] == 0
     assert metrics(SequenceTIS())["actor/seq_mismatch_weight_capped"] == 0
-    assert metrics(NoCorrection())["actor/seq_mismatch_weight_mean"] == pytest.approx((0.4 ** (1 / 3) + 1) / 2)
+    w, other = 0.4 ** (1 / 3), 1.0
+    plain = metrics(NoCorrection())
+    assert plain["actor/seq_mismatch_weight_mean"] == pytest.approx((w + other) / 2)
+    assert plain["actor/seq_mismatch_weight_eff_sample_size"] == pytest.approx((w + other) ** 2 / 2 / (w**2 + other**2))
+    assert plain["actor/seq_ratio_eff_sample_size"] == 1
+    # log w = ln(0.4)/3 = -0.305 and 0: the second bin from below, and the one in the middle of 17
+    counts = {int(k.rpartition("/")[2]): v for k, v in plain.items() if "hist/" in k}
+    assert len(counts) == 17
+    assert {i: n for i, n in counts.items() if n} == {0: 1, 8: 1}
+
+
+def test_what_is_dropped_has_no_gradient_and_its_length_is_told() -> None:
+    log_B1 = torch.log(torch.tensor([[1.0], [1.5], [0.5], [2.0], [1.5]], dtype=torch.float64))
+    mask_BT = torch.arange(4) < torch.tensor([[1], [2], [3], [4], [2]])
+    zeros_BT = torch.zeros(5, 4, dtype=torch.float64)
+    advantage_B = torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0], dtype=torch.float64)
+    batch = Batch(log_B1.expand(5, 4), zeros_BT, zeros_BT, mask_BT, advantage_B)
+    for config in (TBPOConfig(**WIDE), TBPOConfig(**WIDE, level="token")):
+        _, grad_BT, metrics = batch.run(config)
+        assert (~grad_BT.any(1)).tolist() == [False, True, True, True, True]  # the last has no advantage
+        assert metrics["actor/sequences_dropped"] == pytest.approx(3 / 5)
+        assert metrics["actor/tokens_dropped"] == pytest.approx(9 / 12)
+        assert metrics["response_length/dropped_mean"] == 3
+        assert metrics["response_length/dropped_max"] == 4
+        assert metrics["response_length/kept_mean"] == 1.5
+        assert metrics["response_length/kept_max"] == 2
+    assert batch.run(CISPOConfig())[2]["actor/sequences_dropped"] == 0  # a clipped weight keeps its gradient
+    assert batch.run(GBPOConfig())[2]["actor/sequences_dropped"] == 0
+    assert "response_length/dropped_mean" not in batch.run(OnPolicyConfig())[2]
+
+
+@given(batch=BATCHES, config=CONFIGS)
+@settings(max_examples=60, deadline=None)
+def test_the_dropped_share_is_that_of_tokens_without_gradient(batch: Batch, config: Any) -> None:
+    _, grad_BT, metrics = batch.run(config)
+    if config.kind == "tbpo" and config.positive_only:
+        batch = replace(batch, advantage_B=batch.advantage_B.clamp(min=0))
+    live_BT = batch.mask_BT & (batch.advantage_B != 0)[:, None]
+    without_BT = live_BT & (grad_BT == 0)
+    assert metrics["actor/tokens_dropped"] == pytest.approx(without_BT.sum().item() / batch.mask_BT.sum().item())
+    gone_B = (without_BT == batch.mask_BT).all(1)
+    assert metrics["actor/sequences_dropped"] == pytest.approx(gone_B.double().mean().item())

@@ -12,10 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qarl.metrics import Metrics, merge
+from qarl.metrics import Metrics
 from qarl.objectives.config import TBPOConfig
 from qarl.objectives.ratios import LossInputs, Ratios
 from qarl.objectives.tbpo import tbpo
+from tests.unit.objectives.reference import numbers
 
 PUBLISHED = TBPOConfig()
 WIDE = TBPOConfig(
@@ -48,7 +49,7 @@ class Batch:
         theta_BT = self.theta_BT.clone().requires_grad_()
         loss, metrics = tbpo(replace(self, theta_BT=theta_BT).inputs(num_sequences), config)
         (grad_BT,) = torch.autograd.grad(loss, theta_BT)
-        return loss.detach(), grad_BT, merge([metrics])
+        return loss.detach(), grad_BT, numbers([metrics])
 
 
 def random_batch(seed: int, sequences: int, tokens: int, drift: float) -> Batch:
@@ -249,7 +250,7 @@ def test_micro_batches_add_up_to_the_whole(batch: Batch, size: int, config: TBPO
         grads.append(part_grad_BT)
     assert total == pytest.approx(loss.item(), rel=1e-5, abs=1e-6)
     torch.testing.assert_close(torch.cat(grads), grad_BT, rtol=1e-5, atol=1e-7)
-    assert merge(parts) == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    assert numbers(parts) == pytest.approx(metrics, rel=1e-5, abs=1e-6)
 
 
 def partial_metrics(batch: Batch, config: TBPOConfig, num_sequences: int) -> Metrics:

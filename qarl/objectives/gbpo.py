@@ -1,0 +1,36 @@
+"""GBPO, group-relative bounded policy optimization (arXiv 2604.18578). Suffixes: B sequences, T response tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qarl.metrics import Metrics
+from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
+from qarl.objectives.band import Band
+from qarl.objectives.config import GBPOConfig
+from qarl.objectives.corrections import mismatch_weight
+from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
+
+
+def gbpo(inputs: LossInputs, config: GBPOConfig) -> tuple[Tensor, Metrics]:
+    """Regression of the token ratio to the optimum under a bounded ratio, which lies on the bound.
+
+        target = 1 + eps_high for A > 0, 1 - eps_low for A < 0
+        loss = (1/num_sequences) sum_b (1/T_b) sum_t w |A| |r_t - target|
+
+    Within the bounds its gradient is the plain policy gradient's, as PPO's; beyond the target it points back, where
+    PPO's is zero. Interpreted: the target takes the sign of A, not of the advantage over the group's median (the paper
+    finds both to do as well, on a control task), and the temperature of its soft sign is 0, the limit in which the
+    optimum is derived.
+    Returns and raises as `tbpo`; a clip is counted where the ratio is beyond its target.
+    """
+    ratios = Ratios.of(inputs)
+    weight, metrics = mismatch_weight(ratios, config.correction)
+    band = Band(pos_high=1 + config.clip_ratio_high, neg_low=1 - config.clip_ratio_low)
+    r_BT = bounded_exp(ratios.log_r_BT)
+    target_B = torch.where(inputs.advantage_B < 0, r_BT.new_tensor(band.neg_low), r_BT.new_tensor(band.pos_high))
+    sums_B = -token_sums((r_BT - target_B[:, None]).abs(), weight, inputs.mask_BT) * inputs.advantage_B.abs()
+    loss, shared = reduce(sums_B, inputs, ratios, config.aggregation)
+    metrics |= drop_metrics(None, weight, inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | band.clip_metrics(r_BT.detach(), inputs.advantage_B, ratios.lengths_B)

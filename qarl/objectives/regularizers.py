@@ -1,0 +1,55 @@
+"""What may be added to any objective: the KL to a reference policy, and entropy. Suffixes: B sequences, T tokens.
+
+Both are averaged over the tokens of a response, then over the sequences of the minibatch, whatever the objective does
+with its own terms (GRPO's equation, arXiv 2402.03300). Sequences that a correction dropped count.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qarl.metrics import Metrics, mean
+from qarl.objectives.config import ObjectiveConfig
+from qarl.objectives.ratios import LossInputs, bounded_exp, check_finite, token_log_ratio
+
+
+def regularize(loss: Tensor, inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
+    """`loss + kl_coef * KL(pi_theta || reference) - entropy_coef * H`, and both as partial metrics.
+
+    Raises:
+        DivergenceError: a sampled token has a NaN or infinite log-prob under the reference.
+    """
+    metrics: Metrics = {}
+    lengths_B = inputs.mask_BT.sum(1)
+    if inputs.entropy_BT is not None:
+        entropy_B = torch.where(inputs.mask_BT, inputs.entropy_BT, 0.0).sum(1)
+        metrics["actor/entropy"] = mean(entropy_B.detach().sum().item(), int(lengths_B.sum()))
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * (entropy_B / lengths_B).sum() / inputs.num_sequences
+    if inputs.logp_ref_BT is not None:
+        log_ratio_BT = token_log_ratio(inputs.logp_ref_BT.detach(), inputs.logp_theta_BT, inputs.mask_BT)
+        kl_B = kl_penalty(log_ratio_BT, config.kl_estimator).sum(1) / lengths_B
+        check_finite(torch.isfinite(kl_B), inputs)
+        metrics["actor/kl_loss"] = mean(kl_B.detach().sum().item(), len(kl_B))
+        loss = loss + config.kl_coef * kl_B.sum() / inputs.num_sequences
+    return loss, metrics
+
+
+def kl_penalty(log_ratio_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
+    """Estimates of KL(p || q) from `d = log q - log p` at tokens sampled from p; 0 where d is.
+
+        k1 = -d        k2 = d^2 / 2        k3 = e^d - 1 - d        (http://joschu.net/blog/kl-approx.html)
+
+    k1 and k3 are unbiased as values. As a loss k2 has the KL's own gradient; the gradient of k3 is that of KL(q || p),
+    and that of k1 is zero on average (arXiv 2510.01555).
+    """
+    match estimator:
+        case "k1":
+            return -log_ratio_BT
+        case "k2":
+            return log_ratio_BT.square() / 2
+        case "k3":
+            return bounded_exp(log_ratio_BT) - 1 - log_ratio_BT
