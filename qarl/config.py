@@ -63,6 +63,12 @@ class TrainConfig(Node):
     """Prompts drawn per step."""
     group_size: PositiveInt = 8
     """Responses per prompt."""
+    allocation: Literal["equal", "frontier"] = "equal"
+    """How the responses of a draw, `group_size` a prompt, are shared out. `equal`: alike. `frontier`: more to a prompt
+    the less certain its rewards are, between half and twice `group_size`."""
+    dynamic_sampling: Count = 0
+    """DAPO's dynamic sampling: groups of equal rewards are not learned from, and up to so many further draws a step
+    replace them; 0 for none."""
     checkpoint_every: PositiveInt = 20
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: PositiveInt = 2
@@ -181,6 +187,14 @@ class Config(Node):
                     f"objective.kind: {self.objective.kind} is defined with advantage.{key}={str(value).lower()}, "
                     f"not {str(getattr(asked, key)).lower()}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _dynamic_sampling_drops(self) -> Config:
+        if self.train.dynamic_sampling and not self.advantage.drop_zero_variance:
+            raise ValueError(
+                "train.dynamic_sampling: it replaces groups that are dropped, and advantage.drop_zero_variance is false"
+            )
         return self
 
     @model_validator(mode="after")

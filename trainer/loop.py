@@ -8,19 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
-from qarl.advantages import advantages, has_variance, overlong_penalty
+from qarl.advantages import advantages, has_variance
 from qarl.config import Config
 from qarl.errors import MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.seeds import derive_seed
-from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score, TrainSequence
+from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from trainer.checkpoint import CheckpointStore
+from trainer.collect import Collector, Group, collection_metrics, shaped_rewards
 from trainer.evaluate import evaluate
 
 PROBE_PROMPTS = 4
@@ -38,18 +38,6 @@ class Progress:
     exact_steps: int = 0
     """Steps in a row whose max |d log p| was zero."""
     eval_before: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Group:
-    """The responses to one prompt, scored."""
-
-    samples: list[Sample]
-    scores: list[Score]
-
-    @property
-    def rewards(self) -> list[float]:
-        return [score.reward for score in self.scores]
 
 
 class Trainer:
@@ -72,6 +60,7 @@ class Trainer:
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
         self._checkpoints, self._exact = checkpoints, exact
+        self._collector = Collector(config, fleet, rewards, pool, self._timed, self._publish)
         self.progress = Progress()
         self._timing: dict[str, float] = {}
         self._proven = False  # whether a publication's probe has passed in this process
@@ -102,11 +91,9 @@ class Trainer:
         progress, started = self.progress, time.perf_counter()
         self._timing = {}
         step = progress.step + 1
-        prompts = self._pool.draw(self._config.train.prompts_per_step, step)
-        groups = self._rollout(prompts, step)
-        self._pool.observe([GroupResult(g.samples[0].prompt.id, tuple(g.rewards)) for g in groups], step)
-        metrics = _reward_metrics(groups) | self._pool.metrics()
-        metrics |= self._learn(groups, step)
+        groups, used = self._collector.collect(step)
+        metrics = collection_metrics(groups, self._config) | self._pool.metrics()
+        metrics |= self._learn(used, step)
         with self._timed("publish"):
             metrics |= self._publish(step)
         seconds = time.perf_counter() - started
@@ -123,36 +110,10 @@ class Trainer:
             shown = groups[:4]
             self._tracker.table(step, [s for g in shown for s in g.samples], [s for g in shown for s in g.scores])
 
-    def _rollout(self, prompts: Sequence[Prompt], step: int) -> list[Group]:
-        size, sampling = self._config.train.group_size, self._config.rollout.sampling
-        requests = [
-            SampleRequest(
-                prompt,
-                derive_seed(self._config.seed, "train", step, prompt.id, index),
-                sampling.temperature,
-                sampling.max_new_tokens,
-            )
-            for prompt in prompts
-            for index in range(size)
-        ]
-        with self._timed("sample"):
-            replacements = self._fleet.replacements
-            samples = self._fleet.sample(requests)
-        if self._fleet.replacements != replacements:
-            self._publish()  # the new worker's weights are proven before its samples are used
-        stale = {sample.version for sample in samples} - {self.progress.step}
-        if stale:
-            raise PublicationError(f"samples of weight versions {sorted(stale)} at version {self.progress.step}")
-        with self._timed("reward"):
-            scores = self._rewards.score(samples)
-        return [
-            Group(samples[i * size : (i + 1) * size], scores[i * size : (i + 1) * size]) for i in range(len(prompts))
-        ]
-
     def _learn(self, groups: Sequence[Group], step: int) -> dict[str, float]:
         """Score every sample under the learner, then update on the groups that tell anything."""
         config = self._config
-        rewards = [_shaped_rewards(group, config) for group in groups]
+        rewards = [shaped_rewards(group, config) for group in groups]
         batches = [
             [_sequence(sample, advantage) for sample, advantage in zip(group.samples, values, strict=True)]
             for group, values in zip(groups, advantages(rewards, config.advantage), strict=True)
@@ -271,33 +232,8 @@ def _sequence(sample: Sample, advantage: float = 0.0) -> TrainSequence:
     return TrainSequence(sample.prompt.token_ids, sample.response_ids, sample.logprobs_T, advantage)
 
 
-def _shaped_rewards(group: Group, config: Config) -> list[float]:
-    longest, cache = config.rollout.sampling.max_new_tokens, config.advantage.overlong_cache
-    lengths = [len(sample.response_ids) for sample in group.samples]
-    return [
-        reward + overlong_penalty(length, longest, cache) for reward, length in zip(group.rewards, lengths, strict=True)
-    ]
-
-
 def _split(items: Sequence[int], parts: int) -> list[list[int]]:
     """`items` in at most `parts` runs of nearly equal length, none empty."""
     parts = min(parts, len(items))
     bounds = [len(items) * i // parts for i in range(parts + 1)]
     return [list(items[a:b]) for a, b in pairwise(bounds)]
-
-
-def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    if not groups:
-        return {}
-    rewards = [reward for group in groups for reward in group.rewards]
-    samples = [sample for group in groups for sample in group.samples]
-    return {
-        "reward/mean": fmean(rewards),
-        "reward/std": pstdev(rewards),
-        "reward/accuracy": fmean(reward >= 1.0 for reward in rewards),
-        "reward/faults": float(sum(bool(score.error) for group in groups for score in group.scores)),
-        "reward/informative_groups": fmean(has_variance(group.rewards) for group in groups),
-        "response_length/mean": fmean(len(sample.response_ids) for sample in samples),
-        "response_length/max": float(max(len(sample.response_ids) for sample in samples)),
-        "response_length/clip_ratio": fmean(sample.finish_reason == "length" for sample in samples),
-    }

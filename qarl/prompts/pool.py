@@ -129,6 +129,16 @@ class Pool:
             if slot is not None and self._state[slot] == State.IN_FLIGHT:
                 self._release(slot)
 
+    def spread(self, prompt_id: str) -> float:
+        """Standard deviation expected of a reward of this prompt, in [0, 0.5]. Raises KeyError when it is not here."""
+        return self._stats.spread(self._slots[prompt_id])
+
+    def frontier(self, prompt_ids: Sequence[str], reach: float) -> list[str]:
+        """Those of `prompt_ids` that have been measured and whose success rate lies within `reach` of the target."""
+        slots = {prompt_id: self._slots[prompt_id] for prompt_id in prompt_ids if prompt_id in self._slots}
+        stats = self._stats
+        return [i for i, slot in slots.items() if stats.visits[slot] and stats.distance(slot) <= reach]
+
     def add(self, prompt: Prompt, parent_id: str = "", difficulty: float = 1.0) -> bool:
         """Take in a new prompt, made `difficulty` times as hard from `parent_id` (see lineage.py).
 
