@@ -21,7 +21,7 @@ from qarl.config_base import (
 from qarl.config_policy import LearnerConfig, ModelConfig, RolloutConfig
 from qarl.objectives.config import ObjectiveConfig, TBPOConfig
 from qarl.prompts.config import PoolConfig
-from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
+from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
 
 
 class RunConfig(Node):
@@ -142,7 +142,7 @@ class Config(Node):
     """Where the run's files go."""
     model: ModelConfig = Field(default=...)
     """The policy. Required."""
-    task: Annotated[SortingTaskConfig | JsonlTaskConfig, Field(discriminator="kind")] = Field(default=...)
+    task: Annotated[SortingTaskConfig | DatasetTaskConfig, Field(discriminator="kind")] = Field(default=...)
     """The problems. Required."""
     reward: RewardConfig = RewardConfig()
     """The verifier."""
