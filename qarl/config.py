@@ -198,6 +198,15 @@ class Config(Node):
         return self
 
     @model_validator(mode="after")
+    def _task_has_the_program(self) -> Config:
+        augment = self.pool.augment
+        if augment.per_step and augment.validator.kind == "program" and self.task.kind != "sorting":
+            raise ValueError(
+                f"pool.augment.validator.kind: task {self.task.kind} has no program to check with; use vote or teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _overlong_cache_fits(self) -> Config:
         if self.advantage.overlong_cache > self.rollout.sampling.max_new_tokens:
             raise ValueError(

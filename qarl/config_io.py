@@ -17,7 +17,7 @@ from yaml import YAMLError
 from qarl.config import Config
 from qarl.errors import ConfigError
 
-UNIONS = {"task", "objective", "correction"}
+UNIONS = {"task", "objective", "correction", "validator"}
 """Keys whose section is of one of several kinds."""
 DEFAULT_KINDS = {"objective": "tbpo"}
 """Kinds of sections that do not name theirs."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qarl.types import (
+    AugmentOutcome,
     GroupResult,
     Prompt,
     PublishedWeights,
@@ -127,6 +128,10 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None: ...
+
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        """What became of problems that the policy made."""
+        ...
 
     def note(self, line: str) -> None:
         """One line for the reader of the terminal."""

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from qarl.errors import CheckpointError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.types import (
+    AugmentOutcome,
     Prompt,
     PublishedTensor,
     PublishedWeights,
@@ -212,6 +213,7 @@ class FakeTracker:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.tables: list[tuple[int, int]] = []
         self.notes: list[str] = []
+        self.outcomes: list[tuple[int, AugmentOutcome]] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((step, dict(metrics)))
@@ -219,6 +221,9 @@ class FakeTracker:
     def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score]) -> None:
         assert len(samples) == len(scores)
         self.tables.append((step, len(samples)))
+
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        self.outcomes += [(step, outcome) for outcome in outcomes]
 
     def note(self, line: str) -> None:
         self.notes.append(line)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import accumulate
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -13,6 +14,7 @@ from qarl.advantages import has_variance, overlong_penalty
 from qarl.config import Config
 from qarl.errors import PublicationError
 from qarl.prompts.allocation import allocate
+from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, PromptPool, RewardService
 from qarl.seeds import derive_seed
 from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score
@@ -51,11 +53,12 @@ class Collector:
         fleet: Fleet,
         rewards: RewardService,
         pool: PromptPool,
+        augmenter: Augmenter | None,
         timed: Callable[[str], AbstractContextManager[None]],
         republish: Callable[[], Any],
     ) -> None:
         self._config, self._fleet, self._rewards, self._pool = config, fleet, rewards, pool
-        self._timed, self._republish = timed, republish
+        self._augmenter, self._timed, self._republish = augmenter, timed, republish
 
     def collect(self, step: int) -> tuple[list[Group], list[Group]]:
         """All groups of `step`, and those to learn from.
@@ -68,12 +71,15 @@ class Collector:
         wanted, refills = config.train.prompts_per_step, config.train.dynamic_sampling
         groups: list[Group] = []
         used: list[Group] = []
+        if self._augmenter:
+            with self._timed("augment"):
+                self._augmenter.settle()
         for turn in range(1 + refills):
             with self._timed("pool"):
                 prompts = self._pool.draw(wanted - len(used), step)
             if turn and not prompts:
                 break
-            new = self._roll_out(prompts, step)
+            new = self._roll_out(prompts, step, self._augmenter if turn == 0 else None)
             with self._timed("pool"):
                 self._pool.observe([group.result for group in new], step)
             groups += new
@@ -82,7 +88,7 @@ class Collector:
                 break
         return groups, used
 
-    def _roll_out(self, prompts: Sequence[Prompt], step: int) -> list[Group]:
+    def _roll_out(self, prompts: Sequence[Prompt], step: int, augmenter: Augmenter | None) -> list[Group]:
         sizes = self._sizes(prompts)
         sampling = self._config.rollout.sampling
         requests = [
@@ -95,6 +101,22 @@ class Collector:
             for prompt, size in zip(prompts, sizes, strict=True)
             for index in range(size)
         ]
+        if augmenter:
+            with self._timed("augment"):
+                requests += augmenter.requests(prompts, step)
+        samples = self._sample(requests, step)
+        if augmenter:
+            with self._timed("augment"):
+                augmenter.receive(samples[sum(sizes) :])
+        samples = samples[: sum(sizes)]
+        with self._timed("reward"):
+            scores = self._rewards.score(samples)
+        ends = list(accumulate(sizes))
+        return [
+            Group(samples[end - size : end], scores[end - size : end]) for end, size in zip(ends, sizes, strict=True)
+        ]
+
+    def _sample(self, requests: Sequence[SampleRequest], step: int) -> list[Sample]:
         with self._timed("sample"):
             replacements = self._fleet.replacements
             samples = self._fleet.sample(requests)
@@ -103,12 +125,7 @@ class Collector:
         stale = {sample.version for sample in samples} - {step - 1}
         if stale:
             raise PublicationError(f"samples of weight versions {sorted(stale)} at version {step - 1}")
-        with self._timed("reward"):
-            scores = self._rewards.score(samples)
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-        return [
-            Group(samples[end - size : end], scores[end - size : end]) for end, size in zip(ends, sizes, strict=True)
-        ]
+        return samples
 
     def _sizes(self, prompts: Sequence[Prompt]) -> list[int]:
         size = self._config.train.group_size

@@ -16,6 +16,7 @@ from qarl.advantages import advantages, has_variance
 from qarl.config import Config
 from qarl.errors import MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch
+from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
@@ -54,13 +55,15 @@ class Trainer:
         heldout: Sequence[Prompt],
         checkpoints: CheckpointStore,
         exact: bool,
+        augmenter: Augmenter | None = None,
     ) -> None:
         """`exact`: the learner's ops equal the engine's on this host. The first publication's probe confirms it; from
-        then on a probe that shows any mismatch means wrong weights, and stops the run."""
+        then on a probe that shows any mismatch means wrong weights, and stops the run. `augmenter` grows `pool`."""
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
         self._checkpoints, self._exact = checkpoints, exact
-        self._collector = Collector(config, fleet, rewards, pool, self._timed, self._publish)
+        self._augmenter = augmenter
+        self._collector = Collector(config, fleet, rewards, pool, augmenter, self._timed, self._publish)
         self.progress = Progress()
         self._timing: dict[str, float] = {}
         self._proven = False  # whether a publication's probe has passed in this process
@@ -69,6 +72,8 @@ class Trainer:
         """Continue after the checkpoint at `directory` with its `state`."""
         self._learner.load(directory)
         self._pool.load_state_dict(state["pool"])
+        if self._augmenter:
+            self._augmenter.load_state_dict(state["augment"])
         self.progress = Progress(**state["progress"])
         self.progress.exact_steps = 0  # this process, or this host, has yet to prove it
 
@@ -93,6 +98,9 @@ class Trainer:
         step = progress.step + 1
         groups, used = self._collector.collect(step)
         metrics = collection_metrics(groups, self._config) | self._pool.metrics()
+        if self._augmenter:
+            metrics |= self._augmenter.metrics()
+            self._tracker.augmented(step, self._augmenter.outcomes())
         metrics |= self._learn(used, step)
         with self._timed("publish"):
             metrics |= self._publish(step)
@@ -219,6 +227,8 @@ class Trainer:
 
     def _save(self) -> None:
         state = {"progress": vars(self.progress), "pool": self._pool.state_dict()}
+        if self._augmenter:
+            state["augment"] = self._augmenter.state_dict()
         self._checkpoints.save(self.progress.step, self._learner.save, state)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a kind of task knows of its problems: how a question becomes a prompt and back, what is held out, what is right.
+"""What a kind of task knows of its problems: how a question becomes a prompt and back, what is held out.
 
 A question is the problem itself, without the text that the task's template puts around it.
 """
@@ -22,8 +22,7 @@ Encode = Callable[[str], Sequence[int]]
 class Problems(Protocol):
     """The problems of one task."""
 
-    has_program: bool
-    """Whether `solve` knows the answers."""
+    encode: Encode
 
     def prompt(self, question: str, answer: str, level: int) -> Prompt:
         """A prompt whose id depends on the question alone."""
@@ -43,23 +42,17 @@ class Problems(Protocol):
         """All questions that the task keeps for evaluation, where they are listed and not told by a rule."""
         ...
 
-    def solve(self, question: str) -> str:
-        """The answer, of a well-formed question; only when there is a program."""
-        ...
-
 
 class SortingProblems:
     """Digits to be sorted."""
 
-    has_program = True
-
     def __init__(self, config: SortingTaskConfig, encode: Encode) -> None:
-        self._encode, self._lengths = encode, range(min(config.levels), max(config.levels) + 1)
+        self.encode, self._lengths = encode, range(min(config.levels), max(config.levels) + 1)
 
     def prompt(self, question: str, answer: str, level: int = 0) -> Prompt:
         """The level is the number of digits, whatever `level` says."""
         text = f"{question}="
-        return Prompt(f"sorting/{question}", text, answer, tuple(self._encode(text)), len(question))
+        return Prompt(f"sorting/{question}", text, answer, tuple(self.encode(text)), len(question))
 
     def question(self, prompt: Prompt) -> str:
         return prompt.text.removesuffix("=")
@@ -74,17 +67,12 @@ class SortingProblems:
     def heldout_questions(self) -> Iterable[str]:
         return ()
 
-    def solve(self, question: str) -> str:
-        return sorting.solve(question)
-
 
 class DatasetProblems:
     """Rows of files. Raises ConfigError unless the prompt template has `{question}` once."""
 
-    has_program = False
-
     def __init__(self, config: DatasetTaskConfig, encode: Encode) -> None:
-        self._config, self._encode = config, encode
+        self._config, self.encode = config, encode
         before, found, after = config.prompt_template.partition("{question}")
         if not found or "{question}" in after:
             raise ConfigError("'{question}' does not occur in it once", where="task.prompt_template")
@@ -93,7 +81,7 @@ class DatasetProblems:
     def prompt(self, question: str, answer: str, level: int) -> Prompt:
         text = f"{self._before}{question}{self._after}"
         digest = hashlib.sha1(question.encode(), usedforsecurity=False).hexdigest()
-        return Prompt(f"row/{digest}", text, answer, tuple(self._encode(text)), level)
+        return Prompt(f"row/{digest}", text, answer, tuple(self.encode(text)), level)
 
     def question(self, prompt: Prompt) -> str:
         return prompt.text.removeprefix(self._before).removesuffix(self._after)
@@ -107,9 +95,6 @@ class DatasetProblems:
     def heldout_questions(self) -> Iterable[str]:
         rows = dataset.read_rows(self._config.heldout_path, self._config)
         return (row.question for row in rows)
-
-    def solve(self, question: str) -> str:
-        raise NotImplementedError("rows come without a program")
 
 
 def problems_of(config: SortingTaskConfig | DatasetTaskConfig, encode: Encode) -> SortingProblems | DatasetProblems:
