@@ -57,9 +57,9 @@ class Pool:
     def __init__(self, prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> None:
         if not prompts:
             raise DataError("no prompts", where="prompt pool", mend="check the training data")
-        twice = [prompt_id for prompt_id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
-        if twice:
-            raise DataError(f"prompt id '{twice[0]}' is not unique", "prompt pool", mend="give each row its own id")
+        if len({prompt.id for prompt in prompts}) < len(prompts):
+            twice = Counter(prompt.id for prompt in prompts).most_common(1)[0][0]
+            raise DataError(f"prompt id '{twice}' is not unique", "prompt pool", mend="give each row its own id")
         if config.capacity is not None and len(prompts) > config.capacity:
             what = f"{config.capacity} is less than the {len(prompts)} prompts of the task"
             raise ConfigError(what, where="pool.capacity", mend="raise it, or take fewer prompts")
@@ -70,8 +70,7 @@ class Pool:
         self._lineage = Forest()
         self._gauges = Gauges(arrivals=len(prompts))
         stats = Statistics(config)
-        for slot in range(len(prompts)):
-            stats.put(slot, self._rng.random(), arrival=slot)
+        stats.fill([self._rng.random() for _ in prompts])
         self._fill(list(prompts), stats, cooling=frozenset(), retired=frozenset())
 
     def draw(self, n: int, step: int) -> list[Prompt]:

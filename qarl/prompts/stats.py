@@ -59,6 +59,11 @@ class Statistics:
     def __len__(self) -> int:
         return len(self.ticket)
 
+    def fill(self, tickets: Sequence[float]) -> None:
+        """Fresh prompts, one for each ticket, that arrived in this order; there were none before."""
+        columns = {name: array(kind, [NEW.get(name, 0)]) * len(tickets) for name, kind in COLUMNS.items()}
+        self.set_columns({**columns, "ticket": array("d", tickets), "arrival": array("q", range(len(tickets)))})
+
     def put(self, slot: int, ticket: float, **known: float) -> None:
         """Set a slot (the next new one, or a freed one) to `known`, and to a fresh prompt's values elsewhere."""
         for name, value in {"ticket": ticket, **NEW, **known}.items():
