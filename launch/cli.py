@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     pool = bench.add_parser("pool", help="time and memory of the prompt pool, by size and strategy")
     pool.add_argument("--sizes", type=positive_int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PROMPTS")
     pool.add_argument("--batch", type=positive_int, default=512, help="prompts of one draw (512)")
-    pool.add_argument("--steps", type=positive_int, default=100, help="timed steps (100)")
+    pool.add_argument("--steps", type=positive_int, default=1000, help="timed steps (1000: heaps compact on the way)")
     pool.set_defaults(run=_bench_pool)
     bench.add_parser("objectives", help="every loss beside a plain masked mean").set_defaults(run=_bench_objectives)
     return parser

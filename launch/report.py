@@ -22,6 +22,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from launch.pool_curves import draw_augmentation, draw_histogram
 from launch.tracking import METRICS_FILE, read_log
 from qarl.errors import DataError
 
@@ -190,10 +191,10 @@ def _control_name(key: str) -> str:
 
 
 def draw_curves(series: Series, summary: Summary) -> bytes:
-    """Six panels over training steps, as PNG bytes."""
-    figure = Figure(figsize=(15, 12.5), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04))
+    """Eight panels over training steps, as PNG bytes."""
+    figure = Figure(figsize=(15, 16.5), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04))
     figure.suptitle(f"{summary.run}  ({summary.scheme})", fontsize=16, fontweight="bold")
-    axes = figure.subplots(3, 2).flat
+    axes = figure.subplots(4, 2).flat
     panels = {
         "Reward": _draw_reward,
         "Held-out accuracy": _draw_accuracy,
@@ -201,6 +202,8 @@ def draw_curves(series: Series, summary: Summary) -> bytes:
         "Where a step's time goes": _draw_times,
         "Share clipped": _draw_clipping,
         "Prompt pool": _draw_pool,
+        "Prompt pool, success rates": lambda ax, series, _: draw_histogram(ax, series),
+        "Problems made by the policy": lambda ax, series, _: draw_augmentation(ax, series),
     }
     for ax, (title, draw) in zip(axes, panels.items(), strict=True):
         ax.set_title(title, loc="left", fontsize=12, fontweight="bold")
@@ -213,7 +216,8 @@ def draw_curves(series: Series, summary: Summary) -> bytes:
         if ax.has_data():
             ax.xaxis.get_major_locator().set_params(integer=True)
             reverse = draw is _draw_times  # the legend of a stack reads from the top
-            ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=reverse)
+            if ax.get_legend_handles_labels()[0]:
+                ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=reverse)
         else:
             ax.text(0.5, 0.5, "not measured in this run", ha="center", color=GREY, transform=ax.transAxes)
             ax.set(xticks=[], yticks=[])
@@ -283,13 +287,13 @@ def _draw_times(ax: Axes, series: Series, summary: Summary) -> None:
     steps = list(total)
     if not steps:
         return
-    names = ("sample", "reward", "prox", "update", "publish")
+    names = ("pool", "sample", "reward", "prox", "update", "publish")
     parts = {name: [series.get(f"timing_s/{name}", {}).get(s, 0.0) for s in steps] for name in names}
     parts["other"] = [max(0.0, total[s] - sum(part[i] for part in parts.values())) for i, s in enumerate(steps)]
     # A step is drawn as wide as it is, so that a run of one step shows too.
     edges = [edge for s in steps for edge in (s - 0.5, s + 0.5)]
     heights = [[value for value in part for _ in range(2)] for part in parts.values()]
-    ax.stackplot(edges, heights, labels=list(parts), colors=[*PALETTE[:5], "#d0d0d0"], linewidth=0, alpha=0.85)
+    ax.stackplot(edges, heights, labels=list(parts), colors=[*PALETTE[:6], "#d0d0d0"], linewidth=0, alpha=0.85)
     ax.set_ylabel("seconds")
 
 

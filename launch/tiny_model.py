@@ -27,7 +27,7 @@ from transformers import (
 from qarl.config_policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import sorting
-from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
+from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
 from qarl.types import Prompt
 
 Note = Callable[[str], None]
@@ -43,7 +43,7 @@ NOTE_EVERY = 50
 _IGNORED = -100  # the label that cross_entropy skips
 
 
-def ensure_model(config: ModelConfig, task: SortingTaskConfig | JsonlTaskConfig, seed: int, note: Note) -> None:
+def ensure_model(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfig, seed: int, note: Note) -> None:
     """Make sure that `config.path` is a model directory, building it when nothing is there and `build` is set.
 
     Raises:
@@ -235,7 +235,7 @@ def _architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> 
     )
 
 
-def _recipe(config: ModelConfig, task: SortingTaskConfig | JsonlTaskConfig) -> dict[str, Any]:
+def _recipe(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfig) -> dict[str, Any]:
     """What a built model depends on, besides the seed: one warm start may serve runs of several seeds."""
     levels = task.levels if isinstance(task, SortingTaskConfig) else None
     return {"dtype": config.dtype, "levels": levels, **_build_section(config).model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: metrics.jsonl and samples.jsonl in the run folder, the terminal, Weights & Biases."""
+"""Where a run's metrics go: JSONL files in the run folder, the terminal, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 from qarl.config import Config
 from qarl.errors import DataError, ResourceError
 from qarl.metrics import Histogram, Value
-from qarl.types import Sample, Score
+from qarl.types import AugmentOutcome, Sample, Score
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+AUGMENT_FILE = "augment.jsonl"
 WANDB_ID_FILE = "wandb_id"
 SAMPLE_COLUMNS = ("prompt", "response", "answer", "reward", "finish_reason", "version", "mean_logprob")
 
@@ -47,6 +48,8 @@ class RunTracker:
         self._total = total_steps
         self._metrics_file = _continue_log(run_dir / METRICS_FILE, start_step)
         self._samples_file = _continue_log(run_dir / SAMPLES_FILE, start_step)
+        grows = config.pool.augment.per_step > 0
+        self._augment_file = _continue_log(run_dir / AUGMENT_FILE, start_step) if grows else None
         disabled = config.tracking.wandb_mode == "disabled"
         self._wandb = None if disabled else _start_wandb(config, run_dir, start_step)
         self._console = Console()
@@ -86,6 +89,12 @@ class RunTracker:
             data = [[row[column] for column in SAMPLE_COLUMNS] for row in rows]
             self._wandb.log({"step": step, name: wandb.Table(columns=list(SAMPLE_COLUMNS), data=data)})
 
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        """Record which problems of the policy were accepted and which not, and why."""
+        assert self._augment_file is not None
+        for outcome in outcomes:
+            self._augment_file.write(json.dumps({"step": step, **asdict(outcome)}) + "\n")
+
     def note(self, line: str) -> None:
         """Print one line, above the progress bar where there is one."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -96,6 +105,8 @@ class RunTracker:
             self._bar.stop()
         self._metrics_file.close()
         self._samples_file.close()
+        if self._augment_file is not None:
+            self._augment_file.close()
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from launch.augment import make_augmenter
 from launch.cluster import Placement, check_resources, connect, device_of
 from launch.continuation import check_same_run
 from launch.report import SUMMARY_FILE, Summary, read_summary, render_summary, write_report
@@ -30,6 +31,7 @@ from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
 from qarl.tasks import load_task
 from qarl.tasks.config import SortingTaskConfig
+from qarl.tasks.problems import Encode
 from qarl.types import Prompt, WorkerInfo
 from rewards.service import ProcessRewardService
 from rollout.fleet import RayFleet
@@ -67,7 +69,8 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     ensure_model(config.model, config.task, config.seed, note)
     _check_scheme(config)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
-    prompts, heldout = _load_prompts(config, tokenizer, note)
+    encode = _encoder(config, tokenizer)
+    prompts, heldout = _load_prompts(config, encode, note)
     aside = None if config.run.resume else _set_aside(run_dir)
     if aside is not None:
         note(f"starting over; the old run lies in {aside} until this one has ended well")
@@ -77,7 +80,7 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     try:
         if config.cluster.address is None:
             connect(config)
-        _Job(config, run_dir, checkpoints, tracker).run(prompts, heldout, saved)
+        _Job(config, run_dir, checkpoints, tracker).run(prompts, heldout, encode, saved)
     finally:
         tracker.close()
         ray.shutdown()
@@ -103,7 +106,13 @@ class _Job:
         self._config, self._run_dir, self._checkpoints, self._tracker = config, run_dir, checkpoints, tracker
         self._scheme = scheme_at(config.rollout, config.train.steps)  # that of the final model
 
-    def run(self, prompts: list[Prompt], heldout: list[Prompt], saved: tuple[str, dict[str, Any]] | None) -> None:
+    def run(
+        self,
+        prompts: list[Prompt],
+        heldout: list[Prompt],
+        encode: Encode,
+        saved: tuple[str, dict[str, Any]] | None,
+    ) -> None:
         config, note = self._config, self._tracker.note
         for scheme in schemes_of(config.rollout):
             write_engine_config(self._engine_dir(scheme), Path(config.model.path), scheme)
@@ -119,7 +128,10 @@ class _Job:
                 note(f"rollout worker {info.worker}: vLLM on {place}, {scheme_at(config.rollout, 1).label}, {kernels}")
             exact = self._check_numerics(learner)
             pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
-            trainer = Trainer(config, learner, fleet, rewards, pool, self._tracker, heldout, self._checkpoints, exact)
+            augmenter = make_augmenter(config, pool, prompts, heldout, encode)
+            trainer = Trainer(
+                config, learner, fleet, rewards, pool, self._tracker, heldout, self._checkpoints, exact, augmenter
+            )
             if saved:
                 note(f"continuing after step {saved[1]['step']}")
                 trainer.resume(*saved)
@@ -129,6 +141,8 @@ class _Job:
             controls = self._controls(trainer.progress.train_seconds, fleet, rewards, heldout)
             fleet.close()
             learner.close()
+            if augmenter:
+                augmenter.close()
         summary = self._summary(infos, trainer, after, controls, files)
         write_report(self._run_dir, summary)
 
@@ -217,9 +231,8 @@ def _mismatch(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
     }
 
 
-def _load_prompts(
-    config: Config, tokenizer: PreTrainedTokenizerBase, note: Callable[[str], None]
-) -> tuple[list[Prompt], list[Prompt]]:
+def _encoder(config: Config, tokenizer: PreTrainedTokenizerBase) -> Encode:
+    """Prompt text to token ids, as one user turn where the task is a chat."""
     chat = not isinstance(config.task, SortingTaskConfig) and config.task.chat
     if chat and not tokenizer.chat_template:
         raise ConfigError("the tokenizer has no chat template", where="task.chat", mend="set task.chat=false")
@@ -231,6 +244,10 @@ def _load_prompts(
         ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return ids
 
+    return encode
+
+
+def _load_prompts(config: Config, encode: Encode, note: Callable[[str], None]) -> tuple[list[Prompt], list[Prompt]]:
     wanted = max(config.eval.num_prompts, config.eval.final_num_prompts)
     train, heldout = load_task(config.task, config.seed, wanted, encode, note)
     room = config.rollout.max_model_len - config.rollout.sampling.max_new_tokens

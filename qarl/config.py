@@ -22,7 +22,7 @@ from qarl.config_policy import LearnerConfig, ModelConfig, RolloutConfig
 from qarl.error_tokens import ErrorTokensConfig
 from qarl.objectives.config import ObjectiveConfig, TBPOConfig
 from qarl.prompts.config import PoolConfig
-from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
+from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
 
 
 class RunConfig(Node):
@@ -64,6 +64,12 @@ class TrainConfig(Node):
     """Prompts drawn per step."""
     group_size: PositiveInt = 8
     """Responses per prompt."""
+    allocation: Literal["equal", "frontier"] = "equal"
+    """How the responses of a draw, `group_size` a prompt, are shared out. `equal`: alike. `frontier`: more to a prompt
+    the less certain its rewards are, between half and twice `group_size`."""
+    dynamic_sampling: Count = 0
+    """DAPO's dynamic sampling: groups of equal rewards are not learned from, and up to so many further draws a step
+    replace them; 0 for none."""
     checkpoint_every: PositiveInt = 20
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: PositiveInt = 2
@@ -137,7 +143,7 @@ class Config(Node):
     """Where the run's files go."""
     model: ModelConfig = Field(default=...)
     """The policy. Required."""
-    task: Annotated[SortingTaskConfig | JsonlTaskConfig, Field(discriminator="kind")] = Field(default=...)
+    task: Annotated[SortingTaskConfig | DatasetTaskConfig, Field(discriminator="kind")] = Field(default=...)
     """The problems. Required."""
     reward: RewardConfig = RewardConfig()
     """The verifier."""
@@ -184,6 +190,23 @@ class Config(Node):
                     f"objective.kind: {self.objective.kind} is defined with advantage.{key}={str(value).lower()}, "
                     f"not {str(getattr(asked, key)).lower()}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _dynamic_sampling_drops(self) -> Config:
+        if self.train.dynamic_sampling and not self.advantage.drop_zero_variance:
+            raise ValueError(
+                "train.dynamic_sampling: it replaces groups that are dropped, and advantage.drop_zero_variance is false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _task_has_the_program(self) -> Config:
+        augment = self.pool.augment
+        if augment.per_step and augment.validator.kind == "program" and self.task.kind != "sorting":
+            raise ValueError(
+                f"pool.augment.validator.kind: task {self.task.kind} has no program to check with; use vote or teacher"
+            )
         return self
 
     @model_validator(mode="after")

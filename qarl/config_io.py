@@ -20,7 +20,7 @@ from qarl.errors import ConfigError
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
-UNIONS = {"task", "objective", "correction"}
+UNIONS = {"task", "objective", "correction", "validator"}
 """Keys whose section is of one of several kinds."""
 DEFAULT_KINDS = {"objective": "tbpo"}
 """Kinds of sections that do not name theirs."""

@@ -61,6 +61,10 @@ class RolloutError(QarlError):
     """Rollout workers could not produce the samples."""
 
 
+class TeacherError(QarlError):
+    """The teacher endpoint refuses to answer, or is none."""
+
+
 class CheckpointError(QarlError):
     """A checkpoint is missing, foreign or incomplete."""
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from qarl.metrics import Value
 from qarl.quant.scheme import QuantScheme
 from qarl.types import (
+    AugmentOutcome,
     GroupResult,
     Prompt,
     PublishedWeights,
@@ -120,6 +121,10 @@ class PromptPool(Protocol):
         """Give drawn prompts back unobserved."""
         ...
 
+    def spread(self, prompt_id: str) -> float:
+        """Standard deviation expected of a reward of this prompt, which is in the pool."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -133,6 +138,10 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
 
     def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None: ...
+
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        """What became of problems that the policy made."""
+        ...
 
     def note(self, line: str) -> None:
         """One line for the reader of the terminal."""

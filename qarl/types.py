@@ -71,6 +71,21 @@ class GroupResult:
 
 
 @dataclass(frozen=True)
+class AugmentOutcome:
+    """What became of one problem that the policy was asked for.
+
+    `text` is the new question, or what stands for it: the reply when no question could be read, the request when that
+    was too long. `reason` tells why it was refused (`qarl.prompts.augment.REASONS`), empty when the pool took it in.
+    """
+
+    parent_id: str
+    text: str
+    reason: str = ""
+    detail: str = ""
+    answer: str = ""
+
+
+@dataclass(frozen=True)
 class TrainSequence:
     """What the learner needs of one sample: token ids, where the response begins, sampler log-probs, advantage.
 

@@ -19,6 +19,7 @@ from qarl.errors import CheckpointError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.quant.scheme import QuantScheme
 from qarl.types import (
+    AugmentOutcome,
     Prompt,
     PublishedTensor,
     PublishedWeights,
@@ -223,6 +224,7 @@ class FakeTracker:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.tables: list[tuple[int, int, str]] = []
         self.notes: list[str] = []
+        self.outcomes: list[tuple[int, AugmentOutcome]] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((step, dict(metrics)))
@@ -230,6 +232,9 @@ class FakeTracker:
     def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None:
         assert len(samples) == len(scores)
         self.tables.append((step, len(samples), name))
+
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        self.outcomes += [(step, outcome) for outcome in outcomes]
 
     def note(self, line: str) -> None:
         self.notes.append(line)

@@ -8,22 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
-from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
-from qarl.advantages import advantages, has_variance, overlong_penalty
+from qarl.advantages import advantages, has_variance
 from qarl.config import Config
 from qarl.error_tokens import error_token_metrics, find_error_tokens, worst
 from qarl.errors import MismatchError, PublicationError
 from qarl.metrics import Value
 from qarl.mismatch import Logprobs, Mismatch
+from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.quant.schedule import scheme_at
 from qarl.seeds import derive_seed
-from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score, TrainSequence
+from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from trainer.checkpoint import CheckpointStore
+from trainer.collect import Collector, Group, collection_metrics, shaped_rewards
 from trainer.evaluate import evaluate
 
 PROBE_PROMPTS = 4
@@ -43,18 +44,6 @@ class Progress:
     eval_before: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Group:
-    """The responses to one prompt, scored."""
-
-    samples: list[Sample]
-    scores: list[Score]
-
-    @property
-    def rewards(self) -> list[float]:
-        return [score.reward for score in self.scores]
-
-
 class Trainer:
     """Owns the order of things: draw, sample, score, observe, advantages, prox, update, publish, save."""
 
@@ -69,13 +58,16 @@ class Trainer:
         heldout: Sequence[Prompt],
         checkpoints: CheckpointStore,
         exact: bool,
+        augmenter: Augmenter | None = None,
     ) -> None:
         """`exact`: the learner's ops equal the engine's on this host. The first publication's probe confirms it; from
-        then on a probe that shows any mismatch means wrong weights, and stops the run."""
+        then on a probe that shows any mismatch means wrong weights, and stops the run. `augmenter` grows `pool`."""
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
         self._checkpoints, self._exact = checkpoints, exact
         self._scheme = scheme_at(config.rollout, 1)
+        self._augmenter = augmenter
+        self._collector = Collector(config, fleet, rewards, pool, augmenter, self._timed, self._publish)
         self.progress = Progress()
         self._timing: dict[str, float] = {}
         self._proven = False  # whether a publication's probe has passed in this process
@@ -84,6 +76,8 @@ class Trainer:
         """Continue after the checkpoint at `directory` with its `state`."""
         self._learner.load(directory)
         self._pool.load_state_dict(state["pool"])
+        if self._augmenter:
+            self._augmenter.load_state_dict(state["augment"])
         self.progress = Progress(**state["progress"])
         self.progress.exact_steps = 0  # this process, or this host, has yet to prove it
 
@@ -109,11 +103,12 @@ class Trainer:
         step = progress.step + 1
         if self._set_precision(step):
             self._publish()
-        prompts = self._pool.draw(self._config.train.prompts_per_step, step)
-        groups = self._rollout(prompts, step)
-        self._pool.observe([GroupResult(g.samples[0].prompt.id, tuple(g.rewards)) for g in groups], step)
-        metrics: dict[str, Value] = {**_reward_metrics(groups), **self._pool.metrics()}
-        metrics |= self._learn(groups, step)
+        groups, used = self._collector.collect(step)
+        metrics: dict[str, Value] = {**collection_metrics(groups, self._config), **self._pool.metrics()}
+        if self._augmenter:
+            metrics |= self._augmenter.metrics()
+            self._tracker.augmented(step, self._augmenter.outcomes())
+        metrics |= self._learn(used, step)
         with self._timed("publish"):
             metrics |= self._publish(step)
         seconds = time.perf_counter() - started
@@ -144,36 +139,10 @@ class Trainer:
         self._tracker.note(f"step {step}: rollouts and training in {scheme.label} from here on{exact}")
         return True
 
-    def _rollout(self, prompts: Sequence[Prompt], step: int) -> list[Group]:
-        size, sampling = self._config.train.group_size, self._config.rollout.sampling
-        requests = [
-            SampleRequest(
-                prompt,
-                derive_seed(self._config.seed, "train", step, prompt.id, index),
-                sampling.temperature,
-                sampling.max_new_tokens,
-            )
-            for prompt in prompts
-            for index in range(size)
-        ]
-        with self._timed("sample"):
-            replacements = self._fleet.replacements
-            samples = self._fleet.sample(requests)
-        if self._fleet.replacements != replacements:
-            self._publish()  # the new worker's weights are proven before its samples are used
-        stale = {sample.version for sample in samples} - {self.progress.step}
-        if stale:
-            raise PublicationError(f"samples of weight versions {sorted(stale)} at version {self.progress.step}")
-        with self._timed("reward"):
-            scores = self._rewards.score(samples)
-        return [
-            Group(samples[i * size : (i + 1) * size], scores[i * size : (i + 1) * size]) for i in range(len(prompts))
-        ]
-
     def _learn(self, groups: Sequence[Group], step: int) -> dict[str, Value]:
         """Score every sample under the learner, then update on the groups that tell anything."""
         config = self._config
-        rewards = [_shaped_rewards(group, config) for group in groups]
+        rewards = [shaped_rewards(group, config) for group in groups]
         batches = [
             [_sequence(sample, advantage) for sample, advantage in zip(group.samples, values, strict=True)]
             for group, values in zip(groups, advantages(rewards, config.advantage), strict=True)
@@ -298,6 +267,8 @@ class Trainer:
 
     def _save(self) -> None:
         state = {"progress": vars(self.progress), "pool": self._pool.state_dict()}
+        if self._augmenter:
+            state["augment"] = self._augmenter.state_dict()
         self._checkpoints.save(self.progress.step, self._learner.save, state)
 
     @contextmanager
@@ -316,33 +287,8 @@ def _masked(sequence: TrainSequence) -> bool:
     return sequence.loss_mask_T is not None and not sequence.loss_mask_T.any()
 
 
-def _shaped_rewards(group: Group, config: Config) -> list[float]:
-    longest, cache = config.rollout.sampling.max_new_tokens, config.advantage.overlong_cache
-    lengths = [len(sample.response_ids) for sample in group.samples]
-    return [
-        reward + overlong_penalty(length, longest, cache) for reward, length in zip(group.rewards, lengths, strict=True)
-    ]
-
-
 def _split(items: Sequence[int], parts: int) -> list[list[int]]:
     """`items` in at most `parts` runs of nearly equal length, none empty."""
     parts = min(parts, len(items))
     bounds = [len(items) * i // parts for i in range(parts + 1)]
     return [list(items[a:b]) for a, b in pairwise(bounds)]
-
-
-def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    if not groups:
-        return {}
-    rewards = [reward for group in groups for reward in group.rewards]
-    samples = [sample for group in groups for sample in group.samples]
-    return {
-        "reward/mean": fmean(rewards),
-        "reward/std": pstdev(rewards),
-        "reward/accuracy": fmean(reward >= 1.0 for reward in rewards),
-        "reward/faults": float(sum(bool(score.error) for group in groups for score in group.scores)),
-        "reward/informative_groups": fmean(has_variance(group.rewards) for group in groups),
-        "response_length/mean": fmean(len(sample.response_ids) for sample in samples),
-        "response_length/max": float(max(len(sample.response_ids) for sample in samples)),
-        "response_length/clip_ratio": fmean(sample.finish_reason == "length" for sample in samples),
-    }

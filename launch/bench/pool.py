@@ -21,6 +21,7 @@ from qarl.types import GroupResult, Prompt
 
 GROUP_SIZE = 8
 SORT_STEPS = 3
+MEMORY_STEPS = 20
 SEED = 0
 
 
@@ -33,15 +34,31 @@ class Drawer(Protocol):
 
 
 @dataclass(frozen=True)
+class Times:
+    """Milliseconds of CPU time of one call."""
+
+    median: float
+    p99: float
+    worst: float
+
+    @classmethod
+    def of(cls, calls: Sequence[float]) -> Times:
+        """Of calls in seconds, one or more."""
+        ordered = sorted(1e3 * seconds for seconds in calls)
+        return cls(median(ordered), ordered[int(0.99 * (len(ordered) - 1))], ordered[-1])
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} | {self.p99:.1f} | {self.worst:.1f}"
+
+
+@dataclass(frozen=True)
 class PoolCost:
-    """One line of the table. Times are CPU time of one call; NaN where nothing was measured."""
+    """One line of the table; NaN where nothing was measured."""
 
     name: str
     size: int
-    draw_ms: float
-    draw_worst_ms: float
-    observe_ms: float
-    observe_worst_ms: float
+    draw: Times
+    observe: Times
     snapshot_s: float = float("nan")
     restore_s: float = float("nan")
     state_mb: float = float("nan")
@@ -91,15 +108,15 @@ def measure(sizes: Sequence[int], batch: int, steps: int) -> Iterator[PoolCost]:
 def table(rows: Iterator[PoolCost]) -> Iterator[str]:
     """The lines of a Markdown table."""
     yield (
-        "| pool | prompts | draw ms (worst) | observe ms (worst) | snapshot s | restore s | state MB | bytes/prompt |\n"
-        "|---|---:|---:|---:|---:|---:|---:|---:|"
+        "| pool | prompts | draw ms | p99 | worst | observe ms | p99 | worst "
+        "| snapshot s | restore s | state MB | bytes/prompt |\n"
+        f"|---|{'---:|' * 11}"
     )
     for row in rows:
-        costs = [f"{row.draw_ms:.2f} ({row.draw_worst_ms:.1f})", f"{row.observe_ms:.2f} ({row.observe_worst_ms:.1f})"]
         rest = [row.snapshot_s, row.restore_s, row.state_mb, row.bytes_per_prompt]
         shown = ["" if value != value else f"{value:.2f}" for value in rest[:2]]
         shown += ["" if value != value else f"{value:.0f}" for value in rest[2:]]
-        yield f"| {' | '.join([row.name, str(row.size), *costs, *shown])} |"
+        yield f"| {' | '.join([row.name, str(row.size), str(row.draw), str(row.observe), *shown])} |"
 
 
 def _measure_pool(prompts: Sequence[Prompt], config: PoolConfig, batch: int, steps: int) -> PoolCost:
@@ -113,7 +130,7 @@ def _measure_pool(prompts: Sequence[Prompt], config: PoolConfig, batch: int, ste
     started = time.process_time()
     make_pool(prompts, config, SEED).load_state_dict(json.loads(text))
     restore_s = time.process_time() - started
-    memory = _memory(prompts, config, batch, steps) / len(prompts)
+    memory = _memory(prompts, config, batch, min(steps, MEMORY_STEPS)) / len(prompts)
     return PoolCost(config.strategy, len(prompts), *times, snapshot_s, restore_s, len(text) / 1e6, memory)
 
 
@@ -128,8 +145,8 @@ def _result(prompt: Prompt, rng: random.Random) -> GroupResult:
     return GroupResult(prompt.id, tuple(float(rng.random() < chance) for _ in range(GROUP_SIZE)))
 
 
-def _time_steps(pool: Drawer, batch: int, steps: int) -> tuple[float, float, float, float]:
-    """Milliseconds: median and worst draw, median and worst observe."""
+def _time_steps(pool: Drawer, batch: int, steps: int) -> tuple[Times, Times]:
+    """Of the draws and of the observes."""
     rng = random.Random(SEED)
     pool.draw(0, 10)  # all wake up
     gc.collect()
@@ -137,12 +154,12 @@ def _time_steps(pool: Drawer, batch: int, steps: int) -> tuple[float, float, flo
     for step in range(10, 10 + steps):
         started = time.process_time()
         drawn = pool.draw(batch, step)
-        draws.append(1e3 * (time.process_time() - started))
+        draws.append(time.process_time() - started)
         results = [_result(prompt, rng) for prompt in drawn]
         started = time.process_time()
         pool.observe(results, step)
-        observes.append(1e3 * (time.process_time() - started))
-    return median(draws), max(draws), median(observes), max(observes)
+        observes.append(time.process_time() - started)
+    return Times.of(draws), Times.of(observes)
 
 
 def _memory(prompts: Sequence[Prompt], config: PoolConfig, batch: int, steps: int) -> float:

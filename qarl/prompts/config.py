@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from qarl.config_base import Count, Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
+
+
+def _check_pattern(pattern: str, key: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{key}: not a regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"{key}: a regular expression of one group is wanted, this one has {groups}")
+
+
+BOXED = r"\\boxed\{((?:[^{}]|\{[^{}]*\})+)\}"
+"""What stands in LaTeX's \\boxed{}, with braces nested once."""
 
 
 class RetireConfig(Node):
@@ -44,6 +58,104 @@ class ArchiveConfig(Node):
     """Steps in the archive before a prompt is considered."""
 
 
+class ProgramCheckConfig(Node):
+    """The task's own program knows the answer; the sorting task has one."""
+
+    kind: Literal["program"] = "program"
+    """Which validator."""
+
+
+class VoteConfig(Node):
+    """Self-consistency: the policy answers the new problem several times; the answer most often given counts."""
+
+    kind: Literal["vote"] = "vote"
+    """Which validator."""
+    num_samples: PositiveInt = 8
+    """Answers of the policy, sampled with the next step's rollouts."""
+    threshold: Fraction = 0.5
+    """Share of them that must agree."""
+    answer_pattern: str = BOXED
+    """Regular expression whose one group is the answer; its last match in a reply counts."""
+
+    @model_validator(mode="after")
+    def _pattern_has_a_group(self) -> VoteConfig:
+        _check_pattern(self.answer_pattern, "pool.augment.validator.answer_pattern")
+        return self
+
+
+class TeacherConfig(Node):
+    """Another model answers, over an OpenAI-compatible endpoint, while training goes on."""
+
+    kind: Literal["teacher"] = "teacher"
+    """Which validator."""
+    base_url: str = Field(default=...)
+    """Up to and with the version: `http://host:8000/v1`. Required."""
+    model: str = Field(default=...)
+    """Name of the model there. Required."""
+    api_key_env: str = ""
+    """Environment variable that holds the key; empty for none."""
+    prompt: str = (
+        "Solve the problem and put the final answer in \\boxed{}. If it has no single answer, do not write a box."
+        "\n\n{question}"
+    )
+    """What the teacher is asked; `{question}` is replaced."""
+    answer_pattern: str = BOXED
+    """Regular expression whose one group is the answer; its last match counts, and none refuses the problem."""
+    max_tokens: PositiveInt = 2048
+    """Longest reply."""
+    timeout_s: PositiveFloat = 60.0
+    """Longest silence of a connection."""
+    max_retries: Count = 3
+    """Further tries after a time-out, a lost connection, status 408, 429 or 5xx, with growing pauses."""
+    concurrency: PositiveInt = 4
+    """Requests at once."""
+
+    @model_validator(mode="after")
+    def _prompt_and_pattern_fit(self) -> TeacherConfig:
+        _check_pattern(self.answer_pattern, "pool.augment.validator.answer_pattern")
+        if "{question}" not in self.prompt:
+            raise ValueError("pool.augment.validator.prompt: {question} does not occur in it")
+        return self
+
+
+class AugmentConfig(Node):
+    """New problems that the policy makes from prompts at the frontier; after HeaPA."""
+
+    per_step: Count = 0
+    """Problems asked for per step, each from another prompt of the draw; 0 for none."""
+    reach: Fraction = 0.25
+    """Only prompts that were measured and whose success rate is within this of `pool.target` serve as parents."""
+    template: str = (
+        "Here is a problem:\n\n{question}\n\nWrite one new problem that is about as hard, with other numbers and "
+        "another story. Put it between <problem> and </problem> and do not solve it."
+    )
+    """What the policy is asked. `{question}` and `{answer}` are the parent's, `{beginning}` the first half of its
+    question; a template that ends with `{beginning}` has the policy go on from there, and both together are read."""
+    pattern: str = r"<problem>(.+?)</problem>"
+    """Regular expression whose one group is the new question; it must match the reply exactly once."""
+    ngram: PositiveInt = 8
+    """Words of the n-grams by which two questions are compared; shorter questions are compared whole."""
+    max_overlap: Fraction = 0.8
+    """Share of common n-grams, of the shorter text, from which a question repeats one of the pool."""
+    max_heldout_overlap: Fraction = 0.5
+    """The same from which it gives away a held-out one."""
+    max_pending: PositiveInt = 64
+    """Problems that wait for the validator at most; at this number no more are asked for."""
+    budget: Count = 0
+    """Problems handed to the validator in the whole run at most; 0 for no bound."""
+    validator: Annotated[ProgramCheckConfig | VoteConfig | TeacherConfig, Field(discriminator="kind")] = (
+        ProgramCheckConfig()
+    )
+    """Who finds a new problem's answer, or refuses it."""
+
+    @model_validator(mode="after")
+    def _template_and_pattern_fit(self) -> AugmentConfig:
+        _check_pattern(self.pattern, "pool.augment.pattern")
+        if not any(name in self.template for name in ("{question}", "{beginning}")):
+            raise ValueError("pool.augment.template: neither {question} nor {beginning} occurs in it")
+        return self
+
+
 class PoolConfig(Node):
     strategy: Literal["frontier", "uniform", "median", "prioritised", "easy_to_hard"] = "frontier"
     """`frontier`: prompts whose success rate is nearest to `target`. `uniform`: every prompt alike. `median`: nearest
@@ -74,6 +186,8 @@ class PoolConfig(Node):
     """Prompts made from others."""
     archive: ArchiveConfig = ArchiveConfig()
     """Evicted prompts."""
+    augment: AugmentConfig = AugmentConfig()
+    """New problems from the policy."""
 
     @model_validator(mode="after")
     def _archive_has_a_source(self) -> PoolConfig:

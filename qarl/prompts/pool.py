@@ -57,9 +57,9 @@ class Pool:
     def __init__(self, prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> None:
         if not prompts:
             raise DataError("no prompts", where="prompt pool", mend="check the training data")
-        twice = [prompt_id for prompt_id, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
-        if twice:
-            raise DataError(f"prompt id '{twice[0]}' is not unique", "prompt pool", mend="give each row its own id")
+        if len({prompt.id for prompt in prompts}) < len(prompts):
+            twice = Counter(prompt.id for prompt in prompts).most_common(1)[0][0]
+            raise DataError(f"prompt id '{twice}' is not unique", "prompt pool", mend="give each row its own id")
         if config.capacity is not None and len(prompts) > config.capacity:
             what = f"{config.capacity} is less than the {len(prompts)} prompts of the task"
             raise ConfigError(what, where="pool.capacity", mend="raise it, or take fewer prompts")
@@ -70,8 +70,7 @@ class Pool:
         self._lineage = Forest()
         self._gauges = Gauges(arrivals=len(prompts))
         stats = Statistics(config)
-        for slot in range(len(prompts)):
-            stats.put(slot, self._rng.random(), arrival=slot)
+        stats.fill([self._rng.random() for _ in prompts])
         self._fill(list(prompts), stats, cooling=frozenset(), retired=frozenset())
 
     def draw(self, n: int, step: int) -> list[Prompt]:
@@ -128,6 +127,16 @@ class Pool:
             slot = self._slots.get(prompt_id)
             if slot is not None and self._state[slot] == State.IN_FLIGHT:
                 self._release(slot)
+
+    def spread(self, prompt_id: str) -> float:
+        """Standard deviation expected of a reward of this prompt, in [0, 0.5]. Raises KeyError when it is not here."""
+        return self._stats.spread(self._slots[prompt_id])
+
+    def frontier(self, prompt_ids: Sequence[str], reach: float) -> list[str]:
+        """Those of `prompt_ids` that have been measured and whose success rate lies within `reach` of the target."""
+        slots = {prompt_id: self._slots[prompt_id] for prompt_id in prompt_ids if prompt_id in self._slots}
+        stats = self._stats
+        return [i for i, slot in slots.items() if stats.visits[slot] and stats.distance(slot) <= reach]
 
     def add(self, prompt: Prompt, parent_id: str = "", difficulty: float = 1.0) -> bool:
         """Take in a new prompt, made `difficulty` times as hard from `parent_id` (see lineage.py).

@@ -59,6 +59,11 @@ class Statistics:
     def __len__(self) -> int:
         return len(self.ticket)
 
+    def fill(self, tickets: Sequence[float]) -> None:
+        """Fresh prompts, one for each ticket, that arrived in this order; there were none before."""
+        columns = {name: array(kind, [NEW.get(name, 0)]) * len(tickets) for name, kind in COLUMNS.items()}
+        self.set_columns({**columns, "ticket": array("d", tickets), "arrival": array("q", range(len(tickets)))})
+
     def put(self, slot: int, ticket: float, **known: float) -> None:
         """Set a slot (the next new one, or a freed one) to `known`, and to a fresh prompt's values elsewhere."""
         for name, value in {"ticket": ticket, **NEW, **known}.items():
@@ -107,10 +112,18 @@ class Statistics:
 
     def rate(self, slot: int) -> float:
         """Success rate in [0, 1]: mean of the Beta posterior whose prior is the estimate, or else the target."""
-        estimate, strength = self.estimate[slot], self._estimate_strength
-        if estimate != estimate:  # NaN
-            estimate, strength = self.target, self._prior_strength
+        estimate, strength = self._prior(slot)
         return (self.successes[slot] + strength * estimate) / (self.trials[slot] + strength)
+
+    def spread(self, slot: int) -> float:
+        """Standard deviation expected of a reward: E sqrt(p (1 - p)) under the Beta posterior of the success rate p."""
+        estimate, strength = self._prior(slot)
+        a = self.successes[slot] + strength * estimate
+        b = self.trials[slot] - self.successes[slot] + strength * (1.0 - estimate)
+        if min(a, b) <= 0.0:
+            return 0.0  # all of the posterior lies on one end
+        beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+        return math.exp(math.lgamma(a + 0.5) + math.lgamma(b + 0.5) - math.lgamma(a + b + 1.0) - beta)
 
     def own_rate(self, slot: int) -> float:
         """What the prompt says for itself: its measurement under the plain prior; unseen, what is expected of it."""
@@ -136,6 +149,13 @@ class Statistics:
     def rate_mean(self) -> float:
         """Mean success rate over seen prompts; the prior mean while there are none."""
         return self._rate_sum / seen if (seen := self.seen()) else self.target
+
+    def _prior(self, slot: int) -> tuple[float, float]:
+        """Its mean and its pseudo-trials."""
+        estimate = self.estimate[slot]
+        if estimate != estimate:  # NaN
+            return self.target, self._prior_strength
+        return estimate, self._estimate_strength
 
     def _count(self, slot: int, sign: int) -> None:
         if self.visits[slot]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from random import Random
 
 from qarl.prompts.config import PoolConfig
-from qarl.prompts.heap import LazyHeap
+from qarl.prompts.heap import Entry, LazyHeap
 from qarl.prompts.stats import Statistics
 from qarl.types import Prompt
 
@@ -146,10 +146,7 @@ class Frontier(Strategy):
         return picked
 
     def _pick_near(self, m: int, reach: float) -> list[int]:
-        window = walk_outwards(self.low, self.high, 2 * m, reach)
-        picked = self.rng.sample(window, min(m, len(window)))
-        for slot in set(window).difference(picked):
-            self._add_side(slot)
+        picked = pick_outwards(self.low, self.high, m, self.rng, reach)
         for slot in picked:
             self._turns.remove(slot)
         self.width = max([self.width, *map(self.stats.distance, picked)])
@@ -189,11 +186,7 @@ class Median(Strategy):
 
     def select(self, n: int, step: int) -> list[int]:
         unseen = [self._unseen.pop() for _ in range(min(n, len(self._unseen)))]
-        m = n - len(unseen)
-        window = walk_outwards(self.low, self.high, 2 * m)
-        picked = self.rng.sample(window, min(m, len(window)))
-        for slot in set(window).difference(picked):
-            self.add(slot)
+        picked = pick_outwards(self.low, self.high, n - len(unseen), self.rng)
         self._balance()
         self.width = max(map(self.stats.distance, picked), default=0.0)
         return unseen + picked
@@ -213,17 +206,22 @@ class Median(Strategy):
             self._push(self.high, self.low.pop())
 
 
-def walk_outwards(low: LazyHeap, high: LazyHeap, most: int, reach: float = math.inf) -> list[int]:
-    """Pop up to `most` slots whose priority begins with at most `reach`, by turns, low first."""
-
-    window: list[int] = []
+def pick_outwards(low: LazyHeap, high: LazyHeap, m: int, rng: Random, reach: float = math.inf) -> list[int]:
+    """Remove and return up to `m` slots, at random of the first 2m, by turns, low first, whose priority begins with at
+    most `reach`.
+    """
+    window: list[tuple[Entry, LazyHeap]] = []
     heaps = deque((low, high))
-    while heaps and len(window) < most:
+    while heaps and len(window) < 2 * m:
         heap = heaps.popleft()
         if heap and heap.top()[0] <= reach:
-            window.append(heap.pop())
+            window.append((heap.take(), heap))
             heaps.append(heap)  # else it has no more to give
-    return window
+    picked = rng.sample(range(len(window)), min(m, len(window)))
+    for i in set(range(len(window))).difference(picked):
+        entry, heap = window[i]
+        heap.put_back(entry)
+    return [window[i][0][-1] for i in picked]
 
 
 STRATEGIES: dict[str, type[Strategy]] = {

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from qarl.errors import ConfigError
-from qarl.tasks import jsonl, sorting
-from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
+from qarl.tasks import dataset, sorting
+from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
+from qarl.tasks.problems import Encode, problems_of
 from qarl.types import Prompt
 
-Encode = Callable[[str], Sequence[int]]
 Note = Callable[[str], None]
+Problem = tuple[str, str, int]
+"""Question, answer, level."""
 
 
 def load_task(
-    config: SortingTaskConfig | JsonlTaskConfig, seed: int, num_heldout: int, encode: Encode, note: Note
+    config: SortingTaskConfig | DatasetTaskConfig, seed: int, num_heldout: int, encode: Encode, note: Note
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Training prompts and up to `num_heldout` held-out prompts, disjoint, with ids that are stable across runs.
 
@@ -34,49 +35,38 @@ def load_task(
         DataError: a data file or row is wrong.
         ConfigError: bad levels or template, or no problem in one of the splits.
     """
+    problems = problems_of(config, encode)
     if isinstance(config, SortingTaskConfig):
-        train, heldout = _sorting(config, seed, num_heldout, encode)
+        train = _generated(config, config.num_prompts, seed, heldout=False)
+        heldout = _generated(config, num_heldout, seed, heldout=True)
         _note_shortage("training", len(train), config.num_prompts, note)
     else:
-        train, heldout = _jsonl(config, seed, num_heldout, encode, note)
+        train, heldout = _rows(config, seed, num_heldout, note)
     _note_shortage("held-out", len(heldout), num_heldout, note)
-    return train, heldout
+    return [problems.prompt(*problem) for problem in train], [problems.prompt(*problem) for problem in heldout]
 
 
-def _sorting(
-    config: SortingTaskConfig, seed: int, num_heldout: int, encode: Encode
-) -> tuple[list[Prompt], list[Prompt]]:
-    def prompts(n: int, heldout: bool) -> list[Prompt]:
-        problems = sorting.generate(config.levels, n, seed, heldout)
-        if not problems:
-            raise ConfigError(
-                f"levels {config.levels} have no {'held-out' if heldout else 'training'} problem",
-                where="task.levels",
-                mend="add a longer level",
-            )
-        return [
-            Prompt(f"sorting/{digits}", f"{digits}=", sorting.solve(digits), tuple(encode(f"{digits}=")), len(digits))
-            for digits in problems
-        ]
-
-    return prompts(config.num_prompts, False), prompts(num_heldout, True)
+def _generated(config: SortingTaskConfig, n: int, seed: int, heldout: bool) -> list[Problem]:
+    found = sorting.generate(config.levels, n, seed, heldout)
+    if not found:
+        split = "held-out" if heldout else "training"
+        what = f"levels {config.levels} have no {split} problem"
+        raise ConfigError(what, where="task.levels", mend="add a longer level")
+    return [(digits, sorting.solve(digits), len(digits)) for digits in found]
 
 
-def _jsonl(
-    config: JsonlTaskConfig, seed: int, num_heldout: int, encode: Encode, note: Note
-) -> tuple[list[Prompt], list[Prompt]]:
-    def prompt(row: jsonl.Row) -> Prompt:
-        text = jsonl.fill_template(config.prompt_template, row.question)
-        digest = hashlib.sha1(row.question.encode(), usedforsecurity=False).hexdigest()
-        return Prompt(f"jsonl/{digest}", text, row.answer, tuple(encode(text)), row.level)
-
-    train, heldout = jsonl.load_rows(config, note)
+def _rows(config: DatasetTaskConfig, seed: int, num_heldout: int, note: Note) -> tuple[list[Problem], list[Problem]]:
+    train, heldout = dataset.load_rows(config, note)
     random.Random(seed).shuffle(heldout)
-    by_level: dict[int, list[jsonl.Row]] = defaultdict(list)
+    by_level: dict[int, list[dataset.Row]] = defaultdict(list)
     for row in heldout:
         by_level[row.level].append(row)
     chosen = sorting.take_evenly([iter(by_level[level]) for level in sorted(by_level)], num_heldout)
-    return [prompt(row) for row in train], [prompt(row) for row in chosen]
+    return [_problem(row) for row in train], [_problem(row) for row in chosen]
+
+
+def _problem(row: dataset.Row) -> Problem:
+    return row.question, row.answer, row.level
 
 
 def _note_shortage(split: str, found: int, wanted: int, note: Note) -> None:

@@ -23,13 +23,15 @@ class SortingTaskConfig(Node):
     """Digits per problem; each level is a difficulty."""
 
 
-class JsonlTaskConfig(Node):
-    """Problems from JSONL rows of at least a question and an answer."""
+class DatasetTaskConfig(Node):
+    """Problems from rows of at least a question and an answer.
 
-    kind: Literal["jsonl"] = "jsonl"
+    A path is a JSONL file, a Parquet file (`.parquet`), or a folder that Hugging Face `datasets` saved."""
+
+    kind: Literal["dataset"] = "dataset"
     """Which task."""
     train_path: str = Field(default=...)
-    """Training rows. Required."""
+    """Training rows: JSONL, Parquet (`.parquet`), or a folder of Hugging Face `datasets`. Required."""
     heldout_path: str = Field(default=...)
     """Held-out rows, never in the pool. Required."""
     question_key: str = "question"

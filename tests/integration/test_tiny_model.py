@@ -14,7 +14,7 @@ from launch import tiny_model
 from qarl.config_policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import load_task, sorting
-from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
+from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
 
 TASK = SortingTaskConfig()
 BUILD = TinyModelConfig(
@@ -196,8 +196,8 @@ def test_nothing_there_and_nothing_to_build(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         tiny_model.ensure_model(config_at(path, None), TASK, 0, quiet)
     assert str(caught.value) == f"{path}: no such model directory; download a model there or set model.build={{}}"
-    task = JsonlTaskConfig(train_path="t", heldout_path="h")
-    with pytest.raises(ModelError, match="only warm-start on the sorting task, not jsonl"):
+    task = DatasetTaskConfig(train_path="t", heldout_path="h")
+    with pytest.raises(ModelError, match="only warm-start on the sorting task, not dataset"):
         tiny_model.ensure_model(config_at(path), task, 0, quiet)
 
 

@@ -185,17 +185,17 @@ def _sample(prompt: list[int], tokens: list[int]) -> Any:
     return Sample(Prompt("p", "", "", tuple(prompt)), tuple(tokens), empty, "", "stop", 0)
 
 
-def test_jsonl_problems_with_math_verify_and_the_sampler_as_prox(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_dataset_problems_with_math_verify_and_the_sampler_as_prox(finished: tuple[Path, str], tmp_path: Path) -> None:
     """The other task, verifier and prox: what a GSM8K run uses, on the same small model."""
     (tmp_path / "model").symlink_to(finished[0] / "model")
     for name, numbers in (("train", range(100, 160)), ("heldout", range(200, 220))):
         rows = [{"q": f"{n}=", "a": f"sorted: {int(''.join(sorted(str(n))))}"} for n in numbers]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    config = tmp_path / "jsonl.yaml"
+    config = tmp_path / "dataset.yaml"
     config.write_text(
         f"inherits: {ROOT}/configs/quickstart.yaml\n"
         "model: {build: null}\n"
-        f"task: {{kind: jsonl, train_path: {tmp_path}/train.jsonl, heldout_path: {tmp_path}/heldout.jsonl,\n"
+        f"task: {{kind: dataset, train_path: {tmp_path}/train.jsonl, heldout_path: {tmp_path}/heldout.jsonl,\n"
         "       question_key: q, answer_key: a, answer_delimiter: 'sorted:', chat: false}\n"
         "reward: {kind: math, num_workers: 2}\n"
         "learner: {prox: sampler}\n"

@@ -132,7 +132,7 @@ def test_bad_data_names_file_and_line(
     if train_rows is not None:
         Path("train.jsonl").write_text(train_rows)
     Path("heldout.jsonl").write_text('{"question": "2+2?", "answer": "4"}')
-    assert reason in (line := fail("train", jsonl_config(model_dir, chat=where == "task.chat"), *LIGHT))
+    assert reason in (line := fail("train", dataset_config(model_dir, chat=where == "task.chat"), *LIGHT))
     assert line.startswith(f"qarl: {where}: ")
 
 
@@ -140,12 +140,12 @@ def test_prompts_that_do_not_fit(fail: Fail, model_dir: Path) -> None:
     Path("train.jsonl").write_text(GOOD_ROW)
     Path("heldout.jsonl").write_text('{"question": "2+2?", "answer": "4"}')
     room = ["rollout.max_model_len=10", "rollout.sampling.max_new_tokens=8"]
-    line = fail("train", jsonl_config(model_dir, chat=False), *LIGHT, *room)
+    line = fail("train", dataset_config(model_dir, chat=False), *LIGHT, *room)
     assert line == "qarl: no training prompt fits in 2 tokens; raise rollout.max_model_len"
 
 
-def jsonl_config(model_dir: Path, chat: bool) -> str:
-    task = {"kind": "jsonl", "train_path": "train.jsonl", "heldout_path": "heldout.jsonl", "chat": chat}
+def dataset_config(model_dir: Path, chat: bool) -> str:
+    task = {"kind": "dataset", "train_path": "train.jsonl", "heldout_path": "heldout.jsonl", "chat": chat}
     Path("c.yaml").write_text(json.dumps({"model": {"path": str(model_dir)}, "task": task}))
     return "c.yaml"
 

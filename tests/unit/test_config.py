@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from qarl.config import Config
 from qarl.config_io import documentation, load_config, to_yaml, validate
 from qarl.errors import ConfigError
-from qarl.tasks.config import JsonlTaskConfig
+from qarl.tasks.config import DatasetTaskConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"model": {"path": "models/x"}, "task": {"kind": "sorting"}}
@@ -154,7 +154,7 @@ def test_a_whole_number_is_a_float_too() -> None:
 
 def test_all_faults_are_listed_in_one_line() -> None:
     with pytest.raises(ConfigError) as caught:
-        validate({"task": {"kind": "jsonl", "levels": [2]}, "seed": "x"}, "test")
+        validate({"task": {"kind": "dataset", "levels": [2]}, "seed": "x"}, "test")
     line = str(caught.value)
     for fault in ("model: required", "task.train_path: required", "unknown key 'task.levels'", "seed: "):
         assert fault in line
@@ -317,5 +317,5 @@ def test_documentation_covers_the_tree_and_its_defaults() -> None:
     config = validate(with_value("model.build", {}), "test")
     for key, value in leaves(config.model_dump()).items():
         assert documented[key] == ("required" if key == "model.path" else str(value)), key
-    assert {f"task.{name}" for name in JsonlTaskConfig.model_fields} <= documented.keys()
+    assert {f"task.{name}" for name in DatasetTaskConfig.model_fields} <= documented.keys()
     assert Config.model_fields.keys() <= documented.keys()

@@ -13,10 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launch.augment import make_augmenter
 from qarl.config import Config
 from qarl.config_io import validate
 from qarl.errors import MismatchError, PublicationError
 from qarl.prompts.pool import make_pool
+from qarl.tasks import load_task
+from qarl.tasks.config import SortingTaskConfig
+from qarl.tasks.sorting import is_heldout, solve
 from qarl.types import PublishedWeights, Sample, SampleRequest
 from tests.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, Fuse, Killed, make_prompts
 from trainer.checkpoint import CheckpointStore
@@ -25,7 +29,11 @@ from trainer.loop import Trainer, _split
 
 PROMPTS = make_prompts(24)
 HELDOUT = make_prompts(9, prefix="h")
+DIGITS, HELDOUT_DIGITS = load_task(SortingTaskConfig(num_prompts=24), 0, 9, lambda text: [1], print)
 GROUP = 4
+AUGMENT = {"per_step": 3, "template": "{question}={beginning}", "pattern": "([0-9]+)", "reach": 0.5}
+EAGER = {"exploration": 0.0, "cooldown_steps": 0}
+VOTE = {"kind": "vote", "answer_pattern": "([0-9])", "threshold": 0.1}
 
 
 def make_config(**sections: dict[str, Any]) -> Config:
@@ -57,7 +65,9 @@ class Run:
     ) -> None:
         self.fuse = Fuse(kill_after)
         self.learner, self.fleet, self.tracker = FakeLearner(), FakeFleet(engines), FakeTracker()
-        self.pool = make_pool(PROMPTS, config.pool, seed=1)
+        prompts, heldout = (DIGITS, HELDOUT_DIGITS) if config.pool.augment.per_step else (PROMPTS, HELDOUT)
+        self.pool = make_pool(prompts, config.pool, seed=1)
+        self.augmenter = make_augmenter(config, self.pool, prompts, heldout, lambda text: [1])
         checkpoints = CheckpointStore(directory, config.train.keep_checkpoints)
         guard = self.fuse.guard
         self.trainer = Trainer(
@@ -67,9 +77,10 @@ class Run:
             guard(rewards or FakeRewards()),
             guard(self.pool),
             guard(self.tracker),
-            HELDOUT,
+            heldout,
             checkpoints,
             exact,
+            self.augmenter,
         )
         if saved := checkpoints.latest():
             self.trainer.resume(*saved)
@@ -84,7 +95,8 @@ class Run:
     def state(self) -> dict[str, Any]:
         """All that must not depend on interruptions."""
         progress = {k: v for k, v in vars(self.trainer.progress).items() if k not in ("train_seconds", "exact_steps")}
-        return {"theta": self.learner.theta, "pool": self.pool.state_dict(), "progress": progress}
+        augment = self.augmenter.state_dict() if self.augmenter else {}
+        return {"theta": self.learner.theta, "pool": self.pool.state_dict(), "progress": progress, "augment": augment}
 
 
 # --- order of things -------------------------------------------------------------------------------------------------
@@ -151,7 +163,7 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
     run = Run(tmp_path, make_config(), rewards=FakeRewards(lambda sample: float(sample.worker)))
     run.trainer.run()
     assert run.steps("timing_s/step") == [1, 2, 3, 4]
-    for name in ("sample", "reward", "prox", "update", "publish"):
+    for name in ("pool", "sample", "reward", "prox", "update", "publish"):
         assert run.steps(f"timing_s/{name}") == [1, 2, 3, 4]
     assert all(value > 0 for value in run.values("perf/tokens_per_s") + run.values("perf/sample_tokens_per_s"))
     # Two workers by turns: half of each group is right.
@@ -285,6 +297,76 @@ def test_a_step_without_prompts_goes_on(tmp_path: Path) -> None:
     assert run.steps("reward/mean") == [1, 4]
     assert run.steps("timing_s/step") == [1, 2, 3, 4]
     assert run.trainer.progress.rollouts == 2 * 24 * GROUP
+
+
+def test_dynamic_sampling_replaces_groups_that_tell_nothing(tmp_path: Path) -> None:
+    config = make_config(train={"steps": 2, "dynamic_sampling": 9}, pool={"cooldown_steps": 0})
+    run = Run(tmp_path, config, rewards=FakeRewards(right_half))
+    run.trainer.run()
+    learned = [[s.prompt_ids for m in update for s in m] for update in run.learner.minibatches]
+    assert [len(ids) for ids in learned] == [4 * GROUP] * 2
+    assert run.values("actor/groups_used") == [4.0] * 2
+    sampled = run.values("train/groups_sampled")
+    assert all(count > 4 for count in sampled)
+    assert run.trainer.progress.rollouts == GROUP * sum(sampled)
+    # The pool has heard of every group, the dropped ones too, and none was drawn twice in a step.
+    assert sum(run.pool._stats.visits) == sum(sampled)
+    training = [r for requests in run.fleet.requests for r in requests if r.prompt in PROMPTS]
+    assert len({request.seed for request in training}) == len(training)
+
+
+def test_refills_are_bounded_by_draws_and_by_the_pool(tmp_path: Path) -> None:
+    rewards = FakeRewards(lambda _: 1.0)
+    few = Run(tmp_path / "few", make_config(train={"steps": 1, "dynamic_sampling": 2}), rewards=rewards)
+    few.trainer.run()
+    assert few.values("train/groups_sampled") == [12.0]
+    many = Run(tmp_path / "many", make_config(train={"steps": 1, "dynamic_sampling": 99}), rewards=rewards)
+    many.trainer.run()
+    assert many.values("train/groups_sampled") == [len(PROMPTS)]
+    for run in few, many:
+        assert run.values("actor/groups_used") == [0.0]
+        assert run.learner.minibatches == []
+        assert run.values("pool/in_flight") == [0.0]
+
+
+def test_allocation_keeps_the_budget_and_gives_uncertain_prompts_more(tmp_path: Path) -> None:
+    config = make_config(
+        train={"steps": 8, "allocation": "frontier", "prompts_per_step": 6},
+        pool={"cooldown_steps": 0, "strategy": "uniform"},
+    )
+    run = Run(tmp_path, config, rewards=FakeRewards(right_half))
+    run.trainer.run()
+    training = [r for r in run.fleet.requests if r and r[0].prompt in PROMPTS]
+    sizes = [Counter(int(request.prompt.id[1:]) for request in requests) for requests in training]
+    assert [sum(counts.values()) for counts in sizes] == [6 * GROUP] * 8
+    assert all(2 <= size <= 2 * GROUP for counts in sizes for size in counts.values())
+    assert {size for counts in sizes[:4] for size in counts.values()} == {GROUP}  # nothing is known yet
+    for counts in sizes[4:]:
+        odd, even = ([size for number, size in counts.items() if number % 2 == rest] for rest in (1, 0))
+        assert not odd or not even or min(odd) > max(even)
+    assert max(run.values("train/group_size_max")) > GROUP > min(run.values("train/group_size_min"))
+    # Groups of other sizes have advantages of their own: each sums to zero, and stays whole in one minibatch.
+    for update in run.learner.minibatches:
+        for minibatch in update:
+            assert sum(sequence.advantage for sequence in minibatch) == pytest.approx(0, abs=1e-4)
+
+
+def test_augmentation_is_asked_with_the_rollouts_and_trained_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 8}, pool={"augment": AUGMENT, "cooldown_steps": 0}))
+    run.trainer.run()
+    known = {prompt.id for prompt in [*DIGITS, *HELDOUT_DIGITS]}
+    grown = {outcome.text for _, outcome in run.tracker.outcomes if not outcome.reason}
+    assert grown
+    assert all(not is_heldout(solve(digits)) for digits in grown)
+    requests = [request for calls in run.fleet.requests for request in calls]
+    drawn = {request.prompt.id for request in requests} - known
+    assert {f"sorting/{digits}" for digits in grown} & drawn  # children are drawn, and rolled out
+    # The parents' requests came with a step's rollouts, whose groups stay whole.
+    mixed = [calls for calls in run.fleet.requests if any(r.prompt.id.startswith("augment/") for r in calls)]
+    assert all(len([r for r in calls if not r.prompt.id.startswith("augment/")]) == 4 * GROUP for calls in mixed)
+    assert run.trainer.progress.rollouts == 8 * 4 * GROUP
+    assert run.values("augment/accepted")[-1] == len(grown)
+    assert run.steps("timing_s/augment") == list(range(1, 9))
 
 
 @given(st.lists(st.integers(), min_size=1, max_size=40), st.integers(1, 50))
@@ -444,10 +526,20 @@ def test_prox_belongs_to_its_sequence(tmp_path: Path, prox: str) -> None:
 # --- resume ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_killed_at_any_call_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    config = make_config(train={"steps": 5}, learner={"prox": "sampler"}, mismatch={"proof_steps": 2})
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"pool": {"augment": AUGMENT, **EAGER}},
+        {"pool": {"augment": {**AUGMENT, "validator": VOTE}, **EAGER}},
+    ],
+    ids=["plain", "augmented", "voted"],
+)
+def test_a_run_killed_at_any_call_ends_as_if_it_had_not_been(tmp_path: Path, sections: dict[str, Any]) -> None:
+    config = make_config(train={"steps": 5}, learner={"prox": "sampler"}, mismatch={"proof_steps": 2}, **sections)
     whole = Run(tmp_path / "whole", config)
     result = whole.trainer.run()
+    assert bool(sections) == any(not outcome.reason for _, outcome in whole.tracker.outcomes)
     resumed_at = set()
     for calls in range(whole.fuse.made):
         directory = tmp_path / f"killed_{calls}"

@@ -9,12 +9,14 @@ from itertools import zip_longest
 from statistics import fmean
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from qarl.errors import CheckpointError, ConfigError, DataError
+from qarl.prompts.allocation import allocate
 from qarl.prompts.config import ArchiveConfig, LineageConfig, PoolConfig, RetireConfig
 from qarl.prompts.pool import Pool, make_pool
 from qarl.prompts.strategies import LEAST_NEARNESS, Frontier, Median
@@ -640,3 +642,66 @@ def test_frontier_finds_the_informative_prompts_among_solved_ones() -> None:
     frontier = informative_share("frontier", solved=0.7, steps=100)
     assert uniform < 0.2
     assert frontier > 2.5 * uniform
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+@pytest.mark.parametrize("rewards", [(), (1.0,), (0.0, 1.0, 1.0), (0.0,) * 8, (0.5, 0.25)])
+def test_spread_is_the_expected_standard_deviation_of_a_reward(rewards: tuple[float, ...], estimated: bool) -> None:
+    """E sqrt(p (1 - p)) under the Beta posterior, by quadrature."""
+    pool = Pool(prompts(1), PoolConfig(target=0.4, prior_strength=3.0, cooldown_steps=0), seed=0)
+    pool.add(Prompt("child", "", "", ()), "p0" if estimated else "", difficulty=2.0)
+    mean, strength = (0.4**2, 2.0) if estimated else (0.4, 3.0)
+    if rewards:
+        pool.draw(2, 0)
+        pool.observe([GroupResult("child", rewards)], 0)
+    a = strength * mean + sum(rewards)
+    b = strength * (1 - mean) + len(rewards) - sum(rewards)
+    logit = np.linspace(-200, 200, 40_001)  # there, the density is smooth: p^a (1 - p)^b
+    log_p, log_q = -np.logaddexp(0, -logit), -np.logaddexp(0, logit)
+    weight = np.exp(a * log_p + b * log_q)
+    expected = (weight * np.exp((log_p + log_q) / 2)).sum() / weight.sum()
+    assert pool.spread("child") == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_certain_prompt_has_no_spread_and_an_unknown_one_is_an_error() -> None:
+    pool = Pool(prompts(1), PoolConfig(target=1.0), seed=0)
+    pool.observe([GroupResult(pool.draw(1, 0)[0].id, (1.0, 1.0))], 0)
+    assert pool.spread("p0") == 0.0
+    with pytest.raises(KeyError):
+        pool.spread("p1")
+
+
+def test_the_frontier_is_measured_and_within_reach() -> None:
+    pool = Pool(prompts(5), PoolConfig(prior_strength=1e-9), seed=0)
+    pool.draw(5, 0)
+    pool.observe([GroupResult(f"p{i}", (rate,)) for i, rate in enumerate([0.2, 0.4, 0.5, 0.8])], 0)
+    assert pool.frontier(["p4", "p3", "p2", "p1", "gone"], reach=0.15) == ["p2", "p1"]
+
+
+def test_draws_and_results_may_interleave() -> None:
+    """An asynchronous loop: several steps are in flight, results are late, partial, refilled, aborted or doubled."""
+    rng = random.Random(0)
+    pool = Pool(prompts(40), PoolConfig(cooldown_steps=0), seed=0)
+    flying: dict[str, int] = {}
+    seen: set[str] = set()
+    for step in range(60):
+        drawn = ids(pool.draw(6, step))
+        sizes = allocate([pool.spread(i) for i in drawn], 8 * len(drawn), 4, 16)
+        assert sum(sizes) == 8 * len(drawn)
+        assert not flying.keys() & set(drawn)
+        flying |= dict(zip(drawn, sizes, strict=True))
+        landing = rng.sample(sorted(flying), min(len(flying), rng.randrange(9)))
+        results = [GroupResult(i, (float(rng.random() < 0.3),) * rng.randint(1, flying[i])) for i in landing]
+        pool.observe(results + results[:1], step)
+        seen.update(landing)
+        dropped = [r.prompt_id for r in results if len(set(r.rewards)) == 1]
+        flying = {i: size for i, size in flying.items() if i not in landing}
+        refill = ids(pool.draw(len(dropped), step))  # of the same step: nothing that has just landed comes back
+        assert not set(refill) & {*landing, *flying}
+        flying |= dict.fromkeys(refill, 8)
+        if step % 7 == 0 and flying:
+            pool.abort([gone := next(iter(flying))])
+            del flying[gone]
+        assert pool.metrics()["pool/in_flight"] == len(flying)
+    assert len(seen) > 30
+    assert pool.metrics()["pool/size"] == 40

@@ -53,7 +53,9 @@ def make_run(folder: Path, steps: int = 54) -> Path:
             row |= {f"timing_s/{name}": t for name, t in times.items()} | {"timing_s/step": sum(times.values()) + 0.05}
             row |= {"actor/clip_fraction": 0.1 * rng.lognormal(0, 0.3), "actor/clip_fraction_neg": 0.04}
             row |= {"pool/unseen": max(0.0, 500 - 8 * step), "pool/low": 3.0 * step, "pool/high": 5.0 * step}
-            row |= {"pool/success_rate": 0.5, "actor/lr": 1e-4}
+            row |= {"pool/success_mean": 0.5, "actor/lr": 1e-4, "timing_s/pool": 1e-3}
+            row |= {f"pool/success_hist_{k}": rng.dirichlet(np.ones(10))[0] for k in range(10)}
+            row |= {"augment/accepted": 3.0 * step, "augment/rejected_leak": 0.4 * step}
         rows.append(row)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -104,7 +106,7 @@ def test_picture_is_a_png_with_something_in_every_panel(tmp_path: Path) -> None:
     assert pixels.shape[0] > 1000
     assert pixels.shape[1] > 1000
     top = pixels.shape[0] // 20  # below the title
-    for rows in np.array_split(pixels[top:], 3, axis=0):
+    for rows in np.array_split(pixels[top:], 4, axis=0):
         for panel in np.array_split(rows, 2, axis=1):
             coloured = panel.max(axis=-1) - panel.min(axis=-1) > 0.2
             assert coloured.mean() > 0.001
@@ -118,6 +120,9 @@ def test_picture_is_a_png_with_something_in_every_panel(tmp_path: Path) -> None:
         {"mismatch/logp_abs_max": {1: math.inf, 2: math.nan, 3: 1e-9}},
         {"timing_s/step": {1: 1.0}},
         {"eval/greedy": {0: 0.5}},
+        {f"pool/success_hist_{k}": {1: 0.1} for k in range(10)},
+        {f"pool/success_hist_{k}": {1: 0.1, 5: math.nan, 9: 0.2} for k in range(9)},
+        {"augment/accepted": {1: 0.0}, "augment/rejected_leak": {1: 2.0, 2: 3.0}},
     ],
 )
 def test_short_and_odd_runs_are_drawn(series: dict[str, dict[int, float]]) -> None:

@@ -9,15 +9,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qarl.errors import ConfigError, DataError
-from qarl.tasks import jsonl, load_task, sorting
-from qarl.tasks.config import JsonlTaskConfig, SortingTaskConfig
+from qarl.tasks import dataset, load_task, sorting
+from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
+from qarl.tasks.problems import problems_of
 
 Notes = list[str]
+SAVED = str(Path(__file__).parents[1] / "data" / "saved_dataset")
 
 
 def encode(text: str) -> list[int]:
@@ -37,8 +41,8 @@ def qa(*questions: str, **extra: Any) -> list[dict[str, Any]]:
     return [{"question": question, "answer": f"answer to {question}", **extra} for question in questions]
 
 
-def config_of(tmp_path: Path, train: list[Any], heldout: list[Any], **keys: Any) -> JsonlTaskConfig:
-    return JsonlTaskConfig(
+def config_of(tmp_path: Path, train: list[Any], heldout: list[Any], **keys: Any) -> DatasetTaskConfig:
+    return DatasetTaskConfig(
         train_path=write(tmp_path / "train.jsonl", train),
         heldout_path=write(tmp_path / "heldout.jsonl", heldout),
         **keys,
@@ -151,10 +155,10 @@ def test_an_empty_split_is_an_error(monkeypatch: pytest.MonkeyPatch, all_heldout
         load_task(SortingTaskConfig(num_prompts=5, levels=[1]), 0, 5, encode, quiet)
 
 
-# --- jsonl
+# --- rows of files
 
 
-def test_load_jsonl(tmp_path: Path) -> None:
+def test_load_rows(tmp_path: Path) -> None:
     row = {"q": "2+2? {x}", "a": "work #### 3, no #### 4\n", "hard": 2}
     config = config_of(
         tmp_path,
@@ -171,7 +175,7 @@ def test_load_jsonl(tmp_path: Path) -> None:
     assert (train.text, train.answer, train.level) == ("Solve 2+2? {x} in \\boxed{}.", "4", 2)
     assert train.token_ids == tuple(encode(train.text))
     # sha1 of the question: ids in checkpoints must not change.
-    assert train.id == "jsonl/399fc8f2fc6c943d400e18f65a82c46c5189e3ee"
+    assert train.id == "row/399fc8f2fc6c943d400e18f65a82c46c5189e3ee"
     assert heldout.text == "Solve 3+3? in \\boxed{}."
     assert notes == []
 
@@ -182,10 +186,11 @@ def test_duplicates_and_heldout_questions_leave_the_pool(tmp_path: Path) -> None
     train, heldout = load_task(config, 0, 2, encode, notes.append)
     assert [p.text for p in train] == ["a", "b"]
     assert sorted(p.text for p in heldout) == ["c", "d"]
-    assert [note.removeprefix(str(tmp_path)) for note in notes] == [
-        "/train.jsonl: dropped 2 rows with a question seen before",
-        "/heldout.jsonl: dropped 1 rows with a question seen before",
-        "/train.jsonl: dropped 1 rows whose question is held out",
+    assert [note.replace(str(tmp_path), "") for note in notes] == [
+        "/train.jsonl: dropped 2 rows with a question seen before, the first is /train.jsonl:3, as /train.jsonl:1",
+        "/heldout.jsonl: dropped 1 rows with a question seen before, the first is "
+        "/heldout.jsonl:3, as /heldout.jsonl:2",
+        "/train.jsonl: dropped 1 rows whose question is held out, the first is /train.jsonl:4",
     ]
 
 
@@ -223,7 +228,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: bytes, fault: 
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD + b"\n" + row + b"\n" + GOOD)
     with pytest.raises(DataError) as caught:
-        jsonl.read_rows(str(path), JsonlTaskConfig(train_path="", heldout_path=""))
+        dataset.read_rows(str(path), DatasetTaskConfig(train_path="", heldout_path=""))
     assert str(caught.value).startswith(f"{path}:3: ")
     assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -244,27 +249,119 @@ def test_a_row_that_the_options_do_not_fit(
 ) -> None:
     config = config_of(tmp_path, [{"question": "q", **row}], qa("h"), **keys)
     with pytest.raises(DataError) as caught:
-        jsonl.load_rows(config, quiet)
+        dataset.load_rows(config, quiet)
     assert str(caught.value).startswith(f"{config.train_path}:1: {fault}")
 
 
 def test_files_without_rows(tmp_path: Path) -> None:
     config = config_of(tmp_path, [], qa("a"))
     with pytest.raises(DataError, match="no rows"):
-        jsonl.load_rows(config, quiet)
+        dataset.load_rows(config, quiet)
     Path(config.train_path).unlink()
     with pytest.raises(DataError, match="cannot read: No such file"):
-        jsonl.load_rows(config, quiet)
+        dataset.load_rows(config, quiet)
     with pytest.raises(DataError, match=r"every question is also in .*heldout\.jsonl"):
-        jsonl.load_rows(config_of(tmp_path, qa("a"), qa("a")), quiet)
+        dataset.load_rows(config_of(tmp_path, qa("a"), qa("a")), quiet)
 
 
-def test_a_template_must_hold_the_question(tmp_path: Path) -> None:
+@pytest.mark.parametrize("template", ["Hello", "{question}, again: {question}"])
+def test_a_template_holds_the_question_once(tmp_path: Path, template: str) -> None:
     with pytest.raises(ConfigError, match=r"task\.prompt_template"):
-        load_task(config_of(tmp_path, qa("a"), qa("b"), prompt_template="Hello"), 0, 1, encode, quiet)
+        load_task(config_of(tmp_path, qa("a"), qa("b"), prompt_template=template), 0, 1, encode, quiet)
 
 
-@given(st.text(), st.text())
-def test_template_keeps_every_other_character(question: str, rest: str) -> None:
-    rest = rest.replace("{question}", "")
-    assert jsonl.fill_template("{question}" + "|" + rest, question) == question + "|" + rest
+@given(st.text(), st.text(), st.text())
+def test_a_prompt_holds_its_question_and_every_other_character(before: str, question: str, after: str) -> None:
+    template = f"{before}{{question}}{after}"
+    if template.count("{question}") != 1:
+        return
+    config = DatasetTaskConfig(train_path="t", heldout_path="h", prompt_template=template)
+    problems = problems_of(config, lambda text: [])
+    prompt = problems.prompt(question, "4", 7)
+    assert prompt.text == before + question + after
+    assert (problems.question(prompt), prompt.answer, prompt.level) == (question, "4", 7)
+
+
+# --- Parquet and saved datasets
+
+ROWS = [{"question": f"{n}+1?", "answer": str(n + 1), "level": n, "other": [n]} for n in range(5)]
+
+
+def parquet(path: Path, rows: list[Any]) -> str:
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    return str(path)
+
+
+def columnar(path: str) -> DatasetTaskConfig:
+    return DatasetTaskConfig(train_path=path, heldout_path=path, level_key="level")
+
+
+def test_parquet_rows_are_those_of_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qarl.tasks.columnar.BATCH_ROWS", 2)
+    path = parquet(tmp_path / "rows.parquet", ROWS)
+    rows = dataset.read_rows(path, columnar(path))
+    lines = dataset.read_rows(write(tmp_path / "rows.jsonl", ROWS), columnar(path))
+    assert [(r.question, r.answer, r.level) for r in rows] == [(r.question, r.answer, r.level) for r in lines]
+    assert [r.where for r in rows] == [f"{path}:row {i}" for i in range(1, 6)]
+
+
+def test_a_folder_that_datasets_saved() -> None:
+    """`tests/data/saved_dataset` was written by `datasets` 5.2.0, in two shards."""
+    rows = dataset.read_rows(SAVED, columnar(SAVED))
+    assert [(r.question, r.answer, r.level) for r in rows] == [
+        ("What is 2+2?", "4", 1),
+        ("What is 2+3?", "5", 2),
+        ("Was ist 2+4?", "6", 3),
+    ]
+    assert rows[-1].where == f"{SAVED}:row 3"
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"question": None}, "'question' is NoneType, not text"),
+        ({"question": " "}, "'question' is empty"),
+        ({"answer": None}, "'answer' is NoneType, not text"),
+        ({"level": None}, "'level' is None, not an integer"),
+    ],
+)
+def test_a_bad_row_of_parquet_is_named_by_its_number(tmp_path: Path, row: dict[str, Any], fault: str) -> None:
+    path = parquet(tmp_path / "rows.parquet", [*ROWS[:3], {**ROWS[3], **row}, ROWS[4]])
+    with pytest.raises(DataError) as caught:
+        dataset.read_rows(path, columnar(path))
+    assert str(caught.value).startswith(f"{path}:row 4: {fault}")
+
+
+def test_columns_that_are_missing_or_of_another_type(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "rows.parquet", [{"q": "2+2?", "answer": 4}])
+    with pytest.raises(DataError, match=r"no column 'question', there are \['answer', 'q'\]; set task.question_key"):
+        dataset.read_rows(path, DatasetTaskConfig(train_path=path, heldout_path=path))
+    with pytest.raises(DataError, match=r"row 1: 'answer' is int, not text"):
+        dataset.read_rows(path, DatasetTaskConfig(train_path=path, heldout_path=path, question_key="q"))
+    with pytest.raises(DataError, match="no column 'questions'"):
+        dataset.read_rows(SAVED, DatasetTaskConfig(train_path=SAVED, heldout_path=SAVED, question_key="questions"))
+
+
+def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
+    def fault(path: Path) -> str:
+        with pytest.raises(DataError) as caught:
+            dataset.read_rows(str(path), columnar(str(path)))
+        assert str(caught.value).startswith(str(path))
+        return caught.value.what
+
+    assert "No such file" in fault(tmp_path / "none.parquet")
+    (tmp_path / "text.parquet").write_text("question,answer")
+    assert fault(tmp_path / "text.parquet").startswith("cannot read: ")
+    assert fault(tmp_path) == "a folder without state.json, which `datasets` writes"
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert fault(tmp_path) == "holds the splits ['train', 'test']"
+    for state, expected in [
+        ("{", "not a JSON row"),
+        ("{}", "does not list its Arrow files"),
+        ('{"_data_files": [{"filename": "no"}]}', "cannot read: No such file"),
+        ('{"_data_files": [{"filename": "state.json"}]}', "cannot read: "),
+    ]:
+        folder = tmp_path / f"saved{len(expected)}"
+        folder.mkdir()
+        (folder / "state.json").write_text(state)
+        assert fault(folder).startswith(expected)

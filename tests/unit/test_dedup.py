@@ -1,0 +1,48 @@
+"""The text index against comparing with every text."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qarl.prompts.dedup import TextIndex, words
+
+TEXTS = st.lists(st.sampled_from("abc"), max_size=9).map(" ".join)
+
+
+def overlap(n: int, first: str, second: str) -> float:
+    def grams(text: str) -> set[tuple[str, ...]]:
+        found = tuple(text.split())
+        return {found[i : i + n] for i in range(len(found) - n + 1)} or {found}
+
+    a, b = grams(first), grams(second)
+    return len(a & b) / min(len(a), len(b))
+
+
+@given(st.integers(1, 4), st.lists(TEXTS, max_size=5), TEXTS)
+def test_overlap_is_that_with_the_nearest_text(n: int, texts: list[str], text: str) -> None:
+    index = TextIndex(n, texts)
+    assert len(index) == len(texts)
+    assert index.overlap(text) == max((overlap(n, text, other) for other in texts), default=0.0)
+
+
+def test_words_are_compared_without_case_space_and_unicode_form() -> None:
+    assert words("Is  2+2 =\n4?") == ("is", "2", "+", "2", "=", "4", "?")
+    assert words("ＳＴＲＡẞＥ ﬁn ²") == words("strasse fin 2")
+    assert words("2+2") != words("2-2")
+    assert TextIndex(8, ["How many  apples?"]).overlap("HOW MANY APPLES ?") == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("once there were seven birds in a tree and then three flew off", 1.0),
+        ("listen: once there were seven birds in a tree and then three flew off, sadly", 1.0),
+        ("once there were seven birds in a tree and then nine flew off", 3 / 6),
+        ("what is seven less three", 0.0),
+    ],
+)
+def test_near_duplicates(text: str, expected: float) -> None:
+    index = TextIndex(8, ["once there were seven birds in a tree and then three flew off", "other"])
+    assert index.overlap(text) == pytest.approx(expected)
