@@ -132,8 +132,9 @@ class LearnerConfig(Node):
     """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
     torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
     kernel: KernelKind = "auto"
-    """Low-bit GEMM: `engine` the engine's own op, `torch`, `reference` float32 arithmetic on the grids. `auto`: the
-    engine's where vLLM is installed, else torch's; with `numerics: portable` always torch's."""
+    """Low-bit GEMM: `engine` the engine's own op, `torch`, `triton` (`w4a16` on GPU), `reference` float32 arithmetic on
+    the grids. `auto` on CPU: the engine's where vLLM is installed, else torch's; with `numerics: portable` always
+    torch's. `auto` on GPU: triton's for `w4a16`, else torch's."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: PositiveInt = 1

@@ -10,7 +10,7 @@ from typing import Literal
 from qarl.errors import ConfigError
 
 SchemeName = Literal["w8a8_int8", "w4a16", "w4a8", "none"]
-KernelKind = Literal["auto", "engine", "torch", "reference"]
+KernelKind = Literal["auto", "engine", "torch", "triton", "reference"]
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """The engine's fused linear layers, and the model's layers that they hold: siblings are quantized alike."""
