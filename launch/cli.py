@@ -94,12 +94,29 @@ def _parser() -> argparse.ArgumentParser:
     pool.add_argument("--steps", type=positive_int, default=1000, help="timed steps (1000: heaps compact on the way)")
     pool.set_defaults(run=_bench_pool)
     bench.add_parser("objectives", help="every loss beside a plain masked mean").set_defaults(run=_bench_objectives)
+    learner = bench.add_parser("learner", help="aligned linears beside bfloat16, exact numerics beside stock, on CPU")
+    learner.add_argument("--hidden", type=multiple_of_128, nargs="*", default=[1024, 2048], help="widths (1024 2048)")
+    learner.add_argument("--tokens", type=positive_int, nargs="*", default=[256, 1500], help="lengths (256 1500)")
+    learner.add_argument("--rounds", type=positive_int, default=5, help="timed rounds (5)")
+    learner.set_defaults(run=_bench_learner)
+    kernels = bench.add_parser("kernels", help="every low-bit linear on CUDA beside bfloat16")
+    kernels.add_argument("--hidden", type=multiple_of_128, nargs="+", default=[2048, 4096], help="widths (2048 4096)")
+    kernels.add_argument("--tokens", type=positive_int, nargs="+", default=[1, 64, 1024, 8192], help="(1 64 1024 8192)")
+    kernels.add_argument("--rounds", type=positive_int, default=20, help="timed rounds (20)")
+    kernels.set_defaults(run=_bench_kernels)
     return parser
 
 
 def positive_int(text: str) -> int:
     number = int(text)
     if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def multiple_of_128(text: str) -> int:
+    number = positive_int(text)
+    if number % 128:
         raise ValueError(text)
     return number
 
@@ -190,6 +207,20 @@ def _bench_objectives(_: argparse.Namespace) -> None:
     from launch.bench.objectives import main as bench
 
     bench()
+
+
+def _bench_learner(args: argparse.Namespace) -> None:
+    from launch.bench.learner import bench
+
+    for line in bench(args.hidden, args.tokens, args.rounds):
+        print(line, flush=True)
+
+
+def _bench_kernels(args: argparse.Namespace) -> None:
+    from launch.bench.kernels import bench_cuda
+
+    for line in bench_cuda(args.hidden, args.tokens, args.rounds):
+        print(line, flush=True)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

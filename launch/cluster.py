@@ -14,7 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from qarl.config import Config
-from qarl.errors import ResourceError
+from qarl.errors import ConfigError, ResourceError
 from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
@@ -76,7 +76,18 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
 
 
 def check_resources(config: Config, device: str, there: Mapping[str, float]) -> None:
-    """Raises ResourceError when the cluster as a whole has less than the actors ask for: waiting would never end."""
+    """Can the cluster as a whole run this config on `device`? Waiting for what it lacks would never end.
+
+    Raises:
+        ResourceError: it has less than the actors ask for.
+        ConfigError: a setting that `device` does not have.
+    """
+    if device == "cpu" and config.rollout.batch_invariant:
+        raise ConfigError(
+            "is a mode of the GPU engine; on CPU the pinned kernels give a token one value in any batch",
+            where="rollout.batch_invariant",
+            mend="set it to false",
+        )
     workers, ranks = bundles(config, device)
     if device == "cuda" and config.cluster.colocate and (len(workers), len(ranks)) != (1, 1):
         raise ResourceError(
@@ -129,7 +140,7 @@ class Placement:
         `model_dir` gives the folder of an engine's config in a scheme.
         """
         config, device = self._config, self._device
-        env = engine_env(device, config.rollout.kv_cache_gib)
+        env = engine_env(device, config.rollout)
 
         def make_actor(worker: int, scheme: QuantScheme) -> Any:
             actor = ray.remote(RolloutWorker).options(**self.options(worker, env))

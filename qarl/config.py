@@ -228,6 +228,15 @@ class Config(Node):
         return self
 
     @model_validator(mode="after")
+    def _batch_invariance_reaches_the_kernel(self) -> Config:
+        if self.rollout.batch_invariant and self.rollout.scheme == "w4a16":
+            raise ValueError(
+                "rollout.batch_invariant: vLLM's mode does not reach its w4a16 kernels, whose sums depend on the batch "
+                "size; use w8a8_int8 or none as rollout.scheme"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _response_fits(self) -> Config:
         if self.rollout.sampling.max_new_tokens >= self.rollout.max_model_len:
             raise ValueError(

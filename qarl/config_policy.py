@@ -114,6 +114,9 @@ class RolloutConfig(Node):
     """KV cache of one engine on CPU, in whole GiB."""
     gpu_memory_utilization: Fraction = 0.6
     """Share of a GPU that one engine takes."""
+    batch_invariant: bool = False
+    """On GPU, vLLM's batch-invariant mode: a token has the same log-prob in any batch, at some cost in speed. Refused
+    on CPU, whose pinned kernels do so anyway."""
     num_cpus_per_worker: PositiveFloat = 1.0
     """CPUs that one worker reserves."""
     timeout_s: PositiveFloat = 600.0
@@ -154,8 +157,9 @@ class LearnerConfig(Node):
     """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
     torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
     kernel: KernelKind = "auto"
-    """Low-bit GEMM: `engine` the engine's own op, `torch`, `reference` float32 arithmetic on the grids. `auto`: the
-    engine's where vLLM is installed, else torch's; with `numerics: portable` always torch's."""
+    """Low-bit GEMM: `engine` the engine's own op, `torch`, `triton` (`w4a16` on GPU), `reference` float32 arithmetic on
+    the grids. `auto` on CPU: the engine's where vLLM is installed, else torch's; with `numerics: portable` always
+    torch's. `auto` on GPU: triton's for `w4a16`, else torch's."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: PositiveInt = 1

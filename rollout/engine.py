@@ -21,7 +21,7 @@ from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 
-def engine_env(device: str, kv_cache_gib: int) -> dict[str, str]:
+def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
     """Environment of a process that runs an engine; must be set before torch is imported there."""
     common = {
         "VLLM_NO_USAGE_STATS": "1",
@@ -29,11 +29,11 @@ def engine_env(device: str, kv_cache_gib: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process: weights pass as tensors
     }
     if device == "cuda":
-        return common
+        return {**common, "VLLM_BATCH_INVARIANT": str(int(config.batch_invariant))}
     return {
         **common,
         **PROCESS_ENV,
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_ATTN_SPLIT_KV": "0",
         "OMP_NUM_THREADS": "1",

@@ -24,14 +24,9 @@ os.environ.update(
 )
 
 import pytest
-from hypothesis import settings
 
 if TYPE_CHECKING:
     from rollout.engine import VLLMEngine
-
-
-settings.register_profile("qarl", deadline=None)  # a busy machine is no failure
-settings.load_profile("qarl")
 
 
 @pytest.fixture(scope="session")

@@ -237,7 +237,8 @@ class LearnerRank:
 
     def _kernel(self) -> KernelKind:
         kind = self._config.learner.kernel
-        return "torch" if kind == "auto" and self._numerics == "portable" else kind
+        portable = self._numerics == "portable" and self._device.type == "cpu"  # no engine op there to leave out on GPU
+        return "torch" if kind == "auto" and portable else kind
 
     def _gather(self, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
         if self._config.learner.zero_stage < 3:

@@ -5,6 +5,7 @@ Suffixes: M tokens, K input features, N output features.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from qarl.numerics import engine_ops
 from qarl.quant import int4
 from qarl.quant.formats import Format, Quantized
 from qarl.quant.int8 import w8a8_forward
-from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,16 @@ def choose_kernel(
             where="learner.kernel",
             mend=f"set it to {' or '.join(map(repr, [*found, 'reference']))}, or take another rollout.scheme",
         )
-    if scheme.name == "w4a16" and wanted[0] == "engine" and dtype != torch.bfloat16:
-        raise KernelError("the engine's W4A16 kernel on CPU computes in bfloat16", mend="set model.dtype=bfloat16")
+    if scheme.name == "w4a16" and wanted[0] in ("engine", "triton") and dtype != torch.bfloat16:
+        raise KernelError(
+            f"the {wanted[0]!r} W4A16 kernel on {device.type} computes in bfloat16", mend="set model.dtype=bfloat16"
+        )
     return found[wanted[0]](dtype)
+
+
+def low_bit_kernels(device: str) -> list[tuple[SchemeName, KernelKind]]:
+    """Every scheme and kind that has a kernel on `device`, the preferred kind of a scheme first."""
+    return [(name, kind) for name, kind, where in _KERNELS if where == device]
 
 
 def _w8a8_engine(dtype: torch.dtype) -> Kernel:
@@ -91,6 +99,22 @@ def _w4a16_torch(_: torch.dtype) -> Kernel:
     return Kernel("torch dequantized", prepare, lambda x, prepared: torch.nn.functional.linear(x, *prepared))
 
 
+def _w4a16_triton(_: torch.dtype) -> Kernel:
+    if importlib.util.find_spec("triton") is None:
+        raise KernelError(
+            "the W4A16 kernel on CUDA needs triton, which is not installed",
+            where="learner.kernel",
+            mend="install triton, or set it to 'torch' or 'reference'",
+        )
+    from qarl.quant.triton_w4a16 import w4a16_linear
+
+    return Kernel(
+        "triton W4A16",
+        lambda q, bias: (q["weight_packed"], q["weight_scale"], bias),
+        lambda x, prepared: w4a16_linear(x, *prepared),
+    )
+
+
 def _w4a8_torch(dtype: torch.dtype) -> Kernel:
     """torch's kernel, which the engine calls as well; it takes one-group layers in the model's dtype."""
 
@@ -108,12 +132,14 @@ def _w4a8_torch(dtype: torch.dtype) -> Kernel:
     return Kernel("torch._dyn_quant_matmul_4bit", prepare, forward)
 
 
-_KERNELS: dict[tuple[str, KernelKind, str], Callable[[torch.dtype], Kernel]] = {
+_KERNELS: dict[tuple[SchemeName, KernelKind, str], Callable[[torch.dtype], Kernel]] = {
     ("w8a8_int8", "engine", "cpu"): _w8a8_engine,
     ("w8a8_int8", "torch", "cpu"): _w8a8_torch,
     ("w8a8_int8", "torch", "cuda"): _w8a8_torch,
     ("w4a16", "engine", "cpu"): _w4a16_engine,
     ("w4a16", "torch", "cpu"): _w4a16_torch,
+    ("w4a16", "triton", "cuda"): _w4a16_triton,
+    ("w4a16", "torch", "cuda"): _w4a16_torch,
     ("w4a8", "torch", "cpu"): _w4a8_torch,
 }
 """(scheme, kind, device) -> kernel, the preferred kind first."""

@@ -10,7 +10,7 @@ from typing import Literal
 from qarl.errors import ConfigError
 
 SchemeName = Literal["w8a8_int8", "w4a16", "w4a8", "none"]
-KernelKind = Literal["auto", "engine", "torch", "reference"]
+KernelKind = Literal["auto", "engine", "torch", "triton", "reference"]
 
 GROUPED = ("w4a16", "w4a8")
 """Schemes whose scales belong to groups of `group_size` input features."""

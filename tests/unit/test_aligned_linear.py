@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -126,18 +127,33 @@ def test_a_fused_layer_is_quantized_whole_or_not_at_all() -> None:
 
 
 def test_a_kernel_that_is_not_there_is_an_error() -> None:
-    scheme = QuantScheme("w4a16")
-    with pytest.raises(KernelError, match=r"learner.kernel: no low-bit kernel for w4a16 on cuda.*'reference'"):
+    scheme = QuantScheme("w4a8")
+    with pytest.raises(KernelError, match=r"learner.kernel: no low-bit kernel for w4a8 on cuda.*'reference'"):
         choose_kernel(scheme, format_of(scheme), torch.device("cuda"), torch.bfloat16)
     with pytest.raises(KernelError, match=r"no 'engine' kernel for w8a8_int8 on cuda.*'torch' or 'reference'"):
         choose_kernel(QuantScheme(), format_of(QuantScheme()), torch.device("cuda"), torch.bfloat16, "engine")
 
 
 @needs_vllm
-def test_engines_w4a16_kernel_wants_bfloat16() -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_w4a16_kernels_want_bfloat16(device: str) -> None:
     scheme = QuantScheme("w4a16")
-    with pytest.raises(KernelError, match="computes in bfloat16; set model"):
-        choose_kernel(scheme, format_of(scheme), CPU, torch.float32)
+    with pytest.raises(KernelError, match=f"W4A16 kernel on {device} computes in bfloat16; set model"):
+        choose_kernel(scheme, format_of(scheme), torch.device(device), torch.float32)
+
+
+def test_w4a16_on_cuda_is_tritons_unless_torch_is_asked_for() -> None:
+    scheme, cuda = QuantScheme("w4a16"), torch.device("cuda")
+    for kind, name in (("auto", "triton W4A16"), ("triton", "triton W4A16"), ("torch", "torch dequantized")):
+        kernel = choose_kernel(scheme, format_of(scheme), cuda, torch.bfloat16, kind)  # type: ignore[arg-type]
+        assert kernel.name == name
+
+
+def test_missing_triton_is_an_error_and_no_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    scheme = QuantScheme("w4a16")
+    with pytest.raises(KernelError, match=r"learner.kernel: .* needs triton, which is not installed; install triton"):
+        choose_kernel(scheme, format_of(scheme), torch.device("cuda"), torch.bfloat16)
 
 
 def test_group_size_outside_the_formats() -> None:

@@ -23,6 +23,7 @@ from launch.train import _set_aside
 from qarl.config import Config
 from qarl.config_io import documentation, load_config, to_yaml, validate
 from qarl.errors import ConfigError, ResourceError, RolloutError
+from rollout.engine import engine_env
 
 SHIPPED = Path(configs_init).parent
 LIGHT = ["rollout.num_cpus_per_worker=0.1", "learner.num_cpus_per_rank=0.1"]
@@ -268,6 +269,17 @@ def test_bundles_are_workers_then_ranks() -> None:
         check_resources(config, "cpu", {"CPU": 7.0})
     with pytest.raises(ResourceError, match="ask for 5 GPUs, 0 are there"):
         check_resources(config, "cuda", {"CPU": 100.0})
+
+
+def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
+    for asked, flag in ((True, "1"), (False, "0")):
+        config = make_config(rollout={"batch_invariant": asked})
+        assert engine_env("cuda", config.rollout)["VLLM_BATCH_INVARIANT"] == flag
+        assert "VLLM_BATCH_INVARIANT" not in engine_env("cpu", config.rollout)
+    config = make_config(rollout={"batch_invariant": True})
+    check_resources(config, "cuda", {"CPU": 2.0, "GPU": 2.0})
+    with pytest.raises(ConfigError, match=r"rollout\.batch_invariant: is a mode of the GPU engine.*set it to false"):
+        check_resources(config, "cpu", {"CPU": 2.0})
 
 
 def test_colocated_actors_share_the_gpus() -> None:

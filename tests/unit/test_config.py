@@ -176,6 +176,7 @@ def test_required_keys(missing: str) -> None:
         (["train.group_size=1"], "train.group_size"),
         (["learner.minibatches=5", "train.prompts_per_step=4"], "learner.minibatches"),
         (["rollout.max_model_len=64", "rollout.sampling.max_new_tokens=64"], "rollout.sampling.max_new_tokens"),
+        (["rollout.batch_invariant=true", "rollout.scheme=w4a16"], "rollout.batch_invariant"),
     ],
 )
 def test_contradictions_name_the_key(minimal: Path, overrides: list[str], key: str) -> None:

@@ -101,6 +101,32 @@ def test_all_of_qarl_loads_without_its_partners() -> None:
     assert not loaded & set(HEAVY)
 
 
+def test_the_aligned_forward_needs_torch_and_transformers_only() -> None:
+    """What a machine without the partners can do: train an aligned model in portable numerics."""
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({HEAVY}))  # None: importing it fails
+import {", ".join([*modules("qarl.quant"), *modules("qarl.numerics")])}
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from qarl.numerics.layers import BatchLayout
+sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
+config = AutoConfig.for_model("qwen3", num_hidden_layers=1, vocab_size=32, **sizes)
+for scheme in (qarl.quant.scheme.QuantScheme(), qarl.quant.scheme.QuantScheme("w4a16", group_size=32)):
+    model = AutoModelForCausalLM.from_config(config).bfloat16()
+    assert len(qarl.quant.linear.align_linears(model, scheme)) == 7
+    qarl.numerics.profile.apply_profile(model, "portable", torch.device("cpu"))
+    ids = torch.arange(12).view(2, 6)
+    out = model.model(input_ids=ids, use_cache=False, layout=BatchLayout([1, 1], [6, 4], 6, paged=False))[0]
+    model.lm_head(out).float().square().mean().backward()
+    grads = [parameter.grad for parameter in model.parameters()]
+    assert all(grad.isfinite().all() and grad.any() for grad in grads)
+print(sorted(name for name in {HEAVY} if sys.modules[name]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
+
+
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_files_and_functions_are_short(file: Path) -> None:
     text = file.read_text()

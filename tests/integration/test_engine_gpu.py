@@ -1,0 +1,66 @@
+"""The engine on CUDA, in vLLM's batch-invariant mode: `pytest -m gpu tests/integration/test_engine_gpu.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qarl.config_policy import RolloutConfig
+from rollout.engine import engine_env
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).parents[2]
+
+SAMPLED_TOGETHER_AND_ALONE = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from qarl.config_policy import RolloutConfig
+from qarl.mismatch import Mismatch
+from qarl.quant.publish import publish, write_engine_config
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, SampleRequest, TrainSequence
+from rollout.engine import VLLMEngine
+from trainer.batching import PaddedBatch
+from trainer.policy import Policy
+
+source, folder, scheme = Path(sys.argv[1]), Path(sys.argv[2]), QuantScheme(sys.argv[3])
+write_engine_config(folder, source, scheme)
+engine = VLLMEngine(folder, RolloutConfig(max_model_len=256, batch_invariant=True), scheme, "bfloat16", "cuda")
+policy = Policy(source, torch.bfloat16, scheme, "portable", device=torch.device("cuda"))
+engine.load(publish(policy.model, scheme, 1))
+rng = np.random.default_rng(0)
+prompts = [tuple(map(int, rng.integers(4, 256, rng.integers(3, 40)))) for _ in range(32)]
+asked = [SampleRequest(Prompt(str(i), "", "", ids), i, 1.0, 60) for i, ids in enumerate(prompts)]
+together = engine.generate(asked)
+for request, sample in list(zip(asked, together))[:4]:
+    (alone,) = engine.generate([request])
+    assert alone.response_ids == sample.response_ids
+    assert np.array_equal(alone.logprobs_T, sample.logprobs_T)
+sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in together]
+with torch.no_grad():
+    logp_BT = policy(PaddedBatch.of(sequences, policy.device)).cpu().numpy()
+rows = [logp_BT[row, : len(s.response_ids)] for row, s in enumerate(together)]
+print("GAP", Mismatch.between(rows, [s.logprobs_T for s in together]).abs_mean)
+"""
+
+
+@pytest.mark.parametrize("scheme", ["none", "w8a8_int8"])
+def test_batch_invariant_engine_samples_alike_in_any_batch(
+    scheme: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """And the portable learner on the same device is near: its sums run in another order."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    env = {**os.environ, **engine_env("cuda", RolloutConfig(batch_invariant=True))}  # vLLM reads it at its import
+    command = [sys.executable, "-c", SAMPLED_TOGETHER_AND_ALONE, str(tiny_models["qwen3"]), str(tmp_path), scheme]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("GAP"))
+    assert float(line.split()[1]) < 0.05

@@ -1,0 +1,65 @@
+"""`qarl bench learner` and `qarl bench kernels` on the smallest shapes: every line is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from launch.bench.compare import Case, compare
+from launch.cli import main
+from qarl.numerics import engine_ops
+from qarl.quant.kernels import low_bit_kernels
+
+
+def test_ratios_are_medians_of_rounds_taken_in_turn() -> None:
+    """The clock is read before and after each run. The first round, of 9 and 9 s, is not timed."""
+    order: list[str] = []
+    ticks: Iterator[float] = iter([0, 9, 9, 18, *(0, 1, 1, 4), *(0, 1, 1, 4), *(0, 2, 2, 4)])
+    runs = {name: lambda name=name: order.append(name) for name in ("plain", "ours")}  # type: ignore[misc]
+    rows = compare(Case("what", runs, {"ours": 2.0}), 3, lambda: float(next(ticks)))
+    assert order == ["plain", "ours"] * 4
+    assert rows == [
+        "| what: plain | 1000.00 | 1.00 | 1.00 to 1.00 |  |",
+        "| what: ours | 3000.00 | 3.00 | 1.00 to 3.00 | <= 2: MISSED |",
+    ]
+
+
+@pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not installed")
+def test_bench_learner_measures_layers_blocks_and_profiles(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from launch.bench import learner
+
+    monkeypatch.setattr(learner, "BATCH_TOKENS", 80)
+    assert main(["bench", "learner", "--hidden", "128", "--tokens", "40", "--rounds", "1"]) == 0
+    out = capsys.readouterr().out
+    wanted = ["128 to 384, forward + backward: torch._int_mm", "once a step: vllm.onednn_scaled_mm, preparation"]
+    wanted += ["block 128, forward: w8a8_int8, engine", "w8a8_int8, 2 x 40 tokens: engine"]
+    for what in (*wanted, "w4a16, 2 x 40 tokens: portable"):
+        assert what in out
+    rows = [line.split("|") for line in out.splitlines() if line.startswith("| ")][1:]
+    assert {len(row) for row in rows} == {7}
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
+
+
+def test_bench_kernels_takes_every_low_bit_kernel_of_a_device() -> None:
+    from launch.bench.kernels import bench
+
+    lines = list(bench(torch.device("cpu"), [128], [3], rounds=1))
+    names = {line.split("|")[1].partition(": ")[2].strip() for line in lines if "3 tokens, 128 to 384" in line}
+    assert names == {"bfloat16", *(f"{scheme}, {kind}" for scheme, kind in low_bit_kernels("cpu"))}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_bench_kernels_without_cuda_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "kernels"]) == 2
+    assert capsys.readouterr().err == "qarl: no CUDA device on this machine; run it where there is one\n"
+
+
+@pytest.mark.parametrize("width", ["0", "100", "wide"])
+def test_bench_widths_are_multiples_of_128(width: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "learner", "--hidden", width])
+    assert f"invalid multiple_of_128 value: '{width}'" in capsys.readouterr().err
