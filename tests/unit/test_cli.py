@@ -361,7 +361,7 @@ def test_bench_pool_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "pool", "--sizes", "50", "60", "--batch", "4", "--steps", "3"]) == 0
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows[2:]] == [[n, s] for s in ("50", "60") for n in ("frontier", "uniform", "re-sort")]
-    assert {len(row) for row in rows} == {8}
+    assert {len(row) for row in rows} == {12}
     assert all(cell for row in rows[2:] if row[0] != "re-sort" for cell in row)
 
 
