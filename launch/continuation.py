@@ -14,6 +14,10 @@ from qarl.errors import ConfigError
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
     *("run.resume", "rollout.num_workers", "rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
+    *(
+        f"pool.augment.validator.{key}"
+        for key in ("base_url", "api_key_env", "timeout_s", "max_retries", "concurrency")
+    ),
 )
 """Keys that may differ between a run and its continuation."""
 

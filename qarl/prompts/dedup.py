@@ -18,7 +18,7 @@ def words(text: str) -> tuple[str, ...]:
 class TextIndex:
     """Texts that can be asked for the one nearest to another. A text shorter than `n` words is a single n-gram.
 
-    Adding and asking cost O(words), times the texts that share an n-gram; about 100 bytes are held for each n-gram.
+    Adding and asking cost O(words), times the texts that share an n-gram; about 200 bytes are held for each n-gram.
     """
 
     def __init__(self, n: int, texts: Iterable[str] = ()) -> None:

@@ -30,6 +30,8 @@ NEW = {
     "last_step": -1,
 }
 BINS = 10
+RATE_UNIT = 2.0**-40
+"""Success rates are added up in whole numbers of this: exactly, hence equal after a resume."""
 
 
 class Statistics:
@@ -53,7 +55,7 @@ class Statistics:
         self.last_step: array[int] = array("q")
         self.histogram = [0] * BINS
         """Seen prompts by success rate."""
-        self._rate_sum = 0.0
+        self._rate_sum = 0  # in RATE_UNIT
         self.unseen_estimated = 0
 
     def __len__(self) -> int:
@@ -148,7 +150,7 @@ class Statistics:
 
     def rate_mean(self) -> float:
         """Mean success rate over seen prompts; the prior mean while there are none."""
-        return self._rate_sum / seen if (seen := self.seen()) else self.target
+        return RATE_UNIT * self._rate_sum / seen if (seen := self.seen()) else self.target
 
     def _prior(self, slot: int) -> tuple[float, float]:
         """Its mean and its pseudo-trials."""
@@ -161,6 +163,6 @@ class Statistics:
         if self.visits[slot]:
             rate = self.rate(slot)
             self.histogram[min(int(rate * BINS), BINS - 1)] += sign
-            self._rate_sum += sign * rate
+            self._rate_sum += sign * round(rate / RATE_UNIT)
         elif self.estimate[slot] == self.estimate[slot]:
             self.unseen_estimated += sign

@@ -20,6 +20,7 @@ from launch.report import Summary
 from launch.tracking import read_log
 from qarl.mismatch import Mismatch
 from qarl.quant.scheme import QuantScheme
+from qarl.tasks.sorting import is_heldout
 from tests.integration.test_engine import learner_logprobs, stock_vllm
 from trainer.policy import Policy
 
@@ -38,12 +39,16 @@ SMALL = [
     "task.levels=[2,3,4]",
     "controls.sft_continued=false",
     "tracking.table_every=2",
+    "run.name=quickstart",
+    "pool.augment.per_step=4",
+    "pool.exploration=0.0",  # the second step draws the first one's prompts again: parents from the start
+    "pool.cooldown_steps=0",
 ]
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "launch.cli", "train", str(ROOT / "configs" / "quickstart.yaml"), *SMALL),
+        *(sys.executable, "-m", "launch.cli", "train", str(ROOT / "configs" / "quickstart_augment.yaml"), *SMALL),
         *(f"run.dir={folder}/runs", f"model.path={folder}/model", *overrides),
     ]
 
@@ -106,6 +111,20 @@ def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
     assert {f"timing_s/{name}" for name in ("sample", "reward", "prox", "publish", "step")} <= row.keys()
 
 
+def test_the_policy_makes_problems_and_trains_on_them(finished: tuple[Path, str]) -> None:
+    run = finished[0] / "runs" / "quickstart"
+    outcomes = read_log(run / "augment.jsonl")
+    accepted = [row for row in outcomes if not row["reason"]]
+    assert accepted
+    for row in accepted:
+        assert row["answer"] == "".join(sorted(row["text"]))
+        assert not is_heldout(row["answer"])
+    last = steps(finished[0])[4]
+    assert last["augment/accepted"] == len(accepted)
+    assert last["augment/requested"] == len(outcomes) + last["augment/pending"]
+    assert last["pool/size"] == 64 + len(accepted)
+
+
 def test_exported_checkpoint_is_the_policy_that_stock_vllm_serves(finished: tuple[Path, str]) -> None:
     run = finished[0] / "runs" / "quickstart"
     asked = [([1, 9, 6, 13, 5, 14], seed) for seed in range(4)]
@@ -135,10 +154,19 @@ def test_a_killed_run_continues_to_the_same_weights(finished: tuple[Path, str], 
     rows, reference = steps(tmp_path), steps(finished[0])
     assert sorted(rows) == [1, 2, 3, 4]
     for step in (3, 4):
-        for name in ("reward/mean", "actor/loss", "actor/grad_norm", "mismatch/unaligned_k3_kl", "pool/success_mean"):
+        for name in (
+            "reward/mean",
+            "actor/loss",
+            "actor/grad_norm",
+            "mismatch/unaligned_k3_kl",
+            "pool/success_mean",
+            "augment/accepted",
+        ):
             assert rows[step].get(name) == reference[step].get(name), (step, name)
     ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    outcomes = [read_log(f / "runs/quickstart/augment.jsonl") for f in (tmp_path, finished[0])]
+    assert outcomes[0] == outcomes[1]
 
 
 def test_a_rollout_actor_killed_in_a_step_does_not_change_the_run(finished: tuple[Path, str], tmp_path: Path) -> None:
@@ -201,7 +229,7 @@ def test_dataset_problems_with_math_verify_and_the_sampler_as_prox(finished: tup
         "learner: {prox: sampler}\n"
         "mismatch: {proof_steps: 1, unaligned_every: 0}\n"
     )
-    settings = [item for item in SMALL if not item.startswith(("task.", "model."))]
+    settings = [item for item in SMALL if not item.startswith(("task.", "model.", "pool."))]
     overrides = [*settings, f"run.dir={tmp_path}/runs", f"model.path={tmp_path}/model", "train.steps=2"]
     command = [sys.executable, "-m", "launch.cli", "train", str(config), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)

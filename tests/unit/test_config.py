@@ -177,6 +177,19 @@ def test_required_keys(missing: str) -> None:
         (["learner.minibatches=5", "train.prompts_per_step=4"], "learner.minibatches"),
         (["rollout.max_model_len=64", "rollout.sampling.max_new_tokens=64"], "rollout.sampling.max_new_tokens"),
         (["rollout.batch_invariant=true", "rollout.scheme=w4a16"], "rollout.batch_invariant"),
+        (["train.dynamic_sampling=1", "advantage.drop_zero_variance=false"], "train.dynamic_sampling"),
+        (["pool.augment.template=Hello"], "pool.augment.template"),
+        (["pool.augment.pattern='(a'"], "pool.augment.pattern"),
+        (["pool.augment.pattern='(a)(b)'"], "pool.augment.pattern"),
+        (["pool.augment.validator={kind: vote, answer_pattern: a}"], "pool.augment.validator.answer_pattern"),
+        (
+            ["pool.augment.validator={kind: teacher, base_url: u, model: m, prompt: Hello}"],
+            "pool.augment.validator.prompt",
+        ),
+        (
+            ["task={kind: dataset, train_path: t, heldout_path: h}", "pool.augment.per_step=1"],
+            "pool.augment.validator.kind",
+        ),
     ],
 )
 def test_contradictions_name_the_key(minimal: Path, overrides: list[str], key: str) -> None:

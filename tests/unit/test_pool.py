@@ -339,6 +339,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.abort(in_flight)
         self.where.update(dict.fromkeys(in_flight, "eligible"))
         assert self.twin.state_dict() == self.pool.state_dict()
+        assert self.twin.metrics() == self.pool.metrics()
 
     @invariant()
     def conserves(self) -> None:

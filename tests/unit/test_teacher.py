@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 
+from launch.augment import make_augmenter
+from qarl.config_io import validate
 from qarl.errors import ConfigError, TeacherError
 from qarl.prompts.config import AugmentConfig, TeacherConfig
-from qarl.prompts.validate import Verdict
+from qarl.prompts.pool import Pool
+from qarl.prompts.validate import ProgramCheck, SelfConsistency, Verdict
+from qarl.tasks import load_task
 from rewards import teacher as teacher_module
 from rewards.teacher import Teacher
 from tests.unit.test_augment import Case, Listed, tagged
@@ -167,6 +171,22 @@ def test_a_key_that_is_not_set(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("TEACHER_KEY", raising=False)
     with pytest.raises(ConfigError, match="TEACHER_KEY is not set"):
         Teacher(config_of(stub, api_key_env="TEACHER_KEY"))
+
+
+def test_the_config_chooses_the_validator(stub: Stub) -> None:
+    sorts = {"kind": "sorting"}
+    for section, kind in [
+        ({"kind": "program"}, ProgramCheck),
+        ({"kind": "vote"}, SelfConsistency),
+        (config_of(stub).model_dump(), Teacher),
+    ]:
+        augment = {"per_step": 1, "validator": section}
+        config = validate({"model": {"path": "m"}, "task": sorts, "pool": {"augment": augment}}, "test")
+        prompts, heldout = load_task(config.task, 0, 3, lambda text: [1], print)
+        augmenter = make_augmenter(config, Pool(prompts, config.pool, 0), prompts, heldout, lambda text: [1])
+        assert augmenter is not None
+        assert type(augmenter._validator) is kind
+        augmenter.close()
 
 
 def test_slow_answers_hold_up_no_step_and_come_in_the_order_of_submission(stub: Stub) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from rich.console import Console
 
 from launch import tracking
 from launch.report import read_series
-from launch.tracking import METRICS_FILE, SAMPLE_COLUMNS, SAMPLES_FILE, RunTracker, read_log
+from launch.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLE_COLUMNS, SAMPLES_FILE, RunTracker, read_log
 from qarl.config import Config
 from qarl.config_io import validate
 from qarl.errors import DataError, ResourceError
 from qarl.metrics import Histogram
-from qarl.types import Prompt, Sample, Score
+from qarl.types import AugmentOutcome, Prompt, Sample, Score
 
 HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
 STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0}
@@ -61,6 +62,23 @@ def test_a_histogram_is_edges_and_counts(tmp_path: Path) -> None:
     (row,) = read_log(tmp_path / METRICS_FILE)
     assert row["w_hist"] == {"edges": [0.5, 1.0, 2.0], "counts": [3, 4]}
     assert read_series(tmp_path).keys() == STEP.keys()
+
+
+def test_what_became_of_new_problems_is_kept_up_to_the_start_of_a_resumed_run(tmp_path: Path) -> None:
+    tree = config().model_dump()
+    tree["pool"]["augment"]["per_step"] = 1
+    growing = validate(tree, "test")
+    outcomes = [AugmentOutcome("p", "21", "", "", "12"), AugmentOutcome("q", "x", "parse", "no digits")]
+    for start in (0, 1):
+        tracker = RunTracker(growing, tmp_path, start, 3)
+        tracker.augmented(start + 1, outcomes)
+        tracker.close()
+    rows = read_log(tmp_path / AUGMENT_FILE)
+    assert [row["step"] for row in rows] == [1, 1, 2, 2]
+    assert rows[2:] == [{"step": 2, **asdict(outcome)} for outcome in outcomes]
+    (tmp_path / "other").mkdir()
+    RunTracker(config(), tmp_path / "other", 0, 3).close()
+    assert not (tmp_path / "other" / AUGMENT_FILE).exists()
 
 
 @given(logged=st.lists(st.integers(0, 9)), start=st.integers(0, 9), cut=st.integers(0, 40))
