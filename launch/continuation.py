@@ -14,6 +14,7 @@ from qarl.errors import ConfigError
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
     *("run.resume", "rollout.num_workers", "rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
+    *("mismatch.token_bounds", "mismatch.warn_above", "mismatch.stop_above"),
 )
 """Keys that may differ between a run and its continuation."""
 
