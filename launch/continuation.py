@@ -18,6 +18,7 @@ RESUMABLE_CHANGES = (
         f"pool.augment.validator.{key}"
         for key in ("base_url", "api_key_env", "timeout_s", "max_retries", "concurrency")
     ),
+    *("mismatch.token_bounds", "mismatch.warn_above", "mismatch.stop_above"),
 )
 """Keys that may differ between a run and its continuation."""
 

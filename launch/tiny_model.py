@@ -51,7 +51,7 @@ def ensure_model(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfi
     """
     path = Path(config.path)
     if path.exists():
-        found = _check_model_dir(path)
+        found = check_model_dir(path)
         if config.build is not None and (path / RECIPE).is_file():
             _check_recipe(path, _recipe(config, task))
         elif config.build is not None:
@@ -107,7 +107,7 @@ def continue_sft(
         ConfigError: `model.build` is not set.
     """
     sft = _build_section(config).sft
-    _check_model_dir(Path(source))
+    check_model_dir(Path(source))
     _make_parent(Path(target))
     tokenizer = AutoTokenizer.from_pretrained(source)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -195,7 +195,10 @@ def _train(
     for factor in lr_factors:
         for group in optimizer.param_groups:
             group["lr"] = sft.lr * factor
-        loss = _loss(model, tokenizer, demonstrations(levels, sft.batch_size, sft.swap_prob, rng))
+        if sft.pack_tokens:
+            loss = _packed_loss(model, _packs(tokenizer, sft, levels, rng))
+        else:
+            loss = _loss(model, tokenizer, demonstrations(levels, sft.batch_size, sft.swap_prob, rng))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), sft.max_grad_norm)
@@ -225,6 +228,23 @@ def _loss(
     )
 
 
+def _packs(
+    tokenizer: PreTrainedTokenizerFast, sft: SFTConfig, levels: Sequence[int], rng: random.Random
+) -> torch.Tensor:
+    """Rows of `pack_tokens` tokens cut from one stream of fresh demonstrations: [B, L]."""
+    stream: list[int] = []
+    while len(stream) < sft.batch_size * sft.pack_tokens:
+        for text, answer in demonstrations(levels, sft.batch_size, sft.swap_prob, rng):
+            stream += [*tokenizer.encode(text + answer), tokenizer.eos_token_id]
+    return torch.tensor(stream[: sft.batch_size * sft.pack_tokens]).view(sft.batch_size, -1)
+
+
+def _packed_loss(model: Qwen3ForCausalLM, ids_BL: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood (nats) of all tokens but the first of each row."""
+    logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten())
+
+
 def _architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     return Qwen3Config(
         **tiny.model_dump(exclude={"sft"}),
@@ -242,7 +262,8 @@ def _recipe(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfig) ->
 
 
 def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
-    found = json.loads((path / RECIPE).read_text())
+    found, default = json.loads((path / RECIPE).read_text()), TinyModelConfig().model_dump(mode="json")
+    found["sft"] = default["sft"] | found["sft"]  # a key that is newer than the model had its default
     if differing := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
         raise ModelError(
             f"was built with other settings of {', '.join(differing)}",
@@ -284,7 +305,7 @@ def _make_parent(target: Path) -> None:
         raise ModelError("its folder is not writable", str(target))
 
 
-def _check_model_dir(path: Path) -> dict[str, Any]:
+def check_model_dir(path: Path) -> dict[str, Any]:
     """The contents of config.json. Raises ModelError when a part of a model directory is missing."""
     if not path.is_dir():
         raise ModelError("not a directory", str(path), "model.path is a Hugging Face model directory")

@@ -90,6 +90,10 @@ class EvalConfig(Node):
 
 
 class MismatchConfig(Node):
+    token_bounds: list[PositiveFloat] = [0.001, 0.01, 0.1]
+    """Log the share of tokens whose |d log p| exceeds each of these."""
+    warn_above: NonNegativeFloat | None = None
+    """Print a line when max |d log p| between learner and sampler rises above this; null never warns."""
     stop_above: NonNegativeFloat | None = None
     """Stop the run when max |d log p| between learner and sampler exceeds this in a step; null never stops."""
     proof_steps: PositiveInt = 3

@@ -24,7 +24,10 @@ class SFTConfig(Node):
     steps: PositiveInt = 220
     """Optimizer steps."""
     batch_size: PositiveInt = 32
-    """Fresh demonstrations per step."""
+    """Rows per step: fresh demonstrations, or packs of them."""
+    pack_tokens: Count = 0
+    """Pack demonstrations end to end into rows of so many tokens and learn every token of them, prompts too: a model
+    that goes on after the end token, for as long as it is asked. 0 learns the answers, one a row."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate."""
     warmup_steps: Count = 50

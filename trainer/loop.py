@@ -17,7 +17,7 @@ from qarl.config import Config
 from qarl.error_tokens import error_token_metrics, find_error_tokens, worst
 from qarl.errors import MismatchError, PublicationError
 from qarl.metrics import Value
-from qarl.mismatch import Logprobs, Mismatch
+from qarl.mismatch import Logprobs, Mismatch, by_quartile
 from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.quant.schedule import scheme_at
@@ -71,6 +71,7 @@ class Trainer:
         self.progress = Progress()
         self._timing: dict[str, float] = {}
         self._proven = False  # whether a publication's probe has passed in this process
+        self._above = False  # whether the last step's mismatch was above mismatch.warn_above
 
     def resume(self, directory: str, state: Mapping[str, Any]) -> None:
         """Continue after the checkpoint at `directory` with its `state`."""
@@ -161,7 +162,8 @@ class Trainer:
         if everything and config.mismatch.unaligned_every and step % config.mismatch.unaligned_every == 0:
             with self._timed("unaligned"):
                 plain = self._learner.score(everything, aligned=False)
-            metrics |= Mismatch.between(plain, sampler).metrics("mismatch/unaligned_")
+            unaligned = Mismatch.between(plain, sampler, config.mismatch.token_bounds)
+            metrics |= unaligned.metrics("mismatch/unaligned_")
         if everything and config.error_tokens.mode != "off":
             with self._timed("error_tokens"):
                 everything, shares = self._find_error_tokens(groups, everything, prox_all, step)
@@ -199,8 +201,9 @@ class Trainer:
         return sequences, error_token_metrics(found, [sequence.advantage for sequence in sequences])
 
     def _check_mismatch(self, learner: list[Logprobs], sampler: list[Logprobs], step: int) -> dict[str, float]:
-        mismatch = Mismatch.between(learner, sampler)
-        progress, stop = self.progress, self._config.mismatch.stop_above
+        config = self._config.mismatch
+        mismatch = Mismatch.between(learner, sampler, config.token_bounds)
+        progress, stop, warn = self.progress, config.stop_above, config.warn_above
         if self._exact and progress.exact_steps and mismatch.abs_max != 0:
             self._tracker.note(f"step {step}: the mismatch is no longer zero, max |d log p| {mismatch.abs_max:.2e}")
         progress.exact_steps = progress.exact_steps + 1 if mismatch.abs_max == 0 else 0
@@ -211,7 +214,17 @@ class Trainer:
                 where=f"step {step}",
                 mend="a smaller learner.optimizer.lr, learner.numerics=engine, or a higher bound",
             )
-        return mismatch.metrics()
+        above = warn is not None and not mismatch.abs_max <= warn
+        if above and not self._above:
+            self._tracker.note(
+                f"step {step}: max |d log p| {mismatch.abs_max:.2e} is above mismatch.warn_above={warn:g}, mean "
+                f"{mismatch.abs_mean:.2e}; said again once it has been below"
+            )
+        self._above = above
+        metrics = mismatch.metrics()
+        for number, part in by_quartile(learner, sampler, config.token_bounds).items():
+            metrics |= part.metrics(f"mismatch/q{number}_")
+        return metrics
 
     def _publish(self, version: int | None = None) -> dict[str, float]:
         """Send the learner's weights to every engine, and see with a probe that they took."""

@@ -6,6 +6,7 @@ Suffixes: B sequences, T tokens, E model width, H query heads, G key/value heads
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -128,6 +129,20 @@ class EngineAttention(torch.autograd.Function):
         return *(g.to(t.dtype) for g, t in zip(grad_inputs, saved, strict=True)), None, None
 
 
+def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scale: float, layout: BatchLayout) -> Tensor:
+    """Causal attention by the engine's op where the batch has a paged view, else in torch: [B, T, H, D]."""
+    if layout.paged is not None:
+        out: Tensor = EngineAttention.apply(q_BTHD, k_BTGD, v_BTGD, scale, layout)
+        return out
+    q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
+    return causal_attention(q, k, v, scale).transpose(1, 2)
+
+
+def unrounded_sum(branch: Tensor, residual: Tensor) -> Tensor:
+    """What the next norm sees: the sum in float32."""
+    return branch.float() + residual.float()
+
+
 class Attention(nn.Module):
     """Self-attention of Llama, Qwen2 (biased projections) and Qwen3 (normed heads), by the engine's rounding."""
 
@@ -141,17 +156,15 @@ class Attention(nn.Module):
         self.k_norm: nn.Module = Norm(attention.k_norm) if hasattr(attention, "k_norm") else nn.Identity()
         self.head_dim: int = attention.head_dim
         self.scaling: float = attention.scaling
+        self.rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = Rotate.apply
+        self.attend: Callable[[Tensor, Tensor, Tensor, float, BatchLayout], Tensor] = attend
 
     def forward(self, x_BTE: Tensor, position_embeddings: tuple[Tensor, Tensor], layout: BatchLayout) -> Tensor:
         heads = (*x_BTE.shape[:-1], -1, self.head_dim)
-        q = Rotate.apply(self.q_norm(self.q_proj(x_BTE).view(heads)), *position_embeddings)
-        k = Rotate.apply(self.k_norm(self.k_proj(x_BTE).view(heads)), *position_embeddings)
+        q = self.rotate(self.q_norm(self.q_proj(x_BTE).view(heads)), *position_embeddings)
+        k = self.rotate(self.k_norm(self.k_proj(x_BTE).view(heads)), *position_embeddings)
         v = self.v_proj(x_BTE).view(heads)
-        if layout.paged is None:
-            out = causal_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scaling)
-            out = out.transpose(1, 2)
-        else:
-            out = EngineAttention.apply(q, k, v, self.scaling, layout)
+        out = self.attend(q, k, v, self.scaling, layout)
         projected: Tensor = self.o_proj(out.flatten(2))
         return projected
 
@@ -165,6 +178,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.mlp: nn.Module = layer.mlp
         self.input_layernorm = Norm(layer.input_layernorm)
         self.post_attention_layernorm = Norm(layer.post_attention_layernorm)
+        self.add: Callable[[Tensor, Tensor], Tensor] = unrounded_sum
 
     def forward(
         self,
@@ -178,7 +192,7 @@ class DecoderLayer(GradientCheckpointingLayer):
         dtype = self.input_layernorm.weight.dtype
         residual = hidden_states.to(dtype)
         branch = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, layout)
-        total = branch.float() + residual.float()
+        total = self.add(branch, residual)
         residual = total.to(dtype)
         branch = self.mlp(self.post_attention_layernorm(total))
-        return branch.float() + residual.float()
+        return self.add(branch, residual)

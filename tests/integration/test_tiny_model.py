@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -128,6 +129,36 @@ def test_loss_counts_the_answer_and_the_end_only() -> None:
     assert tiny_model._loss(model, tokenizer, demos).item() == pytest.approx(total / count, rel=1e-5)
 
 
+def test_packs_are_one_stream_of_demonstrations() -> None:
+    tokenizer = tiny_model.make_tokenizer(64)
+    sft = SFTConfig(batch_size=3, pack_tokens=50, swap_prob=0.0)
+    ids_BL = tiny_model._packs(tokenizer, sft, TASK.levels, random.Random(0))
+    assert ids_BL.shape == (3, 50)
+    texts = tokenizer.decode(ids_BL.flatten().tolist()).replace(" ", "").split("<eos>")[:-1]  # the last is cut
+    assert len(texts) > 3
+    for text in texts:
+        assert text.startswith("<bos>")
+        problem, _, answer = text.removeprefix("<bos>").partition("=")
+        assert answer == sorting.solve(problem)
+        assert not sorting.is_heldout(answer)
+
+
+@torch.no_grad()
+def test_a_packed_loss_counts_every_token() -> None:
+    model = tiny_model.Qwen3ForCausalLM(tiny_model._architecture(BUILD, tiny_model.make_tokenizer(64))).eval()
+    ids_BL = torch.randint(0, 64, (2, 9), generator=torch.manual_seed(0))
+    logprobs = model(ids_BL).logits.log_softmax(-1)
+    each = [logprobs[b, t, ids_BL[b, t + 1]].item() for b in range(2) for t in range(8)]
+    assert tiny_model._packed_loss(model, ids_BL).item() == pytest.approx(-sum(each) / 16, rel=1e-5)
+
+
+def test_a_packed_model_learns(tmp_path: Path) -> None:
+    sft = SFTConfig(steps=100, batch_size=4, pack_tokens=64, warmup_steps=10)
+    notes: list[str] = []
+    tiny_model.build(config_at(tmp_path / "m", BUILD.model_copy(update={"sft": sft})), TASK, 0, notes.append)
+    assert losses(notes)[-1] < losses(notes)[0] - 0.1
+
+
 def test_step_schedule() -> None:
     factors = tiny_model.step_schedule(SFTConfig(steps=100, warmup_steps=10))
     assert len(factors) == 100
@@ -189,6 +220,18 @@ def test_an_existing_model_is_used_and_differences_are_told(built: tuple[Path, l
     tiny_model.ensure_model(config_at(path, other.build), TASK, 0, notes.append)
     assert notes == [f"{path}: exists and is used, although model.build differs: hidden_size 64 (not 96)"]
     assert (path / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_model_older_than_a_key_was_built_with_its_default(built: tuple[Path, list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "old"
+    shutil.copytree(built[0], path)
+    recipe = json.loads((path / tiny_model.RECIPE).read_text())
+    del recipe["sft"]["pack_tokens"]
+    (path / tiny_model.RECIPE).write_text(json.dumps(recipe))
+    tiny_model.ensure_model(config_at(path), TASK, 0, quiet)
+    packed = BUILD.model_copy(update={"sft": BUILD.sft.model_copy(update={"pack_tokens": 64})})
+    with pytest.raises(ModelError, match="was built with other settings of sft"):
+        tiny_model.ensure_model(config_at(path, packed), TASK, 0, quiet)
 
 
 def test_nothing_there_and_nothing_to_build(tmp_path: Path) -> None:

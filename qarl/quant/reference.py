@@ -1,0 +1,31 @@
+"""A quantized layer taken apart: its float32 reference with weight or activations off their grids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from qarl.quant.formats import format_of
+from qarl.quant.kernels import choose_kernel
+from qarl.quant.linear import quantized_linears
+from qarl.quant.scheme import QuantScheme
+
+
+def use_reference(model: nn.Module, scheme: QuantScheme, weight_grid: bool, activation_grid: bool) -> None:
+    """Let the aligned linears of `model` compute `A(x) W^T + b` in float32, rounded once to x's dtype.
+
+    Args:
+        scheme: the one that `model` is aligned in.
+        weight_grid: W lies on the format's grid; otherwise it is the layer's own weight.
+        activation_grid: A rounds as the format does; otherwise A(x) = x.
+    """
+    form = format_of(scheme)
+    if not weight_grid:
+        form = replace(form, quantize=lambda w: {"weight": w}, dequantize=lambda q: q["weight"].float())
+    if not activation_grid:
+        form = replace(form, round_activation=lambda x: x.float())
+    for _, module in quantized_linears(model):
+        module.form = form
+        module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, "reference")
+        module.requantize()
