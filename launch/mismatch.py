@@ -86,7 +86,7 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
         raise ConfigError(
             f"responses of {max(asked.lengths)} tokens do not fit in the model's {longest}", where="--lengths"
         )
-    os.environ.update(engine_env("cpu", asked.kv_cache_gib))
+    os.environ.update(engine_env("cpu", RolloutConfig(kv_cache_gib=asked.kv_cache_gib)))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     cells: list[Cell] = []
     for scheme, dtype in product(asked.schemes, asked.dtypes):
