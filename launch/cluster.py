@@ -15,6 +15,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from qarl.config import Config
 from qarl.errors import ConfigError, ResourceError
+from qarl.quant.formats import engine_kernels
+from qarl.quant.schedule import schemes_of
 from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
@@ -80,7 +82,7 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
 
     Raises:
         ResourceError: it has less than the actors ask for.
-        ConfigError: a setting that `device` does not have.
+        ConfigError: a setting or a scheme that `device` does not have.
     """
     if device == "cpu" and config.rollout.batch_invariant:
         raise ConfigError(
@@ -88,6 +90,8 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
             where="rollout.batch_invariant",
             mend="set it to false",
         )
+    for scheme in schemes_of(config.rollout):
+        engine_kernels(scheme, device)
     workers, ranks = bundles(config, device)
     if device == "cuda" and config.cluster.colocate and (len(workers), len(ranks)) != (1, 1):
         raise ResourceError(

@@ -186,7 +186,8 @@ class _Job:
             note(f"control: supervised training continued for the {seconds:.0f} s that RL took")
             target = self._run_dir / "control_sft"
             continue_sft(config.model.path, str(target), config.model, config.task, seconds, seed, note)
-            policy = Policy(target, getattr(torch, config.model.dtype), self._scheme, "stock")
+            # It is only published: no forward, so any kernel will do on this machine.
+            policy = Policy(target, getattr(torch, config.model.dtype), self._scheme, "stock", kernel="reference")
             fleet.load(publish(policy.model, self._scheme, config.train.steps + 1), probe=())
             scores = evaluate(fleet, rewards, prompts, config)
             result |= {f"sft_continued/{name}": value for name, value in scores.items() if "/" not in name}

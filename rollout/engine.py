@@ -15,7 +15,7 @@ import torch
 from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
-from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu
+from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.quant.formats import engine_kernels
 from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
@@ -53,14 +53,15 @@ class WeightLoader:
 
         modules = self.get_model().named_modules()  # type: ignore[attr-defined]
         linears = {name: module for name, module in modules if isinstance(module, LinearBase)}
-        kernels = {name: getattr(getattr(layer, "scheme", None), "kernel", None) for name, layer in linears.items()}
+        schemes = {name: getattr(layer, "scheme", None) for name, layer in linears.items()}
+        kernels = {name: getattr(s, "kernel", getattr(s, "fp8_linear", None)) for name, s in schemes.items()}
         return {name: "" if kernel is None else type(kernel).__name__ for name, kernel in kernels.items()}
 
 
-def _as_asked(layer: str, kernel: str, scheme: QuantScheme) -> bool:
+def _as_asked(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[str, ...]) -> bool:
     parent, _, name = layer.rpartition(".")
     covered = all(scheme.covers(f"{parent}.{part}") for part in FUSED.get(name, (name,)))
-    return kernel in engine_kernels(scheme) if covered else not kernel
+    return kernel in allowed if covered else not kernel
 
 
 def _engine_names(tensors: list[tuple[str, torch.Tensor]], scheme: QuantScheme) -> list[tuple[str, torch.Tensor]]:
@@ -84,14 +85,17 @@ class VLLMEngine:
         device: "cpu" or "cuda".
         worker: number of this worker, for messages.
     Raises:
-        KernelError: the engine selected none of the scheme's kernels.
+        ConfigError: vLLM has no kernel for the scheme on this device.
+        KernelError: the engine selected another one than the scheme's kernels.
     """
 
     def __init__(
         self, model_dir: Path, config: RolloutConfig, scheme: QuantScheme, dtype: str, device: str, worker: int = 0
     ) -> None:
+        allowed = engine_kernels(scheme, device)
         if device == "cpu":
             patch_cpu()
+            patch_cpu_engine()
         from vllm import LLM
 
         settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
@@ -116,12 +120,12 @@ class VLLMEngine:
         )
         (layers,) = self._llm.collective_rpc("qarl_kernels")
         self._kernels = tuple(sorted({kernel for kernel in layers.values() if kernel}))
-        wrong = {name: kernel for name, kernel in layers.items() if not _as_asked(name, kernel, scheme)}
+        wrong = {name: kernel for name, kernel in layers.items() if not _as_asked(name, kernel, scheme, allowed)}
         if wrong or (scheme.quantizes and not self._kernels):
             name, kernel = next(iter(wrong.items()), ("no layer", ""))
             raise KernelError(
                 f"the engine runs {name} with {kernel or 'no low-bit kernel'}, where {scheme.name} wants one of "
-                f"{', '.join(engine_kernels(scheme)) or 'no low-bit kernel'}",
+                f"{', '.join(allowed) or 'no low-bit kernel'}",
                 where=f"rollout worker {worker}",
                 mend="use another rollout.scheme on this device",
             )

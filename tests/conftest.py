@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 os.environ.update(
     {
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16",
+        "MKL_CBWR": "AVX512,STRICT",
         "OMP_NUM_THREADS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",

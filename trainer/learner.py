@@ -130,7 +130,7 @@ class LearnerRank:
                 first = {f"{name}_first_minibatch": m for name, m in metrics.items() if name.endswith("max_dev")}
                 parts.append(metrics | (last if index == len(minibatches) - 1 else {}) | (first if index == 0 else {}))
                 self._engine.step()
-            requantize(self._policy)
+            requantize(self._policy, self._gather)
             parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})
         return parts
 
@@ -143,7 +143,7 @@ class LearnerRank:
         """Compute and publish in `scheme` from now on; the layers that are quantized stay the same."""
         self._scheme = scheme
         self._twins = {}
-        switch_scheme(self._policy.model, scheme, self._kernel())
+        switch_scheme(self._policy.model, scheme, self._kernel(), self._gather)
 
     def save(self, directory: str) -> None:
         """DeepSpeed checkpoint under `directory`."""
@@ -154,7 +154,7 @@ class LearnerRank:
         path, _ = self._engine.load_checkpoint(directory, tag="learner")
         if path is None:
             raise CheckpointError("holds no DeepSpeed checkpoint", where=directory, mend="start with run.resume=false")
-        requantize(self._policy)
+        requantize(self._policy, self._gather)
 
     def export(self, directory: str, quantized: bool) -> None:
         """Write a Hugging Face folder; with `quantized` in compressed-tensors format."""

@@ -6,21 +6,26 @@
 2. The oneDNN W8A8 handler keeps a raw pointer to its weight-scale tensor, which an in-place reload then frees: the
    engine goes on with garbage scales, silently. The handler gets a private copy that lives as long as it does.
    Upstream: vllm-project/vllm#48312 (weight reload correctness for RL).
+3. The engine's fp8 GEMM, which is `torch._scaled_mm`, runs with oneDNN off (`qarl.quant.fp8.without_onednn` says why).
+   torch's own GEMM, from MKL, takes its place, as on hosts without AMX; MKL_CBWR makes MKL give a token one value in
+   any batch.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from qarl.errors import KernelError
+from qarl.quant.fp8 import without_onednn
 
 CHECKED_VERSIONS = ("0.32.0",)
 PINNED_ISA = "AVX512_CORE_BF16"
-PROCESS_ENV = {"ONEDNN_MAX_CPU_ISA": PINNED_ISA}
+PROCESS_ENV = {"ONEDNN_MAX_CPU_ISA": PINNED_ISA, "MKL_CBWR": "AVX512,STRICT"}
 """Set for every process that runs an engine or a learner on CPU, before torch is imported."""
 
 
@@ -35,7 +40,7 @@ def vllm_version() -> str | None:
 
 
 def patch_cpu() -> None:
-    """Apply both changes to this process, once. Call before the first use of vLLM's CPU kernels.
+    """Apply the first two changes to this process, once. Call before the first use of vLLM's CPU kernels.
 
     Raises:
         KernelError: vLLM is of a version that was not checked, or oneDNN is not pinned.
@@ -65,6 +70,14 @@ def patch_cpu() -> None:
 
     create_with_own_scale._keeps_scale = True  # type: ignore[attr-defined]
     _custom_ops.create_onednn_scaled_mm = create_with_own_scale
+
+
+@cache
+def patch_cpu_engine() -> None:
+    """Apply the third change, which a learner does not need, to this process."""
+    from vllm.model_executor.kernels.linear import ChannelWiseTorchFP8ScaledMMLinearKernel as Kernel
+
+    Kernel.apply_scaled_mm = without_onednn()(Kernel.apply_scaled_mm)
 
 
 def _no_amx() -> bool:

@@ -6,7 +6,7 @@ Suffixes: M tokens, K input features, N output features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qarl.errors import ConfigError
-from qarl.quant import int4, int8
+from qarl.quant import fp4, fp8, int4, int8
 from qarl.quant.scheme import GROUPED, QuantScheme
 
 Quantized = dict[str, Tensor]
@@ -27,11 +27,11 @@ class Format:
 
     `quantize` makes the checkpoint's tensors of a weight [N, K]; `dequantize` gives their float32 value [N, K];
     `round_activation` gives float32 [M, K] on the activation grid (the activation itself in weight-only formats).
-    `compression`, `weights` and `input_activations` are compressed-tensors' words for it. `engine_kernels` are the
-    class names of vLLM's kernels that implement it; any other choice of the engine is an error.
+    `compression`, `weights` and `input_activations` are compressed-tensors' words for it. `engine_kernels` are, by
+    device, the class names of vLLM's kernels that implement it; any other choice of the engine is an error.
     """
 
-    quantize: Callable[[Tensor], Quantized]
+    quantize: Callable[..., Quantized]
     dequantize: Callable[[Quantized], Tensor]
     round_activation: Callable[[Tensor], Tensor]
     weight_bits: int
@@ -39,9 +39,14 @@ class Format:
     compression: str
     weights: dict[str, Any]
     input_activations: dict[str, Any] | None
-    engine_kernels: tuple[str, ...]
+    engine_kernels: dict[str, tuple[str, ...]]
     k_multiple: int = 1
     """K must be divisible by it."""
+    n_multiple: int = 1
+    """N of a layer that the engine fuses with a following one must be divisible by it."""
+    joint: bool = False
+    """A scale spans the whole weight. The engine has one for all layers that it fuses (and would take the largest), so
+    they share it: `quantize(weight, amax)`, with the largest magnitude of them all."""
 
     def reference(self, x_MK: Tensor, quantized: Quantized, bias_N: Tensor | None) -> Tensor:
         """The layer in float32 arithmetic, rounded once to x's dtype: what every kernel is compared with. [M, N]."""
@@ -77,13 +82,30 @@ def quantization_config(scheme: QuantScheme) -> dict[str, Any] | None:
     }
 
 
-def engine_kernels(scheme: QuantScheme) -> tuple[str, ...]:
-    """Class names of the vLLM kernels that implement `scheme`; none for an unquantized one."""
-    return format_of(scheme).engine_kernels if scheme.quantizes else ()
+def engine_kernels(scheme: QuantScheme, device: str) -> tuple[str, ...]:
+    """Class names of the vLLM kernels that implement `scheme` on `device`; none for an unquantized one.
+
+    Raises ConfigError: vLLM has none there.
+    """
+    if not scheme.quantizes:
+        return ()
+    if not (kernels := format_of(scheme).engine_kernels.get(device, ())):
+        others = [name for name, make in _FORMATS.items() if device in make(QuantScheme()).engine_kernels]
+        raise ConfigError(
+            f"vLLM has no {scheme.name} kernel on {device}",
+            where="rollout.scheme",
+            mend=f"take {', '.join(others)} or none there, or run on another device",
+        )
+    return kernels
 
 
 GROUP_SIZES = (32, 64, 128)
+_TORCH_FP8 = "ChannelWiseTorchFP8ScaledMMLinearKernel"
 _DYNAMIC_INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
+
+
+def _named(names: str, quantize: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Quantized]:
+    return lambda *args: dict(zip(names.split(), quantize(*args), strict=True))
 
 
 def _integer(bits: int, **args: Any) -> dict[str, Any]:
@@ -92,7 +114,7 @@ def _integer(bits: int, **args: Any) -> dict[str, Any]:
 
 def _w8a8_int8(_: QuantScheme) -> Format:
     return Format(
-        quantize=lambda weight: dict(zip(("weight", "weight_scale"), int8.quantize_weight(weight), strict=True)),
+        quantize=_named("weight weight_scale", int8.quantize_weight),
         dequantize=lambda q: q["weight"].float() * q["weight_scale"],
         round_activation=_int8_activation,
         weight_bits=8,
@@ -100,11 +122,10 @@ def _w8a8_int8(_: QuantScheme) -> Format:
         compression="int-quantized",
         weights=_integer(8, strategy="channel"),
         input_activations=_DYNAMIC_INT8,
-        engine_kernels=(
-            "CPUInt8ScaledMMLinearKernel",
-            "CutlassInt8ScaledMMLinearKernel",
-            "TritonInt8ScaledMMLinearKernel",
-        ),
+        engine_kernels={
+            "cpu": ("CPUInt8ScaledMMLinearKernel",),
+            "cuda": ("CutlassInt8ScaledMMLinearKernel", "TritonInt8ScaledMMLinearKernel"),
+        },
     )
 
 
@@ -118,7 +139,7 @@ def _w4a16(scheme: QuantScheme) -> Format:
         compression="pack-quantized",
         weights=_integer(4, strategy="group", group_size=scheme.group_size),
         input_activations=None,
-        engine_kernels=("CPUWNA16LinearKernel", "MarlinLinearKernel", "MacheteLinearKernel"),
+        engine_kernels={"cpu": ("CPUWNA16LinearKernel",), "cuda": ("MarlinLinearKernel", "MacheteLinearKernel")},
         k_multiple=scheme.group_size,
     )
 
@@ -133,12 +154,143 @@ def _w4a8(scheme: QuantScheme) -> Format:
         compression="int-quantized",
         weights=_integer(4, strategy="group", group_size=scheme.group_size),
         input_activations={**_DYNAMIC_INT8, "symmetric": False},
-        engine_kernels=("Dynamic4bitLinearKernel",),
+        engine_kernels={"cpu": ("Dynamic4bitLinearKernel",)},
         k_multiple=scheme.group_size,
     )
 
 
-_FORMATS: dict[str, Callable[[QuantScheme], Format]] = {"w8a8_int8": _w8a8_int8, "w4a16": _w4a16, "w4a8": _w4a8}
+def _float(bits: int, **args: Any) -> dict[str, Any]:
+    return {"num_bits": bits, "type": "float", "symmetric": True, "dynamic": False, **args}
+
+
+def _fp4(strategy: str, group_size: int, scale_dtype: str) -> dict[str, Any]:
+    return _float(4, strategy=strategy, group_size=group_size, scale_dtype=scale_dtype, zp_dtype=scale_dtype)
+
+
+def _fp8_channel(_: QuantScheme) -> Format:
+    return Format(
+        quantize=_named("weight weight_scale", fp8.quantize_channels),
+        dequantize=lambda q: fp8.dequantize(q["weight"], q["weight_scale"]),
+        round_activation=lambda x: fp8.dequantize(*fp8.quantize_activation(x)),
+        weight_bits=8,
+        activation_bits=8,
+        compression="float-quantized",
+        weights=_float(8, strategy="channel"),
+        input_activations=_float(8, strategy="token", dynamic=True),
+        engine_kernels={"cpu": (_TORCH_FP8,), "cuda": ("CutlassFP8ScaledMMLinearKernel", _TORCH_FP8)},
+    )
+
+
+def _fp8_tensor(scheme: QuantScheme) -> Format:
+    """On CPU vLLM lacks the op (`static_scaled_fp8_quant`) with which it unites the scales of fused layers."""
+    form = _fp8_channel(scheme)
+    return replace(
+        form,
+        quantize=_named("weight weight_scale", fp8.quantize_tensor),
+        weights=_float(8, strategy="tensor"),
+        engine_kernels={"cuda": form.engine_kernels["cuda"]},
+        joint=True,
+    )
+
+
+def _fp8_block(scheme: QuantScheme) -> Format:
+    """On CPU vLLM's kernel wants AMX, which is off (`vllm_patch`), and would leave the activations alone."""
+    return replace(
+        _fp8_channel(scheme),
+        quantize=_named("weight weight_scale", fp8.quantize_blocks),
+        dequantize=lambda q: fp8.dequantize(q["weight"], q["weight_scale"], fp8.BLOCK, fp8.BLOCK),
+        round_activation=lambda x: fp8.dequantize(*fp8.quantize_activation_groups(x), columns=fp8.BLOCK),
+        weights=_float(8, strategy="block", block_structure=[fp8.BLOCK, fp8.BLOCK]),
+        input_activations=_float(8, strategy="group", dynamic=True, group_size=fp8.BLOCK),
+        engine_kernels={
+            "cuda": (
+                "FlashInferFp8DeepGEMMDynamicBlockScaledKernel",
+                "DeepGemmFp8BlockScaledMMKernel",
+                "CutlassFp8BlockScaledMMKernel",
+                "TritonFp8BlockScaledMMKernel",
+                "BlockWiseTorchFP8ScaledMMLinearKernel",
+            )
+        },
+        k_multiple=fp8.BLOCK,
+        n_multiple=fp8.BLOCK,
+    )
+
+
+def _mxfp4a16(_: QuantScheme) -> Format:
+    return Format(
+        quantize=_named("weight_packed weight_scale", fp4.quantize_mx),
+        dequantize=lambda q: fp4.dequantize_mx(q["weight_packed"], q["weight_scale"]),
+        round_activation=lambda x: x.float(),
+        weight_bits=4,
+        activation_bits=16,
+        compression="mxfp4-pack-quantized",
+        weights=_fp4("group", fp4.MX_GROUP, "torch.uint8"),
+        input_activations=None,
+        engine_kernels={"cuda": ("MarlinMxFp4LinearKernel",)},
+        k_multiple=fp4.MX_GROUP,
+    )
+
+
+def _mxfp4(scheme: QuantScheme) -> Format:
+    form = _mxfp4a16(scheme)
+    return replace(
+        form,
+        round_activation=fp4.round_mx,
+        activation_bits=4,
+        input_activations={**form.weights, "dynamic": True},
+        engine_kernels={"cuda": ("FlashInferMxFp4LinearKernel", "B12xMxFp4LinearKernel", "EmulationMxfp4LinearKernel")},
+    )
+
+
+def _nvfp4a16(_: QuantScheme) -> Format:
+    return Format(
+        quantize=_named("weight_packed weight_scale weight_global_scale", fp4.quantize_nv),
+        dequantize=lambda q: fp4.dequantize_nv(q["weight_packed"], q["weight_scale"], q["weight_global_scale"]),
+        round_activation=lambda x: x.float(),
+        weight_bits=4,
+        activation_bits=16,
+        compression="nvfp4-pack-quantized",
+        weights=_fp4("tensor_group", fp4.NV_GROUP, "torch.float8_e4m3fn"),
+        input_activations=None,
+        engine_kernels={
+            "cuda": (
+                "MarlinNvFp4LinearKernel",
+                "FlashInferCuteDslNvFp4W4A16LinearKernel",
+                "B12xNvFp4W4A16LinearKernel",
+            )
+        },
+        k_multiple=fp4.NV_GROUP,
+        joint=True,
+    )
+
+
+def _nvfp4(scheme: QuantScheme) -> Format:
+    """The activations' global scale is `fp4.INPUT_GLOBAL_SCALE` in every layer: there is no calibration."""
+    form = _nvfp4a16(scheme)
+    backends = ["FlashInferCuteDsl", "FlashInferCutlass", "FlashInferB12x", "FlashInferTrtllm", "FlashInferCudnn"]
+    backends += ["Cutlass", "Fbgemm", "B12x", "Torch", "Emulation"]
+    return replace(
+        form,
+        quantize=lambda *args: form.quantize(*args) | {"input_global_scale": torch.tensor([fp4.INPUT_GLOBAL_SCALE])},
+        round_activation=fp4.round_nv,
+        activation_bits=4,
+        input_activations={**form.weights, "dynamic": "local", "observer": "static_minmax"},
+        engine_kernels={"cuda": tuple(f"{backend}NvFp4LinearKernel" for backend in backends)},
+    )
+
+
+_FORMATS: dict[str, Callable[[QuantScheme], Format]] = {
+    "w8a8_int8": _w8a8_int8,
+    "w4a16": _w4a16,
+    "w4a8": _w4a8,
+    "fp8_tensor": _fp8_tensor,
+    "fp8_channel": _fp8_channel,
+    "fp8_block": _fp8_block,
+    "mxfp4a16": _mxfp4a16,
+    "mxfp4": _mxfp4,
+    "nvfp4a16": _nvfp4a16,
+    "nvfp4": _nvfp4,
+}
 
 
 def _quantize_packed_int4(weight_NK: Tensor, group_size: int) -> Quantized:

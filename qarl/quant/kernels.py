@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from qarl.errors import KernelError
 from qarl.numerics import engine_ops
-from qarl.quant import int4
-from qarl.quant.formats import Format, Quantized
+from qarl.quant import fp8, int4
+from qarl.quant.formats import Format, Quantized, format_of
 from qarl.quant.int8 import w8a8_forward
 from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
 
@@ -132,6 +133,36 @@ def _w4a8_torch(dtype: torch.dtype) -> Kernel:
     return Kernel("torch._dyn_quant_matmul_4bit", prepare, forward)
 
 
+def _fp8_torch(_: torch.dtype) -> Kernel:
+    """torch's GEMM of fp8 values, which the engine calls as well."""
+    return Kernel(
+        "torch._scaled_mm",
+        lambda q, bias: (q["weight"], q["weight_scale"], bias),
+        lambda x, prepared: fp8.w8a8_forward(x, *prepared),
+    )
+
+
+def _fp8_cuda(scheme: SchemeName, dtype: torch.dtype) -> Kernel:
+    fp8.check_cuda(scheme, torch.cuda.get_device_capability(), dtype)
+    forward = fp8.block_forward_cuda if scheme == "fp8_block" else fp8.row_wise_forward_cuda
+
+    def prepare(q: Quantized, bias_N: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        fp8.check_cuda_shape(scheme, q["weight"])
+        return q["weight"], q["weight_scale"], bias_N
+
+    return Kernel("torch._scaled_mm", prepare, lambda x, prepared: forward(x, *prepared))
+
+
+def _fp4_torch(scheme: SchemeName, dtype: torch.dtype) -> Kernel:
+    """The weight in the model's dtype (exact in bfloat16 for mxfp4), multiplied by torch."""
+    form = format_of(QuantScheme(scheme))
+    return Kernel(
+        "torch dequantized",
+        lambda q, bias: (form.dequantize(q).to(dtype), bias),
+        lambda x, prepared: torch.nn.functional.linear(x, *prepared),
+    )
+
+
 _KERNELS: dict[tuple[SchemeName, KernelKind, str], Callable[[torch.dtype], Kernel]] = {
     ("w8a8_int8", "engine", "cpu"): _w8a8_engine,
     ("w8a8_int8", "torch", "cpu"): _w8a8_torch,
@@ -141,5 +172,8 @@ _KERNELS: dict[tuple[SchemeName, KernelKind, str], Callable[[torch.dtype], Kerne
     ("w4a16", "triton", "cuda"): _w4a16_triton,
     ("w4a16", "torch", "cuda"): _w4a16_torch,
     ("w4a8", "torch", "cpu"): _w4a8_torch,
+    ("fp8_channel", "torch", "cpu"): _fp8_torch,
+    **{(name, "torch", "cuda"): partial(_fp8_cuda, name) for name in ("fp8_tensor", "fp8_channel", "fp8_block")},
+    **{(name, "torch", "cuda"): partial(_fp4_torch, name) for name in ("mxfp4a16", "nvfp4a16")},
 }
 """(scheme, kind, device) -> kernel, the preferred kind first."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,8 +11,17 @@ from torch import Tensor, nn
 
 from qarl.errors import ConfigError, KernelError
 from qarl.quant.formats import Format, Quantized, format_of
+from qarl.quant.int8 import finite_amax
 from qarl.quant.kernels import Kernel, choose_kernel
-from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.quant.scheme import GROUPED, KernelKind, QuantScheme
+
+Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
+"""Makes sharded parameters whole within its context (ZeRO-3)."""
+
+
+def whole(_: list[nn.Parameter]) -> AbstractContextManager[object]:
+    """The `Gather` of a model that is not sharded."""
+    return nullcontext()
 
 
 class StraightThrough(torch.autograd.Function):
@@ -44,28 +54,45 @@ class QuantizedLinear(nn.Linear):
 
     The quantized weight is computed at first use and kept until `requantize()`: once per optimizer step, shared by
     every micro-batch, and the very tensors that publication sends.
+
+    `siblings` are the names of the layers that the engine fuses it with, itself included. Where the format is joint
+    their largest magnitude is `amax`; `requantize(model, gather)` finds it.
     """
 
-    def __init__(self, linear: nn.Linear, name: str, form: Format, kernel: Kernel) -> None:
+    def __init__(
+        self, linear: nn.Linear, name: str, form: Format, kernel: Kernel, siblings: tuple[str, ...] = ()
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.name, self.form, self.kernel = name, form, kernel
+        self.siblings = siblings or (name,)
+        self.amax: Tensor | None = None
         self._quantized: Quantized | None = None
         self._prepared: Any = None
 
     def quantized(self) -> Quantized:
-        """The checkpoint's tensors of the current weight, without the bias. Raises KernelError for NaN, infinity."""
+        """The checkpoint's tensors of the current weight, without the bias.
+
+        Raises KernelError: NaN or infinity, or a joint format whose `amax` is not known.
+        """
         if self._quantized is None:
+            if self.form.joint and self.amax is None and len(self.siblings) > 1:
+                raise KernelError(
+                    f"shares its scale with {', '.join(self.siblings)}, whose largest magnitude was not taken",
+                    where=self.name,
+                    mend="call requantize(model, gather)",
+                )
+            shared = (self.amax,) if self.form.joint else ()
             try:
-                self._quantized = self.form.quantize(self.weight.detach())
+                self._quantized = self.form.quantize(self.weight.detach(), *shared)
             except KernelError as error:
                 raise KernelError(error.what, where=self.name, mend=error.mend) from error
         return self._quantized
 
     def requantize(self) -> None:
         """Forget the quantized weight: the master has changed."""
-        self._quantized = self._prepared = None
+        self._quantized = self._prepared = self.amax = None
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., K] -> [..., N] in the input's dtype."""
@@ -91,7 +118,9 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
     chosen = choose_kernel(scheme, form, weight.device, weight.dtype, kernel)
     for name, linear in covered.items():
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, QuantizedLinear(linear, name, form, chosen))
+        siblings = tuple(sibling for sibling in scheme.siblings(name) if sibling in covered)
+        setattr(model.get_submodule(parent), child, QuantizedLinear(linear, name, form, chosen, siblings))
+    requantize(model)
     return list(covered)
 
 
@@ -116,7 +145,7 @@ def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Linea
     return {name: linears[name] for name in covered}
 
 
-def switch_scheme(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto") -> None:
+def switch_scheme(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto", gather: Gather = whole) -> None:
     """Let the aligned linears of `model` compute in another scheme; which layers they are does not change.
 
     Raises KernelError as `align_linears`.
@@ -125,7 +154,7 @@ def switch_scheme(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
     for _, module in quantized_linears(model):
         module.form = form
         module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, kernel)
-        module.requantize()
+    requantize(model, gather)
 
 
 def _check(name: str, linears: dict[str, nn.Linear], scheme: QuantScheme, form: Format) -> None:
@@ -136,13 +165,18 @@ def _check(name: str, linears: dict[str, nn.Linear], scheme: QuantScheme, form: 
                 where="rollout.ignore",
                 mend="ignore both or none",
             )
-    if linears[name].in_features % form.k_multiple:
-        raise ConfigError(
-            f"{scheme.name} needs input features divisible by {form.k_multiple}, {name} has "
-            f"{linears[name].in_features}",
-            where="rollout.scheme",
-            mend=f"add '{name}' to rollout.ignore, or set a rollout.group_size that divides it",
-        )
+    layer, fused = linears[name], [sibling for sibling in scheme.siblings(name) if sibling in linears]
+    for features, multiple, side in (
+        (layer.in_features, form.k_multiple, "input"),
+        (layer.out_features, form.n_multiple if name != fused[-1] else 1, "output"),
+    ):
+        if features % multiple:
+            mend = ", or set a rollout.group_size that divides it" if scheme.name in GROUPED else ""
+            raise ConfigError(
+                f"{scheme.name} needs {side} features divisible by {multiple}, {name} has {features}",
+                where="rollout.scheme",
+                mend=f"add '{name}' to rollout.ignore{mend}",
+            )
 
 
 def quantized_linears(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
@@ -152,7 +186,27 @@ def quantized_linears(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]
             yield name, module
 
 
-def requantize(model: nn.Module) -> None:
-    """Call after every optimizer step and every load of weights."""
-    for _, module in quantized_linears(model):
-        module.requantize()
+def requantize(model: nn.Module, gather: Gather = whole) -> None:
+    """Call after every optimizer step and every load of weights.
+
+    In joint formats it takes the magnitudes that siblings share, of weights that `gather` makes whole.
+    Raises KernelError: NaN or infinity in one of those, or a sharded one.
+    """
+    layers = {module.name: module for _, module in quantized_linears(model)}
+    for layer in layers.values():
+        layer.requantize()
+    for names in dict.fromkeys(layer.siblings for layer in layers.values() if layer.form.joint):
+        group = [layers[name] for name in names]
+        with gather([parameter for layer in group for parameter in layer.parameters(recurse=False)]):
+            amax = torch.stack([_amax(layer) for layer in group]).max()
+        for layer in group:
+            layer.amax = amax
+
+
+def _amax(layer: QuantizedLinear) -> Tensor:
+    if layer.weight.numel() != layer.in_features * layer.out_features:
+        raise KernelError("its weight is sharded", where=layer.name, mend="give requantize the model's gather")
+    try:
+        return finite_amax(layer.weight.detach()).max()
+    except KernelError as error:
+        raise KernelError(error.what, where=layer.name, mend=error.mend) from error

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,16 @@ from torch import Tensor, nn
 
 from qarl.errors import ModelError, PublicationError
 from qarl.quant.formats import quantization_config
-from qarl.quant.linear import QuantizedLinear
+from qarl.quant.linear import Gather, QuantizedLinear, whole
 from qarl.quant.scheme import QuantScheme
 from qarl.types import PublishedTensor, PublishedWeights
 
-Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
+_WITHOUT_NUMPY = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
+"""dtypes that numpy lacks, and those that carry their bits."""
 
 
 def checkpoint_tensors(
-    model: nn.Module, gather: Gather = lambda _: nullcontext(), quantized: bool = True
+    model: nn.Module, gather: Gather = whole, quantized: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, tensor) of every parameter, one module at a time.
 
@@ -50,9 +50,7 @@ def checkpoint_tensors(
                 yield prefix + key, parameter.detach()
 
 
-def publish(
-    model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = lambda _: nullcontext()
-) -> PublishedWeights:
+def publish(model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = whole) -> PublishedWeights:
     """All tensors of the model as version `version`, with digests."""
     tensors = tuple(pack(name, tensor) for name, tensor in checkpoint_tensors(model, gather))
     return seal(version, scheme.name, tensors)
@@ -122,15 +120,14 @@ def pack(name: str, tensor: Tensor) -> PublishedTensor:
     """One tensor with its digest, copied to host memory."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     host = tensor.detach().contiguous().cpu()
-    # numpy has no bfloat16, and the learner goes on changing its memory: copy.
-    data = (host.view(torch.uint16) if host.dtype == torch.bfloat16 else host).numpy().copy()
+    # The learner goes on changing its memory: copy.
+    data = host.view(_WITHOUT_NUMPY.get(host.dtype, host.dtype)).numpy().copy()
     return PublishedTensor(name, dtype, data, _digest(name, dtype, data))
 
 
 def _to_torch(tensor: PublishedTensor) -> Tensor:
     # Arrays from the object store are read-only and shared; torch wants its own.
-    host = torch.from_numpy(tensor.data.copy())
-    return host.view(torch.bfloat16) if tensor.dtype == "bfloat16" else host
+    return torch.from_numpy(tensor.data.copy()).view(getattr(torch, tensor.dtype))
 
 
 def _digest(name: str, dtype: str, data: np.ndarray) -> str:

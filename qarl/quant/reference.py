@@ -8,7 +8,7 @@ from torch import nn
 
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
-from qarl.quant.linear import quantized_linears
+from qarl.quant.linear import quantized_linears, requantize
 from qarl.quant.scheme import QuantScheme
 
 
@@ -22,10 +22,10 @@ def use_reference(model: nn.Module, scheme: QuantScheme, weight_grid: bool, acti
     """
     form = format_of(scheme)
     if not weight_grid:
-        form = replace(form, quantize=lambda w: {"weight": w}, dequantize=lambda q: q["weight"].float())
+        form = replace(form, quantize=lambda w, *_: {"weight": w}, dequantize=lambda q: q["weight"].float())
     if not activation_grid:
         form = replace(form, round_activation=lambda x: x.float())
     for _, module in quantized_linears(model):
         module.form = form
         module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, "reference")
-        module.requantize()
+    requantize(model)

@@ -9,7 +9,9 @@ from typing import Literal
 
 from qarl.errors import ConfigError
 
-SchemeName = Literal["w8a8_int8", "w4a16", "w4a8", "none"]
+IntScheme = Literal["w8a8_int8", "w4a16", "w4a8"]
+FloatScheme = Literal["fp8_tensor", "fp8_channel", "fp8_block", "mxfp4a16", "mxfp4", "nvfp4a16", "nvfp4"]
+SchemeName = Literal[IntScheme, FloatScheme, "none"]
 KernelKind = Literal["auto", "engine", "torch", "triton", "reference"]
 
 GROUPED = ("w4a16", "w4a8")

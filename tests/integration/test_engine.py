@@ -240,8 +240,8 @@ def test_a_learner_that_changed_its_scheme_is_exact_in_the_new_one(
     assert publish(changing.model, SCHEME, 0).digest == before.digest
 
 
-def perturbed(policy: Policy) -> Policy:
-    changed = Policy(policy.model.config._name_or_path, torch.bfloat16, SCHEME, "engine")
+def perturbed(policy: Policy, scheme: QuantScheme = SCHEME) -> Policy:
+    changed = Policy(policy.model.config._name_or_path, torch.bfloat16, scheme, "engine")
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in changed.parameters():
@@ -266,6 +266,7 @@ STOCK = """
 import json, os, sys, torch
 from qarl.numerics.vllm_patch import _no_amx
 torch.cpu._is_amx_tile_supported = _no_amx
+FIRST
 from vllm import LLM, SamplingParams
 path, tokens, asked = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 llm = LLM(path, dtype="bfloat16", enforce_eager=True, max_model_len=768, max_num_seqs=64, block_size=128)
@@ -277,9 +278,11 @@ print("RESULT" + json.dumps(rows), flush=True)
 """
 
 
-def stock_vllm(path: Path, asked: list[tuple[list[int], int]], tokens: int) -> list[tuple[list[int], list[float]]]:
-    """Sample with plain vLLM, on pinned kernels, in a new process."""
-    command = [sys.executable, "-c", STOCK, str(path), str(tokens), json.dumps(asked)]
+def stock_vllm(
+    path: Path, asked: list[tuple[list[int], int]], tokens: int, first: str = ""
+) -> list[tuple[list[int], list[float]]]:
+    """Sample with plain vLLM, on pinned kernels, in a new process that begins with the statement `first`."""
+    command = [sys.executable, "-c", STOCK.replace("FIRST", first), str(path), str(tokens), json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
     assert lines, done.stdout[-2000:] + done.stderr[-2000:]

@@ -15,7 +15,7 @@ from qarl.config import Config
 from qarl.config_io import load_config
 from qarl.mismatch import Logprobs
 from qarl.quant.publish import publish
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import TrainSequence
 from trainer.batching import PaddedBatch
 from trainer.group import LearnerGroup
@@ -72,13 +72,16 @@ def with_prox(batch: list[TrainSequence], prox: list[Logprobs]) -> list[TrainSeq
         pytest.param(3, 2, QuantScheme(), marks=pytest.mark.slow),
         pytest.param(0, 1, QuantScheme(), marks=pytest.mark.slow),
         pytest.param(2, 2, QuantScheme("w4a16", group_size=32), marks=pytest.mark.slow),
+        pytest.param(3, 2, QuantScheme("nvfp4a16"), marks=pytest.mark.slow),  # siblings share a scale across shards
     ],
 )
 def test_ranks_score_update_publish_save_and_load(
     zero_stage: int, ranks: int, scheme: QuantScheme, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Sharded, with gradient checkpointing in the sharded cases: the values of one plain process, bit for bit."""
+    kernel: KernelKind = "reference" if scheme.name == "nvfp4a16" else "auto"
     more = (
+        f"learner.kernel={kernel}",
         f"rollout.scheme={scheme.name}",
         f"rollout.group_size={scheme.group_size}",
         f"learner.gradient_checkpointing={str(zero_stage > 1).lower()}",
@@ -88,7 +91,7 @@ def test_ranks_score_update_publish_save_and_load(
     batch = sequences(7)  # not a multiple of ranks or of the micro-batch
     prox = learner.score(batch)
 
-    policy = Policy(tiny_models["qwen3"], torch.bfloat16, scheme, "engine")
+    policy = Policy(tiny_models["qwen3"], torch.bfloat16, scheme, "engine", kernel=kernel)
     with torch.no_grad():
         alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu")))
     assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -13,18 +14,23 @@ from torch import Tensor, nn
 
 from qarl.errors import ConfigError, KernelError
 from qarl.numerics import engine_ops
-from qarl.quant.formats import format_of
+from qarl.quant.formats import engine_kernels, format_of
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.linear import QuantizedLinear, align_linears
-from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.quant.scheme import GROUPED, FloatScheme, KernelKind, QuantScheme, SchemeName
 
 CPU = torch.device("cpu")
+CPU_KINDS: dict[SchemeName, tuple[KernelKind, ...]] = {
+    **dict.fromkeys(get_args(FloatScheme), ("reference",)),
+    "w8a8_int8": ("engine", "torch", "reference"),
+    "w4a16": ("engine", "torch", "reference"),
+    "w4a8": ("torch", "reference"),
+    "fp8_channel": ("torch", "reference"),
+}
 SCHEMES = [
-    QuantScheme("w8a8_int8"),
-    *(QuantScheme(name, group_size=group) for name in ("w4a16", "w4a8") for group in (32, 128)),
+    QuantScheme(name, group_size=group) for name in CPU_KINDS for group in ((32, 128) if name in GROUPED else (128,))
 ]
-KERNELS = [(scheme, kind) for scheme in SCHEMES for kind in ("engine", "torch", "reference")]
-KERNELS = [(scheme, kind) for scheme, kind in KERNELS if (scheme.name, kind) != ("w4a8", "engine")]
+KERNELS = [(scheme, kind) for scheme in SCHEMES for kind in CPU_KINDS[scheme.name]]
 needs_vllm = pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not installed")
 
 
@@ -124,6 +130,30 @@ def test_a_fused_layer_is_quantized_whole_or_not_at_all() -> None:
     with pytest.raises(ConfigError, match="the engine fuses k_proj with q_proj, of which only one is quantized"):
         align_linears(model, QuantScheme(ignore=("q_proj",)), "torch")
     assert align_linears(model, QuantScheme(ignore=("q_proj", "k_proj", "v_proj")), "torch") == ["o_proj"]
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "side"), [(192, 128, "input"), (128, 192, "output")])
+def test_blocks_divide_what_the_engine_fuses(inputs: int, outputs: int, side: str) -> None:
+    scheme = QuantScheme("fp8_block", ())
+    model = nn.ModuleDict({f"{part}_proj": nn.Linear(inputs, outputs) for part in ("gate", "up")})
+    with pytest.raises(ConfigError, match=f"fp8_block needs {side} features divisible by 128, gate_proj has 192"):
+        align_linears(model, scheme, "reference")
+    last = nn.ModuleDict(
+        {"gate_proj": nn.Linear(128, 128), "up_proj": nn.Linear(128, 192), "o_proj": nn.Linear(128, 8)}
+    )
+    assert len(align_linears(last, scheme, "reference")) == 3
+
+
+@pytest.mark.parametrize("name", [name for name, kinds in CPU_KINDS.items() if kinds == ("reference",)])
+def test_only_the_reference_runs_a_format_that_cpus_lack(name: SchemeName) -> None:
+    model = nn.Sequential(nn.Linear(128, 16))
+    with pytest.raises(KernelError, match=f"no low-bit kernel for {name} on cpu.*set it to 'reference', or take"):
+        align_linears(model, QuantScheme(name, ()))
+    with pytest.raises(
+        ConfigError, match=f"vLLM has no {name} kernel on cpu; take w8a8_int8, w4a16, w4a8, fp8_channel"
+    ):
+        engine_kernels(QuantScheme(name), "cpu")
+    assert engine_kernels(QuantScheme(name), "cuda")
 
 
 def test_a_kernel_that_is_not_there_is_an_error() -> None:

@@ -282,6 +282,19 @@ def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
         check_resources(config, "cpu", {"CPU": 2.0})
 
 
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_a_scheme_that_the_engine_lacks_is_an_error_before_any_actor(kernel: str) -> None:
+    """The learner's reference kernel is no way out: a run needs an engine."""
+    there = {"CPU": 8.0, "GPU": 8.0}
+    later = [{"from_step": 3, "scheme": "nvfp4a16"}]
+    config = make_config(rollout={"scheme": "w4a16", "schedule": later}, learner={"kernel": kernel})
+    with pytest.raises(
+        ConfigError, match=r"rollout\.scheme: vLLM has no nvfp4a16 kernel on cpu; take w8a8_int8, w4a16"
+    ):
+        check_resources(config, "cpu", there)
+    check_resources(config, "cuda", there)
+
+
 def test_colocated_actors_share_the_gpus() -> None:
     config = make_config(cluster={"colocate": True})
     assert bundles(config, "cuda") == ([{"CPU": 1.0, "GPU": 0.5}], [{"CPU": 1.0, "GPU": 0.5}])

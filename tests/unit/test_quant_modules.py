@@ -7,22 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 from compressed_tensors.utils.match import match_name
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from qarl.errors import ConfigError, PublicationError
-from qarl.quant.formats import engine_kernels, quantization_config
+from qarl.errors import ConfigError, KernelError, PublicationError
+from qarl.quant.formats import engine_kernels, format_of, quantization_config
 from qarl.quant.int8 import quantize_weight
 from qarl.quant.linear import align_linears, quantized_linears, requantize
 from qarl.quant.publish import checkpoint_tensors, publish, unpack, write_checkpoint
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.scheme import FloatScheme, QuantScheme, SchemeName
 from qarl.types import PublishedTensor, PublishedWeights
 
 SCHEME = QuantScheme()
@@ -68,6 +71,38 @@ def test_ignored_here_is_ignored_by_the_library(pattern: str, ignored: list[str]
     assert [name for name in NAMES if any(match_name(name, p) for p in config["ignore"])] == ignored
 
 
+@pytest.mark.parametrize(
+    ("name", "preset"),
+    [
+        ("fp8_channel", "FP8_DYNAMIC"),
+        ("fp8_block", "FP8_BLOCK"),
+        ("mxfp4a16", "MXFP4A16"),
+        ("mxfp4", "MXFP4"),
+        ("nvfp4a16", "NVFP4A16"),
+        ("nvfp4", "NVFP4"),
+        ("w4a16", "W4A16"),
+    ],
+)
+def test_quantization_config_is_the_librarys_preset(name: SchemeName, preset: str) -> None:
+    config = QuantizationConfig.model_validate(quantization_config(QuantScheme(name)))
+    group, expected = config.config_groups["group_0"], preset_name_to_scheme(preset, ["Linear"])
+    assert group.targets == ["Linear"]
+    for ours, theirs in ((group.weights, expected.weights), (group.input_activations, expected.input_activations)):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.model_dump(exclude={"observer"}) == theirs.model_dump(exclude={"observer"})
+    compressors = {"FP8": "float-quantized", "MXF": "mxfp4-pack-quantized", "NVF": "nvfp4-pack-quantized"}
+    assert config.format == compressors.get(preset[:3], "pack-quantized")
+
+
+def test_quantization_config_of_a_tensor_scale() -> None:
+    """No preset: the library's FP8 has static activations."""
+    config = QuantizationConfig.model_validate(quantization_config(QuantScheme("fp8_tensor")))
+    weights, inputs = config.config_groups["group_0"].weights, config.config_groups["group_0"].input_activations
+    assert (weights.num_bits, weights.type, weights.strategy, weights.dynamic) == (8, "float", "tensor", False)
+    assert (inputs.num_bits, inputs.type, inputs.strategy, inputs.dynamic) == (8, "float", "token", True)
+
+
 def test_quantization_config_is_the_librarys() -> None:
     config = QuantizationConfig.model_validate(quantization_config(SCHEME))
     group = config.config_groups["group_0"]
@@ -82,7 +117,7 @@ def test_scheme_none_quantizes_nothing() -> None:
     assert not PLAIN.quantizes
     assert not any(map(PLAIN.covers, NAMES))
     assert quantization_config(PLAIN) is None
-    assert engine_kernels(PLAIN) == ()
+    assert engine_kernels(PLAIN, "cpu") == ()
     model = tiny_model()
     assert align_linears(model, PLAIN) == []
     assert not list(quantized_linears(model))
@@ -133,6 +168,69 @@ def test_quantized_weight_is_kept_until_requantize() -> None:
     assert not torch.equal(linear(x), old_out)
 
 
+JOINT: list[SchemeName] = ["fp8_tensor", "nvfp4a16", "nvfp4"]
+
+
+def scales(model: nn.Module, name: str) -> dict[str, float]:
+    """The one scale of each layer of block 0, by the last part of its name."""
+    key = "weight_scale" if name == "fp8_tensor" else "weight_global_scale"
+    layers = {name: layer for name, layer in quantized_linears(model) if ".0." in name}
+    return {name.rpartition(".")[2]: layer.quantized()[key].item() for name, layer in layers.items()}
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_fused_siblings_share_the_scale_of_their_largest_weight(name: SchemeName) -> None:
+    model = tiny_model()
+    layer = model.model.layers[0]
+    align_linears(model, QuantScheme(name), "reference")
+    with torch.no_grad():
+        layer.self_attn.v_proj.weight[3, 5] = -7.0
+        layer.mlp.gate_proj.weight[0, 0] = 3.0
+    requantize(model)
+    found = scales(model, name)
+    largest = {
+        part: 7.0 if part in "q_proj k_proj v_proj" else 3.0 for part in found if part not in ("o_proj", "down_proj")
+    }
+    expected = {part: amax / 448 if name == "fp8_tensor" else 448 * 6 / amax for part, amax in largest.items()}
+    assert {part: found.pop(part) for part in expected} == pytest.approx(expected)
+    assert len(set(found.values()) - set(expected.values())) == 2  # o_proj and down_proj have their own
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_shared_scales_of_a_sharded_model(name: SchemeName) -> None:
+    """As under ZeRO-3: a weight is there only while it is gathered, and forward gathers one module at a time."""
+    model, scheme = tiny_model(), QuantScheme(name)
+    align_linears(model, scheme, "reference")
+    expected = publish(model, scheme, 0).digest
+    full = {id(p): p.data for p in model.parameters()}
+
+    @contextmanager
+    def gather(parameters: list[nn.Parameter]) -> Iterator[None]:
+        for parameter in parameters:
+            parameter.data = full[id(parameter)]
+        yield
+        for parameter in parameters:
+            parameter.data = torch.empty(0, dtype=torch.bfloat16)
+
+    with gather(list(model.parameters())):
+        pass
+    requantize(model, gather)
+    assert publish(model, scheme, 0, gather).digest == expected
+    with pytest.raises(KernelError, match=r"q_proj: its weight is sharded; give requantize the model's gather"):
+        requantize(model)
+    layer = model.model.layers[0].self_attn.k_proj
+    with gather([layer.weight]), pytest.raises(KernelError, match=r"k_proj: shares its scale with .*v_proj, whose"):
+        layer.quantized()
+
+
+def test_a_shared_magnitude_that_is_no_number_is_named() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[2] = float("inf")
+    with pytest.raises(KernelError, match=r"layers.1.mlp.up_proj: NaN or infinity in weight rows \[2\]"):
+        align_linears(model, QuantScheme("nvfp4"), "reference")
+
+
 # Publication
 
 
@@ -166,7 +264,7 @@ def test_bias_is_published_unquantized() -> None:
     assert list(dict(checkpoint_tensors(model, quantized=False))) == ["0.weight", "0.bias", "1.weight"]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8, torch.float8_e4m3fn])
 def test_odd_values_survive_the_wire(dtype: torch.dtype) -> None:
     bits = torch.tensor([0.0, -0.0, 1e-45, float("nan"), float("inf"), 3.0]).to(dtype)
     model = nn.Module()
@@ -297,6 +395,25 @@ def test_quantized_checkpoint_holds_the_published_tensors(source: Path, tmp_path
     assert config == json.loads((source / "config.json").read_text())
 
 
+@pytest.mark.parametrize("name", get_args(FloatScheme))
+def test_tensors_of_a_float_format_are_those_that_the_librarys_compressor_writes(name: SchemeName) -> None:
+    """By name and dtype, after the wire; their bytes are compared in test_fp8 and test_fp4."""
+    model, scheme = nn.Sequential(nn.Linear(128, 16, bias=False)), QuantScheme(name, ())
+    align_linears(model, scheme, "reference")
+    tensors = dict(unpack(publish(model, scheme, 0)))
+    assert all(torch.equal(tensors[f"0.{key}"], tensor) for key, tensor in model[0].quantized().items())
+    found = {key.removeprefix("0."): tensor.dtype for key, tensor in tensors.items()}
+    config = QuantizationConfig.model_validate(quantization_config(scheme))
+    compressor = BaseCompressor.get_value_from_registry(config.format)
+    names = set(compressor.compression_param_names(config.config_groups["group_0"]))
+    # The library lists one global scale for mxfp4 too, which has none.
+    assert found.keys() == names - ({"weight_global_scale"} if name.startswith("mx") else set())
+    scale = {"fp8": torch.float32, "mxf": torch.uint8, "nvf": torch.float8_e4m3fn}[name[:3]]
+    assert found["weight_scale"] == scale
+    weight = found["weight"] if name.startswith("fp8") else found["weight_packed"]
+    assert weight == (torch.float8_e4m3fn if name.startswith("fp8") else torch.uint8)
+
+
 def test_quantized_linear_is_a_linear_to_transformers() -> None:
     linear = nn.Linear(8, 4)
     model = nn.Sequential(linear)
@@ -305,3 +422,20 @@ def test_quantized_linear_is_a_linear_to_transformers() -> None:
     assert isinstance(quantized, nn.Linear)
     assert (quantized.in_features, quantized.out_features) == (8, 4)
     assert quantized.state_dict().keys() == linear.state_dict().keys()
+
+
+def test_the_table_of_kernels_in_the_docs_is_the_codes() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "quantization.md").read_text().splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if "| cpu |" in line or "| cuda |" in line
+    ]
+    assert {(row[0], row[1]) for row in rows} == {
+        (f"`{name}`", device) for name in set(get_args(SchemeName)) - {"none"} for device in ("cpu", "cuda")
+    }
+    for scheme, device, _, engine, _ in rows:
+        kernels = format_of(QuantScheme(scheme.strip("`"))).engine_kernels.get(device, ())  # type: ignore[arg-type]
+        if engine.startswith("as "):
+            engine = next(row[3] for row in rows if row[:2] == [engine.removeprefix("as "), device])
+        assert engine == (", ".join(kernels) or "-"), scheme
