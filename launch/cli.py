@@ -1,4 +1,4 @@
-"""The command line: `qarl train`, `submit`, `report`, `study`, `config`, `bench`."""
+"""The command line: `qarl train`, `submit`, `report`, `study`, `mismatch`, `config`, `bench`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from types import FrameType
+from typing import get_args
 
 from launch.arguments import positive_int
 from launch.bench.commands import add_bench_commands
 from qarl.config import Config
 from qarl.config_io import documentation, load_config, to_yaml
 from qarl.errors import QarlError
+from qarl.quant.scheme import QuantScheme, SchemeName
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,6 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--report-only", action="store_true", help="run nothing, report what is there")
     study.set_defaults(run=_study)
 
+    mismatch = commands.add_parser("mismatch", help="where the gap between learner and engine comes from")
+    _mismatch_arguments(mismatch)
+    mismatch.set_defaults(run=_mismatch)
+
     config = commands.add_parser("config", help="show, list or explain configs").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -94,6 +100,40 @@ def _parser() -> argparse.ArgumentParser:
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or the name of a shipped config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=10 seed=1")
+
+
+def _mismatch_arguments(parser: argparse.ArgumentParser) -> None:
+    profiles = ("unaligned", "stock", "portable", "engine")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a Hugging Face folder, or a config: its model, made when it is not there")
+    add("--scheme", nargs="+", default=["w8a8_int8"], choices=_schemes(), help="formats (w8a8_int8)")
+    add("--ignore", nargs="*", default=["lm_head"], metavar="LAYER", help="layers that are not quantized (lm_head)")
+    add("--dtype", nargs="+", default=["bfloat16"], choices=["bfloat16", "float32"], help="bfloat16")
+    add(
+        "--lengths", nargs="+", type=positive_int, default=[256, 1500], metavar="TOKENS", help="of responses (256 1500)"
+    )
+    add("--numerics", nargs="+", default=["all"], choices=["all", *profiles], help="learners to compare (all)")
+    add("--num-sequences", type=positive_int, default=64, help="responses, sampled in one batch (64)")
+    add("--prompt-tokens", type=positive_int, default=16, help="length of the random prompts (16)")
+    add("--prompts", type=Path, metavar="FILE", help="prompts instead, one a line")
+    add("--lr", type=float, default=1e-6, help="of the optimizer step that makes the learner's weights newer (1e-6)")
+    add(
+        "--stale-model", metavar="FOLDER", help="the learner's newer weights instead, for example of a later checkpoint"
+    )
+    add("--kv-cache-gib", type=positive_int, default=2, help="KV cache of the engine (2)")
+    add("--seed", type=int, default=0, help="of prompts and responses (0)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/mismatch"),
+        help="folder for mismatch.json and mismatch.png (runs/mismatch)",
+    )
+
+
+def _schemes() -> dict[str, QuantScheme]:
+    """Every scheme by its label."""
+    schemes = [QuantScheme(name, group_size=size) for name in get_args(SchemeName) for size in (32, 64, 128)]
+    return {scheme.label: scheme for scheme in schemes}
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -148,6 +188,36 @@ def _study(args: argparse.Namespace) -> bool:
     found = list(results(runs))
     print(f"report: {write_study_report(study, runs, found, Path(args.out or f'{RUNS}/{study.name}'))}")
     return any(result.status == "failed" for result in found)
+
+
+def _mismatch(args: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from launch.mismatch import PROFILES, Comparison, run
+    from launch.mismatch_report import WIDTH, render
+    from launch.tiny_model import ensure_model
+
+    model = args.model
+    if not Path(model).is_dir():
+        config = load_config(config_path(model), [])
+        ensure_model(config.model, config.task, config.seed, print)
+        model = config.model.path
+    asked = Comparison(
+        model=model,
+        schemes=[QuantScheme.of(s.name, args.ignore, s.group_size) for s in map(_schemes().__getitem__, args.scheme)],
+        dtypes=args.dtype,
+        lengths=args.lengths,
+        profiles=PROFILES if "all" in args.numerics else args.numerics,
+        num_sequences=args.num_sequences,
+        prompt_tokens=args.prompt_tokens,
+        prompts=args.prompts,
+        lr=args.lr,
+        stale_model=args.stale_model,
+        kv_cache_gib=args.kv_cache_gib,
+        seed=args.seed,
+    )
+    Console(width=WIDTH).print(render(run(asked, args.out)))
+    print(f"\n{args.out}/mismatch.json, {args.out}/mismatch.png")
 
 
 def _config_show(args: argparse.Namespace) -> None:

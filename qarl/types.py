@@ -29,12 +29,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Ask for one response. Equal `seed` and weights give equal tokens, on whichever worker runs it."""
+    """Ask for one response. Equal `seed` and weights give equal tokens, on whichever worker runs it.
+
+    `ignore_eos`: go on after the end token, to `max_new_tokens`.
+    """
 
     prompt: Prompt
     seed: int
     temperature: float
     max_new_tokens: int
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from qarl.config_policy import RolloutConfig
@@ -145,7 +146,13 @@ class VLLMEngine:
         if not requests:
             return []
         params = [
-            SamplingParams(temperature=r.temperature, max_tokens=r.max_new_tokens, seed=r.seed, logprobs=0)
+            SamplingParams(
+                temperature=r.temperature,
+                max_tokens=r.max_new_tokens,
+                seed=r.seed,
+                logprobs=0,
+                ignore_eos=r.ignore_eos,
+            )
             for r in requests
         ]
         prompts = [{"prompt_token_ids": list(r.prompt.token_ids)} for r in requests]
@@ -156,6 +163,23 @@ class VLLMEngine:
                 str(error).splitlines()[0], f"rollout worker {self._worker}", "raise rollout.max_model_len"
             ) from error
         return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
+        """Log-probs (nats, temperature 1) of each response when prompt and response are prefilled at once.
+
+        The engine against itself: `generate` computed the same tokens one by one. `max_model_len` must leave room for
+        one token more.
+        """
+        from vllm import SamplingParams
+
+        whole = [{"prompt_token_ids": [*s.prompt.token_ids, *s.response_ids]} for s in samples]
+        outputs = self._llm.generate(whole, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+        rows = []
+        for sample, output in zip(samples, outputs, strict=True):
+            entries = output.prompt_logprobs[len(sample.prompt.token_ids) :]
+            logprobs = [entry[token].logprob for token, entry in zip(sample.response_ids, entries, strict=True)]
+            rows.append(np.array(logprobs, dtype=np.float32))
+        return rows
 
     def load(self, weights: PublishedWeights) -> None:
         """Replace the weights in place and forget cached prefixes.

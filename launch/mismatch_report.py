@@ -1,0 +1,173 @@
+"""What `qarl mismatch` found: tables for the terminal and for Markdown, mismatch.json, mismatch.png."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from pydantic import ConfigDict, TypeAdapter
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from qarl.mismatch import Logprobs, Mismatch, by_quartile
+
+JSON_FILE = "mismatch.json"
+PLOT_FILE = "mismatch.png"
+TOKEN_BOUNDS = (0.001, 0.01, 0.1)
+WIDTH = 400
+"""Columns of the console: a wrapped line would be no Markdown."""
+
+Part = Literal["learner", "engine", "format", "rounding", "staleness"]
+COLORS: dict[Part, str] = {
+    "learner": "#0072b2",
+    "engine": "#9a9a9a",
+    "format": "#d55e00",
+    "rounding": "#009e73",
+    "staleness": "#cc79a7",
+}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far two computations of the same tokens lie apart; they differ in one thing, `name`.
+
+    `metrics` has the names of a run's `mismatch/...` metrics, without the prefix.
+    """
+
+    part: Part
+    name: str
+    metrics: dict[str, float]
+
+    @classmethod
+    def between(cls, part: Part, name: str, ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> Gap:
+        metrics = Mismatch.between(ours, theirs, TOKEN_BOUNDS).metrics("")
+        for number, quarter in by_quartile(ours, theirs, TOKEN_BOUNDS).items():
+            metrics |= quarter.metrics(f"q{number}_")
+        return cls(part, name, metrics)
+
+    @property
+    def mean(self) -> float:
+        return self.metrics["logp_abs_mean"]
+
+    @property
+    def max(self) -> float:
+        return self.metrics["logp_abs_max"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """All gaps of one scheme, dtype and response length."""
+
+    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
+
+    model: str
+    scheme: str
+    dtype: str
+    kernels: list[str]
+    length: int
+    sequences: int
+    mean_logprob: float
+    """Of the sampled tokens, in nats: how sure the model is of what it writes."""
+    gaps: list[Gap]
+
+    @property
+    def title(self) -> str:
+        return f"{self.scheme} {self.dtype} {self.length}"
+
+
+def write_report(out: Path, cells: Sequence[Cell]) -> None:
+    """Write mismatch.json and mismatch.png into the folder `out`, made when it is not there."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / JSON_FILE).write_bytes(TypeAdapter(list[Cell]).dump_json(list(cells), indent=2))
+    draw(cells).savefig(out / PLOT_FILE, dpi=110)
+
+
+def render(cells: Sequence[Cell]) -> RenderableType:
+    """Two tables, which are Markdown as they stand."""
+    return Group(_profiles(cells), "", _sources(cells))
+
+
+def _profiles(cells: Sequence[Cell]) -> Table:
+    """A line a cell: mean |d log p| (k3 KL) of each learner against the sampler."""
+    names = _names(cells, ("learner",))
+    table = _table("scheme", "dtype", "tokens", *(name for _, name in names))
+    for cell in cells:
+        found = {(gap.part, gap.name): gap for gap in cell.gaps}
+        shown = [_with_k3(found[key]) if key in found else "-" for key in names]
+        table.add_row(cell.scheme, cell.dtype, str(cell.length), *shown)
+    return table
+
+
+def _sources(cells: Sequence[Cell]) -> Table:
+    """A line a source, a column a cell: mean |d log p|."""
+    table = _table("part", "what differs", *(cell.title for cell in cells))
+    for part, name in _names(cells, ("engine", "format", "rounding", "staleness")):
+        found = [next((gap.mean for gap in cell.gaps if (gap.part, gap.name) == (part, name)), None) for cell in cells]
+        table.add_row(part, name, *("-" if value is None else _number(value) for value in found))
+    return table
+
+
+def _names(cells: Sequence[Cell], parts: Sequence[Part]) -> list[tuple[Part, str]]:
+    """(part, name) of every gap of these parts, in order, once."""
+    return list(
+        dict.fromkeys((gap.part, gap.name) for part in parts for c in cells for gap in c.gaps if gap.part == part)
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.MARKDOWN)
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _with_k3(gap: Gap) -> str:
+    return _number(gap.mean) + (f" ({_number(gap.metrics['k3_kl'])})" if gap.mean else "")
+
+
+def _number(value: float) -> str:
+    return "exactly 0" if value == 0 else f"{value:.1e}"
+
+
+def draw(cells: Sequence[Cell]) -> Figure:
+    """A row a cell: mean and max of every gap on the left, growth over the response on the right."""
+    figure = Figure(figsize=(15, 4.6 * len(cells)), layout="constrained")
+    axes = figure.subplots(len(cells), 2, squeeze=False, width_ratios=(3, 2))
+    shown = [value for cell in cells for gap in cell.gaps for value in (gap.mean, gap.max) if 0 < value < math.inf]
+    limits = 10.0 ** (math.floor(math.log10(min(shown, default=1e-6))) - 1), 2 * max(shown, default=1.0)
+    for cell, (left, right) in zip(cells, axes, strict=True):
+        _draw_sources(left, cell, limits)
+        _draw_growth(right, cell)
+    return figure
+
+
+def _draw_sources(ax: Axes, cell: Cell, limits: tuple[float, float]) -> None:
+    """Logarithmic; zeros, which a log axis lacks, stand at its left end, infinity at its right."""
+    floor, top = limits
+    for row, gap in enumerate(cell.gaps):
+        mean, largest = (min(max(value, floor), top) for value in (gap.mean, gap.max))
+        ax.barh(row, mean - floor, left=floor, color=COLORS[gap.part])
+        ax.plot(largest, row, "|", color="black", markersize=9)
+        ax.text(mean * 1.15, row, _number(gap.mean), va="center", fontsize=8)
+    ax.set_yticks(range(len(cell.gaps)), [gap.name for gap in cell.gaps])
+    ax.invert_yaxis()
+    ax.set(xscale="log", xlim=limits, xlabel="|d log p|, nats: mean (bar) and max (mark)")
+    ax.set_title(f"{cell.title} tokens", loc="left", fontweight="bold")
+
+
+def _draw_growth(ax: Axes, cell: Cell) -> None:
+    for gap in cell.gaps:
+        if gap.part == "learner" and 0 < gap.mean < math.inf:
+            quarters = [gap.metrics.get(f"q{number}_logp_abs_mean", math.nan) for number in (1, 2, 3, 4)]
+            ax.plot((1, 2, 3, 4), quarters, marker="o", label=gap.name)
+    ax.set(xticks=(1, 2, 3, 4), xlabel="quarter of the response", ylabel="mean |d log p|, nats")
+    ax.set_title("learner against sampler", loc="left")
+    if ax.has_data():
+        ax.set_yscale("log")
+        ax.legend(frameon=False)
