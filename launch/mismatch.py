@@ -82,11 +82,12 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
     if asked.stale_model is not None:
         check_model_dir(Path(asked.stale_model))
     prompts = make_prompts(asked)
-    if _max_model_len(asked, prompts) > longest:
+    config = _engine_config(asked, prompts)
+    if config.max_model_len > longest:
         raise ConfigError(
             f"responses of {max(asked.lengths)} tokens do not fit in the model's {longest}", where="--lengths"
         )
-    os.environ.update(engine_env("cpu", RolloutConfig(kv_cache_gib=asked.kv_cache_gib)))
+    os.environ.update(engine_env("cpu", config))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     cells: list[Cell] = []
     for scheme, dtype in product(asked.schemes, asked.dtypes):
@@ -117,8 +118,7 @@ def measure(asked: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequenc
     policy = Policy(asked.model, getattr(torch, dtype), scheme, "engine")
     with TemporaryDirectory() as folder:
         write_engine_config(Path(folder), Path(asked.model), scheme)
-        config = RolloutConfig(max_model_len=_max_model_len(asked, prompts), max_num_seqs=asked.num_sequences)
-        engine = VLLMEngine(Path(folder), config, scheme, dtype, "cpu")
+        engine = VLLMEngine(Path(folder), _engine_config(asked, prompts), scheme, dtype, "cpu")
         engine.load(publish(policy.model, scheme, 0))
         return [measure_length(engine, policy, asked, scheme, prompts, length) for length in asked.lengths]
 
@@ -295,8 +295,13 @@ def _chunks(policy: Policy, sequences: Sequence[TrainSequence]) -> Iterator[rang
     yield from (range(i, min(i + size, len(sequences))) for i in range(0, len(sequences), size))
 
 
-def _max_model_len(asked: Comparison, prompts: Sequence[Prompt]) -> int:
-    return max(len(prompt.token_ids) for prompt in prompts) + max(asked.lengths) + 1  # scoring samples one token more
+def _engine_config(asked: Comparison, prompts: Sequence[Prompt]) -> RolloutConfig:
+    longest = max(len(prompt.token_ids) for prompt in prompts) + max(asked.lengths)
+    return RolloutConfig(
+        max_model_len=longest + 1,  # scoring samples one token more
+        max_num_seqs=asked.num_sequences,
+        kv_cache_gib=asked.kv_cache_gib,
+    )
 
 
 def _common(a: Sample, b: Sample) -> int:
