@@ -233,7 +233,8 @@ def _config_list(_: argparse.Namespace) -> None:
 
 def _config_keys(_: argparse.Namespace) -> None:
     for key, default, description in documentation():
-        print(f"{key}{f' = {default}' if default else ''}\n    {description}")
+        shown = default.replace("\n", "\\n")  # one line each
+        print(f"{key}{f' = {shown}' if default else ''}\n    {description}")
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -139,7 +139,7 @@ def _document(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
         key = prefix + name
         default = "required" if field.is_required() else field.get_default()
         nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)]
-        shown = "" if isinstance(default, BaseModel) else str(default).replace("\n", "\\n")
+        shown = "" if isinstance(default, BaseModel) else str(default)
         yield key, shown, " ".join((field.description or "").split())
         for section in nested:
             for row in _document(section, key + "."):
