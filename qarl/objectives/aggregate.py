@@ -50,20 +50,19 @@ def reduce(
     return -total / size, {"actor/loss": mean(-total.item(), here)} | ratio_metrics(ratios)
 
 
-def drop_metrics(clipped: Tensor | None, weight: Tensor | None, advantage_B: Tensor, lengths_B: Tensor) -> Metrics:
+def drop_metrics(clipped: Tensor | None, masked: Tensor | None, advantage_B: Tensor, lengths_B: Tensor) -> Metrics:
     """Which tokens have no gradient although their advantage is not 0, and which sequences have no other tokens.
 
     Args:
-        clipped: bool, [B] or [B, T] (False where masked); None where nothing is clipped.
-        weight: a token or sequence of weight 0 is dropped, too: None, [B] or [B, T] (not 0 where masked).
+        clipped, masked: what a clip, and a correction's mask, leave without gradient: bool, [B] or [B, T] (False for
+            padding); None for nothing.
     """
-    if weight is not None and weight.dim() == 2:
-        clipped = weight == 0 if clipped is None else clipped | (weight == 0)
+    if clipped is not None and masked is not None and clipped.dim() == masked.dim():
+        clipped, masked = clipped | masked, None
     tokens_B = torch.zeros_like(lengths_B)
-    if clipped is not None:
-        tokens_B = clipped.sum(1) if clipped.dim() == 2 else clipped * lengths_B
-    if weight is not None and weight.dim() == 1:
-        tokens_B = torch.where(weight == 0, lengths_B, tokens_B)
+    for part in (clipped, masked):
+        if part is not None:  # of one for sequences and one for tokens, the larger count is that of their union
+            tokens_B = torch.maximum(tokens_B, part.sum(1) if part.dim() == 2 else part * lengths_B)
     tokens_B = torch.where(advantage_B == 0, 0, tokens_B)
     gone_B = tokens_B == lengths_B
     metrics: Metrics = {

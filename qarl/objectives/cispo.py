@@ -21,11 +21,11 @@ def cispo(inputs: LossInputs, config: CISPOConfig) -> tuple[Tensor, Metrics]:
     kept.
     """
     ratios = Ratios.of(inputs)
-    weight, metrics = mismatch_weight(ratios, config.correction)
+    weight, masked, metrics = mismatch_weight(ratios, config.correction)
     r_BT = bounded_exp(ratios.log_r_BT.detach())
     clipped_BT = r_BT.clamp(1 - config.is_clip_low, 1 + config.is_clip_high)
     logp_BT = torch.where(inputs.mask_BT, inputs.logp_theta_BT, 0.0)
     sums_B = token_sums(clipped_BT * logp_BT, weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, "token_mean")
     metrics["actor/clip_fraction"] = mean((clipped_BT != r_BT).sum().item(), int(ratios.lengths_B.sum()))
-    return loss, shared | metrics | drop_metrics(None, weight, inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | drop_metrics(None, masked, inputs.advantage_B, ratios.lengths_B)

@@ -41,32 +41,35 @@ LOG_EDGES = (*(-edge for edge in reversed(_EDGES)), *_EDGES)
 """Bins of log w_seq: finer towards 0, which has the one in the middle."""
 
 
-def mismatch_weight(ratios: Ratios, config: CorrectionConfig | AdaptiveClip) -> tuple[Tensor | None, Metrics]:
-    """The weight, [B] or [B, T] as the correction is (None for 1, undefined where masked), and partial metrics."""
+def mismatch_weight(
+    ratios: Ratios, config: CorrectionConfig | AdaptiveClip
+) -> tuple[Tensor | None, Tensor | None, Metrics]:
+    """The weight, [B] or [B, T] as the correction is (None for 1, undefined for padding); where the correction's mask
+    made it 0, bool in the same shape (None for nowhere); and partial metrics."""
     w_B = bounded_exp(ratios.log_w_B)
     sequences = len(w_B)
     metrics = _weight_metrics(w_B, ratios.log_w_B)
     match config:
         case NoCorrection():
-            return None, metrics
+            return None, None, metrics
         case SequenceTIS():
             share = mean((w_B > config.cap).sum().item(), sequences)
-            return w_B.clamp(max=config.cap), metrics | {"actor/seq_mismatch_weight_capped": share}
+            return w_B.clamp(max=config.cap), None, metrics | {"actor/seq_mismatch_weight_capped": share}
         case SequenceMask() | SequenceReject():
-            kept_B = (w_B >= config.low) & (w_B <= config.high)
-            share = mean(sequences - kept_B.sum().item(), sequences)
+            masked_B = (w_B < config.low) | (w_B > config.high)
+            share = mean(masked_B.sum().item(), sequences)
             values_B = w_B if isinstance(config, SequenceMask) else torch.ones_like(w_B)
-            return values_B * kept_B, metrics | {"actor/seq_mismatch_weight_masked": share}
+            return values_B * ~masked_B, masked_B, metrics | {"actor/seq_mismatch_weight_masked": share}
     w_BT = ratios.w_BT
     tokens = int(ratios.lengths_B.sum())
     match config:
         case TokenTIS() | AdaptiveClip():
-            above = (w_BT > config.cap).sum().item()  # none of the masked: their w is 1
-            return w_BT.clamp(max=config.cap), metrics | {"actor/token_mismatch_weight_capped": mean(above, tokens)}
+            share = mean((w_BT > config.cap).sum().item(), tokens)  # no padding: there w is 1
+            return w_BT.clamp(max=config.cap), None, metrics | {"actor/token_mismatch_weight_capped": share}
         case TokenMask():
-            kept_BT = (w_BT >= config.low) & (w_BT <= config.high)
-            masked = kept_BT.numel() - kept_BT.sum().item()  # no padding: there w is 1, which the band holds
-            return w_BT * kept_BT, metrics | {"actor/token_mismatch_weight_masked": mean(masked, tokens)}
+            masked_BT = (w_BT < config.low) | (w_BT > config.high)  # no padding: there w is 1, which the band holds
+            share = mean(masked_BT.sum().item(), tokens)
+            return w_BT.masked_fill(masked_BT, 0.0), masked_BT, metrics | {"actor/token_mismatch_weight_masked": share}
 
 
 def _weight_metrics(w_B: Tensor, log_w_B: Tensor) -> Metrics:

@@ -26,11 +26,11 @@ def gbpo(inputs: LossInputs, config: GBPOConfig) -> tuple[Tensor, Metrics]:
     Returns and raises as `tbpo`; a clip is counted where the ratio is beyond its target.
     """
     ratios = Ratios.of(inputs)
-    weight, metrics = mismatch_weight(ratios, config.correction)
-    band = Band(pos_high=1 + config.clip_ratio_high, neg_low=1 - config.clip_ratio_low)
+    weight, masked, metrics = mismatch_weight(ratios, config.correction)
     r_BT = bounded_exp(ratios.log_r_BT)
-    target_B = torch.where(inputs.advantage_B < 0, r_BT.new_tensor(band.neg_low), r_BT.new_tensor(band.pos_high))
-    sums_B = -token_sums((r_BT - target_B[:, None]).abs(), weight, inputs.mask_BT) * inputs.advantage_B.abs()
+    band = Band.of(r_BT, inputs.advantage_B, 1 + config.clip_ratio_high, 1 - config.clip_ratio_low)
+    target_B1 = torch.where(inputs.advantage_B[:, None] < 0, band.low, band.high)
+    sums_B = -token_sums((r_BT - target_B1).abs(), weight, inputs.mask_BT) * inputs.advantage_B.abs()
     loss, shared = reduce(sums_B, inputs, ratios, config.aggregation)
-    metrics |= drop_metrics(None, weight, inputs.advantage_B, ratios.lengths_B)
-    return loss, shared | metrics | band.clip_metrics(r_BT.detach(), inputs.advantage_B, ratios.lengths_B)
+    metrics |= drop_metrics(None, masked, inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | band.clip_metrics(ratios.lengths_B)

@@ -39,14 +39,16 @@ def clipped_token_loss(
 ) -> tuple[Tensor, Metrics]:
     """The equation of `grpo` with one of three ways to average, see `qarl.objectives.aggregate.reduce`."""
     ratios = Ratios.of(inputs)
-    weight, metrics = mismatch_weight(ratios, config.correction)
-    band = Band(
+    weight, masked, metrics = mismatch_weight(ratios, config.correction)
+    r_BT = bounded_exp(ratios.log_r_BT)
+    band = Band.of(
+        r_BT,
+        inputs.advantage_B,
         pos_high=upper_clip_bound(1 + config.clip_ratio_high, ratios, config.correction),
         neg_low=1 - config.clip_ratio_low,
         neg_high=config.clip_ratio_c or inf,
     )
-    r_BT = bounded_exp(ratios.log_r_BT)
     # The advantage is the sequence's: it may come after the sum over tokens.
-    sums_B = token_sums(band.clamp(r_BT, inputs.advantage_B), weight, inputs.mask_BT) * inputs.advantage_B
+    sums_B = token_sums(band.clamped(), weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, how, normalizer)
-    return loss, shared | metrics | band.metrics(r_BT.detach(), weight, inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | band.metrics(masked, ratios.lengths_B)

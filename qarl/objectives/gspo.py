@@ -22,11 +22,11 @@ def gspo(inputs: LossInputs, config: GSPOConfig) -> tuple[Tensor, Metrics]:
     Returns and raises as `tbpo`.
     """
     ratios = Ratios.of(inputs)
-    weight, metrics = mismatch_weight(ratios, config.correction)
-    band = Band(pos_high=1 + config.seq_clip_ratio_high, neg_low=1 - config.seq_clip_ratio_low)
+    weight, _, metrics = mismatch_weight(ratios, config.correction)
     r_B = bounded_exp(ratios.log_r_B)
-    surrogate_B = band.clamp(r_B, inputs.advantage_B) * inputs.advantage_B
+    band = Band.of(r_B, inputs.advantage_B, 1 + config.seq_clip_ratio_high, 1 - config.seq_clip_ratio_low)
+    surrogate_B = band.clamped() * inputs.advantage_B
     weight_B = sequence_weight(weight, ratios, inputs.mask_BT)
     total = -(weight_B * surrogate_B).sum()
-    metrics |= band.metrics(r_B.detach(), weight_B, inputs.advantage_B, ratios.lengths_B) | ratio_metrics(ratios)
+    metrics |= band.metrics(weight_B == 0, ratios.lengths_B) | ratio_metrics(ratios)
     return total / inputs.num_sequences, {"actor/loss": mean(total.item(), len(r_B))} | metrics

@@ -29,8 +29,8 @@ def log_prob_loss(
 ) -> tuple[Tensor, Metrics]:
     """The equation of `on_policy` with one of three ways to average, see `qarl.objectives.aggregate.reduce`."""
     ratios = Ratios.of(inputs)
-    weight, metrics = mismatch_weight(ratios, correction)
+    weight, masked, metrics = mismatch_weight(ratios, correction)
     logp_BT = torch.where(inputs.mask_BT, inputs.logp_theta_BT, 0.0)
     sums_B = token_sums(logp_BT, weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, how)
-    return loss, shared | metrics | drop_metrics(None, weight, inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | drop_metrics(None, masked, inputs.advantage_B, ratios.lengths_B)

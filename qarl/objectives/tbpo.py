@@ -33,23 +33,25 @@ def tbpo(inputs: LossInputs, config: TBPOConfig) -> tuple[Tensor, Metrics]:
     """
     ratios = Ratios.of(inputs)
     correction = config.correction or SequenceTIS(cap=config.seq_tis_imp_ratio_cap)
-    weight, metrics = mismatch_weight(ratios, correction)
-    band = Band(
+    weight, masked, metrics = mismatch_weight(ratios, correction)
+    advantage_B = inputs.advantage_B.clamp(min=0.0) if config.positive_only else inputs.advantage_B
+    ratio = bounded_exp(ratios.log_r_B if config.level == "sequence" else ratios.log_r_BT)
+    band = Band.of(
+        ratio,
+        advantage_B,
         pos_high=1 + config.seq_clip_ratio_high,
         neg_low=1 - config.neg_seq_clip_ratio_low,
         neg_high=1 + config.neg_seq_clip_ratio_high if config.dual_clip else inf,
     )
-    advantage_B = inputs.advantage_B.clamp(min=0.0) if config.positive_only else inputs.advantage_B
     if config.level == "sequence":
-        ratio = bounded_exp(ratios.log_r_B)
-        surrogate_B = band.clamp(ratio, advantage_B) * advantage_B
-        weight = sequence_weight(weight, ratios, inputs.mask_BT)
-        loss = -(weight * surrogate_B).sum() / inputs.num_sequences
+        weight_B = sequence_weight(weight, ratios, inputs.mask_BT)
+        masked = weight_B == 0
+        surrogate_B = band.clamped() * advantage_B
+        loss = -(weight_B * surrogate_B).sum() / inputs.num_sequences
     else:
-        ratio = bounded_exp(ratios.log_r_BT)
-        sums_B = token_sums(band.clamp(ratio, advantage_B), weight, inputs.mask_BT)
+        sums_B = token_sums(band.clamped(), weight, inputs.mask_BT)
         loss = -(sums_B / ratios.lengths_B * advantage_B).sum() / inputs.num_sequences
-    metrics |= band.metrics(ratio.detach(), weight, advantage_B, ratios.lengths_B) | ratio_metrics(ratios)
+    metrics |= band.metrics(masked, ratios.lengths_B) | ratio_metrics(ratios)
     if config.positive_only:
         dropped = (inputs.advantage_B < 0).sum().item()
         metrics["actor/sequences_negative_dropped"] = mean(dropped, len(advantage_B))
