@@ -146,7 +146,7 @@ def _w4a16(scheme: QuantScheme) -> Format:
 
 def _w4a8(scheme: QuantScheme) -> Format:
     return Format(
-        quantize=partial(_quantize_int4, group_size=scheme.group_size),
+        quantize=_named("weight weight_scale", partial(int4.quantize_weight, group_size=scheme.group_size)),
         dequantize=lambda q: int4.dequantize(q["weight"], q["weight_scale"]),
         round_activation=int4.round_activation,
         weight_bits=4,
@@ -297,11 +297,6 @@ def _quantize_packed_int4(weight_NK: Tensor, group_size: int) -> Quantized:
     q_NK, scale_NG = int4.quantize_weight(weight_NK, group_size)
     shape = torch.tensor(weight_NK.shape, dtype=torch.int64)
     return {"weight_packed": int4.pack(q_NK), "weight_scale": scale_NG, "weight_shape": shape}
-
-
-def _quantize_int4(weight_NK: Tensor, group_size: int) -> Quantized:
-    q_NK, scale_NG = int4.quantize_weight(weight_NK, group_size)
-    return {"weight": q_NK, "weight_scale": scale_NG}
 
 
 def _int8_activation(x_MK: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from qarl.errors import KernelError
+from qarl.quant.fp8 import E4M3
+from qarl.quant.fp8 import LARGEST as LARGEST_SCALE
 from qarl.quant.int8 import finite_amax
 
 MX_GROUP, NV_GROUP = 32, 16
 LARGEST = 6.0
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-E4M3 = torch.float8_e4m3fn
-LARGEST_SCALE = 448.0  # of e4m3
 EMPTY_NV_SCALE = 0.125  # the library's, for a group whose scale rounds to 0
 INPUT_GLOBAL_SCALE = 1.0
 """Global scale of nvfp4 activations. The format wants it static, from calibration: 448 * 6 / (largest activation). A
