@@ -144,7 +144,7 @@ def table(study: Study, by_arm: dict[str, list[RunResult]]) -> str:
             spread(reached, "{:,.0f}") + (f", {len(reached)} of {len(ended)}" if len(reached) < len(ended) else ""),
         ]
         cells += [spread(_means(results, name), "{:.3g}") for name in config.means]
-        cells += [spread(_shares(results, name), "{:.1%}") for name in config.time_shares]
+        cells += [spread(_shares(results, name), "{:.2%}") for name in config.time_shares]
         rows.append(cells)
     lines = [header, ["---"] * len(header), *rows]
     origin = "given" if config.reach is not None else "the highest that all arms reach on average"
