@@ -7,6 +7,8 @@ of all sequences, K input features.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
 from launch.bench.compare import HEADER, Case, compare
 from qarl.numerics.profile import Numerics
@@ -34,21 +37,42 @@ BATCH_TOKENS, PROMPT_TOKENS, VOCABULARY = 3000, 32, 4096  # of one forward of a 
 KINDS: tuple[KernelKind, ...] = ("engine", "torch")
 PROFILES: tuple[tuple[Numerics, KernelKind], ...] = (("stock", "auto"), ("engine", "auto"), ("portable", "torch"))
 CPU, PLAIN = torch.device("cpu"), "bfloat16"
+RATE = """
+import time, torch
+torch.set_num_threads(1)
+x, times = torch.randn(1024, 1024).bfloat16(), [time.process_time()]
+for _ in range(10):
+    torch.nn.functional.linear(x, x)
+    times.append(time.process_time())
+print(2 * 1024**3 / min(after - before for before, after in zip(times, times[1:])) / 1e9)
+"""
 
 
 def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
     """The lines of the report, as soon as each is known."""
     os.environ.update(PROCESS_ENV)  # read at the first kernel, not at import
+    transformers_logging.disable_progress_bar()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     try:
-        yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block\n\n{HEADER}"
+        yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block"
+        yield f"{_cost_of_the_pin()}\n\n{HEADER}"
         for cases in (_linears(hidden), _blocks(hidden), _profiles(tokens)):
             for case in cases:
                 yield from compare(case, rounds)
     finally:
         torch.set_num_threads(threads)
+
+
+def _cost_of_the_pin() -> str:
+    """Plain bfloat16 with the CPU kernels pinned, as all of the table is, and free to use AMX where there is one."""
+    free = {name: value for name, value in os.environ.items() if name not in PROCESS_ENV}
+    rates = []
+    for env in (free | PROCESS_ENV, free):
+        done = subprocess.run([sys.executable, "-c", RATE], env=env, capture_output=True, text=True, check=True)
+        rates.append(float(done.stdout))
+    return "bfloat16 GEMM of 1024^3: {:.0f} GFLOP/s pinned, {:.0f} without the pin".format(*rates)
 
 
 def _linears(hidden: Sequence[int]) -> Iterator[Case]:
