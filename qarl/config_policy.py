@@ -102,7 +102,7 @@ class RolloutConfig(Node):
     group_size: Literal[32, 64, 128] = 128
     """Input features that share a scale, in `w4a16` and `w4a8`."""
     ignore: list[str] = ["lm_head"]
-    """Linear layers that stay in high precision on both sides: module names or `re:` patterns."""
+    """Linear layers that stay in high precision on both sides: module names or `re:` patterns. Routers always do."""
     schedule: list[PrecisionStage] = []
     """Progressive precision (Bit-by-Bit): later stages, for example int8 first, then int4. Empty keeps `scheme`."""
     num_workers: PositiveInt = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
+from qarl.quant.experts import check_engine
 from qarl.quant.formats import engine_kernels
 from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
@@ -48,13 +50,18 @@ class WeightLoader:
         self.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)  # type: ignore[attr-defined]
 
     def qarl_kernels(self) -> dict[str, str]:
-        """Class name of the low-bit kernel of every linear layer, by the layer's name; empty where it has none."""
+        """Class name of the low-bit kernel of every linear layer and expert stack, by name; empty where it has none."""
+        from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
         from vllm.model_executor.layers.linear import LinearBase
 
-        modules = self.get_model().named_modules()  # type: ignore[attr-defined]
-        linears = {name: module for name, module in modules if isinstance(module, LinearBase)}
-        schemes = {name: getattr(layer, "scheme", None) for name, layer in linears.items()}
-        kernels = {name: getattr(s, "kernel", getattr(s, "fp8_linear", None)) for name, s in schemes.items()}
+        kernels: dict[str, Any] = {}
+        for name, layer in self.get_model().named_modules():  # type: ignore[attr-defined]
+            if isinstance(layer, LinearBase):
+                scheme = getattr(layer, "scheme", None)
+                kernels[name] = getattr(scheme, "kernel", getattr(scheme, "fp8_linear", None))
+            elif isinstance(layer, RoutedExperts):
+                plain = isinstance(layer.quant_method, UnquantizedFusedMoEMethod)
+                kernels[name] = None if plain else layer.quant_method.moe_kernel.fused_experts
         return {name: "" if kernel is None else type(kernel).__name__ for name, kernel in kernels.items()}
 
 
@@ -86,7 +93,7 @@ class VLLMEngine:
         worker: number of this worker, for messages.
     Raises:
         ConfigError: vLLM has no kernel for the scheme on this device.
-        KernelError: the engine selected another one than the scheme's kernels.
+        KernelError: the engine selected another one than the scheme's kernels, or has none for experts.
     """
 
     def __init__(
@@ -96,6 +103,7 @@ class VLLMEngine:
         if device == "cpu":
             patch_cpu()
             patch_cpu_engine()
+        check_engine(scheme, json.loads((model_dir / "config.json").read_text()), dtype, device)
         from vllm import LLM
 
         settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}

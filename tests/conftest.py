@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random models of three architectures, wide enough in their logits that sampling is not uniform."""
+    """Random models of four architectures, wide enough in their logits that sampling is not uniform."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,16 +53,18 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "eos_token_id": 2,
         "pad_token_id": 0,
     }
+    moe = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
+    shapes = {"qwen3": shape, "qwen2": shape, "llama": shape, "qwen3_moe": shape | moe}
     root = tmp_path_factory.mktemp("models")
-    for kind in ("qwen3", "qwen2", "llama"):
+    for kind in shapes:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shapes[kind]))
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # zero-initialised biases would not be tested
                 torch.nn.init.normal_(parameter, std=0.3)
         model.bfloat16().save_pretrained(root / kind)
         make_tokenizer(256).save_pretrained(root / kind)
-    return {kind: root / kind for kind in ("qwen3", "qwen2", "llama")}
+    return {kind: root / kind for kind in shapes}
 
 
 @pytest.fixture(scope="session")

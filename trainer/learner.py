@@ -223,7 +223,7 @@ class LearnerRank:
         if scheme.name not in self._twins:
             self._twins[scheme.name] = self._make_policy(scheme, "stock")
         twin = self._twins[scheme.name]
-        parameters = dict(twin.model.named_parameters(remove_duplicate=False))
+        parameters = dict(checkpoint_tensors(twin.model, quantized=False))  # they share the parameters' memory
         with torch.no_grad():
             for name, tensor in checkpoint_tensors(self._policy.model, self._gather, quantized=False):
                 parameters[name].copy_(tensor)

@@ -1,12 +1,13 @@
 """The engine's own CPU ops, called from the learner. The only file of qarl that imports vLLM, and only when used.
 
-Suffixes: N tokens of all sequences, H query heads, G key/value heads, D head width.
+Suffixes: N tokens of all sequences, H query heads, G key/value heads, D head width; X experts, K of them for a token,
+E model width, I inner width, F = 2I.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from qarl.numerics.vllm_patch import patch_cpu
 
 BLOCK_SIZE = 128  # tokens of a KV-cache block; the engine uses the same
 DECODE_CHUNK = 64  # one-token requests of one call
+EXPERT_CHUNK = 2048  # tokens of one call; the op counts its scratch memory in int32
 
 
 def available() -> bool:
@@ -166,3 +168,53 @@ def w4a16_linear(x_MK: Tensor, layout: Tensor, scale_GN: Tensor, bias_N: Tensor 
 def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
     """vLLM's oneDNN linear layer without quantization: [M, N]. For parity checks and tests."""
     return ops().onednn_mm(ops().create_onednn_mm(weight_NK.t(), 32), x_MK.contiguous(), None)
+
+
+def experts(x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor, gate_up_XFE: Tensor, down_XEI: Tensor) -> Tensor:
+    """vLLM's fused experts without quantization: [N, E]. A token's value does not depend on the others.
+
+    The weights are laid out anew at each call, a few per cent of the GEMM's time, so that nothing can be stale.
+    Raises KernelError for widths that the op does not take.
+    """
+    if x_NE.shape[1] % 32 or down_XEI.shape[2] % 32:
+        raise KernelError(
+            f"the engine's experts need widths divisible by 32, got {x_NE.shape[1]} and {down_XEI.shape[2]}",
+            mend="set learner.numerics=portable",
+        )
+    w13, w2 = (ops().cpu_prepack_moe_weight(weight.detach(), "vec") for weight in (gate_up_XFE, down_XEI))
+
+    def call(out: Tensor, x: Tensor, weights: Tensor, ids: Tensor) -> None:
+        ops().cpu_fused_moe(out, x, w13, w2, None, None, weights, ids, "silu", "vec")
+
+    return _in_chunks(call, x_NE, ids_NK, weights_NK)
+
+
+def _in_chunks(call: Callable[..., None], x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
+    out_NE = torch.empty_like(x_NE, memory_format=torch.contiguous_format)
+    inputs = (out_NE, x_NE.contiguous(), weights_NK.float().contiguous(), ids_NK.to(torch.int32).contiguous())
+    for chunk in zip(*(t.split(EXPERT_CHUNK) for t in inputs), strict=True):
+        call(*chunk)
+    return out_NE
+
+
+class Int8Experts:
+    """vLLM's fused W8A8 experts, for weights int8 [X, 2I, E] and [X, E, I] with float32 scales [X, 2I, 1], [X, E, 1].
+
+    Calling it gives [N, E] as `experts` does. Raises KernelError where the op is missing: it needs AVX512-BF16.
+    """
+
+    def __init__(self, weights: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor]) -> None:
+        self._ops = ops()
+        if not hasattr(torch.ops._C, "fused_experts_cpu"):
+            raise KernelError("this processor has no int8 experts in vLLM", mend="set learner.kernel=torch")
+        self._weights = [torch.ops._C.convert_weight_packed(weight) for weight in weights]
+        self._scales = scales
+
+    def __call__(self, x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        method = self._ops.CPUQuantMethod.INT8_W8A8
+
+        def call(out: Tensor, x: Tensor, weights: Tensor, ids: Tensor) -> None:
+            rest = (None, None, None)  # zero points and block size: the grid is symmetric, per channel
+            self._ops.fused_experts_cpu(out, x, *self._weights, weights, ids, method, *self._scales, *rest)
+
+        return _in_chunks(call, x_NE, ids_NK, weights_NK)

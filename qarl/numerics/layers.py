@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qarl.numerics.engine_ops import PagedLayout
+from qarl.numerics.moe import SparseMoe
 
 
 class BatchLayout:
@@ -194,5 +195,6 @@ class DecoderLayer(GradientCheckpointingLayer):
         branch = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, layout)
         total = self.add(branch, residual)
         residual = total.to(dtype)
-        branch = self.mlp(self.post_attention_layernorm(total))
+        x = self.post_attention_layernorm(total)
+        branch = self.mlp(x, layout.flat_N) if isinstance(self.mlp, SparseMoe) else self.mlp(x)
         return self.add(branch, residual)

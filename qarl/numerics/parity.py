@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from qarl.numerics import engine_ops
 from qarl.numerics.layers import Rotate
+from qarl.numerics.moe import Experts
+from qarl.quant.experts import QuantizedExperts
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.scheme import KernelKind, QuantScheme
@@ -64,8 +67,33 @@ def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: K
     for m in TOKENS:
         x = random(m, hidden).to(dtype)
         head.append((F.linear(x, weight), engine_ops.dense_linear(x, weight)))
-    dense = [_compare("head", head), _compare("rope", [_rope(config, dtype, random)])]
-    return [_compare(f"{scheme.name} linear", linear), *dense] if linear else dense
+    checks = [_compare("head", head), _compare("rope", [_rope(config, dtype, random)])]
+    if getattr(config, "num_experts", 0):
+        checks += _mixture(config, dtype, scheme, kernel, random)
+    return [_compare(f"{scheme.name} linear", linear), *checks] if linear else checks
+
+
+def _mixture(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: KernelKind, random: Any) -> list[Parity]:
+    """Router and experts; the experts' values must not depend on the batch. Four experts stand for all."""
+    hidden, inner = config.hidden_size, config.moe_intermediate_size
+    gate = (random(config.num_experts, hidden) * hidden**-0.5).to(dtype)
+    weights = (random(4, 2 * inner, hidden) * hidden**-0.5, random(4, hidden, inner) * inner**-0.5)
+    names = ("gate_up_proj", "down_proj")
+    stack = SimpleNamespace(**{name: nn.Parameter(w.to(dtype)) for name, w in zip(names, weights, strict=True)})
+    if scheme.covers("model.layers.0.mlp.experts.0.up_proj"):
+        ours: Experts = QuantizedExperts(stack, "experts", scheme, kernel)
+        theirs: Experts = QuantizedExperts(stack, "experts", scheme, "auto")
+    else:
+        ours = theirs = Experts(stack, engine=True)
+    router: list[tuple[Tensor, Tensor]] = []
+    experts: list[tuple[Tensor, Tensor]] = []
+    for m in TOKENS:
+        x = random(m, hidden).to(dtype)
+        router.append((F.linear(x, gate), engine_ops.dense_linear(x, gate)))
+        inputs = (x, random(m, 4).topk(2).indices, random(m, 2).softmax(-1))
+        parts = zip(*(t.split(max(1, m // 4)) for t in inputs), strict=True)
+        experts.append((ours.mix(*inputs), torch.cat([theirs.mix(*part) for part in parts])))
+    return [_compare("router", router), _compare("experts", experts)]
 
 
 def _rope(config: Any, dtype: torch.dtype, random: Any) -> tuple[Tensor, Tensor]:

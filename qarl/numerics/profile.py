@@ -9,9 +9,10 @@ import torch
 from qarl.errors import KernelError, ModelError
 from qarl.numerics import engine_ops
 from qarl.numerics.layers import DecoderLayer, Norm, Rotary
+from qarl.numerics.moe import SparseMoe
 
 Numerics = Literal["engine", "portable", "stock"]
-SUPPORTED_MODELS = ("llama", "qwen2", "qwen3")
+SUPPORTED_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe")
 LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")  # their frequencies change with the longest sequence of a batch
 
 
@@ -46,3 +47,5 @@ def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
     decoder.rotary_emb = Rotary(decoder.rotary_emb)
     for index, layer in enumerate(decoder.layers):
         decoder.layers[index] = DecoderLayer(layer)
+        if hasattr(layer.mlp, "experts"):
+            decoder.layers[index].mlp = SparseMoe(layer.mlp, engine=numerics == "engine")

@@ -9,6 +9,10 @@
 3. The engine's fp8 GEMM, which is `torch._scaled_mm`, runs with oneDNN off (`qarl.quant.fp8.without_onednn` says why).
    torch's own GEMM, from MKL, takes its place, as on hosts without AMX; MKL_CBWR makes MKL give a token one value in
    any batch.
+4. Experts without quantization are laid out for the CPU kernel at the first load only: after an in-place reload it
+   reads checkpoint layout as its own, silently. They are laid out at every load. Upstream: as 2.
+5. vLLM offers its int8 experts on x86 only with AMX, which 1. takes away. The kernel has an AVX512-VNNI path, and its
+   sums are of integers: the same bits on either, in any batch. It is offered wherever it was compiled.
 """
 
 from __future__ import annotations
@@ -74,11 +78,27 @@ def patch_cpu() -> None:
 
 @cache
 def patch_cpu_engine() -> None:
-    """Apply the third change, which a learner does not need, to this process."""
+    """Apply the other changes, which a learner does not need, to this process."""
     from vllm.model_executor.kernels.linear import ChannelWiseTorchFP8ScaledMMLinearKernel as Kernel
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsInt8
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod as Experts
 
     Kernel.apply_scaled_mm = without_onednn()(Kernel.apply_scaled_mm)
+    setup = Experts._setup_kernel
+
+    def setup_and_lay_out(self: Any, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:
+        is_reload = self.moe_kernel is not None
+        setup(self, layer, w13, w2)
+        if is_reload:
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    Experts._setup_kernel = setup_and_lay_out
+    CPUExpertsInt8._supports_current_device = staticmethod(_has_int8_experts)
 
 
 def _no_amx() -> bool:
     return False
+
+
+def _has_int8_experts() -> bool:
+    return hasattr(torch.ops._C, "fused_experts_cpu")

@@ -6,7 +6,7 @@ Suffixes: M tokens, K input features, N output features.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,8 @@ class Format:
     `quantize` makes the checkpoint's tensors of a weight [N, K]; `dequantize` gives their float32 value [N, K];
     `round_activation` gives float32 [M, K] on the activation grid (the activation itself in weight-only formats).
     `compression`, `weights` and `input_activations` are compressed-tensors' words for it. `engine_kernels` are, by
-    device, the class names of vLLM's kernels that implement it; any other choice of the engine is an error.
+    device, the class names of vLLM's kernels that implement it, `engine_experts` those of its kernels for experts; any
+    other choice of the engine is an error.
     """
 
     quantize: Callable[..., Quantized]
@@ -40,6 +41,7 @@ class Format:
     weights: dict[str, Any]
     input_activations: dict[str, Any] | None
     engine_kernels: dict[str, tuple[str, ...]]
+    engine_experts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     k_multiple: int = 1
     """K must be divisible by it."""
     n_multiple: int = 1
@@ -96,7 +98,7 @@ def engine_kernels(scheme: QuantScheme, device: str) -> tuple[str, ...]:
             where="rollout.scheme",
             mend=f"take {', '.join(others)} or none there, or run on another device",
         )
-    return kernels
+    return (*kernels, *format_of(scheme).engine_experts.get(device, ()))
 
 
 GROUP_SIZES = (32, 64, 128)
@@ -126,6 +128,7 @@ def _w8a8_int8(_: QuantScheme) -> Format:
             "cpu": ("CPUInt8ScaledMMLinearKernel",),
             "cuda": ("CutlassInt8ScaledMMLinearKernel", "TritonInt8ScaledMMLinearKernel"),
         },
+        engine_experts={"cpu": ("CPUExpertsInt8",), "cuda": ("TritonExperts",)},
     )
 
 
@@ -140,6 +143,7 @@ def _w4a16(scheme: QuantScheme) -> Format:
         weights=_integer(4, strategy="group", group_size=scheme.group_size),
         input_activations=None,
         engine_kernels={"cpu": ("CPUWNA16LinearKernel",), "cuda": ("MarlinLinearKernel", "MacheteLinearKernel")},
+        engine_experts={"cuda": ("MarlinExperts",)},
         k_multiple=scheme.group_size,
     )
 

@@ -34,6 +34,31 @@ class Kernel:
     forward: Callable[[Tensor, Any], Tensor]
 
 
+class StraightThrough(torch.autograd.Function):
+    """Low-bit forward, straight-through backward (QaRL, arXiv 2604.07853, section 3).
+
+        y = GEMM_lowbit(Q(x), Q(W)) + b      dL/dx = dL/dy W      dL/dW = dL/dy^T x      dL/db = sum_m dL/dy
+
+    with the operands of the compute dtype; nothing more is saved than a plain linear saves.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, kernel: Kernel, prepared: Any) -> Tensor:
+        ctx.save_for_backward(x, weight_NK)
+        y_MN = kernel.forward(x.reshape(-1, x.shape[-1]), prepared)
+        return y_MN.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        x, weight_NK = ctx.saved_tensors
+        grad_x = grad @ weight_NK if ctx.needs_input_grad[0] else None
+        grad_MN = grad.reshape(-1, grad.shape[-1])
+        grad_w = grad_MN.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        grad_b = grad_MN.sum(0) if ctx.needs_input_grad[2] else None
+        return grad_x, grad_w, grad_b, None, None
+
+
 def choose_kernel(
     scheme: QuantScheme, form: Format, device: torch.device, dtype: torch.dtype, kind: KernelKind = "auto"
 ) -> Kernel:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qarl.errors import ConfigError, KernelError
+from qarl.quant.experts import QuantizedExperts, covers_experts, expert_stacks, expert_weights
 from qarl.quant.formats import Format, Quantized, format_of
 from qarl.quant.int8 import finite_amax
-from qarl.quant.kernels import Kernel, choose_kernel
+from qarl.quant.kernels import Kernel, StraightThrough, choose_kernel
 from qarl.quant.scheme import GROUPED, KernelKind, QuantScheme
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
@@ -22,31 +23,6 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 def whole(_: list[nn.Parameter]) -> AbstractContextManager[object]:
     """The `Gather` of a model that is not sharded."""
     return nullcontext()
-
-
-class StraightThrough(torch.autograd.Function):
-    """Low-bit forward, straight-through backward (QaRL, arXiv 2604.07853, section 3).
-
-        y = GEMM_lowbit(Q(x), Q(W)) + b      dL/dx = dL/dy W      dL/dW = dL/dy^T x      dL/db = sum_m dL/dy
-
-    with the operands of the compute dtype; nothing more is saved than a plain linear saves.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, kernel: Kernel, prepared: Any) -> Tensor:
-        ctx.save_for_backward(x, weight_NK)
-        y_MN = kernel.forward(x.reshape(-1, x.shape[-1]), prepared)
-        return y_MN.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, weight_NK = ctx.saved_tensors
-        grad_x = grad @ weight_NK if ctx.needs_input_grad[0] else None
-        grad_MN = grad.reshape(-1, grad.shape[-1])
-        grad_w = grad_MN.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
-        grad_b = grad_MN.sum(0) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_w, grad_b, None, None
 
 
 class QuantizedLinear(nn.Linear):
@@ -104,7 +80,7 @@ class QuantizedLinear(nn.Linear):
 
 
 def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto") -> list[str]:
-    """Replace every linear layer that `scheme` covers, in place; returns their names.
+    """Replace every linear layer and expert stack that `scheme` covers, in place; returns their names.
 
     Raises:
         ConfigError: as `covered_linears`.
@@ -114,39 +90,48 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
     if not covered:
         return []
     form = format_of(scheme)
-    weight = next(iter(covered.values())).weight
-    chosen = choose_kernel(scheme, form, weight.device, weight.dtype, kernel)
-    for name, linear in covered.items():
-        parent, _, child = name.rpartition(".")
-        siblings = tuple(sibling for sibling in scheme.siblings(name) if sibling in covered)
-        setattr(model.get_submodule(parent), child, QuantizedLinear(linear, name, form, chosen, siblings))
+    some = next(model.parameters())
+    chosen = choose_kernel(scheme, form, some.device, some.dtype, kernel)
+    for name, module in covered.items():
+        aligned: nn.Module
+        if isinstance(module, nn.Linear):
+            siblings = tuple(sibling for sibling in scheme.siblings(name) if sibling in covered)
+            aligned = QuantizedLinear(module, name, form, chosen, siblings)
+        else:
+            aligned = QuantizedExperts(module, name, scheme, kernel)
+        model.set_submodule(name, aligned)
     requantize(model)
     return list(covered)
 
 
-def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Linear]:
-    """The linear layers that `scheme` quantizes, by name; a model on the meta device will do.
+def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Module]:
+    """The linear layers and expert stacks that `scheme` quantizes, by name; a model on the meta device will do.
 
     Raises:
-        ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer that is
-            only partly ignored, or a shape that the format does not divide.
+        ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer or an
+            expert stack that is only partly ignored, or a shape that the format does not divide.
     """
     if not scheme.quantizes:
         return {}
-    form = format_of(scheme)
+    form, stacks = format_of(scheme), expert_stacks(model)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    if unmatched := scheme.unmatched(list(linears)):
+    shapes = {name: linear.weight.shape for name, linear in linears.items()}
+    for name, stack in stacks.items():
+        shapes |= {f"{name}.{part}": weight.shape for part, weight in expert_weights(stack)}
+    routers = [f"{name.rpartition('.')[0]}.gate" for name in stacks]
+    if unmatched := scheme.unmatched([*shapes, *routers]):
         raise ConfigError(f"'{unmatched[0]}' matches no linear layer of the model", where="rollout.ignore")
-    covered = [name for name in linears if scheme.covers(name)]
+    covered = [name for name in shapes if scheme.covers(name)]
     if not covered:
         raise ConfigError("every linear layer of the model is ignored", where="rollout.ignore")
     for name in covered:
-        _check(name, linears, scheme, form)
-    return {name: linears[name] for name in covered}
+        _check(name, shapes, scheme, form)
+    whole_stacks = {name: stack for name, stack in stacks.items() if covers_experts(scheme, name, stack)}
+    return {name: linears[name] for name in covered if name in linears} | whole_stacks
 
 
 def switch_scheme(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto", gather: Gather = whole) -> None:
-    """Let the aligned linears of `model` compute in another scheme; which layers they are does not change.
+    """Let the aligned layers of `model` compute in another scheme; which layers they are does not change.
 
     Raises KernelError as `align_linears`.
     """
@@ -154,21 +139,23 @@ def switch_scheme(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
     for _, module in quantized_linears(model):
         module.form = form
         module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, kernel)
+    for experts in quantized_experts(model):
+        experts.switch(scheme, kernel)
     requantize(model, gather)
 
 
-def _check(name: str, linears: dict[str, nn.Linear], scheme: QuantScheme, form: Format) -> None:
+def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, form: Format) -> None:
     for sibling in scheme.siblings(name):
-        if sibling in linears and not scheme.covers(sibling):
+        if sibling in shapes and not scheme.covers(sibling):
             raise ConfigError(
                 f"the engine fuses {name} with {sibling}, of which only one is quantized",
                 where="rollout.ignore",
                 mend="ignore both or none",
             )
-    layer, fused = linears[name], [sibling for sibling in scheme.siblings(name) if sibling in linears]
+    (n, k), fused = shapes[name], [sibling for sibling in scheme.siblings(name) if sibling in shapes]
     for features, multiple, side in (
-        (layer.in_features, form.k_multiple, "input"),
-        (layer.out_features, form.n_multiple if name != fused[-1] else 1, "output"),
+        (k, form.k_multiple, "input"),
+        (n, form.n_multiple if name != fused[-1] else 1, "output"),
     ):
         if features % multiple:
             mend = ", or set a rollout.group_size that divides it" if scheme.name in GROUPED else ""
@@ -186,6 +173,11 @@ def quantized_linears(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]
             yield name, module
 
 
+def quantized_experts(model: nn.Module) -> Iterator[QuantizedExperts]:
+    """Every aligned expert stack."""
+    return (module for module in model.modules() if isinstance(module, QuantizedExperts))
+
+
 def requantize(model: nn.Module, gather: Gather = whole) -> None:
     """Call after every optimizer step and every load of weights.
 
@@ -195,6 +187,8 @@ def requantize(model: nn.Module, gather: Gather = whole) -> None:
     layers = {module.name: module for _, module in quantized_linears(model)}
     for layer in layers.values():
         layer.requantize()
+    for experts in quantized_experts(model):
+        experts.requantize()
     for names in dict.fromkeys(layer.siblings for layer in layers.values() if layer.form.joint):
         group = [layers[name] for name in names]
         with gather([parameter for layer in group for parameter in layer.parameters(recurse=False)]):

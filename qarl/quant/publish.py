@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qarl.errors import ModelError, PublicationError
+from qarl.quant.experts import QuantizedExperts, expert_weights, is_stack
 from qarl.quant.formats import quantization_config
 from qarl.quant.linear import Gather, QuantizedLinear, whole
 from qarl.quant.scheme import QuantScheme
@@ -42,10 +43,12 @@ def checkpoint_tensors(
         if not parameters:
             continue
         with gather(list(parameters.values())):
-            if quantized and isinstance(module, QuantizedLinear):
-                parameters.pop("weight")
+            if quantized and isinstance(module, QuantizedLinear | QuantizedExperts):
+                parameters = {key: p for key, p in parameters.items() if key == "bias"}
                 for key, tensor in module.quantized().items():
                     yield prefix + key, tensor
+            elif is_stack(module):
+                parameters = {f"{part}.weight": weight for part, weight in expert_weights(module)}
             for key, parameter in parameters.items():
                 yield prefix + key, parameter.detach()
 

@@ -16,15 +16,22 @@ KernelKind = Literal["auto", "engine", "torch", "triton", "reference"]
 
 GROUPED = ("w4a16", "w4a8")
 """Schemes whose scales belong to groups of `group_size` input features."""
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""The engine's fused linear layers, and the model's layers that they hold: siblings are quantized alike."""
+FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "routed_experts": ("0.gate_proj", "0.up_proj", "0.down_proj"),
+}
+"""The engine's fused layers, and the model's linear layers that they hold: siblings are quantized alike. The engine
+tells by its first expert whether experts are quantized."""
+ROUTER = r"re:.*\.mlp\.gate$"
+"""The router of a mixture of experts is never quantized: in the engine it is a linear layer like others."""
 
 
 @dataclass(frozen=True)
 class QuantScheme:
     """Which linear layers are quantized, and on which grid (`qarl.quant.formats.format_of`).
 
-    `none` quantizes nothing. Embeddings and norms are no linear layers and stay as they are. `ignore` lists linear
+    `none` quantizes nothing. Embeddings, norms and routers are no linear layers and stay as they are. `ignore` lists
     layers kept in high precision: full module names, their last parts, or `re:` patterns. `group_size` counts the
     input features that share a scale, in the int4 formats.
     """
@@ -54,7 +61,7 @@ class QuantScheme:
 
     def covers(self, module: str) -> bool:
         """Whether the linear layer called `module` is quantized."""
-        return self.quantizes and not any(_matches(pattern, module) for pattern in self.ignore)
+        return self.quantizes and not any(_matches(pattern, module) for pattern in (*self.ignore, ROUTER))
 
     def unmatched(self, modules: Sequence[str]) -> list[str]:
         """Ignore patterns that match none of `modules`."""
@@ -70,7 +77,7 @@ class QuantScheme:
 
     def library_ignore(self) -> list[str]:
         """`ignore` as the library and the engine read it: they know full names and `re:` only."""
-        return ["re:" + _regex(pattern) for pattern in self.ignore]
+        return ["re:" + _regex(pattern) for pattern in (*self.ignore, ROUTER)]
 
 
 def _regex(pattern: str) -> str:

@@ -65,18 +65,20 @@ def with_prox(batch: list[TrainSequence], prox: list[Logprobs]) -> list[TrainSeq
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "ranks", "scheme"),
+    ("kind", "zero_stage", "ranks", "scheme"),
     [
-        (1, 2, QuantScheme()),
-        (3, 2, QuantScheme("w4a16", group_size=32)),
-        pytest.param(3, 2, QuantScheme(), marks=pytest.mark.slow),
-        pytest.param(0, 1, QuantScheme(), marks=pytest.mark.slow),
-        pytest.param(2, 2, QuantScheme("w4a16", group_size=32), marks=pytest.mark.slow),
-        pytest.param(3, 2, QuantScheme("nvfp4a16"), marks=pytest.mark.slow),  # siblings share a scale across shards
+        ("qwen3", 1, 2, QuantScheme()),
+        ("qwen3", 3, 2, QuantScheme("w4a16", group_size=32)),
+        pytest.param("qwen3", 3, 2, QuantScheme(), marks=pytest.mark.slow),
+        pytest.param("qwen3", 0, 1, QuantScheme(), marks=pytest.mark.slow),
+        pytest.param("qwen3", 2, 2, QuantScheme("w4a16", group_size=32), marks=pytest.mark.slow),
+        # siblings share a scale across shards
+        pytest.param("qwen3", 3, 2, QuantScheme("nvfp4a16"), marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", 3, 2, QuantScheme(), marks=pytest.mark.slow),
     ],
 )
 def test_ranks_score_update_publish_save_and_load(
-    zero_stage: int, ranks: int, scheme: QuantScheme, tiny_models: dict[str, Path], tmp_path: Path
+    kind: str, zero_stage: int, ranks: int, scheme: QuantScheme, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     """Sharded, with gradient checkpointing in the sharded cases: the values of one plain process, bit for bit."""
     kernel: KernelKind = "reference" if scheme.name == "nvfp4a16" else "auto"
@@ -86,12 +88,12 @@ def test_ranks_score_update_publish_save_and_load(
         f"rollout.group_size={scheme.group_size}",
         f"learner.gradient_checkpointing={str(zero_stage > 1).lower()}",
     )
-    config = config_of(tiny_models["qwen3"], zero_stage, ranks, *more)
+    config = config_of(tiny_models[kind], zero_stage, ranks, *more)
     learner = start(config)
     batch = sequences(7)  # not a multiple of ranks or of the micro-batch
     prox = learner.score(batch)
 
-    policy = Policy(tiny_models["qwen3"], torch.bfloat16, scheme, "engine", kernel=kernel)
+    policy = Policy(tiny_models[kind], torch.bfloat16, scheme, "engine", kernel=kernel)
     with torch.no_grad():
         alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu")))
     assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))

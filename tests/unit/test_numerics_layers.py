@@ -20,7 +20,7 @@ from qarl.numerics.layers import BatchLayout, DecoderLayer, EngineAttention, Nor
 from qarl.numerics.profile import apply_profile
 
 CPU = torch.device("cpu")
-KINDS = ("qwen3", "qwen2", "llama")
+KINDS = ("qwen3", "qwen2", "llama", "qwen3_moe")
 # A sum of some tens of float32 products of order one: relative errors of 2^-24 each.
 FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -38,6 +38,8 @@ def tiny_model(kind: str, **changes: Any) -> Any:
         "head_dim": 8,
         "initializer_range": 0.2,
     }
+    if kind == "qwen3_moe":
+        shape |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(shape | changes)))
     for parameter in model.parameters():
         if parameter.ndim == 1:  # norms start at one and biases at zero: neither would be tested
@@ -348,7 +350,9 @@ def test_stock_changes_nothing() -> None:
 
 
 def test_unsupported_models() -> None:
-    with pytest.raises(ModelError, match=r"covers llama, qwen2, qwen3, not gpt_neox; set learner\.numerics=stock"):
+    with pytest.raises(
+        ModelError, match=r"covers llama, qwen2, qwen3, qwen3_moe, not gpt_neox; set learner\.numerics=stock"
+    ):
         portable(tiny_model("gpt_neox"))
     sliding = tiny_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1)
     with pytest.raises(ModelError, match="does not cover sliding-window attention"):

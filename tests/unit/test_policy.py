@@ -25,7 +25,7 @@ from trainer.policy import Policy
 
 CPU = torch.device("cpu")
 PLAIN, W8A8 = QuantScheme("none"), QuantScheme()
-KINDS = ("qwen3", "qwen2", "llama")
+KINDS = ("qwen3", "qwen2", "llama", "qwen3_moe")
 LENGTHS = [(3, 5), (6, 1), (1, 4)]  # prompt, response
 
 

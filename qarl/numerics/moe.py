@@ -1,0 +1,141 @@
+"""Mixture of experts (Qwen3-MoE) by the engine's roundings, with gradients.
+
+Measured with vLLM 0.32 on CPU, whose experts give a token the same bits in any batch.
+Suffixes: B sequences, T tokens with padding, N real tokens, X experts, K of them for a token, E model width, I inner
+width, F = 2I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qarl.numerics import engine_ops
+
+
+class Router(nn.Module):
+    """Which experts a token takes, and with which weights.
+
+        l = x W^T        top K of l        w = softmax of those K (`norm_topk_prob`), else exp(l - logsumexp l)
+
+    On CPU the engine computes all of it in the model's dtype, on GPU in float32 from the logits on.
+    """
+
+    def __init__(self, gate: Any) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = gate.weight
+        self.top_k: int = gate.top_k
+        self.renormalize: bool = gate.norm_topk_prob
+
+    def forward(self, x_NE: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [N, K] and float32 weights [N, K], in the engine's order: no particular one."""
+        logits_NX = F.linear(x_NE, self.weight)
+        if x_NE.device.type != "cpu":
+            logits_NX = logits_NX.float()
+        top_NK, ids_NK = torch.topk(logits_NX, self.top_k, dim=-1, sorted=False)
+        if self.renormalize:
+            weights_NK = torch.softmax(top_NK, dim=-1)
+        else:
+            weights_NK = (top_NK - torch.logsumexp(logits_NX, dim=-1, keepdim=True)).exp()
+        return ids_NK, weights_NK.float()
+
+
+class Experts(nn.Module):
+    """SwiGLU experts in one stack: `gate_up_proj` [X, 2I, E], `down_proj` [X, E, I]. Parameter names stay the same.
+
+        y = sum_k w_k down_k(silu(gate_k(x)) * up_k(x))
+
+    On CPU the engine rounds the inner activation and the sum to the model's dtype and nothing between; on GPU also the
+    projections and each expert's share.
+
+    Args:
+        stack: transformers' experts.
+        engine: compute by the engine's own op, bit for bit; otherwise in torch, expert by expert.
+    """
+
+    def __init__(self, stack: Any, engine: bool) -> None:
+        super().__init__()
+        self.gate_up_proj: nn.Parameter = stack.gate_up_proj
+        self.down_proj: nn.Parameter = stack.down_proj
+        self.engine = engine
+        self.wide = torch.float32 if self.down_proj.device.type == "cpu" else self.down_proj.dtype
+
+    def forward(self, x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """[N, E] in the dtype of x."""
+        out: Tensor = Mixture.apply(x_NE, ids_NK, weights_NK.float(), self.gate_up_proj, self.down_proj, self)
+        return out
+
+    def mix(self, x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
+        """The forward, without gradients."""
+        if self.engine:
+            return engine_ops.experts(x_NE, ids_NK, weights_NK, self.gate_up_proj, self.down_proj)
+        out_NE = torch.zeros_like(x_NE, dtype=torch.float32)
+        for expert, token, slot in _by_expert(ids_NK):
+            weights = (self.gate_up_proj[expert], self.down_proj[expert])
+            out_NE.index_add_(0, token, self.share(expert, x_NE[token], weights_NK[token, slot], *weights).float())
+        return out_NE.to(x_NE.dtype)
+
+    def share(self, expert: int, x_NE: Tensor, weight_N: Tensor, gate_up_FE: Tensor, down_EI: Tensor) -> Tensor:
+        """What one expert adds to the tokens that chose it, [N, E]. Differentiable in all tensors."""
+        gate_NI, up_NI = F.linear(x_NE.to(self.wide), gate_up_FE.to(self.wide)).chunk(2, dim=-1)
+        inner_NI = (F.silu(gate_NI) * up_NI).to(x_NE.dtype)
+        return (F.linear(inner_NI.to(self.wide), down_EI.to(self.wide)) * weight_N[:, None]).to(self.wide)
+
+
+class Mixture(torch.autograd.Function):
+    """Forward as the experts say; backward through `share`, recomputed expert by expert: only the inputs are saved."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor, gate_up: Tensor, down: Tensor, experts: Experts
+    ) -> Tensor:
+        ctx.save_for_backward(x_NE, ids_NK, weights_NK, gate_up, down)
+        ctx.experts = experts
+        return experts.mix(x_NE, ids_NK, weights_NK)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_NE, ids_NK, weights_NK, gate_up, down = ctx.saved_tensors
+        grad_x = torch.zeros_like(x_NE, dtype=torch.float32)
+        grad_weights, grad_gate_up, grad_down = (torch.zeros_like(t) for t in (weights_NK, gate_up, down))
+        for expert, token, slot in _by_expert(ids_NK):
+            inputs = (x_NE[token], weights_NK[token, slot], gate_up[expert], down[expert])
+            leaves = [t.detach().requires_grad_() for t in inputs]
+            with torch.enable_grad():
+                share_NE = ctx.experts.share(expert, *leaves)
+            parts = torch.autograd.grad(share_NE, leaves, grads[0][token].to(share_NE.dtype))
+            grad_x.index_add_(0, token, parts[0].float())
+            grad_weights[token, slot] = parts[1]
+            grad_gate_up[expert], grad_down[expert] = parts[2], parts[3]
+        return grad_x.to(x_NE.dtype), None, grad_weights, grad_gate_up, grad_down, None
+
+
+class SparseMoe(nn.Module):
+    """The sparse block of Qwen3-MoE: a router and its experts; there is no shared expert."""
+
+    def __init__(self, block: Any, engine: bool) -> None:
+        super().__init__()
+        self.gate = Router(block.gate)
+        self.experts: nn.Module = (
+            block.experts if isinstance(block.experts, Experts) else Experts(block.experts, engine)
+        )
+
+    def forward(self, x_BTE: Tensor, token_N: Tensor) -> Tensor:
+        """[B, T, E] in the dtype of x; `token_N` are the real tokens of [B * T], padding gives zero."""
+        flat, token_N = x_BTE.flatten(0, 1), token_N.to(x_BTE.device)
+        x_NE = flat[token_N]
+        out_NE: Tensor = self.experts(x_NE, *self.gate(x_NE))
+        return torch.zeros_like(flat).index_copy(0, token_N, out_NE).view_as(x_BTE)
+
+
+def _by_expert(ids_NK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(expert, its tokens, their slots of K) for every expert that some token chose."""
+    ids = ids_NK.flatten()
+    order = ids.argsort(stable=True)
+    chosen, counts = ids[order].unique_consecutive(return_counts=True)
+    for expert, rows in zip(chosen.tolist(), order.split(counts.tolist()), strict=True):
+        yield expert, rows // ids_NK.shape[1], rows % ids_NK.shape[1]
