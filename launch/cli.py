@@ -1,4 +1,4 @@
-"""The command line: `qarl train`, `submit`, `report`, `study`, `mismatch`, `config`, `bench`."""
+"""The command line: `qarl train`, `submit`, `plan`, `report`, `study`, `mismatch`, `config`, `bench`."""
 
 from __future__ import annotations
 
@@ -61,6 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--address", required=True, help="dashboard of the cluster's head: http://host:8265")
     submit.add_argument("--no-wait", action="store_true", help="return once the job is accepted")
     submit.set_defaults(run=_submit)
+
+    plan = commands.add_parser("plan", help="whether a run fits, and whether quantized rollouts pay; loads no weights")
+    _config_arguments(plan)
+    plan.add_argument("--device", help="cpu, a100, h100, h200, l40s or b200; that of cluster.device by default")
+    plan.add_argument("--measure", action="store_true", help="take this machine's rates, measured for some seconds")
+    plan.add_argument("--prompt-tokens", type=positive_int, metavar="N", help="mean prompt (256, or what fits)")
+    plan.add_argument("--response-tokens", type=positive_int, metavar="N", help="mean response (max_new_tokens)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
 
     report = commands.add_parser("report", help="print the summary of a finished run and remake its report")
     report.add_argument("run_dir", help="for example runs/quickstart")
@@ -159,6 +168,13 @@ def _submit(args: argparse.Namespace) -> int:
     from launch.jobs import submit
 
     return submit(str(config_path(args.config)), args.overrides, args.address, wait=not args.no_wait)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    config = load_config(config_path(args.config), args.overrides)
+    from launch.plan import plan
+
+    return plan(config, args.device, args.measure, args.json, args.prompt_tokens, args.response_tokens)
 
 
 def _report(args: argparse.Namespace) -> None:

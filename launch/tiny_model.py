@@ -84,7 +84,7 @@ def build(config: ModelConfig, task: SortingTaskConfig, seed: int, note: Note) -
     _make_parent(target)
     tokenizer = make_tokenizer(tiny.vocab_size)
     with _own_torch_state(seed):
-        model = Qwen3ForCausalLM(_architecture(tiny, tokenizer))
+        model = Qwen3ForCausalLM(architecture(tiny, tokenizer))
         note(f"{target}: making a Qwen3 of {model.num_parameters():,} parameters, {tiny.sft.steps} SFT steps")
         rng = random.Random(f"sft/{seed}")
         _train(model, tokenizer, tiny.sft, task.levels, rng, step_schedule(tiny.sft), f"/{tiny.sft.steps}", note)
@@ -245,7 +245,7 @@ def _packed_loss(model: Qwen3ForCausalLM, ids_BL: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten())
 
 
-def _architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+def architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     return Qwen3Config(
         **tiny.model_dump(exclude={"sft"}),
         tie_word_embeddings=True,

@@ -53,6 +53,13 @@ def numerics_of(config: Config, device: str) -> Numerics:
     return config.learner.numerics
 
 
+def kernel_of(config: Config, numerics: Numerics, device: str) -> KernelKind:
+    """The kind of low-bit GEMM that a run asks for on `device` under `numerics`."""
+    kind = config.learner.kernel
+    portable = numerics == "portable" and device == "cpu"  # no engine op there to leave out on GPU
+    return "torch" if kind == "auto" and portable else kind
+
+
 class LearnerRank:
     """One rank of the data-parallel learner. All ranks get the same calls with the same arguments.
 
@@ -236,9 +243,7 @@ class LearnerRank:
         return Policy(config.model.path, self._dtype, scheme, numerics, temperature, self._device, self._kernel())
 
     def _kernel(self) -> KernelKind:
-        kind = self._config.learner.kernel
-        portable = self._numerics == "portable" and self._device.type == "cpu"  # no engine op there to leave out on GPU
-        return "torch" if kind == "auto" and portable else kind
+        return kernel_of(self._config, self._numerics, self._device.type)
 
     def _gather(self, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
         if self._config.learner.zero_stage < 3:

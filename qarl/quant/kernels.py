@@ -67,24 +67,32 @@ def choose_kernel(
     Raises:
         KernelError: there is none; names format, device and the mend.
     """
-    if kind == "reference":
+    chosen = kernel_kind(scheme, device.type, dtype, kind)
+    if chosen == "reference":
         return Kernel("float32 reference", lambda q, bias: (q, bias), lambda x, prepared: form.reference(x, *prepared))
-    found = {k: make for (name, k, where), make in _KERNELS.items() if (name, where) == (scheme.name, device.type)}
+    return _KERNELS[scheme.name, chosen, device.type](dtype)
+
+
+def kernel_kind(scheme: QuantScheme, device: str, dtype: torch.dtype, kind: KernelKind = "auto") -> KernelKind:
+    """The kind that `choose_kernel` takes on a "cpu" or "cuda" device, which need not be here. Raises as it does."""
+    if kind == "reference":
+        return kind
+    found = [k for name, k in low_bit_kernels(device) if name == scheme.name]
     if not engine_ops.available():
-        found.pop("engine", None)
+        found = [k for k in found if k != "engine"]
     wanted = [k for k in found if kind in ("auto", k)]
     if not wanted:
         raise KernelError(
-            f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {scheme.name} on {device.type}"
+            f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {scheme.name} on {device}"
             + ("" if engine_ops.available() else " without vLLM"),
             where="learner.kernel",
             mend=f"set it to {' or '.join(map(repr, [*found, 'reference']))}, or take another rollout.scheme",
         )
     if scheme.name == "w4a16" and wanted[0] in ("engine", "triton") and dtype != torch.bfloat16:
         raise KernelError(
-            f"the {wanted[0]!r} W4A16 kernel on {device.type} computes in bfloat16", mend="set model.dtype=bfloat16"
+            f"the {wanted[0]!r} W4A16 kernel on {device} computes in bfloat16", mend="set model.dtype=bfloat16"
         )
-    return found[wanted[0]](dtype)
+    return wanted[0]
 
 
 def low_bit_kernels(device: str) -> list[tuple[SchemeName, KernelKind]]:

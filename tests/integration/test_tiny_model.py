@@ -95,7 +95,7 @@ def test_equal_seeds_give_equal_weights(tmp_path: Path) -> None:
 
 def test_saved_weights_are_the_trained_ones_in_the_dtype(tmp_path: Path) -> None:
     tokenizer = tiny_model.make_tokenizer(64)
-    model = tiny_model.Qwen3ForCausalLM(tiny_model._architecture(BUILD, tokenizer))
+    model = tiny_model.Qwen3ForCausalLM(tiny_model.architecture(BUILD, tokenizer))
     trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
@@ -116,7 +116,7 @@ def test_demonstrations_never_show_a_heldout_answer() -> None:
 
 def test_loss_counts_the_answer_and_the_end_only() -> None:
     tokenizer = tiny_model.make_tokenizer(64)
-    model = tiny_model.Qwen3ForCausalLM(tiny_model._architecture(BUILD, tokenizer)).eval()
+    model = tiny_model.Qwen3ForCausalLM(tiny_model.architecture(BUILD, tokenizer)).eval()
     demos = [("21=", "12"), ("529172=", "122579")]
     total, count = 0.0, 0
     for text, answer in demos:  # one at a time, without padding
@@ -145,7 +145,7 @@ def test_packs_are_one_stream_of_demonstrations() -> None:
 
 @torch.no_grad()
 def test_a_packed_loss_counts_every_token() -> None:
-    model = tiny_model.Qwen3ForCausalLM(tiny_model._architecture(BUILD, tiny_model.make_tokenizer(64))).eval()
+    model = tiny_model.Qwen3ForCausalLM(tiny_model.architecture(BUILD, tiny_model.make_tokenizer(64))).eval()
     ids_BL = torch.randint(0, 64, (2, 9), generator=torch.manual_seed(0))
     logprobs = model(ids_BL).logits.log_softmax(-1)
     each = [logprobs[b, t, ids_BL[b, t + 1]].item() for b in range(2) for t in range(8)]
@@ -283,7 +283,7 @@ def test_places_where_no_model_can_be_made(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tiny_model.make_tokenizer(64)
-    model = tiny_model.Qwen3ForCausalLM(tiny_model._architecture(BUILD, tokenizer))
+    model = tiny_model.Qwen3ForCausalLM(tiny_model.architecture(BUILD, tokenizer))
 
     def full(directory: str) -> None:
         raise OSError("No space left on device")

@@ -1,0 +1,168 @@
+"""Devices that a run can be planned for: published peaks of GPUs, and one core of a CPU as measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qarl.errors import ConfigError
+
+Arithmetic = Literal["fp32", "bf16", "int8", "fp8", "fp4", "weight_only", "w4a8"]
+"""What a GEMM computes in. `weight_only`: low-bit weights, expanded to bfloat16 within. `w4a8`: int4 by int8."""
+
+TERA, GIGA, MIB = 1e12, 1e9, 2**20
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU, or one core of a CPU with the memory of the whole machine.
+
+    Kernels reach rate x `gemm_efficiency` in the engine, rate x `learner_efficiency` in training and bandwidth x
+    `bandwidth_efficiency`. Besides its arithmetic, an engine step takes `step_s` + batch x `sequence_s`.
+    """
+
+    name: str
+    kind: Literal["cpu", "cuda"]
+    capability: int
+    """CUDA compute capability times ten; 0 for a CPU."""
+    memory: float
+    """Bytes."""
+    bandwidth: float
+    """Bytes/s of its memory."""
+    link: float
+    """Bytes/s between its memory and the host's, one direction."""
+    rates: Mapping[Arithmetic, float]
+    """Dense FLOP/s; what is missing, the device has no units for, or no measured kernel."""
+    source: str
+    overlaps: bool = True
+    """Loads hide behind arithmetic: the slower of the two counts. Otherwise both do."""
+    bandwidth_efficiency: float = 1.0
+    gemm_efficiency: float = 1.0
+    learner_efficiency: float = 1.0
+    step_s: float = 0.0
+    sequence_s: float = 0.0
+
+    def seconds(self, moved: float, flops: float, arithmetic: Arithmetic) -> float:
+        """Roofline of one engine operation that moves `moved` bytes and computes `flops`."""
+        loading = moved / (self.bandwidth * self.bandwidth_efficiency)
+        computing = flops / (self.rates[arithmetic] * self.gemm_efficiency)
+        return max(loading, computing) if self.overlaps else loading + computing
+
+
+def device_called(name: str) -> Device:
+    """The device of that name. Raises ConfigError for an unknown one."""
+    if name == "cpu":
+        return replace(CPU, memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+    found = {gpu.name: gpu for gpu in GPUS}
+    if name not in found:
+        raise ConfigError(f"'{name}' is none of cpu, {', '.join(found)}", where="--device")
+    return found[name]
+
+
+# Assumptions for GPUs; none was measured here (docs/plan.md).
+BANDWIDTH_EFFICIENCY = 0.9
+"""vLLM names about 5 ms for a decode step of Llama-3.1-8B on one H100 (blog "vLLM V1", 2025): 15.0 GB of weights read
+at 0.9 of the peak."""
+GEMM_EFFICIENCY = 0.7
+"""Assumed: large bfloat16 GEMMs on Hopper reach 0.6 to 0.8 of the peak."""
+LEARNER_EFFICIENCY = 0.4
+"""Model FLOPs utilisation of training on H100: 0.38 to 0.43 (Llama 3, arXiv 2407.21783, table 4)."""
+WEIGHT_ONLY_RATE = 0.9
+"""Of the bfloat16 rate: MARLIN is 10% slower than float16 where arithmetic is the limit (arXiv 2408.11743)."""
+STEP_S, SEQUENCE_S = 2e-3, 1e-5
+"""Assumed: scheduling, sampling, and the small kernels between the GEMMs."""
+
+
+def _gpu(
+    name: str,
+    capability: int,
+    memory_mib: int,
+    bandwidth: float,
+    link: float,
+    rates: Mapping[Arithmetic, float],
+    source: str,
+) -> Device:
+    """A row of published figures: `bandwidth` in TB/s, `link` in GB/s, `rates` in TFLOP/s."""
+    peaks: dict[Arithmetic, float] = {arithmetic: rate * TERA for arithmetic, rate in rates.items()}
+    return Device(
+        name=name,
+        kind="cuda",
+        capability=capability,
+        memory=memory_mib * MIB,
+        bandwidth=bandwidth * TERA,
+        link=link * GIGA,
+        rates={**peaks, "weight_only": WEIGHT_ONLY_RATE * peaks["bf16"]},
+        source=source,
+        bandwidth_efficiency=BANDWIDTH_EFFICIENCY,
+        gemm_efficiency=GEMM_EFFICIENCY,
+        learner_efficiency=LEARNER_EFFICIENCY,
+        step_s=STEP_S,
+        sequence_s=SEQUENCE_S,
+    )
+
+
+# Memory as nvidia-smi shows it. Rates without sparsity, of which data sheets give twice as much; PCIe in one direction.
+GPUS = (
+    _gpu(
+        name="a100",
+        capability=80,
+        memory_mib=81920,
+        bandwidth=2.039,
+        link=32,
+        rates={"fp32": 19.5, "bf16": 312, "int8": 624},
+        source="NVIDIA A100 data sheet, 80 GB SXM",
+    ),
+    _gpu(
+        name="h100",
+        capability=90,
+        memory_mib=81559,
+        bandwidth=3.35,
+        link=64,
+        rates={"fp32": 67, "bf16": 989, "int8": 1979, "fp8": 1979},
+        source="NVIDIA H100 data sheet, SXM",
+    ),
+    _gpu(
+        name="h200",
+        capability=90,
+        memory_mib=143771,
+        bandwidth=4.8,
+        link=64,
+        rates={"fp32": 67, "bf16": 989, "int8": 1979, "fp8": 1979},
+        source="NVIDIA H200 data sheet, SXM",
+    ),
+    _gpu(
+        name="l40s",
+        capability=89,
+        memory_mib=46068,
+        bandwidth=0.864,
+        link=32,
+        rates={"fp32": 91.6, "bf16": 362, "int8": 733, "fp8": 733},
+        source="NVIDIA L40S data sheet",
+    ),
+    _gpu(
+        name="b200",
+        capability=100,
+        memory_mib=183359,
+        bandwidth=7.7,
+        link=64,
+        rates={"fp32": 75, "bf16": 2250, "int8": 4500, "fp8": 4500, "fp4": 9000},
+        source="NVIDIA Blackwell data sheet, HGX B200",
+    ),
+)
+
+CPU = Device(
+    name="cpu",
+    kind="cpu",
+    capability=0,
+    memory=0.0,
+    bandwidth=18e9,
+    link=float("inf"),
+    rates={"fp32": 88e9, "bf16": 397e9, "int8": 712e9, "weight_only": 147e9, "fp8": 64e9},
+    source="measured: one core of an x86-64 VM with AVX512-VNNI and AVX512-BF16",
+    overlaps=False,
+    step_s=8e-3,
+    sequence_s=5e-5,
+)
+"""Rates differ several times between hosts: `qarl plan --measure` takes this host's."""

@@ -1,0 +1,137 @@
+"""The matrices of a model, from its config alone: the model is built on the meta device, without weights.
+
+Suffixes: K input features, N output features.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from qarl.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear layer [N, K], or one of the three matrices of `copies` experts, of which a token uses `active`."""
+
+    name: str
+    n: int
+    k: int
+    copies: int = 1
+    active: int = 1
+
+    @property
+    def numel(self) -> int:
+        return self.n * self.k * self.copies
+
+    @property
+    def pattern(self) -> str:
+        """The name with every number replaced: equal for the same layer of every block."""
+        return re.sub(r"\b\d+\b", "*", self.name)
+
+    def touched(self, tokens: float) -> float:
+        """Copies that a batch reads: all for a linear layer, and for experts, drawn independently and evenly,
+
+        E (1 - (1 - k/E)^tokens)        E experts, k of them for each token
+        """
+        return self.copies * (1.0 - (1.0 - self.active / self.copies) ** tokens)
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a plan needs to know of a model. `head` is among `matrices`; `others` counts embedding, norms, biases,
+    routers; a tied head is one parameter with the embedding."""
+
+    matrices: tuple[Matrix, ...]
+    head: Matrix
+    tied: bool
+    embedding: int
+    others: int
+    parameters: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    """Features between the MLP's matrices that one token computes, of all experts that it uses."""
+    active_experts: int
+    """Experts of one token; 0 without any."""
+    head_norms: bool
+    """Queries and keys are normalised."""
+    dtype_bytes: int
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that one token uses, the embedding's rows it does not look up included."""
+        return self.parameters - sum(m.n * m.k * (m.copies - m.active) for m in self.matrices)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values of one token: 2 x layers x KV heads x head width x bytes."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
+
+
+def meta_model(config: Any, dtype: torch.dtype) -> Any:
+    """The model of a transformers config, without memory. Raises ModelError for what is no causal language model."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise ModelError(str(error).splitlines()[0], where=config.model_type) from error
+
+
+def shapes_of(model: Any) -> Shapes:
+    """The matrices and dimensions of a transformers causal language model, on the meta device or any other.
+
+    Raises ModelError for an architecture that plans do not know.
+    """
+    config = model.config
+    head = Matrix("lm_head", *model.lm_head.weight.shape)
+    matrices = tuple(matrix for name, module in model.named_modules() for matrix in _matrices(name, module, config))
+    embedding = model.get_input_embeddings().weight
+    tied = model.lm_head.weight is embedding
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    in_matrices = sum(matrix.numel for matrix in matrices) - (head.numel if tied else 0)
+    per_token = [m.n * m.active for m in matrices if m.name.endswith("up_proj")]
+    if not per_token or any(not hasattr(config, key) for key in _KEYS):
+        raise ModelError(f"plans know decoders with gated MLPs (Llama, Qwen), not {config.model_type}")
+    return Shapes(
+        matrices=matrices,
+        head=head,
+        tied=tied,
+        embedding=embedding.numel(),
+        others=parameters - in_matrices,
+        parameters=parameters,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        intermediate=max(per_token),
+        active_experts=max((m.active for m in matrices if m.copies > 1), default=0),
+        head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
+        dtype_bytes=embedding.element_size(),
+    )
+
+
+_KEYS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads")
+
+
+def _matrices(name: str, module: nn.Module, config: Any) -> list[Matrix]:
+    """The matrices of one module: one of a linear layer, three of a stack of experts (fused 3-D parameters)."""
+    if isinstance(module, nn.Linear):
+        return [Matrix(name, module.out_features, module.in_features)]
+    stack = dict(module.named_parameters(recurse=False))
+    if not {"gate_up_proj", "down_proj"} <= stack.keys():
+        return []
+    experts, n, k = stack["down_proj"].shape
+    active = config.num_experts_per_tok
+    gate, up = (Matrix(f"{name}.{part}", k, n, experts, active) for part in ("gate_proj", "up_proj"))
+    return [gate, up, Matrix(f"{name}.down_proj", n, k, experts, active)]
