@@ -29,7 +29,7 @@ from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
 
 EXPERTS, CHOSEN, WIDTH, INNER = 4, 2, 64, 32
 W8A8, PLAIN = QuantScheme(), QuantScheme("none")
-FORMATS = [W8A8, QuantScheme("w4a16", group_size=32), QuantScheme("w4a8", group_size=32)]
+FORMATS = [W8A8, QuantScheme("w4a16", group_size=32), QuantScheme("w4a8", group_size=32), QuantScheme("fp8_channel")]
 needs_vllm = pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not installed")
 
 
