@@ -174,12 +174,7 @@ def test_a_mixture_of_experts(run: Run, tmp_path: Path) -> None:
     experts = next(row for row in plan["layers"] if row["name"].endswith("experts.up_proj"))
     assert experts["count"] == 48 * 128
     assert experts["engine_kernel"] == "CompressedTensorsW8A8Int8MoEMethod"
-    assert (code, err) == (
-        1,
-        ["qarl: numerics 'portable' covers llama, qwen2, qwen3, not qwen3_moe; set learner.numerics=stock"],
-    )
-    more = run(*model, "learner.num_ranks=64", "learner.zero_stage=3", "learner.numerics=stock", "--device", "h200")
-    assert more[0] == 0
+    assert (code, err) == (0, [])
 
 
 def test_memory_follows_the_config(run: Run, qwen7b: list[str]) -> None:
