@@ -8,12 +8,12 @@ from torch import nn
 
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
-from qarl.quant.linear import quantized_linears, requantize
+from qarl.quant.linear import quantized_experts, quantized_linears, requantize
 from qarl.quant.scheme import QuantScheme
 
 
 def use_reference(model: nn.Module, scheme: QuantScheme, weight_grid: bool, activation_grid: bool) -> None:
-    """Let the aligned linears of `model` compute `A(x) W^T + b` in float32, rounded once to x's dtype.
+    """Let the aligned linears and experts of `model` compute `A(x) W^T + b` in float32, rounded once to x's dtype.
 
     Args:
         scheme: the one that `model` is aligned in.
@@ -28,4 +28,7 @@ def use_reference(model: nn.Module, scheme: QuantScheme, weight_grid: bool, acti
     for _, module in quantized_linears(model):
         module.form = form
         module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, "reference")
+    for experts in quantized_experts(model):
+        experts.form, experts.engine = form, False
+        experts.kernel = choose_kernel(scheme, form, experts.down_proj.device, experts.wide, "reference")
     requantize(model)

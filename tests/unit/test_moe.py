@@ -25,6 +25,7 @@ from qarl.quant.experts import QuantizedExperts, check_engine
 from qarl.quant.formats import format_of, quantization_config
 from qarl.quant.linear import QuantizedLinear, align_linears, requantize
 from qarl.quant.publish import checkpoint_tensors, publish, unpack, write_checkpoint
+from qarl.quant.reference import use_reference
 from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
 
 EXPERTS, CHOSEN, WIDTH, INNER = 4, 2, 64, 32
@@ -321,6 +322,16 @@ def test_a_weight_that_is_no_number_is_named() -> None:
     align_linears(model, W8A8, "torch")
     with pytest.raises(KernelError, match=r"layers.2.mlp.experts.1.up_proj: NaN or infinity in weight rows \[8\]"):
         publish(model, W8A8, 0)
+
+
+def test_off_both_grids_experts_are_plain() -> None:
+    model = tiny_model()
+    x_NE, ids_NK, weights_NK = torch.randn(5, 32).bfloat16(), torch.tensor([[0, 2]] * 5), torch.full((5, 2), 0.5)
+    plain_NE = Experts(model.model.layers[0].mlp.experts, engine=False)(x_NE, ids_NK, weights_NK)
+    align_linears(model, W8A8, "torch")
+    use_reference(model, W8A8, weight_grid=False, activation_grid=False)
+    out_NE = model.model.layers[0].mlp.experts(x_NE, ids_NK, weights_NK)
+    assert (out_NE - plain_NE).float().abs().max() <= 2**-6 * plain_NE.float().abs().max()  # shares are rounded here
 
 
 def test_quantized_experts_are_kept_until_requantize() -> None:
