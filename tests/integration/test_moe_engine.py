@@ -27,6 +27,14 @@ SCHEMES = {
 TOKENS = 100
 
 
+@pytest.fixture(scope="module", autouse=True)
+def groups_with_experts() -> None:
+    """vLLM makes its process groups once in a process, without one for experts when the first model has none."""
+    from vllm.distributed import destroy_model_parallel
+
+    destroy_model_parallel()
+
+
 @pytest.fixture(scope="module")
 def model_dir(tiny_models: dict[str, Path]) -> Path:
     return tiny_models["qwen3_moe"]
