@@ -233,11 +233,13 @@ class Config(Node):
 
     @model_validator(mode="after")
     def _batch_invariance_reaches_the_kernel(self) -> Config:
-        if self.rollout.batch_invariant and self.rollout.scheme == "w4a16":
-            raise ValueError(
-                "rollout.batch_invariant: vLLM's mode does not reach its w4a16 kernels, whose sums depend on the batch "
-                "size; use w8a8_int8 or none as rollout.scheme"
-            )
+        schemes = [self.rollout.scheme, *(stage.scheme for stage in self.rollout.schedule)]
+        for scheme in schemes:
+            if self.rollout.batch_invariant and scheme in ("w4a16", "mxfp4a16", "nvfp4a16"):
+                raise ValueError(
+                    f"rollout.batch_invariant: vLLM's mode does not reach its {scheme} kernels, whose sums depend on "
+                    "the batch; use w8a8_int8 or none as rollout.scheme"
+                )
         return self
 
     @model_validator(mode="after")

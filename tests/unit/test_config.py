@@ -17,6 +17,7 @@ from qarl.errors import ConfigError
 from qarl.tasks.config import DatasetTaskConfig
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+BATCH_INVARIANT = "rollout.batch_invariant=true"
 MINIMAL: dict[str, Any] = {"model": {"path": "models/x"}, "task": {"kind": "sorting"}}
 MINIMAL_YAML = "model: {path: models/x}\ntask: {kind: sorting}\n"
 
@@ -177,6 +178,10 @@ def test_required_keys(missing: str) -> None:
         (["learner.minibatches=5", "train.prompts_per_step=4"], "learner.minibatches"),
         (["rollout.max_model_len=64", "rollout.sampling.max_new_tokens=64"], "rollout.sampling.max_new_tokens"),
         (["rollout.batch_invariant=true", "rollout.scheme=w4a16"], "rollout.batch_invariant"),
+        (
+            ["rollout.batch_invariant=true", "rollout.schedule=[{from_step: 2, scheme: w4a16}]"],
+            "rollout.batch_invariant",
+        ),
         (["train.dynamic_sampling=1", "advantage.drop_zero_variance=false"], "train.dynamic_sampling"),
         (["pool.augment.template=Hello"], "pool.augment.template"),
         (["pool.augment.pattern='(a'"], "pool.augment.pattern"),
