@@ -11,8 +11,9 @@ import torch
 from launch.cli import main
 from launch.mismatch import PROFILES, Comparison, make_prompts, measure_length
 from launch.mismatch_report import Cell, Gap
+from qarl.config_policy import RolloutConfig
 from qarl.numerics.revert import RULES
-from qarl.quant.publish import publish
+from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine
 from trainer.policy import Policy
@@ -21,7 +22,11 @@ LENGTH = 48
 
 
 @pytest.fixture(scope="module")
-def cell(engine: VLLMEngine, tiny_models: dict[str, Path]) -> Cell:
+def cell(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    """With an engine of its own: an engine that failed to start elsewhere in this process took vLLM's groups along."""
+    folder = tmp_path_factory.mktemp("engine")
+    write_engine_config(folder, tiny_models["qwen3"], QuantScheme())
+    engine = VLLMEngine(folder, RolloutConfig(max_model_len=768), QuantScheme(), "bfloat16", "cpu")
     asked = Comparison(str(tiny_models["qwen3"]), lengths=(LENGTH,), num_sequences=12, prompt_tokens=8, lr=1e-3)
     policy = Policy(asked.model, torch.bfloat16, QuantScheme(), "engine")
     engine.load(publish(policy.model, QuantScheme(), 0))
