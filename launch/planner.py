@@ -34,6 +34,7 @@ from qarl.plan.memory import (
 )
 from qarl.plan.result import Estimate, LayerRow, Plan, Times
 from qarl.plan.shapes import Matrix, meta_model, shapes_of
+from qarl.quant.experts import check_engine
 from qarl.quant.fp8 import check_cuda
 from qarl.quant.kernels import kernel_kind
 from qarl.quant.linear import covered_linears
@@ -180,7 +181,8 @@ class _Planner:
                 return f"{row.name}: {row.fault}"
         try:
             covered_linears(self._model, scheme)
-        except ConfigError as error:
+            check_engine(scheme, self._model.config.to_dict(), self._config.model.dtype, self._device.kind)
+        except (ConfigError, KernelError) as error:
             return str(error)
         return self._gemm(scheme).fault
 

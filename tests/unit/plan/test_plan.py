@@ -175,6 +175,9 @@ def test_a_mixture_of_experts(run: Run, tmp_path: Path) -> None:
     assert experts["count"] == 48 * 128
     assert experts["engine_kernel"] == "CompressedTensorsW8A8Int8MoEMethod"
     assert (code, err) == (0, [])
+    code, _, err = run(*model, "rollout.scheme=fp8_channel", "learner.num_ranks=64", "--device", "h200")
+    assert code == 1
+    assert "no known kernel for experts in fp8_channel with bfloat16 on cuda; add 're:.*mlp.experts.*'" in err[0]
 
 
 def test_memory_follows_the_config(run: Run, qwen7b: list[str]) -> None:
