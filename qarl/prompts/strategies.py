@@ -214,9 +214,14 @@ def pick_outwards(low: LazyHeap, high: LazyHeap, m: int, rng: Random, reach: flo
     heaps = deque((low, high))
     while heaps and len(window) < 2 * m:
         heap = heaps.popleft()
-        if heap and heap.top()[0] <= reach:
-            window.append((heap.take(), heap))
-            heaps.append(heap)  # else it has no more to give
+        if not heap:
+            continue
+        entry = heap.take()
+        if entry[0] <= reach:
+            window.append((entry, heap))
+            heaps.append(heap)
+        else:
+            heap.put_back(entry)
     picked = rng.sample(range(len(window)), min(m, len(window)))
     for i in set(range(len(window))).difference(picked):
         entry, heap = window[i]
