@@ -18,7 +18,7 @@ from tests.unit.test_numerics_layers import KINDS, batch, log_probs, portable, t
 DTYPES = (torch.float32, torch.bfloat16)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qwen3_moe"])  # experts keep the engine's rounding
 @pytest.mark.parametrize("dtype", DTYPES)
 @torch.no_grad()
 def test_all_rules_reverted_are_transformers_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
