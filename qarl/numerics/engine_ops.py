@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ EXPERT_CHUNK = 2048  # tokens of one call; the op counts its scratch memory in i
 def available() -> bool:
     """Whether vLLM is installed."""
     return importlib.util.find_spec("vllm") is not None
+
+
+def has_avx512() -> bool:
+    """Whether vLLM takes its AVX-512 kernels here; those for AVX2 round otherwise, and there are fewer of them."""
+    return torch.cpu._is_avx512_supported()
 
 
 @cache
@@ -166,8 +172,14 @@ def w4a16_linear(x_MK: Tensor, layout: Tensor, scale_GN: Tensor, bias_N: Tensor 
 
 
 def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
-    """vLLM's oneDNN linear layer without quantization: [M, N]. For parity checks and tests."""
-    return ops().onednn_mm(ops().create_onednn_mm(weight_NK.t(), 32), x_MK.contiguous(), None)
+    """vLLM's linear layer without quantization, by the GEMM that it takes here: [M, N]. For parity checks and tests."""
+    ops()
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    layer = SimpleNamespace(weight=weight_NK)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+    out: Tensor = layer.cpu_linear(x_MK.contiguous(), weight_NK, None)
+    return out
 
 
 def experts(x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor, gate_up_XFE: Tensor, down_XEI: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qarl.numerics.engine_ops import PagedLayout
+from qarl.numerics.engine_ops import PagedLayout, has_avx512
 from qarl.numerics.moe import SparseMoe
 
 
@@ -71,11 +71,12 @@ class Rotary(nn.Module):
 
 
 class Rotate(torch.autograd.Function):
-    """RoPE as the engine's fused multiply-add rounds it; the backward is the exact inverse rotation.
+    """RoPE as the engine rounds it; the backward is the exact inverse rotation.
 
         out1 = fma(-x2, sin, round32(x1 cos))      out2 = fma(x1, sin, round32(x2 cos))
 
-    float64 holds each product exactly, so the sum rounds once, as the fused op does.
+    float64 holds each product exactly, so the sum rounds once, as the fused op does. vLLM's kernels for processors
+    without AVX-512 round each product to float32, and cut float32 off to bfloat16 instead of rounding it.
     """
 
     @staticmethod
@@ -83,6 +84,9 @@ class Rotate(torch.autograd.Function):
         cos, sin = cos_BTD.unsqueeze(2), sin_BTD.unsqueeze(2)
         ctx.save_for_backward(cos, sin)
         x1, x2 = x_BTHD.chunk(2, -1)
+        if x_BTHD.device.type == "cpu" and not has_avx512():
+            x1, x2, cos, sin = (t.float() for t in (x1, x2, cos, sin))
+            return cut_off(torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1), x_BTHD.dtype)
         first1, first2 = (x1.float() * cos.float()).double(), (x2.float() * cos.float()).double()
         out1 = first1 - x2.double() * sin.double()
         out2 = first2 + x1.double() * sin.double()
@@ -94,6 +98,11 @@ class Rotate(torch.autograd.Function):
         cos, sin = (t.float() for t in ctx.saved_tensors)
         g1, g2 = grad.float().chunk(2, -1)
         return torch.cat((g1 * cos + g2 * sin, g2 * cos - g1 * sin), -1).to(grad.dtype), None, None
+
+
+def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
+    return x if dtype != torch.bfloat16 else x.view(torch.int32).bitwise_and(-(2**16)).view(torch.float32).to(dtype)
 
 
 def causal_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float) -> Tensor:
