@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,15 +12,27 @@ from qarl.metrics import Value
 from qarl.quant.scheme import QuantScheme
 from qarl.types import (
     AugmentOutcome,
+    Bucket,
     GroupResult,
+    Manifest,
     Prompt,
-    PublishedWeights,
     Sample,
     SampleRequest,
     Score,
     TrainSequence,
     WorkerInfo,
 )
+
+
+class WeightSource(Protocol):
+    """A weight version on its way from learner to engines; how its bytes travel is the source's affair. Picklable."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The manifest's tensors in order, one bucket in memory at a time; may be read again."""
+        ...
 
 
 class Engine(Protocol):
@@ -35,8 +47,12 @@ class Engine(Protocol):
         """One sample per request, in order."""
         ...
 
-    def load(self, weights: PublishedWeights) -> None:
-        """Take over `weights`. Raises PublicationError when they are not what their digest says."""
+    def load(self, weights: WeightSource) -> None:
+        """Take over `weights`, all or nothing, and prove it.
+
+        Raises PublicationError when they are not what their manifest says, or the engine does not hold what they are;
+        it then holds the version of before.
+        """
         ...
 
     def info(self) -> WorkerInfo: ...
@@ -52,7 +68,7 @@ class Fleet(Protocol):
         """One sample per request, in order; a worker that dies is replaced and its requests are made again."""
         ...
 
-    def load(self, weights: PublishedWeights, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
+    def load(self, weights: WeightSource, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
         """Give every worker `weights`; returns each worker's samples of `probe` under them."""
         ...
 
@@ -79,7 +95,7 @@ class Learner(Protocol):
         """One optimizer step per minibatch; `prox_T` are log pi_prox in the same nesting. Returns metrics."""
         ...
 
-    def publish(self, version: int) -> PublishedWeights: ...
+    def publish(self, version: int) -> WeightSource: ...
 
     def switch(self, scheme: QuantScheme) -> bool:
         """Compute in `scheme` from now on; True when this host then computes what the engine computes."""

@@ -5,6 +5,7 @@ Suffixes: _T response tokens of one sequence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,14 +122,29 @@ class PublishedTensor:
     digest: str
 
 
+Bucket = tuple[PublishedTensor, ...]
+"""Tensors that travel together: those of one or a few consecutive modules."""
+
+
 @dataclass(frozen=True)
-class PublishedWeights:
-    """All tensors of one weight version, in checkpoint names, with a digest over the names and tensor digests."""
+class Manifest:
+    """What a weight version is: its scheme's label, (name, digest) of every tensor in order, and their digest."""
 
     version: int
     scheme: str
-    tensors: tuple[PublishedTensor, ...]
+    tensors: tuple[tuple[str, str], ...]
     digest: str
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A weight version in this process's memory, as one bucket: a `WeightSource`."""
+
+    manifest: Manifest
+    tensors: Bucket
+
+    def buckets(self) -> Iterator[Bucket]:
+        yield self.tensors
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""vLLM behind the Engine protocol: samples with log-probs, takes published weights in place, proves them."""
+"""vLLM behind the Engine protocol: samples with log-probs, takes published weights in place, all or nothing."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
+from qarl.protocols import WeightSource
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import engine_kernels
-from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
-from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
+from qarl.types import Sample, SampleRequest, WorkerInfo
 
 
 def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
@@ -43,43 +43,10 @@ def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
     }
 
 
-class WeightLoader:
-    """vLLM worker extension: in-place reload of checkpoint-format tensors (vLLM calls it in each of its workers)."""
-
-    def qarl_load(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
-        self.reload_weights(weights_iterator=iter(tensors), is_checkpoint_format=True)  # type: ignore[attr-defined]
-
-    def qarl_kernels(self) -> dict[str, str]:
-        """Class name of the low-bit kernel of every linear layer and expert stack, by name; empty where it has none."""
-        from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
-        from vllm.model_executor.layers.linear import LinearBase
-
-        kernels: dict[str, Any] = {}
-        for name, layer in self.get_model().named_modules():  # type: ignore[attr-defined]
-            if isinstance(layer, LinearBase):
-                scheme = getattr(layer, "scheme", None)
-                kernels[name] = getattr(scheme, "kernel", getattr(scheme, "fp8_linear", None))
-            elif isinstance(layer, RoutedExperts):
-                plain = isinstance(layer.quant_method, UnquantizedFusedMoEMethod)
-                kernels[name] = None if plain else layer.quant_method.moe_kernel.fused_experts
-        return {name: "" if kernel is None else type(kernel).__name__ for name, kernel in kernels.items()}
-
-
 def _as_asked(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[str, ...]) -> bool:
     parent, _, name = layer.rpartition(".")
     covered = all(scheme.covers(f"{parent}.{part}") for part in FUSED.get(name, (name,)))
     return kernel in allowed if covered else not kernel
-
-
-def _engine_names(tensors: list[tuple[str, torch.Tensor]], scheme: QuantScheme) -> list[tuple[str, torch.Tensor]]:
-    """`tensors` as the engine's reload wants them named.
-
-    vLLM registers a W4A8 weight under two names; a fresh load fills both at once, a reload each for itself.
-    """
-    if scheme.name != "w4a8":
-        return tensors
-    twice = [(f"{name}_packed", tensor) for name, tensor in tensors if tensor.dtype == torch.int8]
-    return tensors + twice
 
 
 class VLLMEngine:
@@ -111,7 +78,7 @@ class VLLMEngine:
             # vLLM's CPU sampler cannot keep a request's seed across chunks of its prompt; whole prompts only.
             settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
         self._worker, self._device, self._scheme = worker, device, scheme
-        self._version = -1
+        self._held: WeightSource | None = None
         self._llm = LLM(
             str(model_dir),
             dtype=dtype,
@@ -121,7 +88,7 @@ class VLLMEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len),
             logprobs_mode="processed_logprobs",
-            worker_extension_cls="rollout.engine.WeightLoader",
+            worker_extension_cls="rollout.weights.WeightLoader",
             disable_log_stats=True,
             seed=0,
             **settings,
@@ -140,7 +107,7 @@ class VLLMEngine:
 
     @property
     def version(self) -> int:
-        return self._version
+        return -1 if self._held is None else self._held.manifest.version
 
     def info(self) -> WorkerInfo:
         return WorkerInfo(self._worker, self._device, self._kernels, socket.gethostname(), os.getpid())
@@ -153,7 +120,7 @@ class VLLMEngine:
         """
         from vllm import SamplingParams
 
-        if self._version < 0:
+        if self._held is None:
             raise RolloutError("asked to sample before weights were loaded", where=f"rollout worker {self._worker}")
         if not requests:
             return []
@@ -193,18 +160,38 @@ class VLLMEngine:
             rows.append(np.array(logprobs, dtype=np.float32))
         return rows
 
-    def load(self, weights: PublishedWeights) -> None:
-        """Replace the weights in place and forget cached prefixes.
+    def load(self, weights: WeightSource) -> None:
+        """Replace the weights in place, compare what the engine then computes with them, and forget cached prefixes.
 
         Raises:
-            PublicationError: the message differs from its digests; the old weights stay.
+            PublicationError: they are not what their manifest says, are in another scheme, or did not take. The engine
+                holds the version of before, or none at the first load.
         """
-        tensors = _engine_names(unpack(weights), self._scheme)
-        self._version = -1  # between versions: a failure below must not sample from half of each
-        self._llm.collective_rpc("qarl_load", args=(tensors,))
+        version = weights.manifest.version
+        where = f"rollout worker {self._worker}, weights version {version}"
+        before, self._held = self._held, None  # a failure below must not sample from half of each
+        with ExitStack() as undo:
+            undo.callback(self._restore, before)
+            try:
+                self._take(weights)
+            except PublicationError as error:
+                mend = "none is loaded" if before is None else f"version {before.manifest.version} is loaded again"
+                raise PublicationError(error.what, where, mend) from error
+            undo.pop_all()
+        self._held = weights
+
+    def _take(self, weights: WeightSource) -> None:
+        if weights.manifest.scheme != self._scheme.label:
+            raise PublicationError(f"they are in {weights.manifest.scheme}, the engine runs {self._scheme.label}")
+        self._llm.collective_rpc("qarl_load", args=(weights, self._scheme))
+        self._llm.collective_rpc("qarl_read_back", args=(weights, self._scheme))
         if not self._llm.reset_prefix_cache():
-            raise PublicationError("the engine kept its prefix cache", where=f"rollout worker {self._worker}")
-        self._version = weights.version
+            raise PublicationError("the engine kept its prefix cache")
+
+    def _restore(self, before: WeightSource | None) -> None:
+        if before is not None:
+            self._take(before)
+        self._held = before
 
     def _sample(self, request: SampleRequest, output: Any) -> Sample:
         logprobs = [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
@@ -214,6 +201,6 @@ class VLLMEngine:
             logprobs_T=np.array(logprobs, dtype=np.float32),
             text=output.text,
             finish_reason=output.finish_reason,
-            version=self._version,
+            version=self.version,
             worker=self._worker,
         )

@@ -9,8 +9,9 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from qarl.errors import QarlError, RolloutError
+from qarl.protocols import WeightSource
 from qarl.quant.scheme import QuantScheme
-from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
+from qarl.types import Sample, SampleRequest, WorkerInfo
 
 
 class RayFleet:
@@ -41,7 +42,7 @@ class RayFleet:
         self._make_actor, self._scheme, self._timeout_s, self._note = make_actor, scheme, timeout_s, note
         self._restarts_left = max_restarts
         self.replacements = 0
-        self._weights: Any = None  # ObjectRef of the current PublishedWeights
+        self._weights: WeightSource | None = None
         self._actors = [make_actor(i, scheme) for i in range(num_workers)]
 
     @property
@@ -62,15 +63,15 @@ class RayFleet:
         chunks = [requests[i * size : (i + 1) * size] for i in range(len(self._actors))]
         return [sample for chunk in self._on_each([("generate", (c,)) for c in chunks]) for sample in chunk]
 
-    def load(self, weights: PublishedWeights, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
+    def load(self, weights: WeightSource, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
         """Give every worker `weights`, then let each sample `probe` under them.
 
         Raises:
-            PublicationError: a worker refused the weights.
+            PublicationError: a worker refused the weights, and holds those of before.
             RolloutError: more workers died than `max_restarts`.
         """
-        self._weights = ray.put(weights)
-        self._on_each([("load", (self._weights,))] * len(self._actors))
+        self._on_each([("load", (weights,))] * len(self._actors))
+        self._weights = weights
         return self._on_each([("generate", (probe,))] * len(self._actors))
 
     def switch(self, scheme: QuantScheme) -> None:

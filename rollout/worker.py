@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
-from qarl.protocols import Engine
-from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
+from qarl.protocols import Engine, WeightSource
+from qarl.types import Sample, SampleRequest, WorkerInfo
 
 
 class RolloutWorker:
@@ -31,5 +31,5 @@ class RolloutWorker:
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         return self._engine.generate(requests)
 
-    def load(self, weights: PublishedWeights) -> None:
+    def load(self, weights: WeightSource) -> None:
         self._engine.load(weights)

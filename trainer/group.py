@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,25 @@ from qarl.errors import QarlError
 from qarl.metrics import Value, merge
 from qarl.numerics.parity import Parity
 from qarl.quant.scheme import QuantScheme
-from qarl.types import PublishedWeights, TrainSequence
+from qarl.types import Bucket, Manifest, TrainSequence
 
 Logprobs = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """A weight version in Ray's object store, one object a bucket: every worker of a node reads the same memory.
+
+    A `WeightSource`. It lives as long as it is kept: by the fleet, for workers that it may replace.
+    """
+
+    manifest: Manifest
+    refs: tuple[Any, ...]
+
+    def buckets(self) -> Iterator[Bucket]:
+        for ref in self.refs:
+            bucket: Bucket = ray.get(ref)
+            yield bucket
 
 
 class LearnerGroup:
@@ -44,9 +62,12 @@ class LearnerGroup:
         parts = self._all("update", ray.put(list(minibatches)), ray.put(list(prox_T)))
         return merge(part for rank in parts for part in rank)
 
-    def publish(self, version: int) -> PublishedWeights:
-        weights: PublishedWeights = self._all("publish", version)[0]
-        return weights
+    def publish(self, version: int) -> StoredWeights:
+        with _readable_errors("publish"):
+            streams = [rank.publish.options(num_returns="streaming").remote(version) for rank in self._ranks]
+            refs, *others = (list(stream) for stream in streams)
+            manifest, *_ = ray.get([refs[-1], *(ref for other in others for ref in other)])  # raises what a rank raised
+        return StoredWeights(manifest, tuple(refs[:-1]))
 
     def switch(self, scheme: QuantScheme) -> bool:
         self._all("switch", scheme)
@@ -68,12 +89,18 @@ class LearnerGroup:
         self._ranks = []
 
     def _all(self, method: str, *args: Any) -> list[Any]:
-        try:
+        with _readable_errors(method):
             return ray.get([getattr(rank, method).remote(*args) for rank in self._ranks])
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, QarlError) else error) from None
-        except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
-            raise QarlError(
-                f"a learner rank died during {method} ({type(error).__name__})",
-                mend="the same command continues from the last checkpoint",
-            ) from error
+
+
+@contextmanager
+def _readable_errors(method: str) -> Iterator[None]:
+    try:
+        yield
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, QarlError) else error) from None
+    except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
+        raise QarlError(
+            f"a learner rank died during {method} ({type(error).__name__})",
+            mend="the same command continues from the last checkpoint",
+        ) from error

@@ -6,7 +6,7 @@ Suffixes: B sequences, T response tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
-from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, make_manifest, packed, write_checkpoint
 from qarl.quant.schedule import scheme_at
 from qarl.quant.scheme import KernelKind, QuantScheme
-from qarl.types import PublishedWeights, TrainSequence
+from qarl.types import Bucket, Manifest, TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
 
@@ -141,10 +141,18 @@ class LearnerRank:
             parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})
         return parts
 
-    def publish(self, version: int) -> PublishedWeights | None:
-        """Rank 0's message of the current weights, in the engine's format; None on other ranks."""
-        weights = publish(self._quantized_policy().model, self._scheme, version, self._gather)
-        return weights if self._rank == 0 else None
+    def publish(self, version: int) -> Iterator[Bucket | Manifest]:
+        """On rank 0 the current weights in the engine's format, bucket by bucket, and last their manifest.
+
+        The other ranks give nothing, but gather along.
+        """
+        names: list[tuple[str, str]] = []
+        for bucket in packed(self._quantized_policy().model, self._gather):
+            if self._rank == 0:
+                names += [(tensor.name, tensor.digest) for tensor in bucket]
+                yield bucket
+        if self._rank == 0:
+            yield make_manifest(version, self._scheme.label, names)
 
     def switch(self, scheme: QuantScheme) -> None:
         """Compute and publish in `scheme` from now on; the layers that are quantized stay the same."""

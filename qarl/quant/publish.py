@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qarl.errors import ModelError, PublicationError
+from qarl.protocols import WeightSource
 from qarl.quant.experts import QuantizedExperts, expert_weights, is_stack
 from qarl.quant.formats import quantization_config
 from qarl.quant.linear import Gather, QuantizedLinear, whole
 from qarl.quant.scheme import QuantScheme
-from qarl.types import PublishedTensor, PublishedWeights
+from qarl.types import Bucket, Manifest, PublishedTensor, PublishedWeights
 
+BUCKET_BYTES = 64 * 2**20
 _WITHOUT_NUMPY = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
 """dtypes that numpy lacks, and those that carry their bits."""
 
@@ -53,29 +55,58 @@ def checkpoint_tensors(
                 yield prefix + key, parameter.detach()
 
 
+def packed(model: nn.Module, gather: Gather = whole, limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
+    """The model's tensors in host memory, with digests; a bucket is full at `limit` bytes.
+
+    No more than one bucket and one module is in memory here at a time.
+    """
+    bucket: list[PublishedTensor] = []
+    for name, tensor in checkpoint_tensors(model, gather):
+        bucket.append(pack(name, tensor))
+        if sum(packed.data.nbytes for packed in bucket) >= limit:
+            yield tuple(bucket)
+            bucket = []
+    if bucket:
+        yield tuple(bucket)
+
+
 def publish(model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = whole) -> PublishedWeights:
-    """All tensors of the model as version `version`, with digests."""
-    tensors = tuple(pack(name, tensor) for name, tensor in checkpoint_tensors(model, gather))
-    return seal(version, scheme.name, tensors)
+    """All tensors of the model as version `version`, in memory."""
+    return seal(version, scheme.label, [tensor for bucket in packed(model, gather) for tensor in bucket])
 
 
-def seal(version: int, scheme: str, tensors: tuple[PublishedTensor, ...]) -> PublishedWeights:
-    """The message of `tensors`, with the digest over version, scheme, names and tensor digests."""
-    return PublishedWeights(version, scheme, tensors, _total_digest(version, scheme, tensors))
+def seal(version: int, scheme: str, tensors: Sequence[PublishedTensor]) -> PublishedWeights:
+    """`tensors` with their manifest."""
+    return PublishedWeights(make_manifest(version, scheme, [(t.name, t.digest) for t in tensors]), tuple(tensors))
 
 
-def unpack(weights: PublishedWeights) -> list[tuple[str, Tensor]]:
-    """The tensors of a message, each checked against its digest.
+def make_manifest(version: int, scheme: str, tensors: Sequence[tuple[str, str]]) -> Manifest:
+    """The manifest of (name, digest) pairs; its own digest covers version, scheme, names and digests."""
+    lines = "\n".join(" ".join(pair) for pair in tensors)
+    digest = hashlib.blake2b(f"{version} {scheme}\n{lines}".encode(), digest_size=16).hexdigest()
+    return Manifest(version, scheme, tuple(tensors), digest)
+
+
+def unpack(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, tensor) in order, each checked against the manifest before it is given out.
 
     Raises:
-        PublicationError: a tensor that differs from its digest (named), or a set that differs from the total's.
+        PublicationError: a manifest, a tensor or a set of tensors that is not what was published.
     """
-    if _total_digest(weights.version, weights.scheme, weights.tensors) != weights.digest:
-        raise PublicationError("the set of tensors is not the one that was published", where=_version(weights))
-    for tensor in weights.tensors:
-        if _digest(tensor.name, tensor.dtype, tensor.data) != tensor.digest:
-            raise PublicationError(f"{tensor.name} differs from its digest", where=_version(weights))
-    return [(t.name, _to_torch(t)) for t in weights.tensors]
+    manifest = weights.manifest
+    where = f"weights version {manifest.version}"
+    if make_manifest(manifest.version, manifest.scheme, manifest.tensors) != manifest:
+        raise PublicationError("the manifest differs from its digest", where)
+    expected = iter(manifest.tensors)
+    for tensor in (tensor for bucket in weights.buckets() for tensor in bucket):
+        name, digest = next(expected, ("nothing", ""))
+        if tensor.name != name:
+            raise PublicationError(f"{tensor.name} came where {name} was expected", where)
+        if _digest(name, tensor.dtype, tensor.data) != digest:
+            raise PublicationError(f"{name} differs from its digest", where)
+        yield name, to_torch(tensor)
+    if missing := next(expected, None):
+        raise PublicationError(f"{missing[0]} is missing", where)
 
 
 def write_checkpoint(tensors: Iterator[tuple[str, Tensor]], directory: Path, source: Path, scheme: QuantScheme) -> None:
@@ -128,7 +159,8 @@ def pack(name: str, tensor: Tensor) -> PublishedTensor:
     return PublishedTensor(name, dtype, data, _digest(name, dtype, data))
 
 
-def _to_torch(tensor: PublishedTensor) -> Tensor:
+def to_torch(tensor: PublishedTensor) -> Tensor:
+    """The tensor, in memory of its own."""
     # Arrays from the object store are read-only and shared; torch wants its own.
     return torch.from_numpy(tensor.data.copy()).view(getattr(torch, tensor.dtype))
 
@@ -137,12 +169,3 @@ def _digest(name: str, dtype: str, data: np.ndarray) -> str:
     digest = hashlib.blake2b(f"{name}|{dtype}|{data.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(data).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _total_digest(version: int, scheme: str, tensors: tuple[PublishedTensor, ...]) -> str:
-    lines = "\n".join(f"{t.name} {t.digest}" for t in tensors)
-    return hashlib.blake2b(f"{version} {scheme}\n{lines}".encode(), digest_size=16).hexdigest()
-
-
-def _version(weights: PublishedWeights) -> str:
-    return f"weights version {weights.version}"

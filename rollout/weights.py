@@ -1,0 +1,189 @@
+"""Inside vLLM's workers: published weights taken over in place, and the proof that the engine computes with them.
+
+Suffixes: M rows, K input features, N output features; X experts, E model width, I inner width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import groupby
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qarl.errors import PublicationError
+from qarl.numerics import engine_ops
+from qarl.numerics.moe import Experts
+from qarl.protocols import WeightSource
+from qarl.quant.experts import PARTS
+from qarl.quant.formats import format_of
+from qarl.quant.kernels import choose_kernel
+from qarl.quant.publish import unpack
+from qarl.quant.scheme import FUSED, QuantScheme
+
+ROWS = 512  # of one GEMM of the read-back
+EXPERT_ROWS = 16  # tokens of each expert in the read-back
+Parts = dict[str, dict[str, Tensor]]
+"""The checkpoint's tensors of an engine's layer: {`q_proj`: {`weight`: ..., `weight_scale`: ...}, `k_proj`: ...}."""
+
+
+class WeightLoader:
+    """vLLM worker extension (vLLM calls it in each of its workers)."""
+
+    def qarl_load(self, weights: WeightSource, scheme: QuantScheme) -> None:
+        """Load `weights` in place, layer by layer. Raises PublicationError, and is then between versions."""
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        done = False
+        try:
+            self.reload_weights(weights_iterator=_engine_names(unpack(weights), scheme))  # type: ignore[attr-defined]
+            done = True
+        finally:
+            if not done:  # vLLM would count the next reload's tensors on top of this one's
+                finalize_layerwise_reload(self.get_model(), self.model_config)  # type: ignore[attr-defined]
+
+    def qarl_read_back(self, weights: WeightSource, scheme: QuantScheme) -> None:
+        """Compare every layer of the engine with `weights`. Raises as `read_back`."""
+        with torch.inference_mode():
+            read_back(self.get_model(), weights, scheme)  # type: ignore[attr-defined]
+
+    def qarl_kernels(self) -> dict[str, str]:
+        """Class name of the low-bit kernel of every linear layer and expert stack, by name; empty where it has none."""
+        from vllm.model_executor.layers.fused_moe import RoutedExperts, UnquantizedFusedMoEMethod
+        from vllm.model_executor.layers.linear import LinearBase
+
+        kernels: dict[str, Any] = {}
+        for name, layer in self.get_model().named_modules():  # type: ignore[attr-defined]
+            if isinstance(layer, LinearBase):
+                scheme = getattr(layer, "scheme", None)
+                kernels[name] = getattr(scheme, "kernel", getattr(scheme, "fp8_linear", None))
+            elif isinstance(layer, RoutedExperts):
+                plain = isinstance(layer.quant_method, UnquantizedFusedMoEMethod)
+                kernels[name] = None if plain else layer.quant_method.moe_kernel.fused_experts
+        return {name: "" if kernel is None else type(kernel).__name__ for name, kernel in kernels.items()}
+
+
+def _engine_names(tensors: Iterator[tuple[str, Tensor]], scheme: QuantScheme) -> Iterator[tuple[str, Tensor]]:
+    """`tensors` as the engine's reload wants them named.
+
+    vLLM registers a W4A8 weight under two names; a fresh load fills both at once, a reload each for itself.
+    """
+    for name, tensor in tensors:
+        yield name, tensor
+        if scheme.name == "w4a8" and tensor.dtype == torch.int8:
+            yield f"{name}_packed", tensor
+
+
+def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme) -> None:
+    """See that the engine's `model` computes with `weights`, whatever its kernels have made of the bytes.
+
+    Embeddings and norms are compared as they are. A linear layer multiplies the identity matrix, so that every weight,
+    scale and bias shows by itself, and must give what the learner's layer gives. Experts compute random tokens. On CPU
+    all of it is equal in every bit; elsewhere kernels may round once more.
+
+    Raises:
+        PublicationError: a layer that computes something else, or that no published tensor belongs to.
+    """
+    from vllm.model_executor.layers.fused_moe import RoutedExperts
+    from vllm.model_executor.layers.linear import LinearBase
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    layers = {name: layer for name, layer in model.named_modules() if _holds_weights(layer)}
+    seen: set[str] = set()
+    device = next(model.parameters()).device
+    for name, group in groupby(unpack(weights), lambda pair: _layer_of(pair[0])):
+        layer, tensors, prefix = layers.get(name), list(group), name.rpartition(".")[0]
+        if layer is None:
+            raise PublicationError(f"the engine has no layer {name}")
+        seen.add(name)
+        parts: Parts = {}
+        for key, tensor in tensors:
+            module, _, kind = key.removeprefix(f"{prefix}.").rpartition(".")
+            parts.setdefault(module, {})[kind] = tensor.to(device)
+        some = next(iter(parts))
+        covered = scheme if scheme.covers(f"{prefix}.{some}" if prefix else some) else QuantScheme("none")
+        if isinstance(layer, RoutedExperts):
+            _compare(name, _mixtures(layer, parts, covered))
+        elif isinstance(layer, LinearBase):
+            _compare(name, _products(layer, parts, covered))
+        else:
+            weight = parts[some]["weight"]
+            _compare(name, [(layer.weight[: len(weight)], weight)])
+            if isinstance(layer, ParallelLMHead):
+                _compare(name, _products(layer, parts, covered))
+    if missing := [name for name in layers if name not in seen]:
+        raise PublicationError(f"no tensor of {missing[0]} was published")
+
+
+def _holds_weights(layer: nn.Module) -> bool:
+    quantized = hasattr(layer, "quant_method") and not hasattr(layer, "kv_cache")  # attention: scales of its cache only
+    return quantized or isinstance(getattr(layer, "weight", None), Tensor)
+
+
+def _layer_of(tensor: str) -> str:
+    """The engine's layer that holds the checkpoint's tensor called `tensor`."""
+    module = tensor.rpartition(".")[0]
+    stack, _, expert = module.partition(".experts.")
+    if expert:
+        return f"{stack}.experts.routed_experts"
+    parent, _, part = module.rpartition(".")
+    fused = next((name for name, parts in FUSED.items() if part in parts), part)
+    return f"{parent}.{fused}" if parent else fused
+
+
+def _compare(name: str, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for held, published in pairs:
+        same = torch.equal if held.device.type == "cpu" else partial(torch.allclose, rtol=2**-7, atol=1e-6)
+        if held.shape != published.shape or not same(held, published):
+            raise PublicationError(f"the engine's {name} does not compute with what was published")
+
+
+def _products(layer: Any, parts: Parts, scheme: QuantScheme) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the engine's layer and the learner's make of the identity matrix, ROWS at a time: pairs of [M, N]."""
+    inputs = layer.input_size if hasattr(layer, "input_size") else layer.embedding_dim
+    ours = [_linear(part, scheme, layer.params_dtype) for part in parts.values()]
+    device = next(iter(next(iter(parts.values())).values())).device
+    for x_MK in torch.eye(inputs, dtype=layer.params_dtype, device=device).split(ROWS):
+        ours_MN = torch.cat([forward(x_MK) for forward in ours], dim=-1)
+        yield layer.quant_method.apply(layer, x_MK, layer.bias)[:, : ours_MN.shape[1]], ours_MN
+
+
+def _linear(part: dict[str, Tensor], scheme: QuantScheme, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The learner's layer of these tensors. Where it has the engine's op that one, else float32 arithmetic."""
+    bias = part.get("bias")
+    if not scheme.quantizes:
+        return partial(F.linear, weight=part["weight"], bias=bias)
+    device = next(iter(part.values())).device
+    kernel = choose_kernel(scheme, format_of(scheme), device, dtype, "auto" if device.type == "cpu" else "reference")
+    prepared = kernel.prepare({kind: tensor for kind, tensor in part.items() if kind != "bias"}, bias)
+    return lambda x_MK: kernel.forward(x_MK, prepared)
+
+
+def _mixtures(layer: Any, parts: Parts, scheme: QuantScheme) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the engine's experts and the learner's make of random tokens, each expert of its own: one pair of [M, E].
+
+    No pair for low-bit experts on GPU, where the learner has no op that rounds as the engine's; the probe covers them.
+    """
+    experts = range(len(parts) // len(PARTS))
+
+    def stacked(kind: str) -> tuple[Tensor, Tensor]:
+        gate, up, down = (torch.stack([parts[f"{expert}.{part}"][kind] for expert in experts]) for part in PARTS)
+        return torch.cat((gate, up), dim=1), down
+
+    gate_up, down = stacked("weight")
+    on_cpu = down.device.type == "cpu"
+    if scheme.quantizes and not on_cpu:
+        return
+    ids = torch.arange(len(experts)).repeat_interleave(EXPERT_ROWS)[:, None]
+    x = torch.randn(len(ids), layer.hidden_size, generator=torch.Generator().manual_seed(0)).to(layer.params_dtype)
+    x, ids, share = x.to(down.device), ids.to(down.device, torch.int32), torch.ones(len(ids), 1, device=down.device)
+    if scheme.quantizes:
+        ours = engine_ops.Int8Experts((gate_up, down), stacked("weight_scale"))(x, ids, share)
+    else:
+        weights = {"gate_up_proj": nn.Parameter(gate_up, False), "down_proj": nn.Parameter(down, False)}
+        ours = Experts(SimpleNamespace(**weights), engine=on_cpu).mix(x, ids, share)
+    yield layer.forward_modular(x, share, ids), ours
