@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,9 +17,12 @@ import numpy.typing as npt
 
 from qarl.errors import CheckpointError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
+from qarl.protocols import WeightSource
 from qarl.quant.scheme import QuantScheme
 from qarl.types import (
     AugmentOutcome,
+    Bucket,
+    Manifest,
     Prompt,
     PublishedTensor,
     PublishedWeights,
@@ -40,7 +43,7 @@ def make_prompts(count: int, prefix: str = "p") -> list[Prompt]:
 
 def make_weights(version: int, theta: float = 0.0, digest: str = "good") -> PublishedWeights:
     tensor = PublishedTensor("theta", "float64", np.array([theta]), digest)
-    return PublishedWeights(version, "none", (tensor,), digest)
+    return PublishedWeights(Manifest(version, "none", (("theta", digest),), digest), (tensor,))
 
 
 def logprobs(theta: float, response_ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -65,10 +68,12 @@ class FakeEngine:
     def info(self) -> WorkerInfo:
         return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid())
 
-    def load(self, weights: PublishedWeights) -> None:
-        if weights.digest == BAD_DIGEST:
-            raise PublicationError("theta differs from its digest", where=f"weights version {weights.version}")
-        self.theta, self.version = float(weights.tensors[0].data[0]), weights.version
+    def load(self, weights: WeightSource) -> None:
+        version = weights.manifest.version
+        if weights.manifest.digest == BAD_DIGEST:
+            raise PublicationError("theta differs from its digest", where=f"weights version {version}")
+        ((tensor,),) = weights.buckets()
+        self.theta, self.version = float(tensor.data[0]), version
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         return [self._sample(request) for request in requests]
@@ -101,7 +106,7 @@ class FakeFleet:
         self.engines = list(engines or [FakeEngine(0), FakeEngine(1)])
         self.replacements = 0
         self.requests: list[list[SampleRequest]] = []
-        self.loads: list[PublishedWeights] = []
+        self.loads: list[WeightSource] = []
         self.switches: list[QuantScheme] = []
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
@@ -112,7 +117,7 @@ class FakeFleet:
         self.switches.append(scheme)
         self.engines = [FakeEngine(engine.worker, engine.drift) for engine in self.engines]
 
-    def load(self, weights: PublishedWeights, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
+    def load(self, weights: WeightSource, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
         self.loads.append(weights)
         for engine in self.engines:
             engine.load(weights)
@@ -189,8 +194,11 @@ class FakeRank:
         assert len(minibatches) == len(prox_T)
         return [{"loss": mean(self.rank * 3.0, self.rank + 1.0), "size": maximum(float(self.rank))}]
 
-    def publish(self, version: int) -> PublishedWeights | None:
-        return make_weights(version) if self.rank == 0 else None
+    def publish(self, version: int) -> Iterator[Bucket | Manifest]:
+        if self.rank == 0:
+            weights = make_weights(version, theta=4.0)
+            yield from weights.buckets()
+            yield weights.manifest
 
     def load(self, directory: str) -> None:
         raise CheckpointError("holds no checkpoint", where=directory)

@@ -237,7 +237,7 @@ def test_a_learner_that_changed_its_scheme_is_exact_in_the_new_one(
     other.load(publish(changing.model, later, 0))
     assert gap(changing, other.generate(requests(8, 40))).abs_max == 0.0
     switch_scheme(changing.model, SCHEME)
-    assert publish(changing.model, SCHEME, 0).digest == before.digest
+    assert publish(changing.model, SCHEME, 0).manifest == before.manifest
 
 
 def perturbed(policy: Policy, scheme: QuantScheme = SCHEME) -> Policy:
@@ -259,7 +259,7 @@ def corrupt_scale(weights: PublishedWeights, fix_digests: bool) -> PublishedWeig
     if not fix_digests:
         return dataclasses.replace(weights, tensors=tuple(tensors))
     tensors[index] = pack(tensors[index].name, torch.from_numpy(data))
-    return seal(weights.version, weights.scheme, tuple(tensors))
+    return seal(weights.manifest.version, weights.manifest.scheme, tensors)
 
 
 STOCK = """

@@ -97,19 +97,19 @@ def test_ranks_score_update_publish_save_and_load(
     with torch.no_grad():
         alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu")))
     assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))
-    assert learner.publish(3).digest == publish(policy.model, scheme, 3).digest
+    assert learner.publish(3).manifest.digest == publish(policy.model, scheme, 3).manifest.digest
 
     metrics = learner.update([with_prox(batch, prox)], [prox])
     assert metrics["actor/seq_ratio_max_dev_first_minibatch"] == 0.0
     assert metrics["actor/grad_norm"] > 0
     after = learner.publish(4)
-    assert after.digest != publish(policy.model, scheme, 4).digest
+    assert after.manifest.digest != publish(policy.model, scheme, 4).manifest.digest
 
     learner.save(str(tmp_path))
     learner.update([with_prox(batch, prox)], [prox])
-    assert learner.publish(4).digest != after.digest
+    assert learner.publish(4).manifest.digest != after.manifest.digest
     learner.load(str(tmp_path))
-    assert learner.publish(4).digest == after.digest
+    assert learner.publish(4).manifest.digest == after.manifest.digest
     learner.close()
 
 
@@ -117,11 +117,11 @@ def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: di
     learner = start(config_of(tiny_models["qwen3"], 1, 1, "learner.optimizer.warmup_steps=4"))
     batch = sequences(4)
     prox = learner.score(batch)
-    before = learner.publish(0).digest
+    before = learner.publish(0).manifest.digest
     rates = []
     for _ in range(6):
         rates.append(learner.update([with_prox(batch, prox)], [prox])["actor/lr"])
-        assert learner.publish(0).digest != before
+        assert learner.publish(0).manifest.digest != before
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
     learner.close()
 

@@ -230,7 +230,9 @@ def test_ranks_are_one_learner(group: LearnerGroup) -> None:
     assert [row.tolist() for row in group.score(sequences[:1], aligned=False)] == [[0, -2]]
     assert group.score([]) == []
     assert group.update([sequences], [[]]) == {"loss": 1.0, "size": 1.0}
-    assert group.publish(7).version == 7
+    weights = group.publish(7)
+    assert weights.manifest.version == 7
+    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
     with pytest.raises(CheckpointError, match="nowhere: holds no checkpoint") as caught:
         group.load("nowhere")
     assert type(caught.value) is CheckpointError

@@ -105,7 +105,7 @@ class Run:
 def test_every_step_publishes_the_next_version_and_samples_it(tmp_path: Path) -> None:
     run = Run(tmp_path, make_config())
     run.trainer.run()
-    assert [weights.version for weights in run.fleet.loads] == [0, 1, 2, 3, 4]
+    assert [weights.manifest.version for weights in run.fleet.loads] == [0, 1, 2, 3, 4]
     thetas = [float(weights.tensors[0].data[0]) for weights in run.fleet.loads]
     assert thetas[-1] == run.learner.theta
     assert len(set(thetas)) > 1
@@ -121,7 +121,7 @@ def test_scheduled_precision_switches_learner_and_engines_before_the_step(tmp_pa
     assert [scheme.label for scheme in run.learner.switches] == ["w4a16-g64"]
     assert run.fleet.switches == run.learner.switches
     # The weights of version 2 are published again, to the new engines.
-    assert [weights.version for weights in run.fleet.loads] == [0, 1, 2, 2, 3, 4]
+    assert [weights.manifest.version for weights in run.fleet.loads] == [0, 1, 2, 2, 3, 4]
     assert any(line.startswith("step 3: rollouts and training in w4a16-g64") for line in run.tracker.notes)
     plain = Run(tmp_path / "plain", make_config())
     plain.trainer.run()
@@ -208,7 +208,7 @@ def test_a_step_without_an_informative_group_goes_on_without_update(tmp_path: Pa
     assert run.learner.minibatches == []
     assert run.steps("timing_s/update") == []
     assert run.values("actor/groups_used") == [0.0] * 4
-    assert [weights.version for weights in run.fleet.loads] == [0, 1, 2, 3, 4]
+    assert [weights.manifest.version for weights in run.fleet.loads] == [0, 1, 2, 3, 4]
 
 
 def test_all_groups_are_used_when_none_is_dropped(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ class OneBehind(FakeEngine):
     """Says that it has version v-1 after it was given v."""
 
     def load(self, weights: PublishedWeights) -> None:
-        super().load(replace(weights, version=max(0, weights.version - 1)))
+        super().load(replace(weights, manifest=replace(weights.manifest, version=max(0, weights.manifest.version - 1))))
 
 
 def test_samples_of_old_weights_stop_the_run(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ class LaterDrift(FakeEngine):
 
     def load(self, weights: PublishedWeights) -> None:
         super().load(weights)
-        self.drift = 1e-6 if weights.version >= 2 else 0.0
+        self.drift = 1e-6 if weights.manifest.version >= 2 else 0.0
 
 
 def test_where_zero_was_proven_any_later_mismatch_stops_the_run(tmp_path: Path) -> None:
@@ -437,7 +437,7 @@ def test_a_replaced_worker_is_proven_before_its_samples_are_used(tmp_path: Path)
 
     run.fleet.sample = replacing  # type: ignore[method-assign]
     run.trainer.run()
-    assert [weights.version for weights in run.fleet.loads] == [0, 1, 1, 2, 3, 4]
+    assert [weights.manifest.version for weights in run.fleet.loads] == [0, 1, 1, 2, 3, 4]
 
 
 def test_a_probe_may_differ_within_the_bound_where_numerics_are_not_exact(tmp_path: Path) -> None:
@@ -519,7 +519,7 @@ class DriftsOnce(FakeEngine):
 
     def load(self, weights: PublishedWeights) -> None:
         super().load(weights)
-        self.drift = 0.01 if weights.version == 2 else 0.0
+        self.drift = 0.01 if weights.manifest.version == 2 else 0.0
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,7 @@ def test_shared_scales_of_a_sharded_model(name: SchemeName) -> None:
     """As under ZeRO-3: a weight is there only while it is gathered, and forward gathers one module at a time."""
     model, scheme = tiny_model(), QuantScheme(name)
     align_linears(model, scheme, "reference")
-    expected = publish(model, scheme, 0).digest
+    expected = publish(model, scheme, 0).manifest.digest
     full = {id(p): p.data for p in model.parameters()}
 
     @contextmanager
@@ -215,7 +215,7 @@ def test_shared_scales_of_a_sharded_model(name: SchemeName) -> None:
     with gather(list(model.parameters())):
         pass
     requantize(model, gather)
-    assert publish(model, scheme, 0, gather).digest == expected
+    assert publish(model, scheme, 0, gather).manifest.digest == expected
     with pytest.raises(KernelError, match=r"q_proj: its weight is sharded; give requantize the model's gather"):
         requantize(model)
     layer = model.model.layers[0].self_attn.k_proj
@@ -310,7 +310,7 @@ def flip_bit(tensor: PublishedTensor) -> PublishedTensor:
 def test_damaged_messages_are_refused(subtests: pytest.Subtests) -> None:
     model = aligned_model()
     message = publish(model, SCHEME, 7)
-    unpack(message)
+    list(unpack(message))
     with torch.no_grad():
         model.model.norm.weight.add_(1.0)
     newer = publish(model, SCHEME, 8)
@@ -337,15 +337,19 @@ def test_damaged_messages_are_refused(subtests: pytest.Subtests) -> None:
         "missing": replace(message, tensors=tuple(rest)),
         "twice": replace(message, tensors=(first, *message.tensors)),
         "of another version": with_tensors({norm: newer.tensors[norm]}),
-        "relabelled version": replace(message, version=8),
+        "relabelled version": replace(message, manifest=replace(message.manifest, version=8)),
+        "another manifest": replace(message, manifest=newer.manifest),
         "reshaped": with_tensors({0: replace(first, data=first.data.reshape(-1))}),
         "other dtype": with_tensors({0: replace(first, dtype="float16")}),
     }
     for case, weights in damaged.items():
-        with subtests.test(case), pytest.raises(PublicationError, match=f"weights version {weights.version}: "):
-            unpack(weights)
+        with (
+            subtests.test(case),
+            pytest.raises(PublicationError, match=f"weights version {weights.manifest.version}: "),
+        ):
+            list(unpack(weights))
     with pytest.raises(PublicationError, match=f"{scale_i.name} differs from its digest"):
-        unpack(damaged["flipped bit of a scale"])
+        list(unpack(damaged["flipped bit of a scale"]))
 
 
 # Checkpoint
