@@ -40,7 +40,7 @@ class WeightLoader:
 
         done = False
         try:
-            self.reload_weights(weights_iterator=_engine_names(unpack(weights), scheme))  # type: ignore[attr-defined]
+            self.reload_weights(weights_iterator=engine_names(unpack(weights), scheme))  # type: ignore[attr-defined]
             done = True
         finally:
             if not done:  # vLLM would count the next reload's tensors on top of this one's
@@ -67,7 +67,7 @@ class WeightLoader:
         return {name: "" if kernel is None else type(kernel).__name__ for name, kernel in kernels.items()}
 
 
-def _engine_names(tensors: Iterator[tuple[str, Tensor]], scheme: QuantScheme) -> Iterator[tuple[str, Tensor]]:
+def engine_names(tensors: Iterator[tuple[str, Tensor]], scheme: QuantScheme) -> Iterator[tuple[str, Tensor]]:
     """`tensors` as the engine's reload wants them named.
 
     vLLM registers a W4A8 weight under two names; a fresh load fills both at once, a reload each for itself.

@@ -1,0 +1,187 @@
+"""Weights on their way into the real engine: what goes wrong is caught, and the engine keeps what it held."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import rollout.weights
+from qarl.errors import PublicationError
+from qarl.protocols import WeightSource
+from qarl.quant.publish import packed, publish, seal
+from qarl.types import Bucket, Manifest, PublishedTensor, PublishedWeights
+from rollout.engine import VLLMEngine
+from tests.integration.test_engine import SCHEME, gap, perturbed, requests
+from trainer.policy import Policy
+
+UP_0, UP_1 = (f"model.layers.{layer}.mlp.up_proj.weight_scale" for layer in (0, 1))
+DOWN, NORM = "model.layers.1.mlp.down_proj.weight", "model.layers.1.input_layernorm.weight"
+Stream = Iterator[tuple[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_models: dict[str, Path]) -> Policy:
+    return Policy(tiny_models["qwen3"], torch.bfloat16, SCHEME, "engine")
+
+
+@pytest.fixture(scope="module")
+def changed(policy: Policy) -> Policy:
+    return perturbed(policy)
+
+
+@pytest.fixture
+def loaded(engine: VLLMEngine, policy: Policy) -> VLLMEngine:
+    engine.load(publish(policy.model, SCHEME, 1))
+    return engine
+
+
+def refused(engine: VLLMEngine, policy: Policy, weights: WeightSource, reason: str) -> None:
+    """`weights` are refused for `reason`, and the engine samples from version 1, the weights of `policy`, as before."""
+    with pytest.raises(PublicationError, match=reason) as caught:
+        engine.load(weights)
+    assert caught.value.where == f"rollout worker 0, weights version {weights.manifest.version}"
+    assert caught.value.mend == "version 1 is loaded again"
+    assert engine.version == 1
+    samples = engine.generate(requests(4, 20))
+    assert {sample.version for sample in samples} == {1}
+    assert gap(policy, samples).abs_max == 0.0
+
+
+def swapped(tensors: Sequence[PublishedTensor]) -> list[PublishedTensor]:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    data = {UP_0: by_name[UP_1].data, UP_1: by_name[UP_0].data}
+    return [replace(tensor, data=data.get(tensor.name, tensor.data)) for tensor in tensors]
+
+
+def flipped(tensors: Sequence[PublishedTensor]) -> list[PublishedTensor]:
+    data = next(tensor for tensor in tensors if tensor.name == DOWN).data.copy()
+    data[7, 11] ^= 1
+    return [replace(tensor, data=data) if tensor.name == DOWN else tensor for tensor in tensors]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flipped, f"{DOWN} differs from its digest"),
+        (swapped, f"{UP_0} differs from its digest"),
+        (lambda tensors: [t for t in tensors if t.name != NORM], f"came where {NORM} was expected"),
+        (lambda tensors: tensors[:-1], "lm_head.weight is missing"),
+    ],
+)
+def test_damage_on_the_way_is_refused(
+    loaded: VLLMEngine,
+    policy: Policy,
+    changed: Policy,
+    damage: Callable[[Sequence[PublishedTensor]], Sequence[PublishedTensor]],
+    reason: str,
+) -> None:
+    weights = publish(changed.model, SCHEME, 2)
+    refused(loaded, policy, replace(weights, tensors=tuple(damage(weights.tensors))), reason)
+
+
+def test_a_tensor_of_the_version_before_is_refused(loaded: VLLMEngine, policy: Policy, changed: Policy) -> None:
+    old = {tensor.name: tensor for tensor in publish(policy.model, SCHEME, 1).tensors}
+    weights = publish(changed.model, SCHEME, 2)
+    mixed = tuple(old[NORM] if tensor.name == NORM else tensor for tensor in weights.tensors)
+    refused(loaded, policy, replace(weights, tensors=mixed), f"{NORM} differs from its digest")
+
+
+@pytest.mark.parametrize("name", [NORM, "lm_head.weight", DOWN.removesuffix("weight")])
+def test_a_layer_that_was_never_published_is_missed(
+    loaded: VLLMEngine, policy: Policy, changed: Policy, name: str
+) -> None:
+    """The message is whole by its own manifest; vLLM would keep the old layer and say so in its log only."""
+    kept = [tensor for tensor in publish(changed.model, SCHEME, 2).tensors if not tensor.name.startswith(name)]
+    layer = name.rstrip(".").removesuffix(".weight")
+    refused(loaded, policy, seal(2, SCHEME.label, kept), f"no tensor of {layer} was published")
+
+
+def test_another_scheme_is_refused(loaded: VLLMEngine, policy: Policy) -> None:
+    weights = seal(2, "w4a16-g32", publish(policy.model, SCHEME, 2).tensors)
+    refused(loaded, policy, weights, "they are in w4a16-g32, the engine runs w8a8_int8")
+
+
+def flip_in_engine(stream: Stream) -> Stream:
+    for name, tensor in stream:
+        if name == DOWN:
+            tensor[7, 11] ^= 1
+        yield name, tensor
+
+
+def swap_in_engine(stream: Stream) -> Stream:
+    tensors = dict(stream)
+    tensors[UP_0], tensors[UP_1] = tensors[UP_1], tensors[UP_0]
+    yield from tensors.items()
+
+
+def keep_in_engine(stream: Stream) -> Stream:
+    return ((name, tensor) for name, tensor in stream if name != NORM)
+
+
+@pytest.mark.parametrize(
+    ("damage", "layer"),
+    [
+        (flip_in_engine, "model.layers.1.mlp.down_proj"),
+        (swap_in_engine, "model.layers.0.mlp.gate_up_proj"),
+        (keep_in_engine, "model.layers.1.input_layernorm"),
+    ],
+)
+def test_what_goes_wrong_in_the_engine_shows_in_the_read_back(
+    loaded: VLLMEngine,
+    policy: Policy,
+    changed: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Stream], Stream],
+    layer: str,
+) -> None:
+    """The message arrives as it was sent; the engine holds something else, once."""
+    real, broken = rollout.weights.engine_names, [True]
+
+    def names(stream: Stream, scheme: object) -> Stream:
+        stream = real(stream, scheme)  # type: ignore[arg-type]
+        return damage(stream) if broken.pop() else stream
+
+    broken.insert(0, False)
+    monkeypatch.setattr(rollout.weights, "engine_names", names)
+    refused(loaded, policy, publish(changed.model, SCHEME, 2), f"the engine's {layer} does not compute")
+
+
+@dataclass(frozen=True)
+class Breaking:
+    """Weights in small buckets, of which the third never comes."""
+
+    whole: PublishedWeights
+    small: tuple[Bucket, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.whole.manifest
+
+    def buckets(self) -> Iterator[Bucket]:
+        yield from self.small[:2]
+        raise ConnectionError("the learner's node is gone")
+
+
+def test_a_transfer_that_breaks_in_the_middle_leaves_the_version_of_before(
+    loaded: VLLMEngine, policy: Policy, changed: Policy
+) -> None:
+    small = tuple(packed(changed.model, limit=200_000))
+    assert len(small) > 4
+    with pytest.raises(ConnectionError, match="node is gone"):
+        loaded.load(Breaking(publish(changed.model, SCHEME, 2), small))
+    assert loaded.version == 1
+    assert gap(policy, loaded.generate(requests(4, 20))).abs_max == 0.0
+    loaded.load(publish(changed.model, SCHEME, 3))
+    assert gap(changed, loaded.generate(requests(4, 20))).abs_max == 0.0
+
+
+def test_buckets_hold_one_module_more_than_their_limit(policy: Policy) -> None:
+    whole = publish(policy.model, SCHEME, 1)
+    buckets = list(packed(policy.model, limit=100_000))
+    assert [tensor.digest for bucket in buckets for tensor in bucket] == [t.digest for t in whole.tensors]
+    assert all(sum(t.data.nbytes for t in bucket[:-1]) < 100_000 for bucket in buckets)
