@@ -1,4 +1,4 @@
-"""The command line: `qarl train`, `submit`, `plan`, `report`, `study`, `mismatch`, `config`, `bench`."""
+"""The command line: `qarl train`, `submit`, `plan`, `report`, `export`, `study`, `mismatch`, `config`, `bench`."""
 
 from __future__ import annotations
 
@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="print the summary of a finished run and remake its report")
     report.add_argument("run_dir", help="for example runs/quickstart")
     report.set_defaults(run=_report)
+
+    export = commands.add_parser("export", help="write a run's newest checkpoint as a model folder, checked with vLLM")
+    export.add_argument("run_dir", metavar="RUN", type=Path, help="for example runs/quickstart")
+    export.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    export.add_argument("--format", choices=_schemes(), help="none for plain weights (that of the run's rollouts)")
+    export.set_defaults(run=_export)
 
     split = commands.add_parser("split-outliers", help="write a model with outlier channels split: the same function")
     split.add_argument("model", type=Path, help="a Hugging Face model folder")
@@ -185,6 +191,13 @@ def _report(args: argparse.Namespace) -> None:
     summary = read_summary(Path(args.run_dir))
     write_report(Path(args.run_dir), summary)
     Console().print(render_summary(summary))
+
+
+def _export(args: argparse.Namespace) -> None:
+    from launch.export import export
+
+    scheme = None if args.format is None else _schemes()[args.format]
+    print(export(args.run_dir, args.out, scheme))
 
 
 def _split_outliers(args: argparse.Namespace) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,22 @@ class LearnerRank:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameters)
+
+
+def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
+    """The policy's parameters in a DeepSpeed checkpoint of any number of ranks, by name. Raises CheckpointError."""
+    try:
+        if zero_stage == 3:  # sharded; the whole ones exist as float32 masters only
+            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+            with redirect_stdout(StringIO()):  # it tells its progress
+                weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(directory, tag="learner")
+        else:
+            file = Path(directory) / "learner" / "mp_rank_00_model_states.pt"
+            weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"holds no whole DeepSpeed checkpoint: {error}", where=directory) from error
+    return weights
 
 
 def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> Any:

@@ -14,12 +14,13 @@ from launch.cluster import _free_address
 from qarl.config import Config
 from qarl.config_io import load_config
 from qarl.mismatch import Logprobs
+from qarl.quant.linear import requantize
 from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import TrainSequence
 from trainer.batching import PaddedBatch
 from trainer.group import LearnerGroup
-from trainer.learner import LearnerRank, learner_env
+from trainer.learner import LearnerRank, checkpoint_weights, learner_env
 from trainer.policy import Policy
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,9 @@ def test_ranks_score_update_publish_save_and_load(
     learner.load(str(tmp_path))
     assert learner.publish(4).manifest.digest == after.manifest.digest
     learner.close()
+    policy.load_state_dict(checkpoint_weights(str(tmp_path), zero_stage))
+    requantize(policy.model)
+    assert publish(policy.model, scheme, 4).manifest.digest == after.manifest.digest
 
 
 def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: dict[str, Path]) -> None:

@@ -93,6 +93,18 @@ def test_the_learner_learned_and_the_engine_got_it(finished: tuple[Path, str]) -
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+def test_export_is_the_final_model_and_proven_with_stock_vllm(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    run, out = folder / "runs" / "quickstart", folder / "exported"
+    command = [sys.executable, "-m", "launch.cli", "export", str(run), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1].startswith(f"{out}: step 4 in w8a8_int8; vLLM samples from it what a rollout")
+    exported, final = (load_file(path / "model.safetensors") for path in (out, run / "final-w8a8_int8"))
+    assert exported.keys() == final.keys()
+    assert all(torch.equal(exported[name], final[name]) for name in final)
+
+
 def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
     folder, output = finished
     run = folder / "runs" / "quickstart"

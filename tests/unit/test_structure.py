@@ -25,7 +25,13 @@ MAY_IMPORT = {
     "launch": {*PACKAGES, "configs"},
 }
 IMPORTERS = {
-    "vllm": {"qarl/numerics/engine_ops.py", "qarl/numerics/vllm_patch.py", "rollout/engine.py", "rollout/weights.py"},
+    "vllm": {
+        "qarl/numerics/engine_ops.py",
+        "qarl/numerics/vllm_patch.py",
+        "rollout/engine.py",
+        "rollout/weights.py",
+        "rollout/stock.py",
+    },
     "deepspeed": {"trainer/learner.py"},
 }
 HEAVY = ("ray", "vllm", "deepspeed", "wandb")

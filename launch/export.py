@@ -1,0 +1,111 @@
+"""`qarl export`: a run's newest checkpoint as a model folder, proven with vLLM before it gets its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from qarl.config import Config
+from qarl.config_io import load_config
+from qarl.errors import CheckpointError, ConfigError, PublicationError
+from qarl.quant.formats import engine_kernels
+from qarl.quant.linear import requantize
+from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.schedule import scheme_at
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, SampleRequest
+from rollout.engine import engine_env
+from rollout.stock import Sampled, sample_published, sample_stock
+from trainer.checkpoint import CheckpointStore
+from trainer.learner import checkpoint_weights
+from trainer.policy import Policy
+
+PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS = 16, 12, 32
+
+
+def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
+    """Write the newest checkpoint of `run_dir` to the new folder `out`, in `scheme` or that of its rollouts.
+
+    Stock vLLM, given the folder, must sample the tokens and log-probs of a rollout worker, given the learner's tensors,
+    bit for bit; else there is no folder. Returns a line for the user.
+
+    Raises:
+        ConfigError: `run_dir` is no run's, `out` exists, or vLLM has no kernel of the scheme here.
+        CheckpointError: the run has no whole checkpoint.
+        PublicationError: vLLM computes something else from the folder.
+    """
+    transformers_logging.disable_progress_bar()
+    if out.exists():
+        raise ConfigError(f"{out} exists", mend="name a new folder")
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} is no run's folder", mend="name one that holds config.yaml and checkpoints/")
+    config = load_config(run_dir / "config.yaml", [])
+    found = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest()
+    if found is None:
+        raise CheckpointError("the run has no checkpoint yet", where=str(run_dir))
+    directory, state = found
+    step = max(1, state["step"])
+    of_run = scheme_at(config.rollout, step)
+    scheme = of_run if scheme is None else QuantScheme.of(scheme.name, config.rollout.ignore, scheme.group_size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine_kernels(scheme, device)
+    os.environ["DS_ACCELERATOR"] = device
+    policy = Policy(config.model.path, getattr(torch, config.model.dtype), scheme, "stock", kernel="reference")
+    policy.load_state_dict(checkpoint_weights(directory, config.learner.zero_stage))
+    requantize(policy.model)
+    part = out.with_name(f"{out.name}.unproven")
+    try:
+        tensors = checkpoint_tensors(policy.model, quantized=scheme.quantizes)
+        write_checkpoint(tensors, part, Path(config.model.path), scheme)
+        _prove(config, policy, scheme, part, device)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return f"{out}: step {step} in {scheme.label}; vLLM samples from it what a rollout worker samples, bit for bit"
+
+
+def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, device: str) -> None:
+    """Raises PublicationError unless stock vLLM on `folder` and a rollout worker with the policy's tensors agree."""
+    rollout = config.rollout.model_copy(update={"max_model_len": PROMPT_TOKENS + RESPONSE_TOKENS})
+    vocabulary, random = policy.model.config.vocab_size, Random(0)
+    asked = [
+        SampleRequest(
+            Prompt(str(i), "", "", tuple(random.randrange(vocabulary) for _ in range(PROMPT_TOKENS))),
+            seed=i,
+            temperature=1.0,
+            max_new_tokens=RESPONSE_TOKENS,
+            ignore_eos=True,
+        )
+        for i in range(PROMPTS)
+    ]
+    os.environ.update(engine_env(device, rollout))
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    dtype = config.model.dtype
+    stock = _in_own_process(sample_stock, folder, rollout, dtype, device, asked)
+    weights = publish(policy.model, scheme, 0)
+    ours = _in_own_process(sample_published, weights, folder, rollout, scheme, dtype, device, asked)
+    if differing := sum(a != b for a, b in zip(stock, ours, strict=True)):
+        raise PublicationError(
+            f"{differing} of {len(asked)} responses of stock vLLM differ from a rollout worker's",
+            where=f"export in {scheme.label}",
+            mend="nothing was written",
+        )
+
+
+def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
+    """A process holds one engine."""
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(sample, *args).result()
+    except BrokenProcessPool as error:
+        raise PublicationError("vLLM's process died", "export", "nothing was written") from error

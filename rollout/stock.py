@@ -1,0 +1,65 @@
+"""A model folder as plain `vllm.LLM(path)` reads it: what an exported checkpoint is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qarl.config_policy import RolloutConfig
+from qarl.numerics.engine_ops import BLOCK_SIZE
+from qarl.numerics.vllm_patch import patch_cpu, patch_cpu_engine
+from qarl.protocols import WeightSource
+from qarl.quant.scheme import QuantScheme
+from qarl.types import SampleRequest
+from rollout.engine import VLLMEngine
+
+Sampled = list[tuple[list[int], list[float]]]
+"""Tokens and log-probs of each response."""
+
+
+def sample_stock(path: Path, config: RolloutConfig, dtype: str, device: str, asked: Sequence[SampleRequest]) -> Sampled:
+    """Sample from the weights on disk, in a process of its own; on CPU by a rollout worker's kernels."""
+    settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+    if device == "cpu":
+        patch_cpu()
+        patch_cpu_engine()
+        settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        str(path),
+        dtype=dtype,
+        enforce_eager=device == "cpu",
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        logprobs_mode="processed_logprobs",
+        disable_log_stats=True,
+        seed=0,
+        **settings,
+    )
+    params = [
+        SamplingParams(temperature=r.temperature, max_tokens=r.max_new_tokens, seed=r.seed, logprobs=0, ignore_eos=True)
+        for r in asked
+    ]
+    prompts = [{"prompt_token_ids": list(request.prompt.token_ids)} for request in asked]
+    answers = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
+    return [
+        (list(a.token_ids), [entry[token].logprob for token, entry in zip(a.token_ids, a.logprobs, strict=True)])
+        for a in answers
+    ]
+
+
+def sample_published(
+    weights: WeightSource,
+    path: Path,
+    config: RolloutConfig,
+    scheme: QuantScheme,
+    dtype: str,
+    device: str,
+    asked: Sequence[SampleRequest],
+) -> Sampled:
+    """Sample as a rollout worker that was given `weights`, in a process of its own. `path` has the config."""
+    engine = VLLMEngine(path, config, scheme, dtype, device)
+    engine.load(weights)
+    return [(list(s.response_ids), [float(x) for x in s.logprobs_T]) for s in engine.generate(asked)]
