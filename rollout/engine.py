@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, RolloutError
@@ -20,6 +21,7 @@ from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.protocols import WeightSource
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import engine_kernels
+from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import Sample, SampleRequest, WorkerInfo
 
@@ -180,10 +182,14 @@ class VLLMEngine:
             undo.pop_all()
         self._held = weights
 
+    def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Put a checkpoint's tensors, by name and in order, in place of the engine's, without any proof."""
+        self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
+
     def _take(self, weights: WeightSource) -> None:
         if weights.manifest.scheme != self._scheme.label:
             raise PublicationError(f"they are in {weights.manifest.scheme}, the engine runs {self._scheme.label}")
-        self._llm.collective_rpc("qarl_load", args=(weights, self._scheme))
+        self.reload(unpack(weights))
         self._llm.collective_rpc("qarl_read_back", args=(weights, self._scheme))
         if not self._llm.reset_prefix_cache():
             raise PublicationError("the engine kept its prefix cache")

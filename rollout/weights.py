@@ -34,13 +34,13 @@ Parts = dict[str, dict[str, Tensor]]
 class WeightLoader:
     """vLLM worker extension (vLLM calls it in each of its workers)."""
 
-    def qarl_load(self, weights: WeightSource, scheme: QuantScheme) -> None:
-        """Load `weights` in place, layer by layer. Raises PublicationError, and is then between versions."""
+    def qarl_load(self, tensors: Iterator[tuple[str, Tensor]], scheme: QuantScheme) -> None:
+        """Load a checkpoint's tensors in place, layer by layer as they come. After an error it holds a mixture."""
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         done = False
         try:
-            self.reload_weights(weights_iterator=engine_names(unpack(weights), scheme))  # type: ignore[attr-defined]
+            self.reload_weights(weights_iterator=engine_names(tensors, scheme))  # type: ignore[attr-defined]
             done = True
         finally:
             if not done:  # vLLM would count the next reload's tensors on top of this one's

@@ -24,6 +24,11 @@ def add_bench_commands(commands: Any) -> None:
     learner.add_argument("--tokens", type=positive_int, nargs="*", default=[256, 1500], help="lengths (256 1500)")
     learner.add_argument("--rounds", type=positive_int, default=5, help="timed rounds (5)")
     learner.set_defaults(run=_bench_learner)
+    publish = bench.add_parser("publish", help="a publication beside a bfloat16 checkpoint quantized again, on CPU")
+    publish.add_argument("--hidden", type=multiple_of_128, default=1024, help="width (1024)")
+    publish.add_argument("--layers", type=positive_int, default=4, help="(4)")
+    publish.add_argument("--rounds", type=positive_int, default=5, help="timed rounds (5)")
+    publish.set_defaults(run=_bench_publish)
     kernels = bench.add_parser("kernels", help="every low-bit linear on CUDA beside bfloat16")
     kernels.add_argument("--hidden", type=multiple_of_128, nargs="+", default=[2048, 4096], help="widths (2048 4096)")
     kernels.add_argument("--tokens", type=positive_int, nargs="+", default=[1, 64, 1024, 8192], help="(1 64 1024 8192)")
@@ -48,6 +53,13 @@ def _bench_learner(args: argparse.Namespace) -> None:
     from launch.bench.learner import bench
 
     for line in bench(args.hidden, args.tokens, args.rounds):
+        print(line, flush=True)
+
+
+def _bench_publish(args: argparse.Namespace) -> None:
+    from launch.bench.publish import bench
+
+    for line in bench(args.hidden, args.layers, args.rounds):
         print(line, flush=True)
 
 
