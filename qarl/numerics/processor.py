@@ -1,0 +1,25 @@
+"""What this machine's processor has: vLLM, oneDNN and torch choose their CPU kernels by it, and so must qarl."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def has_avx512() -> bool:
+    """Whether vLLM takes its AVX-512 kernels here; those for AVX2 round otherwise, and there are fewer of them."""
+    return torch.cpu._is_avx512_supported()
+
+
+def has_vnni() -> bool:
+    """Whether int8 GEMMs sum exactly and fast here.
+
+    Without VNNI oneDNN adds products of unsigned by signed bytes in pairs that saturate at 16 bits, and torch has a
+    plain loop.
+    """
+    return torch.cpu._is_vnni_supported()
+
+
+def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
+    return x if dtype != torch.bfloat16 else x.view(torch.int32).bitwise_and(-(2**16)).view(torch.float32).to(dtype)
