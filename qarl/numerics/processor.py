@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,23 @@ def has_vnni() -> bool:
 def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
     return x if dtype != torch.bfloat16 else x.view(torch.int32).bitwise_and(-(2**16)).view(torch.float32).to(dtype)
+
+
+def round_as_engine(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 to `dtype` as vLLM's CPU kernels round here; to nearest on other devices. Differentiable."""
+    if x.device.type != "cpu" or has_avx512():
+        return x.to(dtype)
+    out: Tensor = _CutOff.apply(x, dtype)
+    return out
+
+
+class _CutOff(torch.autograd.Function):
+    """`cut_off`, whose derivative is that of a cast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return cut_off(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].float(), None

@@ -90,6 +90,8 @@ class QuantizedExperts(Experts):
         KernelError: no such kernel on the stack's device.
     """
 
+    to_dtype = staticmethod(Tensor.to)  # to nearest: the engine has no low-bit experts where it cuts off
+
     def __init__(self, stack: Any, name: str, scheme: QuantScheme, kind: KernelKind) -> None:
         super().__init__(stack, engine=False)
         self.name = name

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarl.errors import KernelError, ModelError
+from qarl.numerics import processor
 from qarl.numerics.layers import BatchLayout, DecoderLayer, EngineAttention, Norm, Rotary, Rotate, causal_attention
+from qarl.numerics.processor import round_as_engine
 from qarl.numerics.profile import apply_profile
 
 CPU = torch.device("cpu")
@@ -159,8 +161,11 @@ def test_rotation_rounds_as_documented(dtype: torch.dtype) -> None:
         cos, sin = cos_BTD[b, t, d].float(), sin_BTD[b, t, d].item()
         for part, other, sign in ((d, d + 4, -1), (d + 4, d, 1)):
             rounded = (x_BTHD[b, t, h, part].float() * cos).item()
-            exact = rounded + sign * x_BTHD[b, t, h, other].item() * sin  # Python floats are float64
-            assert out[b, t, h, part] == torch.tensor(exact, dtype=torch.float32).to(dtype)
+            second = x_BTHD[b, t, h, other].item() * sin  # Python floats are float64
+            if not processor.has_avx512():
+                second = torch.tensor(second, dtype=torch.float32).item()
+            exact = torch.tensor(rounded + sign * second, dtype=torch.float32)
+            assert out[b, t, h, part] == round_as_engine(exact, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
