@@ -11,12 +11,12 @@ from torch import Tensor
 
 from qarl.numerics import processor
 from qarl.quant.int8 import quantize_activation, w8a8_forward
+from qarl.quant.scheme import KernelKind
 
+EXACT_W8A8: KernelKind = "torch" if processor.has_vnni() else "engine"
+"""The learner's W8A8 kernel that gives the engine's values; where torch's does, it is the stricter test."""
 needs_avx512 = pytest.mark.skipif(
     not processor.has_avx512(), reason="vLLM has no such kernel on a processor without AVX-512"
-)
-needs_vnni = pytest.mark.skipif(
-    not processor.has_vnni(), reason="without VNNI the engine's int8 sums are not those of integers"
 )
 
 
