@@ -102,12 +102,15 @@ class Rotate(torch.autograd.Function):
 
 
 def causal_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float) -> Tensor:
-    """Causal attention in float32, rounded once: [B, H, T, D] in q's dtype. The engine's bits in short contexts."""
+    """Causal attention in float32, rounded once: [B, H, T, D] in q's dtype. The engine's bits in short contexts.
+
+    Without AVX-512 the engine's attention cuts off, and so does this.
+    """
     groups = q_BHTD.shape[1] // k_BGTD.shape[1]
     # Repeated heads reach the memory-saving kernels on every device; `enable_gqa` does not.
     k_BHTD, v_BHTD = (t.float().repeat_interleave(groups, dim=1) for t in (k_BGTD, v_BGTD))
     out = F.scaled_dot_product_attention(q_BHTD.float(), k_BHTD, v_BHTD, is_causal=True, scale=scale)
-    return out.to(q_BHTD.dtype)
+    return processor.round_as_engine(out, q_BHTD.dtype)
 
 
 class EngineAttention(torch.autograd.Function):

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from qarl.errors import KernelError, ModelError
 from qarl.numerics import processor
 from qarl.numerics.layers import BatchLayout, DecoderLayer, EngineAttention, Norm, Rotary, Rotate, causal_attention
-from qarl.numerics.processor import round_as_engine
+from qarl.numerics.processor import cut_off, round_as_engine
 from qarl.numerics.profile import apply_profile
 
 CPU = torch.device("cpu")
@@ -225,7 +225,8 @@ def test_attention_and_its_gradient(length: int) -> None:
 def test_attention_rounds_once() -> None:
     q, k, v = (t.bfloat16() for t in heads(9))
     out = causal_attention(q, k, v, 0.3)
-    exact = plain_attention(q.double(), k.double(), v.double()).to(torch.bfloat16)
+    exact = plain_attention(q.double(), k.double(), v.double())
+    exact = exact.to(torch.bfloat16) if processor.has_avx512() else cut_off(exact.float(), torch.bfloat16)
     assert out.dtype == torch.bfloat16
     assert (out != exact).float().mean() < 0.01  # float32 on the way seldom moves a value over a rounding boundary
 
