@@ -24,7 +24,9 @@ def has_vnni() -> bool:
 
 def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
-    return x if dtype != torch.bfloat16 else x.view(torch.int32).bitwise_and(-(2**16)).view(torch.float32).to(dtype)
+    if dtype == torch.bfloat16:
+        x = x.view(torch.int32).bitwise_and(-(2**16)).view(torch.float32)
+    return x.to(dtype)
 
 
 def round_as_engine(x: Tensor, dtype: torch.dtype) -> Tensor:
