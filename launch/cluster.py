@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from qarl.config import Config
 from qarl.errors import ConfigError, ResourceError
-from qarl.quant.formats import engine_kernels
+from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.schedule import schemes_of
 from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine, engine_env
@@ -82,7 +82,7 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
 
     Raises:
         ResourceError: it has less than the actors ask for.
-        ConfigError: a setting or a scheme that `device` does not have.
+        ConfigError: a setting or a scheme that `device`, or this machine's processor, does not have.
     """
     if device == "cpu" and config.rollout.batch_invariant:
         raise ConfigError(
@@ -92,6 +92,9 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
         )
     for scheme in schemes_of(config.rollout):
         engine_kernels(scheme, device)
+    if config.cluster.address is None:  # in a cluster each engine looks at its own processor
+        for scheme in schemes_of(config.rollout):
+            check_processor(scheme, device)
     workers, ranks = bundles(config, device)
     if device == "cuda" and config.cluster.colocate and (len(workers), len(ranks)) != (1, 1):
         raise ResourceError(

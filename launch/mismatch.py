@@ -76,7 +76,7 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
 
     Raises:
         UsageError: the model, the prompts or a length cannot be used.
-        KernelError: nothing that was asked for has a kernel here.
+        ConfigError, KernelError: nothing that was asked for has a kernel here.
     """
     longest = int(check_model_dir(Path(asked.model)).get("max_position_embeddings", 0))
     if asked.stale_model is not None:
@@ -90,12 +90,13 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
     os.environ.update(engine_env("cpu", config))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     cells: list[Cell] = []
+    reason: ConfigError | KernelError
     for scheme, dtype in product(asked.schemes, asked.dtypes):
         name = f"{scheme.label} {dtype}"
         print(f"{name}: {asked.num_sequences} responses of {' and '.join(map(str, asked.lengths))} tokens", flush=True)
         try:
             cells += _in_own_process(asked, scheme, dtype, prompts)
-        except KernelError as error:
+        except (ConfigError, KernelError) as error:  # no kernel on this device, or on this processor
             print(f"{name}: left out: {error}", flush=True)
             reason = error
         except BrokenProcessPool:

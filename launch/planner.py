@@ -35,6 +35,7 @@ from qarl.plan.memory import (
 from qarl.plan.result import Estimate, LayerRow, Plan, Times
 from qarl.plan.shapes import Matrix, meta_model, shapes_of
 from qarl.quant.experts import check_engine
+from qarl.quant.formats import check_processor
 from qarl.quant.fp8 import check_cuda
 from qarl.quant.kernels import kernel_kind
 from qarl.quant.linear import covered_linears
@@ -181,6 +182,8 @@ class _Planner:
                 return f"{row.name}: {row.fault}"
         try:
             covered_linears(self._model, scheme)
+            if self._config.cluster.address is None:
+                check_processor(scheme, self._device.kind)
             check_engine(scheme, self._model.config.to_dict(), self._config.model.dtype, self._device.kind)
         except (ConfigError, KernelError) as error:
             return str(error)

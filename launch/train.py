@@ -24,6 +24,7 @@ from qarl.config import Config
 from qarl.config_io import to_yaml
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.pool import make_pool
+from qarl.quant.experts import check_engine
 from qarl.quant.linear import covered_linears
 from qarl.quant.publish import publish, unquantized_config, write_engine_config
 from qarl.quant.schedule import scheme_at, schemes_of
@@ -64,10 +65,11 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
         local_device = ("cuda" if there["GPU"] else "cpu") if config.cluster.device == "auto" else config.cluster.device
         check_resources(config, local_device, there)
     else:
+        local_device = None
         connect(config)
         check_resources(config, device_of(config), ray.cluster_resources())
     ensure_model(config.model, config.task, config.seed, note)
-    _check_scheme(config)
+    _check_scheme(config, local_device)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     encode = _encoder(config, tokenizer)
     prompts, heldout = _load_prompts(config, encode, note)
@@ -89,14 +91,19 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     _print(read_summary(run_dir))
 
 
-def _check_scheme(config: Config) -> None:
-    """Raise here, before any actor starts, what the learner would raise of scheme and shapes."""
-    unquantized_config(Path(config.model.path))
+def _check_scheme(config: Config, local_device: str | None) -> None:
+    """Raise here, before any actor starts, what learner and engine would raise of scheme and shapes.
+
+    In a cluster, `local_device` None, an engine's processor is not known here: it looks itself.
+    """
+    keys = unquantized_config(Path(config.model.path))
     shapes = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shapes)
     for scheme in schemes_of(config.rollout):
         covered_linears(model, scheme)
+        if local_device is not None:
+            check_engine(scheme, keys, config.model.dtype, local_device)
 
 
 class _Job:
@@ -151,6 +158,8 @@ class _Job:
 
     def _check_numerics(self, learner: LearnerGroup) -> bool:
         """Print how the learner's arithmetic compares with the engine's; True when nothing differs."""
+        if note := learner.processor_note():
+            self._tracker.note(note)
         checks = learner.parity()
         numerics = numerics_of(self._config, self._device)
         if not checks:

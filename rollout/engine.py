@@ -20,7 +20,7 @@ from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.protocols import WeightSource
 from qarl.quant.experts import check_engine
-from qarl.quant.formats import engine_kernels
+from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import Sample, SampleRequest, WorkerInfo
@@ -61,7 +61,7 @@ class VLLMEngine:
         device: "cpu" or "cuda".
         worker: number of this worker, for messages.
     Raises:
-        ConfigError: vLLM has no kernel for the scheme on this device.
+        ConfigError: vLLM has no kernel for the scheme on this device or processor.
         KernelError: the engine selected another one than the scheme's kernels, or has none for experts.
     """
 
@@ -69,6 +69,7 @@ class VLLMEngine:
         self, model_dir: Path, config: RolloutConfig, scheme: QuantScheme, dtype: str, device: str, worker: int = 0
     ) -> None:
         allowed = engine_kernels(scheme, device)
+        check_processor(scheme, device)
         if device == "cpu":
             patch_cpu()
             patch_cpu_engine()

@@ -49,6 +49,11 @@ class LearnerGroup:
         result: list[Parity] = self._all("parity")[0]
         return result
 
+    def processor_note(self) -> str:
+        """What the user should know of rank 0's processor; empty for nothing."""
+        result: str = self._all("processor_note")[0]
+        return result
+
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[Logprobs]:
         if not sequences:
             return []

@@ -21,14 +21,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from qarl.config import Config
 from qarl.errors import CheckpointError
 from qarl.metrics import Metrics, maximum, mean
-from qarl.numerics.parity import Parity, check_parity
+from qarl.numerics.parity import Parity, check_parity, processor_note
 from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.publish import checkpoint_tensors, make_manifest, packed, write_checkpoint
-from qarl.quant.schedule import scheme_at
+from qarl.quant.schedule import scheme_at, schemes_of
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Bucket, Manifest, TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
@@ -110,6 +110,10 @@ class LearnerRank:
         if self._numerics != "engine":
             return []
         return check_parity(self._policy.model.config, self._dtype, self._scheme, self._kernel())
+
+    def processor_note(self) -> str:
+        """What the user should know of this rank's processor; empty for nothing."""
+        return processor_note(schemes_of(self._config.rollout), self._device)
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
         """Log-probs of this rank's share of `sequences`, by index."""

@@ -21,9 +21,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from launch.bench.compare import HEADER, Case, compare
+from qarl.errors import ConfigError
 from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
-from qarl.quant.formats import format_of
+from qarl.quant.formats import check_processor, format_of
 from qarl.quant.kernels import Kernel, choose_kernel
 from qarl.quant.linear import QuantizedLinear, align_linears
 from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
@@ -35,6 +36,7 @@ LINEAR_TARGET, PROFILE_TARGET = 1.0, 1.15
 TOKENS, SEQUENCE = 1024, 256  # of one forward of a layer or a block; of one of its sequences
 BATCH_TOKENS, PROMPT_TOKENS, VOCABULARY = 3000, 32, 4096  # of one forward of a model
 KINDS: tuple[KernelKind, ...] = ("engine", "torch")
+SCHEMES: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")  # of the models
 PROFILES: tuple[tuple[Numerics, KernelKind], ...] = (("stock", "auto"), ("engine", "auto"), ("portable", "torch"))
 CPU, PLAIN = torch.device("cpu"), "bfloat16"
 RATE = """
@@ -58,9 +60,11 @@ def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator
     try:
         yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block"
         yield f"{_cost_of_the_pin()}\n\n{HEADER}"
-        for cases in (_linears(hidden), _blocks(hidden), _profiles(tokens)):
+        schemes, missing = _schemes()
+        for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens)):
             for case in cases:
                 yield from compare(case, rounds)
+        yield from missing
     finally:
         torch.set_num_threads(threads)
 
@@ -107,9 +111,21 @@ def _blocks(hidden: Sequence[int]) -> Iterator[Case]:
         yield from _passes(f"block {width}", blocks, x_BTE)
 
 
-def _profiles(tokens: Sequence[int]) -> Iterator[Case]:
+def _schemes() -> tuple[list[SchemeName], list[str]]:
+    """Those of `SCHEMES` that the engine has on this processor; a table row for each that it lacks."""
+    schemes, missing = [], []
+    for name in SCHEMES:
+        try:
+            check_processor(QuantScheme(name), "cpu")
+        except ConfigError as error:
+            missing.append(f"| {name}: {error} | | | | |")
+        else:
+            schemes.append(name)
+    return schemes, missing
+
+
+def _profiles(schemes: Sequence[SchemeName], tokens: Sequence[int]) -> Iterator[Case]:
     """Log-probs of a whole policy, forward and backward, by numerics profile; the linears are aligned in all."""
-    schemes: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")
     with tempfile.TemporaryDirectory() as folder:
         _qwen3(512, layers=4).save_pretrained(folder)
         for scheme in schemes:

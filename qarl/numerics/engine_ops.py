@@ -28,11 +28,6 @@ def available() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
-def has_avx512() -> bool:
-    """Whether vLLM takes its AVX-512 kernels here; those for AVX2 round otherwise, and there are fewer of them."""
-    return torch.cpu._is_avx512_supported()
-
-
 @cache
 def ops() -> Any:
     """vLLM's CPU ops, pinned. Raises KernelError where vLLM is missing or was not checked."""
@@ -212,7 +207,7 @@ def _in_chunks(call: Callable[..., None], x_NE: Tensor, ids_NK: Tensor, weights_
 class Int8Experts:
     """vLLM's fused W8A8 experts, for weights int8 [X, 2I, E] and [X, E, I] with float32 scales [X, 2I, 1], [X, E, 1].
 
-    Calling it gives [N, E] as `experts` does. Raises KernelError where the op is missing: it needs AVX512-BF16.
+    Calling it gives [N, E] as `experts` does. Raises KernelError where the op is missing: it needs AVX-512.
     """
 
     def __init__(self, weights: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor]) -> None:

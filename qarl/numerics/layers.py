@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from qarl.numerics.engine_ops import PagedLayout, has_avx512
+from qarl.numerics import processor
+from qarl.numerics.engine_ops import PagedLayout
 from qarl.numerics.moe import SparseMoe
 
 
@@ -84,9 +85,9 @@ class Rotate(torch.autograd.Function):
         cos, sin = cos_BTD.unsqueeze(2), sin_BTD.unsqueeze(2)
         ctx.save_for_backward(cos, sin)
         x1, x2 = x_BTHD.chunk(2, -1)
-        if x_BTHD.device.type == "cpu" and not has_avx512():
+        if x_BTHD.device.type == "cpu" and not processor.has_avx512():
             x1, x2, cos, sin = (t.float() for t in (x1, x2, cos, sin))
-            return cut_off(torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1), x_BTHD.dtype)
+            return processor.cut_off(torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1), x_BTHD.dtype)
         first1, first2 = (x1.float() * cos.float()).double(), (x2.float() * cos.float()).double()
         out1 = first1 - x2.double() * sin.double()
         out2 = first2 + x1.double() * sin.double()
@@ -100,18 +101,16 @@ class Rotate(torch.autograd.Function):
         return torch.cat((g1 * cos + g2 * sin, g2 * cos - g1 * sin), -1).to(grad.dtype), None, None
 
 
-def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
-    return x if dtype != torch.bfloat16 else x.view(torch.int32).bitwise_and(-(2**16)).view(torch.float32).to(dtype)
-
-
 def causal_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, scale: float) -> Tensor:
-    """Causal attention in float32, rounded once: [B, H, T, D] in q's dtype. The engine's bits in short contexts."""
+    """Causal attention in float32, rounded once: [B, H, T, D] in q's dtype. The engine's bits in short contexts.
+
+    Without AVX-512 the engine's attention cuts off, and so does this.
+    """
     groups = q_BHTD.shape[1] // k_BGTD.shape[1]
     # Repeated heads reach the memory-saving kernels on every device; `enable_gqa` does not.
     k_BHTD, v_BHTD = (t.float().repeat_interleave(groups, dim=1) for t in (k_BGTD, v_BGTD))
     out = F.scaled_dot_product_attention(q_BHTD.float(), k_BHTD, v_BHTD, is_causal=True, scale=scale)
-    return out.to(q_BHTD.dtype)
+    return processor.round_as_engine(out, q_BHTD.dtype)
 
 
 class EngineAttention(torch.autograd.Function):

@@ -7,7 +7,7 @@ width, F = 2I.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qarl.numerics import engine_ops
+from qarl.numerics.processor import round_as_engine
 
 
 class Router(nn.Module):
@@ -49,13 +50,15 @@ class Experts(nn.Module):
 
         y = sum_k w_k down_k(silu(gate_k(x)) * up_k(x))
 
-    On CPU the engine rounds the inner activation and the sum to the model's dtype and nothing between; on GPU also the
-    projections and each expert's share.
+    On CPU the engine rounds the inner activation and the sum to the model's dtype (cuts them off without AVX-512) and
+    nothing between; on GPU also the projections and each expert's share.
 
     Args:
         stack: transformers' experts.
         engine: compute by the engine's own op, bit for bit; otherwise in torch, expert by expert.
     """
+
+    to_dtype: Callable[[Tensor, torch.dtype], Tensor] = staticmethod(round_as_engine)
 
     def __init__(self, stack: Any, engine: bool) -> None:
         super().__init__()
@@ -77,12 +80,12 @@ class Experts(nn.Module):
         for expert, token, slot in _by_expert(ids_NK):
             weights = (self.gate_up_proj[expert], self.down_proj[expert])
             out_NE.index_add_(0, token, self.share(expert, x_NE[token], weights_NK[token, slot], *weights).float())
-        return out_NE.to(x_NE.dtype)
+        return self.to_dtype(out_NE, x_NE.dtype)
 
     def share(self, expert: int, x_NE: Tensor, weight_N: Tensor, gate_up_FE: Tensor, down_EI: Tensor) -> Tensor:
         """What one expert adds to the tokens that chose it, [N, E]. Differentiable in all tensors."""
         gate_NI, up_NI = F.linear(x_NE.to(self.wide), gate_up_FE.to(self.wide)).chunk(2, dim=-1)
-        inner_NI = (F.silu(gate_NI) * up_NI).to(x_NE.dtype)
+        inner_NI = self.to_dtype(F.silu(gate_NI) * up_NI, x_NE.dtype)
         return (F.linear(inner_NI.to(self.wide), down_EI.to(self.wide)) * weight_N[:, None]).to(self.wide)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qarl.numerics import engine_ops
+from qarl.numerics import engine_ops, processor
 from qarl.numerics.layers import Rotate
 from qarl.numerics.moe import Experts
 from qarl.quant.experts import QuantizedExperts
@@ -35,6 +36,16 @@ class Parity:
 
     def __str__(self) -> str:
         return f"{self.op} {'exact' if self.exact else f'differs in {self.differing} of {self.total} outputs'}"
+
+
+def processor_note(schemes: Sequence[QuantScheme], device: torch.device) -> str:
+    """One sentence where the engine's arithmetic in one of `schemes` is this processor's own; empty elsewhere."""
+    if device.type != "cpu" or processor.has_vnni() or not any(scheme.name == "w8a8_int8" for scheme in schemes):
+        return ""
+    return (
+        "no VNNI on this processor: the engine's W8A8 sums saturate; the engine kernel of the learner follows bit for "
+        "bit, the policy is trained for this arithmetic, and other machines compute other values"
+    )
 
 
 def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: KernelKind = "auto") -> list[Parity]:

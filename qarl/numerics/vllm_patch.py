@@ -8,7 +8,7 @@
    Upstream: vllm-project/vllm#48312 (weight reload correctness for RL).
 3. The engine's fp8 GEMM, which is `torch._scaled_mm`, runs with oneDNN off (`qarl.quant.fp8.without_onednn` says why).
    torch's own GEMM, from MKL, takes its place, as on hosts without AMX; MKL_CBWR makes MKL give a token one value in
-   any batch.
+   any batch. On hosts without AVX-512 that takes at least four rows, so that fewer are filled up.
 4. Experts without quantization are laid out for the CPU kernel at the first load only: after an in-place reload it
    reads checkpoint layout as its own, silently. They are laid out at every load. Upstream: as 2.
 5. vLLM offers its int8 experts on x86 only with AMX, which 1. takes away. The kernel has an AVX512-VNNI path, and its
@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from qarl.errors import KernelError
-from qarl.quant.fp8 import without_onednn
+from qarl.numerics import processor
+from qarl.quant.fp8 import enough_rows, without_onednn
 
 CHECKED_VERSIONS = ("0.32.0",)
 PINNED_ISA = "AVX512_CORE_BF16"
@@ -83,7 +84,13 @@ def patch_cpu_engine() -> None:
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsInt8
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod as Experts
 
-    Kernel.apply_scaled_mm = without_onednn()(Kernel.apply_scaled_mm)
+    apply = Kernel.apply_scaled_mm
+
+    def apply_to_enough_rows(self: Any, *, A: torch.Tensor, **rest: Any) -> torch.Tensor:
+        out: torch.Tensor = apply(self, A=enough_rows(A), **rest)  # it drops the added rows itself
+        return out
+
+    Kernel.apply_scaled_mm = without_onednn()(apply if processor.has_avx512() else apply_to_enough_rows)
     setup = Experts._setup_kernel
 
     def setup_and_lay_out(self: Any, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from qarl.errors import ConfigError, KernelError
-from qarl.numerics import engine_ops
+from qarl.numerics import engine_ops, processor
 from qarl.numerics.moe import Experts
 from qarl.quant.formats import Quantized, format_of
 from qarl.quant.kernels import StraightThrough, choose_kernel
@@ -63,12 +63,13 @@ def check_engine(scheme: QuantScheme, config: dict[str, Any], dtype: str, device
     """
     if not scheme.quantizes or "moe_intermediate_size" not in config:
         return
-    low_bit = device in format_of(scheme).engine_experts and (device != "cpu" or dtype == "bfloat16")
+    lacks = " without AVX-512" if device == "cpu" and not processor.has_avx512() else ""
+    low_bit = device in format_of(scheme).engine_experts and (device != "cpu" or (dtype == "bfloat16" and not lacks))
     step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers", ())
     layers = [i for i in range(config["num_hidden_layers"]) if (i + 1) % step == 0 and i not in dense]
     if not low_bit and any(scheme.covers(f"model.layers.{i}.mlp.experts.0.{part}") for i in layers for part in PARTS):
         raise KernelError(
-            f"vLLM has no known kernel for experts in {scheme.name} with {dtype} on {device}",
+            f"vLLM has no known kernel for experts in {scheme.name} with {dtype} on {device}{lacks}",
             where="rollout.scheme",
             mend="add 're:.*mlp.experts.*' to rollout.ignore: experts then stay in high precision on both sides",
         )
@@ -89,6 +90,8 @@ class QuantizedExperts(Experts):
         KernelError: no such kernel on the stack's device.
     """
 
+    to_dtype = staticmethod(Tensor.to)  # to nearest: the engine has no low-bit experts where it cuts off
+
     def __init__(self, stack: Any, name: str, scheme: QuantScheme, kind: KernelKind) -> None:
         super().__init__(stack, engine=False)
         self.name = name
@@ -99,6 +102,14 @@ class QuantizedExperts(Experts):
         device, dtype = self.down_proj.device, self.down_proj.dtype
         self.form = format_of(scheme)
         has_op = device.type == "cpu" and dtype == torch.bfloat16 and "cpu" in self.form.engine_experts
+        if has_op and not processor.has_avx512():
+            if kind == "engine":
+                raise KernelError(
+                    f"no 'engine' kernel for experts in {scheme.name} on cpu without AVX-512",
+                    where="learner.kernel",
+                    mend="set it to 'auto' or 'torch'",
+                )
+            has_op = False
         self.engine = has_op and kind in ("auto", "engine") and engine_ops.available()
         low_bit_input = self.form.activation_bits < 16  # weight-only kernels take the model's dtype
         self.wide = torch.float32 if device.type == "cpu" and low_bit_input else dtype

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qarl.errors import ConfigError
+from qarl.numerics import processor
 from qarl.quant import fp4, fp8, int4, int8
 from qarl.quant.scheme import GROUPED, QuantScheme
 
@@ -101,7 +102,23 @@ def engine_kernels(scheme: QuantScheme, device: str) -> tuple[str, ...]:
     return (*kernels, *format_of(scheme).engine_experts.get(device, ()))
 
 
+def check_processor(scheme: QuantScheme, device: str) -> None:
+    """Raises ConfigError: vLLM has `scheme` on CPU, but not for this machine's processor."""
+    if device != "cpu" or not scheme.quantizes or processor.has_avx512():
+        return
+    by_name = {name: make(QuantScheme()).engine_kernels.get(device, ()) for name, make in _FORMATS.items()}
+    here = [name for name, kernels in by_name.items() if {*kernels} - AVX512_KERNELS]
+    if scheme.name not in here:
+        raise ConfigError(
+            f"vLLM has no {scheme.name} kernel on a processor without AVX-512",
+            where="rollout.scheme",
+            mend=f"take {', '.join(here)} or none there, or run on another machine",
+        )
+
+
 GROUP_SIZES = (32, 64, 128)
+AVX512_KERNELS = {"CPUWNA16LinearKernel", "CPUExpertsInt8"}
+"""vLLM's CPU kernels that its build for processors without AVX-512 lacks."""
 _TORCH_FP8 = "ChannelWiseTorchFP8ScaledMMLinearKernel"
 _DYNAMIC_INT8 = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qarl.errors import KernelError
+from qarl.numerics import processor
 from qarl.quant.int8 import finite_amax
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
+FEWEST_ROWS = 4  # of a GEMM on a processor without AVX-512
 BLOCK = 128  # side of a weight block, and activations that share a scale with it
 SMALLEST_ACTIVATION_SCALE = 1.0 / (LARGEST * 512.0)  # the engine's
 
@@ -110,6 +112,16 @@ def without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
 
 
+def enough_rows(q_x_MK: Tensor) -> Tensor:
+    """With zero rows up to a fewest number, on processors without AVX-512.
+
+    MKL sums one to three rows in an order of their own there, and a token would not have one value in any batch.
+    """
+    if processor.has_avx512() or len(q_x_MK) >= FEWEST_ROWS:
+        return q_x_MK
+    return torch.cat((q_x_MK, q_x_MK.new_zeros(FEWEST_ROWS - len(q_x_MK), q_x_MK.shape[1])))
+
+
 def w8a8_forward(x_MK: Tensor, q_NK: Tensor, scale: Tensor, bias_N: Tensor | None) -> Tensor:
     """The engine's CPU arithmetic, bit for bit: [M, N] in the dtype of `x_MK`; `scale` is [N, 1] or [1].
 
@@ -118,8 +130,8 @@ def w8a8_forward(x_MK: Tensor, q_NK: Tensor, scale: Tensor, bias_N: Tensor | Non
     q_x_MK, scale_M1 = quantize_activation(x_MK)
     one = torch.ones(1)
     with without_onednn():
-        y_MN = torch._scaled_mm(q_x_MK, q_NK.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
-    y_MN = y_MN * scale_M1 * scale.view(1, -1)
+        y_MN = torch._scaled_mm(enough_rows(q_x_MK), q_NK.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+    y_MN = y_MN[: len(x_MK)] * scale_M1 * scale.view(1, -1)
     return (y_MN if bias_N is None else y_MN + bias_N).to(x_MK.dtype)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from qarl.errors import KernelError
-from qarl.numerics import engine_ops
+from qarl.numerics import engine_ops, processor
 from qarl.quant import fp8, int4
 from qarl.quant.formats import Format, Quantized, format_of
 from qarl.quant.int8 import w8a8_forward
@@ -84,17 +84,22 @@ def choose_kernel(
 
 
 def kernel_kind(scheme: QuantScheme, device: str, dtype: torch.dtype, kind: KernelKind = "auto") -> KernelKind:
-    """The kind that `choose_kernel` takes on a "cpu" or "cuda" device, which need not be here. Raises as it does."""
+    """The kind that `choose_kernel` takes on a "cpu", which is this machine's, or a "cuda" device, which need not be
+    here. Raises as it does."""
     if kind == "reference":
         return kind
     found = [k for name, k in low_bit_kernels(device) if name == scheme.name]
+    lacks = ""
     if not engine_ops.available():
+        lacks = " without vLLM"
+    elif device == "cpu" and scheme.name == "w4a16" and not processor.has_avx512():
+        lacks = " without AVX-512"
+    if lacks:
         found = [k for k in found if k != "engine"]
     wanted = [k for k in found if kind in ("auto", k)]
     if not wanted:
         raise KernelError(
-            f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {scheme.name} on {device}"
-            + ("" if engine_ops.available() else " without vLLM"),
+            f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {scheme.name} on {device}{lacks}",
             where="learner.kernel",
             mend=f"set it to {' or '.join(map(repr, [*found, 'reference']))}, or take another rollout.scheme",
         )

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import GroupShape
 
 from qarl.config_policy import RolloutConfig
 from qarl.numerics.parity import check_parity
+from qarl.numerics.vllm_patch import patch_cpu, patch_cpu_engine
 from qarl.quant import fp4, fp8
 from qarl.quant.formats import format_of, quantization_config
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint, write_engine_config
@@ -90,6 +91,23 @@ def test_parity_names_the_format(tiny_models: dict[str, Path]) -> None:
 
     checks = check_parity(AutoConfig.from_pretrained(tiny_models["qwen3"]), torch.bfloat16, CHANNEL, "torch")
     assert "fp8_channel linear exact" in map(str, checks)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 20])
+def test_the_engines_fp8_layer_is_ours_in_any_batch(tokens: int) -> None:
+    """Wide enough that MKL's sums would depend on the batch."""
+    patch_cpu()
+    patch_cpu_engine()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 2048, generator=generator).bfloat16()
+    q_NK, scale_N1 = fp8.quantize_channels(torch.randn(96, 2048, generator=generator))
+    q_x, scale_x = fp8.quantize_activation(x[:tokens])
+    theirs = vllm_kernels.ChannelWiseTorchFP8ScaledMMLinearKernel.apply_scaled_mm(
+        None,
+        **{"A": q_x, "B": q_NK.t(), "out_dtype": torch.bfloat16, "As": scale_x, "Bs": scale_N1, "bias": None},
+        output_shape=[tokens, 96],
+    )
+    assert torch.equal(theirs, fp8.w8a8_forward(x, q_NK, scale_N1, None)[:tokens])
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])

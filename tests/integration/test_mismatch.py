@@ -12,6 +12,7 @@ from launch.cli import main
 from launch.mismatch import PROFILES, Comparison, make_prompts, measure_length
 from launch.mismatch_report import Cell, Gap
 from qarl.config_policy import RolloutConfig
+from qarl.numerics import processor
 from qarl.numerics.revert import RULES
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
@@ -51,7 +52,8 @@ def test_the_learner_of_the_engines_numerics_has_no_gap(cell: Cell) -> None:
     assert exact["ess"] == exact["seq_ratio_min"] == exact["seq_ratio_max"] == 1.0
     assert found["unaligned"].mean > 1e-3
     assert found["stock"].mean > 1e-3
-    assert found["portable"].mean < found["stock"].mean
+    if processor.has_vnni():  # elsewhere the engine's sums saturate, which no portable kernel follows
+        assert found["portable"].mean < found["stock"].mean
 
 
 def test_the_engine_agrees_with_itself_in_short_contexts(cell: Cell) -> None:
@@ -63,7 +65,10 @@ def test_every_switch_shows(cell: Cell) -> None:
     assert all(gaps(cell, "format")[name].mean > 1e-3 for name in ("weight grid", "activation rounding"))
     rounding = gaps(cell, "rounding")
     assert tuple(rounding) == ("linear", *RULES)
-    assert rounding["linear"].max == 0.0  # integer sums are exact in any order
+    if processor.has_vnni():
+        assert rounding["linear"].max == 0.0  # integer sums are exact in any order
+    else:
+        assert rounding["linear"].mean > 1e-4
     assert all(rounding[rule].mean > 1e-4 for rule in RULES)
     [stale] = gaps(cell, "staleness").values()
     assert stale.mean > 1e-3

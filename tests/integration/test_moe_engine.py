@@ -10,11 +10,13 @@ import torch
 
 from qarl.config_policy import RolloutConfig
 from qarl.errors import KernelError
+from qarl.numerics import processor
 from qarl.numerics.parity import check_parity
 from qarl.quant.linear import requantize
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine
+from tests.hosts import EXACT_W8A8, needs_avx512
 from tests.integration.test_engine import gap, requests
 from trainer.policy import Policy
 
@@ -63,7 +65,7 @@ def fresh_samples(path: Path, asked: list[tuple[list[int], int]]) -> list[tuple[
     ]
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ["none", "attention", pytest.param("all", marks=needs_avx512)])
 def test_mismatch_is_zero_and_reloaded_is_fresh(name: str, model_dir: Path, tmp_path: Path) -> None:
     scheme, kernels = SCHEMES[name]
     write_engine_config(tmp_path / "engine", model_dir, scheme)
@@ -74,7 +76,7 @@ def test_mismatch_is_zero_and_reloaded_is_fresh(name: str, model_dir: Path, tmp_
     before = engine.generate(requests(24, TOKENS))
     assert gap(policy, before).abs_max == 0.0
     portable, stock = (
-        gap(Policy(model_dir, torch.bfloat16, scheme, numerics, kernel="torch"), before)
+        gap(Policy(model_dir, torch.bfloat16, scheme, numerics, kernel=EXACT_W8A8), before)
         for numerics in ("portable", "stock")
     )
     # A router's choice that falls the other way moves a log-prob by tenths: there is no small bound on the maximum.
@@ -93,7 +95,7 @@ def test_mismatch_is_zero_and_reloaded_is_fresh(name: str, model_dir: Path, tmp_
         assert np.array_equal(logprobs_T, sample.logprobs_T)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", ["none", "attention", pytest.param("all", marks=needs_avx512)])
 def test_every_op_of_this_host_equals_the_engines(name: str, model_dir: Path) -> None:
     scheme, _ = SCHEMES[name]
     policy = Policy(model_dir, torch.bfloat16, scheme, "engine")
@@ -103,9 +105,9 @@ def test_every_op_of_this_host_equals_the_engines(name: str, model_dir: Path) ->
 
 
 def test_experts_without_a_kernel_are_an_error_that_names_the_pattern(model_dir: Path, tmp_path: Path) -> None:
-    scheme = QuantScheme("w4a16", group_size=32)
+    scheme = QuantScheme("w4a16" if processor.has_avx512() else "w4a8", group_size=32)
     write_engine_config(tmp_path, model_dir, scheme)
     with pytest.raises(
-        KernelError, match=r"no known kernel for experts in w4a16.*add 're:\.\*mlp\.experts\.\*' to rollout"
+        KernelError, match=rf"no known kernel for experts in {scheme.name}.*add 're:\.\*mlp\.experts\.\*' to rollout"
     ):
         VLLMEngine(tmp_path, RolloutConfig(max_model_len=64), scheme, "bfloat16", "cpu")

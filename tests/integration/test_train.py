@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from launch.report import Summary
 from launch.tracking import read_log
 from qarl.mismatch import Mismatch
+from qarl.numerics import processor
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks.sorting import is_heldout
 from tests.integration.test_engine import learner_logprobs, stock_vllm
@@ -117,6 +118,7 @@ def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
     assert (run / "curves.png").stat().st_size > 10_000
     assert "CPUInt8ScaledMMLinearKernel" in output
     assert "exactly 0" in output
+    assert output.count("no VNNI on this processor") == (0 if processor.has_vnni() else 1)
     assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
     assert (run / "samples.jsonl").read_text().strip()
     row = steps(folder)[1]

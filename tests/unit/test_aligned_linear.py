@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qarl.errors import ConfigError, KernelError
-from qarl.numerics import engine_ops
-from qarl.quant.formats import engine_kernels, format_of
+from qarl.numerics import engine_ops, processor
+from qarl.quant.formats import check_processor, engine_kernels, format_of
+from qarl.quant.int8 import quantize_activation
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.linear import QuantizedLinear, align_linears
 from qarl.quant.scheme import GROUPED, FloatScheme, KernelKind, QuantScheme, SchemeName
+from tests.hosts import engine_sums, needs_avx512
 
 CPU = torch.device("cpu")
 CPU_KINDS: dict[SchemeName, tuple[KernelKind, ...]] = {
@@ -30,7 +32,11 @@ CPU_KINDS: dict[SchemeName, tuple[KernelKind, ...]] = {
 SCHEMES = [
     QuantScheme(name, group_size=group) for name in CPU_KINDS for group in ((32, 128) if name in GROUPED else (128,))
 ]
-KERNELS = [(scheme, kind) for scheme in SCHEMES for kind in CPU_KINDS[scheme.name]]
+KERNELS = [
+    pytest.param(scheme, kind, marks=[needs_avx512] if (scheme.name, kind) == ("w4a16", "engine") else [])
+    for scheme in SCHEMES
+    for kind in CPU_KINDS[scheme.name]
+]
 needs_vllm = pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not installed")
 
 
@@ -55,6 +61,9 @@ def test_kernel_computes_its_reference(scheme: QuantScheme, kind: KernelKind, bi
     assert y.dtype == torch.bfloat16
     form, quantized = layer.form, layer.quantized()
     exact = form.round_activation(x).double() @ form.dequantize(quantized).double().t()
+    if (scheme.name, kind) == ("w8a8_int8", "engine") and not processor.has_vnni():  # its sums saturate
+        q_x, scale_x = quantize_activation(x)
+        exact = engine_sums(q_x, quantized["weight"]) * scale_x.double() * quantized["weight_scale"].double().t()
     if layer.bias is not None:
         exact = exact + layer.bias.double()
     # One rounding of the output; int4 weights are rounded to bfloat16 as well before W4A16's product.
@@ -166,10 +175,28 @@ def test_a_kernel_that_is_not_there_is_an_error() -> None:
 
 @needs_vllm
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_w4a16_kernels_want_bfloat16(device: str) -> None:
+def test_w4a16_kernels_want_bfloat16(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "has_avx512", lambda: True)
     scheme = QuantScheme("w4a16")
     with pytest.raises(KernelError, match=f"W4A16 kernel on {device} computes in bfloat16; set model"):
         choose_kernel(scheme, format_of(scheme), torch.device(device), torch.float32)
+
+
+@needs_vllm
+def test_w4a16_on_a_processor_without_avx512_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a learner alone: a run with an engine on such a processor is an error."""
+    monkeypatch.setattr(processor, "has_avx512", lambda: False)
+    scheme = QuantScheme("w4a16")
+    assert choose_kernel(scheme, format_of(scheme), CPU, torch.bfloat16).name == "torch dequantized"
+    with pytest.raises(
+        KernelError, match=r"no 'engine' kernel for w4a16 on cpu without AVX-512; set it to 'torch' or 'reference'"
+    ):
+        choose_kernel(scheme, format_of(scheme), CPU, torch.bfloat16, "engine")
+    assert choose_kernel(QuantScheme(), format_of(QuantScheme()), CPU, torch.bfloat16).name == "vllm.onednn_scaled_mm"
+    with pytest.raises(ConfigError, match=r"no w4a16 kernel on a processor without AVX-512; take w8a8_int8, w4a8, fp8"):
+        check_processor(scheme, "cpu")
+    for other, device in ((scheme, "cuda"), (QuantScheme(), "cpu"), (QuantScheme("none"), "cpu")):
+        check_processor(other, device)
 
 
 def test_w4a16_on_cuda_is_tritons_unless_torch_is_asked_for() -> None:

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from torch import Tensor
 
 from qarl.errors import KernelError
+from qarl.numerics import processor
 from qarl.quant.int8 import int8_gemm, quantize_activation, quantize_weight, w8a8_forward
 
 CHANNEL = QuantizationArgs(num_bits=8, symmetric=True, strategy="channel")
@@ -108,6 +109,22 @@ def test_gemm_is_exact(m: int, k: int, n: int) -> None:
     q_x_MK = torch.randint(-127, 128, (m, k), dtype=torch.int8, generator=generator)
     q_w_NK = torch.randint(-128, 128, (n, k), dtype=torch.int8, generator=generator)
     q_x_MK[0], q_w_NK[0] = 127, -128  # the largest sum there is
+    out_MN = int8_gemm(q_x_MK, q_w_NK)
+    assert out_MN.dtype == torch.int32
+    assert torch.equal(out_MN.long(), q_x_MK.long() @ q_w_NK.long().t())
+
+
+@pytest.mark.parametrize("k", [1, 1023, 1024, 1025, 2048, 5000])
+def test_gemm_of_float32_copies_is_exact(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of processors without VNNI, at the largest sums that there are."""
+    monkeypatch.setattr(processor, "has_vnni", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", None)
+    generator = torch.manual_seed(k)
+    q_x_MK = torch.randint(-128, 128, (5, k), dtype=torch.int8, generator=generator)
+    q_w_NK = torch.randint(-128, 128, (4, k), dtype=torch.int8, generator=generator)
+    q_x_MK[0] = q_w_NK[0] = -128
+    q_x_MK[1] = q_w_NK[1] = 127
+    q_x_MK[2, -1] -= 1
     out_MN = int8_gemm(q_x_MK, q_w_NK)
     assert out_MN.dtype == torch.int32
     assert torch.equal(out_MN.long(), q_x_MK.long() @ q_w_NK.long().t())

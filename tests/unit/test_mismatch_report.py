@@ -20,7 +20,7 @@ from launch.cli import main
 from launch.mismatch import Comparison, _common, make_prompts, one_step, run, score
 from launch.mismatch_report import WIDTH, Cell, Gap, draw, render, write_report
 from launch.tiny_model import make_tokenizer
-from qarl.errors import ConfigError, DataError, KernelError, RolloutError
+from qarl.errors import ConfigError, DataError, KernelError, QarlError, RolloutError
 from qarl.mismatch import Mismatch
 from qarl.quant.linear import quantized_linears
 from qarl.quant.scheme import QuantScheme
@@ -144,12 +144,17 @@ def test_a_model_that_is_none(model: str, tmp_path: Path, monkeypatch: pytest.Mo
     assert main(["mismatch", model]) == 2
 
 
+@pytest.mark.parametrize("error", [KernelError, ConfigError])  # of the learner and of the engine
 def test_a_format_without_a_kernel_is_left_out(
-    asked: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: type[QarlError],
+    asked: Comparison,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def measured(asked: Comparison, scheme: QuantScheme, dtype: str, prompts: list[Prompt]) -> list[Cell]:
         if dtype == "float32":
-            raise KernelError("no kernel", mend="another dtype")
+            raise error("no kernel", mend="another dtype")
         return [make_cell(scheme.label, gap("learner", "engine", 0))]
 
     monkeypatch.setattr(mismatch, "_in_own_process", measured)
@@ -158,7 +163,7 @@ def test_a_format_without_a_kernel_is_left_out(
         assert [cell.scheme for cell in cells] == ["w8a8_int8"]
         assert "w8a8_int8 float32: left out: no kernel; another dtype\n" in capsys.readouterr().out
         assert len(json.loads((tmp_path / "mismatch.json").read_text())) == 1
-        with pytest.raises(KernelError, match="no kernel"):
+        with pytest.raises(error, match="no kernel"):
             run(replace(asked, dtypes=("float32",)), tmp_path)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from qarl.errors import ConfigError, KernelError
-from qarl.numerics import engine_ops
+from qarl.numerics import engine_ops, processor
 from qarl.numerics.moe import Experts, Router, SparseMoe
 from qarl.quant.experts import QuantizedExperts, check_engine
 from qarl.quant.formats import format_of, quantization_config
@@ -27,6 +27,7 @@ from qarl.quant.linear import QuantizedLinear, align_linears, requantize
 from qarl.quant.publish import checkpoint_tensors, publish, unpack, write_checkpoint
 from qarl.quant.reference import use_reference
 from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
+from tests.hosts import needs_avx512
 
 EXPERTS, CHOSEN, WIDTH, INNER = 4, 2, 64, 32
 W8A8, PLAIN = QuantScheme(), QuantScheme("none")
@@ -128,7 +129,7 @@ def test_engines_op_computes_the_same_and_differentiates_alike(dtype: torch.dtyp
 
 
 @needs_vllm
-@pytest.mark.parametrize("low_bit", [False, True])
+@pytest.mark.parametrize("low_bit", [False, pytest.param(True, marks=needs_avx512)])
 def test_a_token_has_one_value_in_any_batch(low_bit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = quantized(W8A8, "engine") if low_bit else Experts(stack(torch.bfloat16), engine=True)
     inputs = tokens(100, torch.bfloat16)
@@ -186,6 +187,7 @@ def test_quantized_experts_are_quantized_linears(scheme: QuantScheme, kind: Kern
 
 
 @needs_vllm
+@needs_avx512
 def test_the_engines_low_bit_op_computes_the_same_and_differentiates_alike() -> None:
     inputs = tokens(60, torch.bfloat16)
     engine, torch_ = quantized(W8A8, "engine"), quantized(W8A8, "torch")
@@ -301,7 +303,10 @@ def test_experts_are_ignored_together_or_not_at_all() -> None:
         (QuantScheme("w4a16", ("re:.*layers.[02].mlp.experts.*",)), "bfloat16", False),
     ],
 )
-def test_experts_that_the_engine_cannot_run(scheme: QuantScheme, dtype: str, refused: bool) -> None:
+def test_experts_that_the_engine_cannot_run(
+    scheme: QuantScheme, dtype: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "has_avx512", lambda: True)
     config = tiny_model().config.to_dict()
     check_engine(scheme, {"num_hidden_layers": 3}, dtype, "cpu")
     if scheme.name != "nvfp4":
@@ -313,6 +318,20 @@ def test_experts_that_the_engine_cannot_run(scheme: QuantScheme, dtype: str, ref
         KernelError, match=rf"no known kernel for experts in {scheme.name}.*add 're:\.\*mlp\.experts\.\*' to"
     ):
         check_engine(scheme, config, dtype, "cpu")
+
+
+def test_int8_experts_need_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "has_avx512", lambda: False)
+    config = tiny_model().config.to_dict()
+    with pytest.raises(
+        KernelError, match=r"no known kernel for experts in w8a8_int8 with bfloat16 on cpu without AVX-512; add 're:"
+    ):
+        check_engine(W8A8, config, "bfloat16", "cpu")
+    check_engine(QuantScheme(ignore=("re:.*mlp.experts.*",)), config, "bfloat16", "cpu")
+    check_engine(W8A8, config, "bfloat16", "cuda")
+    with pytest.raises(KernelError, match=r"no 'engine' kernel for experts in w8a8_int8 on cpu without AVX-512; set"):
+        quantized(W8A8, "engine")
+    assert not quantized(W8A8, "auto").engine
 
 
 def test_a_weight_that_is_no_number_is_named() -> None:

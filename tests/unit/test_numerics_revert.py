@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from qarl.numerics import processor
 from qarl.numerics.revert import RULES, Rule, revert_rule
 from qarl.quant.formats import format_of
 from qarl.quant.linear import align_linears
@@ -39,6 +40,8 @@ def test_one_rule_changes_the_rounding_and_no_more(rule: Rule, dtype: torch.dtyp
     gap = (log_probs(reverted, *batch()) - log_probs(kept, *batch())).abs().max().item()
     if rule == "norm" and dtype == torch.float32:
         assert gap == 0.0  # float32 sums are their own rounding
+    elif rule == "rope" and dtype == torch.float32 and not processor.has_avx512():
+        assert gap == 0.0  # the engine's rounds each product there, as transformers does
     elif not (rule == "attention" and dtype == torch.float32):  # the same op there
         assert 0.0 < gap < (1e-4 if dtype == torch.float32 else 0.5)
 

@@ -15,6 +15,7 @@ from launch.planner import make_plan, model_config
 from qarl.config import Config
 from qarl.config_io import load_config
 from qarl.errors import ConfigError
+from qarl.numerics import processor
 from qarl.plan.devices import CPU, GPUS, Device
 from qarl.plan.measure import measure
 from qarl.plan.result import Estimate, Plan, Times, _range
@@ -26,8 +27,12 @@ Run = Callable[..., tuple[int, dict[str, Any], list[str]]]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `qarl plan ... --json` in an empty folder; gives exit code, JSON and the lines on stderr."""
+    """Runs `qarl plan ... --json` in an empty folder, as on a processor with AVX-512.
+
+    Gives exit code, JSON and the lines on stderr.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processor, "has_avx512", lambda: True)
 
     def plan(*argv: str) -> tuple[int, dict[str, Any], list[str]]:
         capsys.readouterr()
@@ -160,6 +165,19 @@ def test_a_shape_that_groups_do_not_divide(run: Run) -> None:
     assert run("quickstart", "rollout.scheme=w4a16", "rollout.group_size=32", "cluster.device=cpu")[0] == 0
 
 
+def test_a_processor_without_avx512_has_no_w4a16(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "has_avx512", lambda: False)
+    asked = ("quickstart", "rollout.scheme=w4a16", "rollout.group_size=32", "cluster.device=cpu")
+    code, _, err = run(*asked)
+    assert code == 1
+    assert err == [
+        "qarl: w4a16-g32 on cpu: rollout.scheme: vLLM has no w4a16 kernel on a processor without AVX-512; "
+        "take w8a8_int8, w4a8, fp8_channel or none there, or run on another machine"
+    ]
+    assert run(*asked, "cluster.address=elsewhere:6379")[0] == 0
+    assert run("quickstart", "cluster.device=cpu")[0] == 0
+
+
 def test_every_stage_of_a_schedule_is_judged(run: Run) -> None:
     stage = "rollout.schedule=[{from_step: 9, scheme: w4a16, group_size: 128}]"
     code, _, err = run("quickstart", stage, "cluster.device=cpu")
@@ -269,7 +287,8 @@ def test_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qarl.plan.measure.FEATURES", 256)
     monkeypatch.setattr("qarl.plan.measure.STREAM_ROWS", 256)
     device = measure(CPU, seconds=0.01)
-    assert device.rates.keys() == {"fp32", "bf16", "int8", "weight_only", "w4a8", "fp8"}
+    engines_alone = {"weight_only"} if processor.has_avx512() else set()
+    assert device.rates.keys() == {"fp32", "bf16", "int8", "w4a8", "fp8"} | engines_alone
     assert min(device.bandwidth, *device.rates.values()) > 0
     assert (device.gemm_efficiency, device.overlaps, device.step_s) == (1.0, False, CPU.step_s)
     assert device.source.startswith("measured on this machine (cpu: ")

@@ -1,0 +1,49 @@
+"""What this machine's processor has: vLLM, oneDNN and torch choose their CPU kernels by it, and so must qarl."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def has_avx512() -> bool:
+    """Whether vLLM takes its AVX-512 kernels here; those for AVX2 round otherwise, and there are fewer of them."""
+    return torch.cpu._is_avx512_supported()
+
+
+def has_vnni() -> bool:
+    """Whether int8 GEMMs sum exactly and fast here.
+
+    Without VNNI oneDNN adds products of unsigned by signed bytes in pairs that saturate at 16 bits, and torch has a
+    plain loop.
+    """
+    return torch.cpu._is_vnni_supported()
+
+
+def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
+    if dtype == torch.bfloat16:
+        x = x.view(torch.int32).bitwise_and(-(2**16)).view(torch.float32)
+    return x.to(dtype)
+
+
+def round_as_engine(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 to `dtype` as vLLM's CPU kernels round here; to nearest on other devices. Differentiable."""
+    if x.device.type != "cpu" or has_avx512():
+        return x.to(dtype)
+    out: Tensor = _CutOff.apply(x, dtype)
+    return out
+
+
+class _CutOff(torch.autograd.Function):
+    """`cut_off`, whose derivative is that of a cast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return cut_off(x, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0].float(), None
