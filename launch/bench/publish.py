@@ -32,7 +32,7 @@ from rollout.engine import VLLMEngine, engine_env
 from trainer.group import StoredWeights
 from trainer.policy import Policy
 
-SCHEMES = (QuantScheme(), QuantScheme("w4a16"), QuantScheme("w4a8"), QuantScheme("fp8_channel"))
+SCHEMES = (QuantScheme(), QuantScheme("w4a16"), QuantScheme("fp8_channel"))
 VOCABULARY, HEAD_DIM = 4096, 64
 AGAIN, SENT, PROVEN = "bfloat16 checkpoint, quantized again", "publication, not read back", "publication"
 

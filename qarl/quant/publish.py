@@ -159,6 +159,11 @@ def pack(name: str, tensor: Tensor) -> PublishedTensor:
     return PublishedTensor(name, dtype, data, _digest(name, dtype, data))
 
 
+def arrived(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, tensor) in order, unchecked: of weights that `unpack` has gone through."""
+    return ((tensor.name, to_torch(tensor)) for bucket in weights.buckets() for tensor in bucket)
+
+
 def to_torch(tensor: PublishedTensor) -> Tensor:
     """The tensor, in memory of its own."""
     # Arrays from the object store are read-only and shared; torch wants its own.
