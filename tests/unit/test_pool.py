@@ -32,9 +32,11 @@ RANDOMS = st.integers(0, 99).map(random.Random)
 @st.composite
 def configs(draw: st.DrawFn, size: int) -> PoolConfig:
     capacity = draw(st.none() | st.integers(size, size + 3))
+    target = draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+    archived = draw(st.integers(0, 3)) if capacity else 0
     return PoolConfig(
         strategy=draw(st.sampled_from(STRATEGIES)),
-        target=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
+        target=target,
         exploration=draw(st.sampled_from([0.0, 0.4, 1.0])),
         cooldown_steps=draw(st.integers(0, 3)),
         decay=draw(st.sampled_from([0.0, 0.7, 1.0])),
@@ -43,14 +45,14 @@ def configs(draw: st.DrawFn, size: int) -> PoolConfig:
         capacity=capacity,
         retire=RetireConfig(
             after_visits=draw(st.integers(0, 2)),
-            solved_above=draw(st.sampled_from([0.7, 1.0])),
-            hopeless_below=draw(st.sampled_from([0.0, 0.2])),
+            solved_above=max(target, draw(st.sampled_from([0.7, 1.0]))),
+            hopeless_below=min(target, draw(st.sampled_from([0.0, 0.2]))),
             recheck_after_steps=draw(st.integers(1, 5)),
         ),
         lineage=LineageConfig(refresh_every=draw(st.integers(0, 3)), aggregate=draw(st.sampled_from(MODES))),
         archive=ArchiveConfig(
-            capacity=draw(st.integers(0, 3)) if capacity else 0,
-            reinsert_per_step=draw(st.integers(0, 2)),
+            capacity=archived,
+            reinsert_per_step=draw(st.integers(0, 2)) if archived else 0,
             rest_steps=draw(st.integers(1, 3)),
         ),
     )
