@@ -69,10 +69,15 @@ class Score:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Rewards in [0, 1] of the responses to one drawn prompt, matched to the pool by `prompt_id`."""
+    """Rewards in [0, 1] of the responses to one drawn prompt, matched to the pool by `prompt_id`.
+
+    `drawn_at` is the step of the draw that they answer: a prompt whose first draw was aborted may be in flight again
+    when the first responses come. None takes them for those of the draw that is in flight.
+    """
 
     prompt_id: str
     rewards: tuple[float, ...]
+    drawn_at: int | None = None
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,15 @@ FIRST_PAUSE_S = 1.0
 """Before the first retry; each further pause is twice as long."""
 TRY_AGAIN = {408, 429}
 """Statuses that pass, as do those from 500."""
+OF_THE_QUESTION = {400, 413, 422}
+"""Statuses that may be about one question, such as one that is too long for the model."""
 
 
 class Teacher:
     """A `qarl.prompts.validate.Validator`: the teacher's answer counts; without one the question is refused.
 
     Raises:
-        ConfigError: the environment variable of the key is not set.
+        ConfigError: the environment variable of the key is not set, or holds no key.
     """
 
     votes = 0
@@ -34,12 +36,10 @@ class Teacher:
         self._config = config
         self._headers = {"Content-Type": "application/json"}
         if config.api_key_env:
-            if config.api_key_env not in os.environ:
-                where = "pool.augment.validator.api_key_env"
-                raise ConfigError(f"{config.api_key_env} is not set", where, mend="export it, or name another variable")
-            self._headers["Authorization"] = f"Bearer {os.environ[config.api_key_env]}"
+            self._headers["Authorization"] = f"Bearer {_key(config.api_key_env)}"
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self._closed = threading.Event()
+        self._proven = False  # whether the endpoint has ever answered
         self._questions: SimpleQueue[str] = SimpleQueue()
         self._results: dict[str, Verdict | TeacherError] = {}
         for _ in range(config.concurrency):
@@ -68,6 +68,8 @@ class Teacher:
                     self._results[question] = self._judge(question)
                 except TeacherError as error:
                     self._results[question] = error
+                except Exception as error:  # noqa: BLE001 - or the thread dies and the queue waits for ever
+                    self._results[question] = TeacherError(f"cannot be asked: {error!r}", where=self._url)
 
     def _judge(self, question: str) -> Verdict:
         fault = "closed"
@@ -76,9 +78,12 @@ class Teacher:
                 break
             try:
                 answer = last_answer(self._ask(question), self._config.answer_pattern)
+                self._proven = True
                 return Verdict(answer) if answer else Verdict(None, "the teacher gives no answer")
             except urllib.error.HTTPError as error:
                 fault = f"status {error.code}"
+                if error.code in OF_THE_QUESTION and self._proven:
+                    return Verdict(None, f"the teacher refuses the question: {fault}")
                 if error.code < 500 and error.code not in TRY_AGAIN:
                     raise TeacherError(fault, self._url, "check base_url, model and key of the teacher") from None
             except (OSError, HTTPException) as error:  # time-outs and lost connections
@@ -99,3 +104,14 @@ class Teacher:
             return str(json.loads(text)["choices"][0]["message"]["content"] or "")  # null when it was cut short
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise TeacherError(f"its reply is no chat completion ({error!r})", where=self._url) from None
+
+
+def _key(variable: str) -> str:
+    where = "pool.augment.validator.api_key_env"
+    if variable not in os.environ:
+        raise ConfigError(f"{variable} is not set", where, mend="export it, or name another variable")
+    key = os.environ[variable]
+    if not key or not key.isascii() or not key.isprintable():
+        what = f"{variable} is empty or holds a line end or other signs that no key has"
+        raise ConfigError(what, where, mend="export the bare key")
+    return key

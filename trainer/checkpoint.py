@@ -40,7 +40,7 @@ class CheckpointStore:
         """(learner folder, state) of the newest complete checkpoint; None when there is none.
 
         Raises:
-            CheckpointError: `state.json` is missing, damaged, or of another schema.
+            CheckpointError: `state.json` is missing, damaged, of another schema, or tells no step.
         """
         complete = self._complete()
         if not complete:
@@ -54,6 +54,8 @@ class CheckpointStore:
             ) from error
         if state.get("schema") != SCHEMA:
             raise CheckpointError(f"schema {state.get('schema')}, this version reads {SCHEMA}", where=str(file))
+        if not isinstance(state.get("step"), int):
+            raise CheckpointError("it tells no step", where=str(file), mend="delete the folder to use the one before")
         return str((complete[-1] / "learner").resolve()), state
 
     def _complete(self) -> list[Path]:

@@ -34,9 +34,9 @@ class Group:
     def rewards(self) -> list[float]:
         return [score.reward for score in self.scores]
 
-    @property
-    def result(self) -> GroupResult:
-        return GroupResult(self.samples[0].prompt.id, tuple(self.rewards))
+    def result(self, drawn_at: int) -> GroupResult:
+        """For the pool, of which the prompt was drawn at this step."""
+        return GroupResult(self.samples[0].prompt.id, tuple(self.rewards), drawn_at)
 
 
 class Collector:
@@ -81,7 +81,7 @@ class Collector:
                 break
             new = self._roll_out(prompts, step, self._augmenter if turn == 0 else None)
             with self._timed("pool"):
-                self._pool.observe([group.result for group in new], step)
+                self._pool.observe([group.result(step) for group in new], step)
             groups += new
             used += [group for group in new if not refills or has_variance(shaped_rewards(group, config))]
             if len(used) == wanted:

@@ -15,7 +15,7 @@ import numpy as np
 from qarl.advantages import advantages, has_variance
 from qarl.config import Config
 from qarl.error_tokens import error_token_metrics, find_error_tokens, worst
-from qarl.errors import MismatchError, PublicationError
+from qarl.errors import CheckpointError, MismatchError, PublicationError
 from qarl.metrics import Value
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
 from qarl.prompts.augment import Augmenter
@@ -74,12 +74,21 @@ class Trainer:
         self._above = False  # whether the last step's mismatch was above mismatch.warn_above
 
     def resume(self, directory: str, state: Mapping[str, Any]) -> None:
-        """Continue after the checkpoint at `directory` with its `state`."""
-        self._learner.load(directory)
+        """Continue after the checkpoint at `directory` with its `state`. Raises CheckpointError when a part of it is
+        missing or damaged."""
+        wanted = ["pool", "progress", *(["augment"] if self._augmenter else [])]
+        if missing := [key for key in wanted if not isinstance(state.get(key), Mapping)]:
+            mend = "delete the folder to use the checkpoint before"
+            raise CheckpointError(f"its state has no {' and no '.join(missing)}", where=directory, mend=mend)
+        try:
+            progress = Progress(**state["progress"])
+        except TypeError as error:
+            raise CheckpointError(f"its progress is damaged ({error})", where=directory) from None
         self._pool.load_state_dict(state["pool"])
         if self._augmenter:
             self._augmenter.load_state_dict(state["augment"])
-        self.progress = Progress(**state["progress"])
+        self._learner.load(directory)
+        self.progress = progress
         self.progress.exact_steps = 0  # this process, or this host, has yet to prove it
 
     def run(self) -> dict[str, float]:

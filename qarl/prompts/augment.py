@@ -19,7 +19,7 @@ from typing import Any
 
 from qarl.errors import CheckpointError
 from qarl.prompts.config import AugmentConfig
-from qarl.prompts.dedup import TextIndex
+from qarl.prompts.dedup import HeldoutIndex, TextIndex
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import Validator
 from qarl.seeds import derive_seed
@@ -70,7 +70,7 @@ class Augmenter:
     ) -> None:
         self._config, self._pool, self._problems, self._validator = config, pool, problems, validator
         self._sampling, self._longest_prompt, self._seed = sampling, longest_prompt, seed
-        self._heldout = TextIndex(config.ngram, problems.heldout_questions())
+        self._heldout = HeldoutIndex(config.ngram, problems.heldout_questions())
         for prompt in heldout:
             self._heldout.add(problems.question(prompt))
         self._known = TextIndex(config.ngram, map(problems.question, known))
@@ -159,9 +159,9 @@ class Augmenter:
         if state.get("version") != VERSION:
             raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE)
         try:
-            queue = [Candidate(**row) for row in state["queue"]]
-            queued, counts = [str(text) for text in state["queued"]], Counter(dict(state["counts"]))
-        except (KeyError, TypeError, ValueError) as error:
+            queue, queued = [_candidate(row) for row in state["queue"]], _texts(state["queued"])
+            counts = Counter({_texts([name])[0]: int(count) for name, count in state["counts"].items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
         self._counts = counts
         for question in queued:
@@ -224,6 +224,22 @@ class Augmenter:
     def _conclude(self, parent_id: str, text: str, reason: str, detail: str = "", answer: str = "") -> None:
         self._counts[reason or "accepted"] += 1
         self._outcomes.append(AugmentOutcome(parent_id, text, reason, detail, answer))
+
+
+def _candidate(row: Mapping[str, Any]) -> Candidate:
+    """Raises TypeError or ValueError when `row` is none."""
+    found = Candidate(**row)
+    _texts([found.question, found.parent_id])
+    _texts(found.replies)
+    int(found.level)
+    return found
+
+
+def _texts(values: Any) -> list[str]:
+    """Raises TypeError when `values` is no list of texts."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{values!r:.60} are no texts")
+    return values
 
 
 def beginning(question: str) -> str:

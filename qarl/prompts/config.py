@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 
 from qarl.config_base import Count, Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
 
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
 
 def _check_pattern(pattern: str, key: str) -> None:
     try:
@@ -34,6 +36,15 @@ class RetireConfig(Node):
     """Measured success rate up to which a prompt counts as hopeless."""
     recheck_after_steps: PositiveInt = 50
     """Steps after which a retired prompt may be drawn again; the result decides anew."""
+
+    @model_validator(mode="after")
+    def _something_is_neither(self) -> RetireConfig:
+        if self.hopeless_below >= self.solved_above:
+            raise ValueError(
+                f"pool.retire.hopeless_below: every success rate is up to {self.hopeless_below:g} or from "
+                f"pool.retire.solved_above {self.solved_above:g}, all prompts would retire"
+            )
+        return self
 
 
 class LineageConfig(Node):
@@ -72,7 +83,7 @@ class VoteConfig(Node):
     """Which validator."""
     num_samples: PositiveInt = 8
     """Answers of the policy, sampled with the next step's rollouts."""
-    threshold: Fraction = 0.5
+    threshold: Share = 0.5
     """Share of them that must agree."""
     answer_pattern: str = BOXED
     """Regular expression whose one group is the answer; its last match in a reply counts."""
@@ -88,9 +99,9 @@ class TeacherConfig(Node):
 
     kind: Literal["teacher"] = "teacher"
     """Which validator."""
-    base_url: str = Field(default=...)
+    base_url: Annotated[str, Field(pattern=r"^https?://[!-~]+$")] = Field(default=...)
     """Up to and with the version: `http://host:8000/v1`. Required."""
-    model: str = Field(default=...)
+    model: Annotated[str, Field(min_length=1)] = Field(default=...)
     """Name of the model there. Required."""
     api_key_env: str = ""
     """Environment variable that holds the key; empty for none."""
@@ -135,9 +146,9 @@ class AugmentConfig(Node):
     """Regular expression whose one group is the new question; it must match the reply exactly once."""
     ngram: PositiveInt = 8
     """Words of the n-grams by which two questions are compared; shorter questions are compared whole."""
-    max_overlap: Fraction = 0.8
+    max_overlap: Share = 0.8
     """Share of common n-grams, of the shorter text, from which a question repeats one of the pool."""
-    max_heldout_overlap: Fraction = 0.5
+    max_heldout_overlap: Share = 0.5
     """The same from which it gives away a held-out one."""
     max_pending: PositiveInt = 64
     """Problems that wait for the validator at most; at this number no more are asked for."""
@@ -193,4 +204,18 @@ class PoolConfig(Node):
     def _archive_has_a_source(self) -> PoolConfig:
         if self.archive.capacity and self.capacity is None:
             raise ValueError("pool.archive.capacity: nothing is ever evicted without pool.capacity; set both")
+        if self.archive.reinsert_per_step and not self.archive.capacity:
+            raise ValueError(
+                "pool.archive.reinsert_per_step: nothing is archived without pool.archive.capacity; set both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_target_stays(self) -> PoolConfig:
+        retire = self.retire
+        if retire.after_visits and not retire.hopeless_below <= self.target <= retire.solved_above:
+            raise ValueError(
+                f"pool.retire: prompts at pool.target {self.target:g} would retire: it lies outside of "
+                f"hopeless_below {retire.hopeless_below:g} and solved_above {retire.solved_above:g}"
+            )
         return self

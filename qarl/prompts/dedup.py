@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -16,7 +16,8 @@ def words(text: str) -> tuple[str, ...]:
 
 
 class TextIndex:
-    """Texts that can be asked for the one nearest to another. A text shorter than `n` words is a single n-gram.
+    """Texts that can be asked for the one nearest to another. A text shorter than `n` words is a single n-gram: only an
+    equal one overlaps with it.
 
     Adding and asking cost O(words), times the texts that share an n-gram; about 200 bytes are held for each n-gram.
     """
@@ -40,7 +41,7 @@ class TextIndex:
     def overlap(self, text: str) -> float:
         """Largest |A and B| / min(|A|, |B|) of the n-grams of `text` and of a text in the index, in [0, 1].
 
-        1 for equal texts, and for one that holds the other whole.
+        1 for equal texts, and for two of `n` words or more of which one holds the other whole.
         """
         grams = self._grams(text)
         shared = Counter(holder for gram in grams for holder in self._holders.get(gram, ()))
@@ -49,3 +50,37 @@ class TextIndex:
     def _grams(self, text: str) -> set[int]:
         found, n = words(text), self._n
         return {hash(found[i : i + n]) for i in range(max(1, len(found) - n + 1))}
+
+
+class HeldoutIndex(TextIndex):
+    """Likewise, but two texts of which one holds the other whole overlap by 1 however short they are: a held-out
+    question stays one with a few words around it, or without.
+
+    Asking costs O(all texts) for a text shorter than `n` words, and O(the texts shorter than `n` words) for others.
+    """
+
+    def __init__(self, n: int, texts: Iterable[str] = ()) -> None:
+        self._lines: list[str] = []
+        self._short_lines: list[str] = []
+        super().__init__(n, texts)
+
+    def add(self, text: str) -> None:
+        super().add(text)
+        found = words(text)
+        self._lines.append(_line(found))
+        if len(found) < self._n:
+            self._short_lines.append(self._lines[-1])
+
+    def overlap(self, text: str) -> float:
+        found = words(text)
+        line = _line(found)
+        if any(short in line for short in self._short_lines):
+            return 1.0
+        if len(found) < self._n and any(line in other for other in self._lines):
+            return 1.0
+        return super().overlap(text)
+
+
+def _line(found: Sequence[str]) -> str:
+    """Words, each between spaces."""
+    return f" {' '.join(found)} "

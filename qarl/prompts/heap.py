@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
+import math
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 Entry = tuple[Any, ...]
@@ -24,6 +26,7 @@ class LazyHeap:
         self._returned: list[Entry] = []
         self._live: list[Entry | None] = []  # by slot: its one valid entry
         self._size = 0
+        self._dead = 0  # entries in the two heaps that are not live
 
     def __len__(self) -> int:
         return self._size
@@ -38,9 +41,11 @@ class LazyHeap:
             live.extend([None] * (slot + 1 - len(live)))
         if live[slot] is None:
             self._size += 1
+        else:
+            self._dead += 1
         live[slot] = entry
-        heapq.heappush(self._entries, entry)
-        if len(self._entries) + len(self._returned) > 64 + 1.25 * self._size:
+        heappush(self._entries, entry)
+        if 4 * self._dead > 256 + self._size:
             self._compact()
 
     def top(self) -> Entry:
@@ -54,39 +59,59 @@ class LazyHeap:
 
     def pop(self) -> int:
         """Remove and return the slot of smallest priority. Raises IndexError when empty."""
-        slot: int = self.take()[-1]
+        entry = heappop(self._nearest())
+        slot: int = entry[-1]
+        self._live[slot] = None
+        self._size -= 1
         return slot
 
-    def take(self) -> Entry:
-        """Remove and return the smallest entry. Raises IndexError when empty."""
-        entry = heapq.heappop(self._nearest())
-        self._live[entry[-1]] = None
-        self._size -= 1
-        return entry
+    def take(self, n: int = 1, most: float = math.inf) -> list[Entry]:
+        """Remove and return the up to `n` smallest entries whose priority begins with at most `most`, in order."""
+        live = self._live
+        taken: list[Entry] = []
+        for _ in range(min(n, self._size)):
+            heap = self._nearest()
+            if heap[0][0] > most:
+                break
+            taken.append(entry := heappop(heap))
+            live[entry[-1]] = None
+            self._size -= 1
+        return taken
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entries: Iterable[Entry]) -> None:
         """Undo `take`."""
-        self._live[entry[-1]] = entry
-        self._size += 1
-        heapq.heappush(self._returned, entry)
+        live, returned = self._live, self._returned
+        for entry in entries:
+            live[entry[-1]] = entry
+            self._size += 1
+            heappush(returned, entry)
 
     def remove(self, slot: int) -> None:
         """Take `slot` out. Raises KeyError when it is not there."""
-        if slot not in self:
+        if not self.discard(slot):
             raise KeyError(slot)
-        self._live[slot] = None
+
+    def discard(self, slot: int) -> bool:
+        """Take `slot` out; False when it is not there."""
+        live = self._live
+        if slot >= len(live) or live[slot] is None:
+            return False
+        live[slot] = None
         self._size -= 1
+        self._dead += 1
+        return True
 
     def _nearest(self) -> list[Entry]:
         """Of the two heaps the one with the smallest live entry, which is then on its top."""
         live, entries, returned = self._live, self._entries, self._returned
-        while entries and live[entries[0][-1]] is not entries[0]:
-            heapq.heappop(entries)
-        while returned and live[returned[0][-1]] is not returned[0]:
-            heapq.heappop(returned)
+        for heap in (entries, returned):
+            while heap and live[heap[0][-1]] is not heap[0]:
+                heappop(heap)
+                self._dead -= 1
         return returned if returned and (not entries or returned[0] < entries[0]) else entries
 
     def _compact(self) -> None:
         self._entries = [entry for entry in self._live if entry is not None]
         self._returned = []
-        heapq.heapify(self._entries)
+        self._dead = 0
+        heapify(self._entries)

@@ -78,8 +78,8 @@ class Pool:
 
         Fewer than `n`, possibly none, means that the rest of the pool is in flight or rests.
         """
-        while self._waking and self._waking.top()[0] < step:
-            self._release(self._waking.pop())
+        for _, slot in self._waking.take(len(self._waking), most=step - 1):
+            self._release(slot)
         if step > self._gauges.reinsert_step:
             self._gauges.reinsert_step = step
             self._reinsert(step)
@@ -89,31 +89,34 @@ class Pool:
             self.refresh()
         drawn = self._strategy.select(n, step)
         for slot in drawn:
+            self._drawn_at[slot] = step
             self._move(slot, State.IN_FLIGHT)
-            if slot in self._far:
-                self._far.remove(slot)
+            self._far.discard(slot)
         return [self._prompt(slot) for slot in drawn]
 
     def observe(self, results: Sequence[GroupResult], step: int) -> None:
         """Record the rewards of prompts in flight, however many each has; the prompts then cool, or retire.
 
-        A result of a prompt that is not in flight (late, duplicate, unknown) changes nothing and is counted.
+        A result of a prompt that is not in flight, or of an earlier draw than the one in flight (late, duplicate,
+        unknown), changes nothing and is counted.
         Raises DataError, before anything is recorded, when rewards are missing or outside [0, 1].
         """
         for result in results:
-            if not result.rewards or not all(0.0 <= reward <= 1.0 for reward in result.rewards):  # NaN fails too
+            if not _are_rewards(result.rewards):
                 what = f"rewards {list(result.rewards)} are not one or more numbers in [0, 1]"
                 raise DataError(what, where=f"prompt '{result.prompt_id}'", mend="check the verifier")
+        stats, draws, clock = self._stats, self._drawn_at, self._strategy.clock
         flat_groups, errors = [], []
         for result in results:
-            slot = self._slots.get(result.prompt_id)
-            if slot is None or self._state[slot] != State.IN_FLIGHT:
+            slot = self._slots.get(result.prompt_id, -1)
+            if slot not in draws or result.drawn_at not in (None, draws[slot]):
                 self._gauges.unknown_results += 1
                 continue
-            if not self._stats.visits[slot] and self._stats.known(slot):
-                errors.append(abs(self._stats.estimate[slot] - fmean(result.rewards)))
-            self._stats.learn(slot, result.rewards, step, self._rng.random())
-            self._stats.alarm_base[slot] = self._strategy.clock
+            del draws[slot]
+            if not stats.visits[slot] and stats.known(slot):
+                errors.append(abs(stats.estimate[slot] - fmean(result.rewards)))
+            stats.learn(slot, result.rewards, step, self._rng.random())
+            stats.alarm_base[slot] = clock
             self._rest(slot, self._is_settled(slot))
             flat_groups.append(min(result.rewards) == max(result.rewards))
         if flat_groups:
@@ -124,8 +127,8 @@ class Pool:
     def abort(self, prompt_ids: Sequence[str]) -> None:
         """Return prompts in flight, unobserved, to the state that they were drawn from; others are left alone."""
         for prompt_id in prompt_ids:
-            slot = self._slots.get(prompt_id)
-            if slot is not None and self._state[slot] == State.IN_FLIGHT:
+            slot = self._slots.get(prompt_id, -1)
+            if self._drawn_at.pop(slot, None) is not None:
                 self._release(slot)
 
     def spread(self, prompt_id: str) -> float:
@@ -252,6 +255,7 @@ class Pool:
         self._prompts: list[Prompt | None] = list(prompts)
         self._slots = {prompt.id: slot for slot, prompt in enumerate(prompts)}
         self._free: list[int] = []
+        self._drawn_at: dict[int, int] = {}  # of those in flight: the step of the draw
         self._stats = stats
         self._state = bytearray([State.ABSENT]) * len(prompts)
         self._sizes = [0] * len(State)
@@ -282,26 +286,29 @@ class Pool:
     def _release(self, slot: int) -> None:
         """Make eligible."""
         stats = self._stats
-        side = State.LOW if stats.rate(slot) <= stats.target else State.HIGH
+        side = State.LOW if stats.rates[slot] <= stats.target else State.HIGH
         self._move(slot, side if stats.known(slot) else State.COLD)
         self._strategy.add(slot)
-        self._mark_far(slot)
+        if self._config.capacity is not None:
+            self._mark_far(slot)
 
     def _rest(self, slot: int, retired: bool) -> None:
         self._move(slot, State.RETIRED if retired else State.COOLING)
         steps = self._config.retire.recheck_after_steps if retired else self._config.cooldown_steps
         self._waking.push(slot, self._stats.last_step[slot] + steps)
-        self._mark_far(slot)
+        if self._config.capacity is not None:
+            self._mark_far(slot)
 
     def _mark_far(self, slot: int) -> None:
-        if self._config.capacity is not None:
-            self._far.push(slot, -self._strategy.far(slot), self._stats.last_step[slot], self._stats.ticket[slot])
+        self._far.push(slot, -self._strategy.far(slot), self._stats.last_step[slot], self._stats.ticket[slot])
 
     def _is_settled(self, slot: int) -> bool:
         """Whether it looks solved or hopeless after enough visits."""
-        retire, measured = self._config.retire, self._stats.measured(slot)
-        enough = 0 < retire.after_visits <= self._stats.visits[slot]
-        return enough and (measured >= retire.solved_above or measured <= retire.hopeless_below)
+        retire = self._config.retire
+        if not 0 < retire.after_visits <= self._stats.visits[slot]:
+            return False
+        measured = self._stats.measured(slot)
+        return measured >= retire.solved_above or measured <= retire.hopeless_below
 
     # Who is in the pool
 
@@ -348,8 +355,7 @@ class Pool:
             self._strategy.remove(slot)
         elif state in (State.COOLING, State.RETIRED):
             self._waking.remove(slot)
-        if slot in self._far:
-            self._far.remove(slot)
+        self._far.discard(slot)
         self._stats.clear(slot)
         self._move(slot, State.ABSENT)
         self._lineage.remove(prompt_id)
@@ -369,6 +375,11 @@ class Pool:
                 self._gauges.reinserted += 1
             else:
                 self._remember(Archived(old.prompt, old.row, step))
+
+
+def _are_rewards(values: Sequence[float]) -> bool:
+    """Whether there are any, all within [0, 1]. The sum is NaN when one of them is."""
+    return bool(values) and min(values) >= 0.0 and max(values) <= 1.0 and not math.isnan(sum(values))
 
 
 def make_pool(prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> Pool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
@@ -86,9 +86,10 @@ def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
     Raises:
         CheckpointError: another version, other prompt ids, incomplete or contradictory.
     """
-    if state.get("version") != VERSION:
+    version = state.get("version") if isinstance(state, Mapping) else None
+    if version != VERSION:
         mend = "resume with the qarl that wrote it, or start over with run.resume=false"
-        raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE, mend)
+        raise CheckpointError(f"version {version}, this qarl reads {VERSION}", WHERE, mend)
     try:
         saved = _parse(state, {prompt.id: prompt for prompt in task})
     except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
@@ -113,21 +114,23 @@ def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
     lineage = Forest()
     for child, parent, difficulty in state["lineage"]:
         lineage.link(child, parent, difficulty)
+    columns = {name: unpack(kind, state["columns"][name], len(ids)) for name, kind in COLUMNS.items()}
+    _check_values(ids, columns)
     return Saved(
         rng=rng,
         prompts=[known[prompt_id] for prompt_id in ids],
-        columns={name: unpack(kind, state["columns"][name], len(ids)) for name, kind in COLUMNS.items()},
+        columns=columns,
         in_flight=frozenset(state["in_flight"]),
         cooling=frozenset(state["cooling"]),
         retired=frozenset(state["retired"]),
         grown=set(grown),
         lineage=lineage,
         archive={
-            prompt_id: Archived(known[prompt_id], _row(entry["row"]), int(entry["step"]))
+            prompt_id: Archived(known[prompt_id], _row(prompt_id, entry["row"]), int(entry["step"]))
             for prompt_id, entry in state["archive"].items()
         },
         forgotten=forgotten,
-        gauges=Gauges(**state["gauges"]),
+        gauges=_gauges(state["gauges"]),
     )
 
 
@@ -138,7 +141,30 @@ def _check_ids(ids: set[str], by_id: Mapping[str, Prompt]) -> None:
         raise CheckpointError(what, WHERE, mend="resume with the task data that the run began with")
 
 
-def _row(row: Mapping[str, float | None]) -> dict[str, float]:
+def _row(prompt_id: str, row: Mapping[str, float | None]) -> dict[str, float]:
     if row.keys() != COLUMNS.keys():
         raise ValueError(f"fields {sorted(row)}")
-    return {name: math.nan if value is None else value for name, value in row.items()}
+    values = {name: math.nan if value is None else value for name, value in row.items()}
+    _check_values([prompt_id], {name: [value] for name, value in values.items()})
+    return values
+
+
+def _check_values(ids: Iterable[str], columns: Mapping[str, Iterable[float]]) -> None:
+    """Raises ValueError, which names the prompt, when a value cannot be; of NaN only a missing estimate's passes."""
+    names = ("ticket", "successes", "trials", "estimate", "alarm_base", "visits", "last_step")
+    rows = zip(ids, *(columns[name] for name in names), strict=True)
+    for prompt_id, ticket, successes, trials, estimate, alarm_base, visits, last_step in rows:
+        measured = 0.0 <= successes <= trials < math.inf and visits >= 0 and (visits > 0) == (trials > 0.0)
+        estimated = estimate != estimate or 0.0 <= estimate <= 1.0
+        visited = last_step >= 0 if visits else last_step == -1
+        if not (measured and estimated and visited and 0.0 <= ticket < 1.0 and 0.0 <= alarm_base < math.inf):
+            raise ValueError(f"prompt '{prompt_id}' has statistics that cannot be")
+
+
+def _gauges(values: Mapping[str, Any]) -> Gauges:
+    gauges = Gauges(**values)
+    for name, default in asdict(Gauges()).items():
+        value = getattr(gauges, name)
+        if type(value) is not type(default) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}")
+    return gauges

@@ -30,8 +30,8 @@ NEW = {
     "last_step": -1,
 }
 BINS = 10
-RATE_UNIT = 2.0**-40
-"""Success rates are added up in whole numbers of this: exactly, hence equal after a resume."""
+RATE_UNITS = 2.0**40
+"""Success rates are added up in whole numbers of the inverse of this: exactly, hence equal after a resume."""
 
 
 class Statistics:
@@ -53,9 +53,11 @@ class Statistics:
         self.arrival: array[int] = array("q")
         self.visits: array[int] = array("q")
         self.last_step: array[int] = array("q")
+        self.rates: array[float] = array("d")
+        """Success rates; they follow from the columns and the config, and are not saved."""
         self.histogram = [0] * BINS
         """Seen prompts by success rate."""
-        self._rate_sum = 0  # in RATE_UNIT
+        self._rate_sum = 0  # times RATE_UNITS
         self.unseen_estimated = 0
 
     def __len__(self) -> int:
@@ -68,13 +70,15 @@ class Statistics:
 
     def put(self, slot: int, ticket: float, **known: float) -> None:
         """Set a slot (the next new one, or a freed one) to `known`, and to a fresh prompt's values elsewhere."""
+        if slot == len(self):
+            self.rates.append(0.0)
         for name, value in {"ticket": ticket, **NEW, **known}.items():
             column = getattr(self, name)
             if slot == len(column):
                 column.append(value)
             else:
                 column[slot] = value
-        self._count(slot, 1)
+        self._enter(slot)
 
     def columns(self, slots: Sequence[int]) -> dict[str, str]:
         """The columns at `slots`: 8 bytes a value in this machine's order, in base64, which JSON writes fast."""
@@ -85,8 +89,9 @@ class Statistics:
         """Take over whole columns, all of one length."""
         for name in COLUMNS:
             setattr(self, name, columns[name])
+        self.rates = array("d", [0.0]) * len(self)
         for slot in range(len(self)):
-            self._count(slot, 1)
+            self._enter(slot)
 
     def clear(self, slot: int) -> None:
         """The prompt at `slot` is gone."""
@@ -105,17 +110,16 @@ class Statistics:
         self.visits[slot] += 1
         self.last_step[slot] = step
         self.ticket[slot] = ticket
-        self._count(slot, 1)
+        self._enter(slot)
 
     def set_estimate(self, slot: int, estimate: float) -> None:
         self._count(slot, -1)
         self.estimate[slot] = estimate
-        self._count(slot, 1)
+        self._enter(slot)
 
     def rate(self, slot: int) -> float:
         """Success rate in [0, 1]: mean of the Beta posterior whose prior is the estimate, or else the target."""
-        estimate, strength = self._prior(slot)
-        return (self.successes[slot] + strength * estimate) / (self.trials[slot] + strength)
+        return self.rates[slot]
 
     def spread(self, slot: int) -> float:
         """Standard deviation expected of a reward: E sqrt(p (1 - p)) under the Beta posterior of the success rate p."""
@@ -139,7 +143,7 @@ class Statistics:
         return self.successes[slot] / self.trials[slot] if self.visits[slot] else math.nan
 
     def distance(self, slot: int) -> float:
-        return abs(self.rate(slot) - self.target)
+        return abs(self.rates[slot] - self.target)
 
     def known(self, slot: int) -> bool:
         """Whether there is a measurement or an estimate."""
@@ -150,7 +154,7 @@ class Statistics:
 
     def rate_mean(self) -> float:
         """Mean success rate over seen prompts; the prior mean while there are none."""
-        return RATE_UNIT * self._rate_sum / seen if (seen := self.seen()) else self.target
+        return self._rate_sum / RATE_UNITS / seen if (seen := self.seen()) else self.target
 
     def _prior(self, slot: int) -> tuple[float, float]:
         """Its mean and its pseudo-trials."""
@@ -159,10 +163,16 @@ class Statistics:
             return self.target, self._prior_strength
         return estimate, self._estimate_strength
 
+    def _enter(self, slot: int) -> None:
+        """The columns at `slot` are new: work out the success rate and count it."""
+        estimate, strength = self._prior(slot)
+        self.rates[slot] = (self.successes[slot] + strength * estimate) / (self.trials[slot] + strength)
+        self._count(slot, 1)
+
     def _count(self, slot: int, sign: int) -> None:
         if self.visits[slot]:
-            rate = self.rate(slot)
-            self.histogram[min(int(rate * BINS), BINS - 1)] += sign
-            self._rate_sum += sign * round(rate / RATE_UNIT)
+            rate = self.rates[slot]
+            self.histogram[int(rate * BINS) if rate < 1.0 else BINS - 1] += sign
+            self._rate_sum += sign * int(rate * RATE_UNITS)
         elif self.estimate[slot] == self.estimate[slot]:
             self.unseen_estimated += sign

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
+from itertools import zip_longest
 from random import Random
 
 from qarl.prompts.config import PoolConfig
-from qarl.prompts.heap import Entry, LazyHeap
+from qarl.prompts.heap import LazyHeap
 from qarl.prompts.stats import Statistics
 from qarl.types import Prompt
 
@@ -121,9 +121,8 @@ class Frontier(Strategy):
 
     def remove(self, slot: int) -> None:
         self._turns.remove(slot)
-        for heap in (self.low, self.high):
-            if slot in heap:
-                heap.remove(slot)
+        if not self.low.discard(slot):
+            self.high.discard(slot)
 
     def select(self, n: int, step: int) -> list[int]:
         picked = self._explore(round(self.config.exploration * n), step - self.config.stale_after_steps)
@@ -137,25 +136,23 @@ class Frontier(Strategy):
     def _explore(self, quota: int, latest: int) -> list[int]:
         """Up to `quota` of the unseen and then of those last visited at step `latest` or before."""
         picked: list[int] = []
-        while len(picked) < quota and self._turns:
-            slot = self._turns.peek()
-            if self.stats.visits[slot] and self.stats.last_step[slot] > latest:
-                break
-            self.remove(slot)
-            picked.append(slot)
+        for entry in self._turns.take(quota, most=max(latest, -1)):
+            picked.append(slot := entry[-1])
+            if not self.low.discard(slot):
+                self.high.discard(slot)
         return picked
 
     def _pick_near(self, m: int, reach: float) -> list[int]:
         picked = pick_outwards(self.low, self.high, m, self.rng, reach)
         for slot in picked:
             self._turns.remove(slot)
-        self.width = max([self.width, *map(self.stats.distance, picked)])
+        self.width = max(self.width, *map(self.stats.distance, picked), 0.0)
         return picked
 
     def _add_side(self, slot: int) -> None:
         stats = self.stats
         if stats.known(slot):
-            rate = stats.rate(slot)
+            rate = stats.rates[slot]
             heap = self.low if rate <= stats.target else self.high
             heap.push(slot, abs(rate - stats.target), stats.last_step[slot], stats.ticket[slot])
 
@@ -180,8 +177,7 @@ class Median(Strategy):
 
     def remove(self, slot: int) -> None:
         for heap in (self._unseen, self.low, self.high):
-            if slot in heap:
-                heap.remove(slot)
+            heap.discard(slot)
         self._balance()
 
     def select(self, n: int, step: int) -> list[int]:
@@ -210,23 +206,16 @@ def pick_outwards(low: LazyHeap, high: LazyHeap, m: int, rng: Random, reach: flo
     """Remove and return up to `m` slots, at random of the first 2m, by turns, low first, whose priority begins with at
     most `reach`.
     """
-    window: list[tuple[Entry, LazyHeap]] = []
-    heaps = deque((low, high))
-    while heaps and len(window) < 2 * m:
-        heap = heaps.popleft()
-        if not heap:
-            continue
-        entry = heap.take()
-        if entry[0] <= reach:
-            window.append((entry, heap))
-            heaps.append(heap)
-        else:
-            heap.put_back(entry)
+    below, above = low.take(m, reach), high.take(m, reach)
+    below += low.take(m - len(above), reach)  # where one side has too few, the other fills up
+    above += high.take(2 * m - len(below) - len(above), reach)
+    window = [entry for pair in zip_longest(below, above) for entry in pair if entry is not None]
     picked = rng.sample(range(len(window)), min(m, len(window)))
-    for i in set(range(len(window))).difference(picked):
-        entry, heap = window[i]
-        heap.put_back(entry)
-    return [window[i][0][-1] for i in picked]
+    chosen = [window[i][-1] for i in picked]
+    kept = set(chosen)
+    low.put_back(entry for entry in below if entry[-1] not in kept)
+    high.put_back(entry for entry in above if entry[-1] not in kept)
+    return chosen
 
 
 STRATEGIES: dict[str, type[Strategy]] = {

@@ -205,6 +205,15 @@ def test_a_planted_leak_of_a_held_out_question_is_refused(planted: str, text: st
     assert case.read(tagged("What is two times six?")) == []
 
 
+@pytest.mark.parametrize("text", ["Well: what is 2 + 2?", "What is 2+2?", "is 2+2"])
+def test_a_short_held_out_question_is_no_secret_either(text: str) -> None:
+    """Shorter than an n-gram, and with words around it or less of them."""
+    problems = Listed(["What is 2+2?"])
+    case = Case(problems, [STORY], AugmentConfig(per_step=1, ngram=8), Slow())
+    assert [outcome.reason for outcome in case.read(tagged(text))] == ["leak"]
+    assert case.read(tagged("What is 2+3?")) == []
+
+
 def test_a_near_duplicate_of_the_pool_is_refused() -> None:
     case = story_case()
     copies = [STORY, STORY.lower().replace("?", " ?"), f"Hm. {STORY}", STORY.replace("Anna", "Eva")]
@@ -345,6 +354,10 @@ def test_a_resumed_validator_gets_the_queue_again() -> None:
         ({"queue": [{"no": 1}]}, "damaged"),
         ({"queued": None}, "damaged"),
         ({"counts": 3}, "damaged"),
+        ({"counts": {"accepted": "many"}}, "damaged"),
+        ({"queued": "abc"}, "'abc' are no texts"),
+        ({"queue": [{"question": 5, "parent_id": "", "level": 1}]}, "no texts"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": 1, "replies": "5"}]}, "no texts"),
     ],
 )
 def test_a_foreign_state_is_refused(change: dict[str, Any], message: str) -> None:

@@ -116,6 +116,14 @@ def test_damaged_state(tmp_path: Path, content: str | None) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_state_without_a_step(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(1, learner(1), {})
+    (tmp_path / "step_000001" / "state.json").write_text(json.dumps({"schema": SCHEMA}))
+    with pytest.raises(CheckpointError, match="tells no step; delete the folder"):
+        store.latest()
+
+
 def test_another_schema(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=2)
     store.save(1, learner(1), {})

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qarl.prompts.dedup import TextIndex, words
+from qarl.prompts.dedup import HeldoutIndex, TextIndex, words
 
 TEXTS = st.lists(st.sampled_from("abc"), max_size=9).map(" ".join)
 
@@ -46,3 +46,26 @@ def test_words_are_compared_without_case_space_and_unicode_form() -> None:
 def test_near_duplicates(text: str, expected: float) -> None:
     index = TextIndex(8, ["once there were seven birds in a tree and then three flew off", "other"])
     assert index.overlap(text) == pytest.approx(expected)
+
+
+@given(st.integers(1, 4), st.lists(TEXTS, max_size=5), TEXTS)
+def test_of_two_heldout_texts_one_may_hold_the_other(n: int, texts: list[str], text: str) -> None:
+    def holds(longer: str, shorter: str) -> bool:
+        return bool(shorter) and f" {shorter} " in f" {longer} "
+
+    expected = [1.0 if holds(text, other) or holds(other, text) else overlap(n, text, other) for other in texts]
+    assert HeldoutIndex(n, texts).overlap(text) == max(expected, default=0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("So tell me: What is 2+2?", 1.0),
+        ("what is  17 TIMES 23?", 1.0),
+        ("What is 2+3?", 0.0),
+        ("What is 12+2?", 0.0),
+    ],
+)
+def test_short_heldout_texts_with_and_without_words_around(text: str, expected: float) -> None:
+    index = HeldoutIndex(8, ["What is 2+2?", "Compute exactly in your head: what is 17 times 23?"])
+    assert index.overlap(text) == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -44,16 +46,14 @@ class HeapMachine(RuleBasedStateMachine):
         assert self.heap.pop() == expected
         del self.oracle[expected]
 
-    @rule(n=st.integers(1, 6), kept=st.sets(st.integers(0, 5)))
-    def take_some_and_put_the_others_back(self, n: int, kept: set[int]) -> None:
-        taken = [self.heap.take() for _ in range(min(n, len(self.oracle)))]
-        expected = sorted((priority, slot) for slot, priority in self.oracle.items())[: len(taken)]
-        assert taken == expected
-        for i, entry in enumerate(taken):
-            if i in kept:
-                del self.oracle[entry[-1]]
-            else:
-                self.heap.put_back(entry)
+    @rule(n=st.integers(0, 6), most=st.sampled_from([0.5, 2.0, math.inf]), kept=st.sets(st.integers(0, 5)))
+    def take_some_and_put_the_others_back(self, n: int, most: float, kept: set[int]) -> None:
+        taken = self.heap.take(n, most)
+        near = sorted((priority, slot) for slot, priority in self.oracle.items() if priority <= most)
+        assert taken == near[:n]
+        for i in kept & set(range(len(taken))):
+            del self.oracle[taken[i][-1]]
+        self.heap.put_back(entry for i, entry in enumerate(taken) if i not in kept)
 
     @precondition(lambda self: not self.oracle)
     @rule()
@@ -73,7 +73,9 @@ class HeapMachine(RuleBasedStateMachine):
     def agrees(self) -> None:
         assert len(self.heap) == len(self.oracle)
         assert [slot for slot in range(20) if slot in self.heap] == sorted(self.oracle)
-        assert len(self.heap._entries) + len(self.heap._returned) <= 65 + 1.25 * 12 + 6  # dead entries do not pile up
+        held = len(self.heap._entries) + len(self.heap._returned)
+        assert held == len(self.heap) + self.heap._dead
+        assert held <= 65 + 1.25 * 12 + 6  # dead entries do not pile up
         if self.oracle:
             assert self.heap.peek() == self.smallest()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from launch.augment import make_augmenter
 from qarl.config import Config
 from qarl.config_io import validate
-from qarl.errors import MismatchError, PublicationError
+from qarl.errors import CheckpointError, MismatchError, PublicationError
 from qarl.prompts.pool import make_pool
 from qarl.tasks import load_task
 from qarl.tasks.config import SortingTaskConfig
@@ -579,6 +579,20 @@ def test_a_run_killed_at_any_call_ends_as_if_it_had_not_been(tmp_path: Path, sec
         assert again.state() == whole.state()
         assert again.fleet.requests == whole.fleet.requests[-len(again.fleet.requests) :]
     assert resumed_at == {0, 2, 4, 5}
+
+
+@pytest.mark.parametrize("missing", [["pool"], ["progress"], ["augment"], ["pool", "augment"]])
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, missing: list[str]) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 2}, pool={"augment": AUGMENT}))
+    run.trainer.run()
+    saved = CheckpointStore(tmp_path, 2).latest()
+    assert saved is not None
+    theta = run.learner.theta
+    with pytest.raises(CheckpointError, match=f"its state has no {' and no '.join(missing)}; delete"):
+        run.trainer.resume(saved[0], {key: value for key, value in saved[1].items() if key not in missing})
+    with pytest.raises(CheckpointError, match="its progress is damaged"):
+        run.trainer.resume(saved[0], {**saved[1], "progress": {"stepz": 1}})
+    assert run.learner.theta == theta
 
 
 def test_a_finished_run_continues_to_more_steps(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import random
+from array import array
 from itertools import zip_longest
 from statistics import fmean
 from typing import Any, Literal
@@ -19,6 +21,8 @@ from qarl.errors import CheckpointError, ConfigError, DataError
 from qarl.prompts.allocation import allocate
 from qarl.prompts.config import ArchiveConfig, LineageConfig, PoolConfig, RetireConfig
 from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.state import parse
+from qarl.prompts.stats import COLUMNS
 from qarl.prompts.strategies import LEAST_NEARNESS, Frontier, Median
 from qarl.types import GroupResult, Prompt
 from tests.unit.test_lineage import MODES
@@ -32,9 +36,11 @@ RANDOMS = st.integers(0, 99).map(random.Random)
 @st.composite
 def configs(draw: st.DrawFn, size: int) -> PoolConfig:
     capacity = draw(st.none() | st.integers(size, size + 3))
+    target = draw(st.sampled_from([0.0, 0.3, 0.5, 1.0]))
+    archived = draw(st.integers(0, 3)) if capacity else 0
     return PoolConfig(
         strategy=draw(st.sampled_from(STRATEGIES)),
-        target=draw(st.sampled_from([0.0, 0.3, 0.5, 1.0])),
+        target=target,
         exploration=draw(st.sampled_from([0.0, 0.4, 1.0])),
         cooldown_steps=draw(st.integers(0, 3)),
         decay=draw(st.sampled_from([0.0, 0.7, 1.0])),
@@ -43,14 +49,14 @@ def configs(draw: st.DrawFn, size: int) -> PoolConfig:
         capacity=capacity,
         retire=RetireConfig(
             after_visits=draw(st.integers(0, 2)),
-            solved_above=draw(st.sampled_from([0.7, 1.0])),
-            hopeless_below=draw(st.sampled_from([0.0, 0.2])),
+            solved_above=max(target, draw(st.sampled_from([0.7, 1.0]))),
+            hopeless_below=min(target, draw(st.sampled_from([0.0, 0.2]))),
             recheck_after_steps=draw(st.integers(1, 5)),
         ),
         lineage=LineageConfig(refresh_every=draw(st.integers(0, 3)), aggregate=draw(st.sampled_from(MODES))),
         archive=ArchiveConfig(
-            capacity=draw(st.integers(0, 3)) if capacity else 0,
-            reinsert_per_step=draw(st.integers(0, 2)),
+            capacity=archived,
+            reinsert_per_step=draw(st.integers(0, 2)) if archived else 0,
             rest_steps=draw(st.integers(1, 3)),
         ),
     )
@@ -83,6 +89,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.level = {p.id: p.level for p in self.prompts}
         self.arrivals = ids(self.prompts)
         self.history: dict[str, list[tuple[int, tuple[float, ...]]]] = {p.id: [] for p in self.prompts}
+        self.drawn_at: dict[str, int] = {}
         self.estimate: dict[str, float] = {}
         self.links: dict[str, tuple[str, float]] = {}
         self.archive: dict[str, int] = {}
@@ -214,7 +221,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert ids(self.twin.draw(n, self.step)) == drawn
         self.check_draw(drawn, n)
         for i in drawn:
-            self.where[i] = "in_flight"
+            self.where[i], self.drawn_at[i] = "in_flight", self.step
 
     def wake(self) -> None:
         rests = {"cooling": self.config.cooldown_steps, "retired": self.config.retire.recheck_after_steps}
@@ -247,15 +254,18 @@ class PoolMachine(RuleBasedStateMachine):
         self.observe(self.of_state("in_flight"), rng, calls=1)
 
     def observe(self, chosen: list[str], rng: random.Random, calls: int) -> None:
-        """Groups may be partial: of one to three rewards."""
-        results = [GroupResult(i, tuple(rng.choices([0.0, 0.5, 1.0], k=rng.randint(1, 3)))) for i in chosen]
+        """Groups may be partial, of one to three rewards, and of an earlier draw than the one in flight."""
+        results = []
+        for i in chosen:
+            drawn_at = rng.choice([None, self.drawn_at.get(i, 0), self.drawn_at.get(i, 0), rng.randint(-1, self.step)])
+            results.append(GroupResult(i, tuple(rng.choices([0.0, 0.5, 1.0], k=rng.randint(1, 3))), drawn_at))
         for _ in range(calls):
             self.pool.observe(results, self.step)
             self.twin.observe(results, self.step)
         accepted = 0
         for result in results:
             i = result.prompt_id
-            if self.where.get(i) == "in_flight":
+            if self.where.get(i) == "in_flight" and result.drawn_at in (None, self.drawn_at[i]):
                 self.history[i].append((self.step, result.rewards))
                 accepted += 1
                 retire, measured = self.config.retire, self.measured(i)
@@ -452,6 +462,20 @@ def test_cooldown_counts_steps_after_the_observation() -> None:
     assert [len(pool.draw(1, step)) for step in (5, 6, 7, 8)] == [0, 0, 0, 1]
 
 
+def test_late_results_of_an_aborted_draw_are_not_taken_for_those_of_the_next() -> None:
+    pool = make_pool(prompts(1), PoolConfig(), seed=0)
+    pool.draw(1, 3)
+    pool.abort(["p0"])
+    pool.draw(1, 4)
+    pool.observe([GroupResult("p0", (0.0,), drawn_at=3)], 4)
+    assert (pool.metrics()["pool/in_flight"], pool.metrics()["pool/unknown_results"]) == (1, 1)
+    pool.observe([GroupResult("p0", (1.0,), drawn_at=4)], 4)
+    pool.observe([GroupResult("p0", (1.0,), drawn_at=4)], 4)
+    metrics = pool.metrics()
+    assert (metrics["pool/cooling"], metrics["pool/unknown_results"]) == (1, 2)
+    assert metrics["pool/success_mean"] == pytest.approx((1 + 2 * 0.5) / 3)
+
+
 def test_uniform_visits_every_prompt_once_per_epoch_in_new_order() -> None:
     pool = make_pool(prompts(12), PoolConfig(strategy="uniform", cooldown_steps=0), seed=0)
     drawn: list[str] = []
@@ -508,6 +532,8 @@ def test_prompts_must_exist_and_be_unique(rows: list[Prompt]) -> None:
         ({"cooling": None}, "damaged"),
         ({"cooling": ["p0"], "in_flight": ["p0"]}, "two states"),
         ({"cooling": ["p9"]}, "unknown"),
+        ({"gauges": {"arrivals": "4"}}, "damaged .*arrivals is '4'"),
+        ({"gauges": {"clock": math.inf}}, "damaged .*clock is inf"),
     ],
 )
 def test_foreign_states_are_refused_and_the_pool_stays(change: dict[str, Any], message: str) -> None:
@@ -517,6 +543,42 @@ def test_foreign_states_are_refused_and_the_pool_stays(change: dict[str, Any], m
     with pytest.raises(CheckpointError, match=message):
         pool.load_state_dict({**through_json(pool), **change})
     assert pool.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("ticket", v) for v in (math.nan, -0.1, 1.0)),
+        *(("successes", v) for v in (math.nan, -0.1, 2.5)),
+        *(("trials", v) for v in (math.nan, math.inf, 0.0)),
+        *(("estimate", v) for v in (-0.1, 1.1, math.inf)),
+        *(("alarm_base", v) for v in (math.nan, math.inf, -1.0)),
+        *(("visits", v) for v in (-1, 0)),
+        ("last_step", -1),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(column: str, value: float) -> None:
+    """In the pool as in its archive; the prompt is named."""
+    pool = Pool(prompts(4), PoolConfig(capacity=4, archive=ArchiveConfig(capacity=2)), seed=0)
+    pool.observe([GroupResult(f"p{i}", (1.0, 0.0)) for i in range(4) if pool.draw(1, 0)], 0)
+    pool.observe([GroupResult(f"p{i}", (1.0, 0.0)) for i in range(4)], 0)
+    pool.add(Prompt("new", "", "", ()), "p1")
+    state = through_json(pool)
+    values = array(COLUMNS[column])
+    values.frombytes(base64.b64decode(state["columns"][column]))
+    values[2] = type(values[2])(value)
+    damaged = {**state["columns"], column: base64.b64encode(values.tobytes()).decode()}
+    with pytest.raises(CheckpointError, match=f"damaged .*'{state['ids'][2]}' has statistics that cannot be"):
+        pool.load_state_dict({**state, "columns": damaged})
+    row = {name: getattr(pool._stats, name)[2] for name in COLUMNS} | {column: value}
+    with pytest.raises(CheckpointError, match=r"damaged .*'p9' has statistics"):
+        parse({**state, "archive": {"p9": {"row": row, "step": 0}}}, [*prompts(4), Prompt("p9", "", "", ())])
+
+
+@pytest.mark.parametrize("state", [[1], None, "{}", 3])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(CheckpointError, match="version None, this qarl reads 2"):
+        Pool(prompts(4), PoolConfig(), seed=0).load_state_dict(state)
 
 
 def test_state_of_another_data_set_is_refused() -> None:

@@ -167,6 +167,43 @@ def test_an_endpoint_that_is_none_stops_the_run(stub: Stub, reply: int | bytes, 
     assert len(stub.bodies) == 1
 
 
+def test_one_question_that_the_endpoint_refuses_stops_no_run(stub: Stub) -> None:
+    """A question too long for the teacher, say. Before any answer has come it is the endpoint that is wrong."""
+    stub.plans = {"long": [400]}
+    with pytest.raises(TeacherError, match="status 400; check base_url"):
+        ask(stub, "long")
+    stub.plans = {"long": [400]}
+    teacher = Teacher(config_of(stub, concurrency=1))
+    for question in ("q", "long", "r"):
+        teacher.submit(question)
+    assert wait_for(teacher, "q") == wait_for(teacher, "r") == Verdict("42")
+    assert wait_for(teacher, "long") == Verdict(None, "the teacher refuses the question: status 400")
+    stub.plans = {"s": [401]}
+    teacher.submit("s")
+    with pytest.raises(TeacherError, match="status 401"):
+        wait_for(teacher, "s")
+    teacher.close()
+
+
+def test_a_fault_of_the_client_is_told_and_stops_no_thread(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Teacher(config_of(stub, concurrency=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_module, "last_answer", lambda text, pattern: text[10**9])
+        teacher.submit("q")
+        with pytest.raises(TeacherError, match="cannot be asked: IndexError"):
+            wait_for(teacher, "q")
+    teacher.submit("r")
+    assert wait_for(teacher, "r") == Verdict("42")
+    teacher.close()
+
+
+@pytest.mark.parametrize("key", ["", "secret\n", "sécret"])
+def test_what_is_no_key(stub: Stub, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("TEACHER_KEY", key)
+    with pytest.raises(ConfigError, match="TEACHER_KEY is empty or holds"):
+        Teacher(config_of(stub, api_key_env="TEACHER_KEY"))
+
+
 def test_a_key_that_is_not_set(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEACHER_KEY", raising=False)
     with pytest.raises(ConfigError, match="TEACHER_KEY is not set"):
