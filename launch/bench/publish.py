@@ -66,7 +66,7 @@ def measure(scheme: QuantScheme, hidden: int, layers: int, rounds: int) -> tuple
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     with tempfile.TemporaryDirectory() as folder:
         model, checkpoint = Path(folder, "model"), Path(folder, "step.safetensors")
-        _make_model(model, hidden, layers)
+        make_model(model, hidden, layers)
         policy = Policy(model, torch.bfloat16, scheme, "stock")
         write_engine_config(Path(folder, "engine"), model, scheme)
         engine = VLLMEngine(Path(folder, "engine"), RolloutConfig(max_model_len=128), scheme, "bfloat16", "cpu")
@@ -74,7 +74,7 @@ def measure(scheme: QuantScheme, hidden: int, layers: int, rounds: int) -> tuple
         def through_disk() -> None:
             tensors = checkpoint_tensors(policy.model, quantized=False)
             save_file({name: tensor.contiguous().clone() for name, tensor in tensors}, checkpoint)
-            engine.reload(_quantized(checkpoint, scheme))
+            engine.reload(quantized_again(checkpoint, scheme))
 
         def publish() -> StoredWeights:
             requantize(policy.model)
@@ -91,12 +91,13 @@ def measure(scheme: QuantScheme, hidden: int, layers: int, rounds: int) -> tuple
             PROVEN: lambda: engine.load(publish()),
         }
         rows = compare(Case(scheme.label, runs), rounds, time.perf_counter)
-        line = _bytes(policy, scheme)
+        line = count_bytes(policy, scheme)
     ray.shutdown()
     return rows, line
 
 
-def _make_model(folder: Path, hidden: int, layers: int) -> None:
+def make_model(folder: Path, hidden: int, layers: int) -> None:
+    """Write a random Qwen3 in bfloat16."""
     sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers}
     heads = {"num_attention_heads": hidden // HEAD_DIM, "num_key_value_heads": max(1, hidden // HEAD_DIM // 4)}
     config = AutoConfig.for_model(
@@ -106,7 +107,7 @@ def _make_model(folder: Path, hidden: int, layers: int) -> None:
     make_tokenizer(VOCABULARY).save_pretrained(folder)
 
 
-def _quantized(checkpoint: Path, scheme: QuantScheme) -> Iterator[tuple[str, Tensor]]:
+def quantized_again(checkpoint: Path, scheme: QuantScheme) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a full-precision checkpoint file, linear layers quantized on the way."""
     form = format_of(scheme)
     with safe_open(checkpoint, "pt") as file:
@@ -119,7 +120,7 @@ def _quantized(checkpoint: Path, scheme: QuantScheme) -> Iterator[tuple[str, Ten
                 yield name, file.get_tensor(name)
 
 
-def _bytes(policy: Policy, scheme: QuantScheme) -> str:
+def count_bytes(policy: Policy, scheme: QuantScheme) -> str:
     """Published bytes by those of bfloat16: of the linear layers, and of everything."""
     linear = {name: 2 * module.weight.numel() for name, module in quantized_linears(policy.model)}
     sent = {tensor.name: tensor.data.nbytes for bucket in packed(policy.model) for tensor in bucket}

@@ -1,16 +1,22 @@
-"""`qarl bench learner` and `qarl bench kernels` on the smallest shapes: every line is there."""
+"""`qarl bench learner`, `kernels` and `publish` on the smallest shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from launch.bench.compare import Case, compare
+from launch.bench.publish import count_bytes, make_model, quantized_again
 from launch.cli import main
 from qarl.numerics import engine_ops, processor
 from qarl.quant.kernels import low_bit_kernels
+from qarl.quant.publish import checkpoint_tensors, pack, publish
+from qarl.quant.scheme import QuantScheme
+from trainer.policy import Policy
 
 
 def test_ratios_are_medians_of_rounds_taken_in_turn() -> None:
@@ -68,3 +74,28 @@ def test_bench_widths_are_multiples_of_128(width: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["bench", "learner", "--hidden", width])
     assert f"invalid multiple_of_128 value: '{width}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scheme", "share"),
+    [
+        (QuantScheme(), 0.5),
+        (QuantScheme("fp8_channel"), 0.5),
+        (QuantScheme("w4a16", group_size=128), 0.25 + 2 / 128 / 2),
+        (QuantScheme("w4a16", group_size=32), 0.25 + 2 / 32 / 2),
+    ],
+)
+def test_bench_publish_counts_bytes_and_has_a_fair_alternative(
+    scheme: QuantScheme, share: float, tmp_path: Path
+) -> None:
+    """The alternative's engine gets the very tensors that a publication sends; bytes are those of the format."""
+    make_model(tmp_path / "model", hidden=128, layers=1)
+    policy = Policy(tmp_path / "model", torch.bfloat16, scheme, "stock", kernel="reference")
+    tensors = checkpoint_tensors(policy.model, quantized=False)
+    save_file({name: tensor.clone() for name, tensor in tensors}, tmp_path / "step.safetensors")
+    again = {name: pack(name, tensor).digest for name, tensor in quantized_again(tmp_path / "step.safetensors", scheme)}
+    assert again == {tensor.name: tensor.digest for tensor in publish(policy.model, scheme, 0).tensors}
+    line = count_bytes(policy, scheme)
+    assert line.startswith(f"{scheme.label}: ")
+    counted = float(line.rpartition(" ")[2])
+    assert share <= counted < share + 0.04  # scales of channels, and the shape that int4 layers carry
