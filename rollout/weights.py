@@ -156,7 +156,7 @@ def _product(name: str, layer: Any, parts: Parts, scheme: QuantScheme) -> None:
 def _rows(inputs: int) -> Tensor:
     """[M, K], 1 or -1 once in every column, zero else: a product's value is made of K / M weights.
 
-    So few of them that a changed bit of one is not lost when the sum is rounded to bfloat16.
+    So few of them that a change of one is seldom lost when the sum is rounded to bfloat16.
     """
     column = torch.arange(inputs)
     signs = torch.randint(0, 2, (inputs,), generator=torch.Generator().manual_seed(0)) * 2 - 1

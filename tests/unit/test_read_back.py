@@ -18,15 +18,16 @@ def test_every_input_is_in_one_row(inputs: int) -> None:
     assert torch.equal(x_MK, _rows(inputs))
 
 
-def test_a_changed_bit_of_any_weight_shows_in_bfloat16() -> None:
+def test_the_lowest_bit_of_a_weight_nearly_always_shows_in_bfloat16() -> None:
     torch.manual_seed(0)
     q_NK, scale_N1 = quantize_weight(torch.randn(32, 512).bfloat16())
     x_MK = _rows(512).bfloat16()
-    before = w8a8_forward(x_MK, q_NK, scale_N1, None)
-    for flat in torch.randint(0, q_NK.numel(), (200,)).tolist():
+    before, seen = w8a8_forward(x_MK, q_NK, scale_N1, None), 0
+    for flat in torch.randint(0, q_NK.numel(), (300,)).tolist():
         changed = q_NK.clone()
         changed.view(-1)[flat] ^= 1
-        assert not torch.equal(w8a8_forward(x_MK, changed, scale_N1, None), before)
+        seen += not torch.equal(w8a8_forward(x_MK, changed, scale_N1, None), before)
+    assert seen > 0.97 * 300
 
 
 @pytest.mark.parametrize(
