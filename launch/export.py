@@ -18,9 +18,10 @@ from transformers.utils import logging as transformers_logging
 from qarl.config import Config
 from qarl.config_io import load_config
 from qarl.errors import CheckpointError, ConfigError, PublicationError
-from qarl.quant.formats import engine_kernels
+from qarl.quant.experts import check_engine
+from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.linear import requantize
-from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, publish, unquantized_config, write_checkpoint
 from qarl.quant.schedule import scheme_at
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest
@@ -37,12 +38,13 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     """Write the newest checkpoint of `run_dir` to the new folder `out`, in `scheme` or that of its rollouts.
 
     Stock vLLM, given the folder, must sample the tokens and log-probs of a rollout worker, given the learner's tensors,
-    bit for bit; else there is no folder. Returns a line for the user.
+    bit for bit (on CPU both with kernels pinned as in a run); else there is no folder. Returns a line for the user.
 
     Raises:
         ConfigError: `run_dir` is no run's, `out` exists, or vLLM has no kernel of the scheme here.
-        CheckpointError: the run has no whole checkpoint.
-        PublicationError: vLLM computes something else from the folder.
+        CheckpointError: the run has no whole checkpoint, or one of another model.
+        KernelError: vLLM has no kernel for the model's experts in the scheme.
+        PublicationError: vLLM cannot load the folder, or computes something else from it.
     """
     transformers_logging.disable_progress_bar()
     if out.exists():
@@ -52,16 +54,23 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     config = load_config(run_dir / "config.yaml", [])
     found = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest()
     if found is None:
-        raise CheckpointError("the run has no checkpoint yet", where=str(run_dir))
+        raise CheckpointError("the run has no checkpoint yet", str(run_dir), "see train.checkpoint_every")
     directory, state = found
     step = max(1, state["step"])
     of_run = scheme_at(config.rollout, step)
     scheme = of_run if scheme is None else QuantScheme.of(scheme.name, config.rollout.ignore, scheme.group_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     engine_kernels(scheme, device)
+    check_processor(scheme, device)
+    if not Path(config.model.path).is_dir():
+        raise ConfigError(f"{config.model.path} is not here", "model.path", "start this where the run was started")
+    check_engine(scheme, unquantized_config(Path(config.model.path)), config.model.dtype, device)
     os.environ["DS_ACCELERATOR"] = device
     policy = Policy(config.model.path, getattr(torch, config.model.dtype), scheme, "stock", kernel="reference")
-    policy.load_state_dict(checkpoint_weights(directory, config.learner.zero_stage))
+    try:
+        policy.load_state_dict(checkpoint_weights(directory, config.learner.zero_stage))
+    except RuntimeError as error:
+        raise CheckpointError(f"does not fit {config.model.path}: {str(error).splitlines()[0]}", directory) from error
     requantize(policy.model)
     part = out.with_name(f"{out.name}.unproven")
     try:
@@ -91,9 +100,9 @@ def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, de
     os.environ.update(engine_env(device, rollout))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     dtype = config.model.dtype
-    stock = _in_own_process(sample_stock, folder, rollout, dtype, device, asked)
     weights = publish(policy.model, scheme, 0)
     ours = _in_own_process(sample_published, weights, folder, rollout, scheme, dtype, device, asked)
+    stock = _in_own_process(sample_stock, folder, rollout, dtype, device, asked)
     if differing := sum(a != b for a, b in zip(stock, ours, strict=True)):
         raise PublicationError(
             f"{differing} of {len(asked)} responses of stock vLLM differ from a rollout worker's",
@@ -107,5 +116,8 @@ def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
     try:
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             return process.submit(sample, *args).result()
-    except BrokenProcessPool as error:
-        raise PublicationError("vLLM's process died", "export", "nothing was written") from error
+    except (BrokenProcessPool, RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise PublicationError(
+            f"vLLM cannot run what was exported: {reason}", "export", "nothing was written"
+        ) from error

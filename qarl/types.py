@@ -128,7 +128,7 @@ class PublishedTensor:
 
 
 Bucket = tuple[PublishedTensor, ...]
-"""Tensors that travel together: those of one or a few consecutive modules."""
+"""Consecutive tensors that travel together."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from qarl.config_policy import RolloutConfig
-from qarl.errors import KernelError, PublicationError, RolloutError
+from qarl.errors import KernelError, PublicationError, QarlError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.protocols import WeightSource
@@ -49,6 +48,16 @@ def _as_asked(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[str, 
     parent, _, name = layer.rpartition(".")
     covered = all(scheme.covers(f"{parent}.{part}") for part in FUSED.get(name, (name,)))
     return kernel in allowed if covered else not kernel
+
+
+LOAD_ERRORS = (QarlError, OSError, KeyError, ValueError, RuntimeError, AssertionError, AttributeError)
+"""What a source of weights, vLLM's loaders and its kernels raise over weights that are not as they should be."""
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, QarlError):
+        return error.what
+    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
 
 
 class VLLMEngine:
@@ -167,20 +176,14 @@ class VLLMEngine:
         """Replace the weights in place, compare what the engine then computes with them, and forget cached prefixes.
 
         Raises:
-            PublicationError: they are not what their manifest says, are in another scheme, or did not take. The engine
-                holds the version of before, or none at the first load.
+            PublicationError: they are not what their manifest says, are in another scheme, break off, or did not take.
+                The engine then holds the version of before where it can be loaded again: the error says so.
         """
-        version = weights.manifest.version
-        where = f"rollout worker {self._worker}, weights version {version}"
         before, self._held = self._held, None  # a failure below must not sample from half of each
-        with ExitStack() as undo:
-            undo.callback(self._restore, before)
-            try:
-                self._take(weights)
-            except PublicationError as error:
-                mend = "none is loaded" if before is None else f"version {before.manifest.version} is loaded again"
-                raise PublicationError(error.what, where, mend) from error
-            undo.pop_all()
+        try:
+            self._take(weights)
+        except LOAD_ERRORS as error:
+            raise self._put_back(before, weights.manifest.version, error) from error
         self._held = weights
 
     def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
@@ -195,10 +198,18 @@ class VLLMEngine:
         if not self._llm.reset_prefix_cache():
             raise PublicationError("the engine kept its prefix cache")
 
-    def _restore(self, before: WeightSource | None) -> None:
+    def _put_back(self, before: WeightSource | None, refused: int, error: Exception) -> PublicationError:
+        """Load `before` again; returns the error that says why `refused` is not loaded, and what is."""
+        mend = "no weights are loaded"
         if before is not None:
-            self._take(before)
-        self._held = before
+            version = before.manifest.version
+            try:
+                self._take(before)
+            except LOAD_ERRORS as second:
+                mend = f"version {version} could not be loaded again ({_first_line(second)}): {mend}"
+            else:
+                self._held, mend = before, f"version {version} is loaded again"
+        return PublicationError(_first_line(error), f"rollout worker {self._worker}, weights version {refused}", mend)
 
     def _sample(self, request: SampleRequest, output: Any) -> Sample:
         logprobs = [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]

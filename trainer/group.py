@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from qarl.errors import QarlError
+from qarl.errors import PublicationError, QarlError
 from qarl.metrics import Value, merge
 from qarl.numerics.parity import Parity
 from qarl.quant.scheme import QuantScheme
@@ -33,7 +33,10 @@ class StoredWeights:
 
     def buckets(self) -> Iterator[Bucket]:
         for ref in self.refs:
-            bucket: Bucket = ray.get(ref)
+            try:
+                bucket: Bucket = ray.get(ref)
+            except RayError as error:
+                raise PublicationError(f"a bucket is lost ({type(error).__name__})") from error
             yield bucket
 
 
@@ -70,9 +73,15 @@ class LearnerGroup:
     def publish(self, version: int) -> StoredWeights:
         with _readable_errors("publish"):
             streams = [rank.publish.options(num_returns="streaming").remote(version) for rank in self._ranks]
-            refs, *others = (list(stream) for stream in streams)
-            manifest, *_ = ray.get([refs[-1], *(ref for other in others for ref in other)])  # raises what a rank raised
-        return StoredWeights(manifest, tuple(refs[:-1]))
+            running = [stream.completed() for stream in streams]
+            order = dict(zip(running, streams, strict=True))
+            while running:  # whoever ends first: the others of a rank that failed wait for it in a collective, for ever
+                (ended, *_), running = ray.wait(running, num_returns=1)
+                refs = list(order[ended])
+                last = ray.get(refs[-1:])  # raises what the rank raised
+                if last:
+                    manifest, buckets = last[0], refs[:-1]
+        return StoredWeights(manifest, tuple(buckets))
 
     def switch(self, scheme: QuantScheme) -> bool:
         self._all("switch", scheme)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,7 @@ class LearnerRank:
             if self._rank == 0:
                 names += [(tensor.name, tensor.digest) for tensor in bucket]
                 yield bucket
+            del bucket  # before the next is packed
         if self._rank == 0:
             yield make_manifest(version, self._scheme.label, names)
 
@@ -277,8 +279,10 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
         else:
             file = Path(directory) / "learner" / "mp_rank_00_model_states.pt"
             weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"holds no whole DeepSpeed checkpoint: {error}", where=directory) from error
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise CheckpointError(
+            f"holds no whole DeepSpeed checkpoint: {error}", where=directory, mend="run it again: a run drops old ones"
+        ) from error
     return weights
 
 

@@ -56,9 +56,9 @@ def checkpoint_tensors(
 
 
 def packed(model: nn.Module, gather: Gather = whole, limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
-    """The model's tensors in host memory, with digests; a bucket is full at `limit` bytes.
+    """The model's tensors in host memory, with digests; a bucket ends with the tensor that fills `limit` bytes.
 
-    No more than one bucket and one module is in memory here at a time.
+    No more than one bucket, and one module made whole, is in memory here at a time.
     """
     bucket: list[PublishedTensor] = []
     for name, tensor in checkpoint_tensors(model, gather):
@@ -117,11 +117,14 @@ def write_checkpoint(tensors: Iterator[tuple[str, Tensor]], directory: Path, sou
     """
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    write_engine_config(part, source, scheme)
-    save_file({n: t.contiguous().cpu().clone() for n, t in tensors}, part / "model.safetensors", {"format": "pt"})
-    (part / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
-    shutil.rmtree(directory, ignore_errors=True)
-    part.rename(directory)
+    try:
+        write_engine_config(part, source, scheme)
+        save_file({n: t.contiguous().cpu().clone() for n, t in tensors}, part / "model.safetensors", {"format": "pt"})
+        (part / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner only
+        shutil.rmtree(directory, ignore_errors=True)
+        part.rename(directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_engine_config(directory: Path, source: Path, scheme: QuantScheme) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import rollout.weights
-from qarl.errors import PublicationError
+from qarl.errors import PublicationError, RolloutError
 from qarl.protocols import WeightSource
 from qarl.quant.publish import packed, publish, seal
 from qarl.types import Bucket, Manifest, PublishedTensor, PublishedWeights
@@ -91,6 +91,29 @@ def test_a_tensor_of_the_version_before_is_refused(loaded: VLLMEngine, policy: P
     refused(loaded, policy, replace(weights, tensors=mixed), f"{NORM} differs from its digest")
 
 
+PARTS = {
+    f"model.layers.1.{part}.": f"model.layers.1.{fused}"
+    for part, fused in (
+        ("self_attn.v_proj", "self_attn.qkv_proj"),
+        ("self_attn.k_proj", "self_attn.qkv_proj"),
+        ("mlp.up_proj", "mlp.gate_up_proj"),
+    )
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_a_fused_layer_that_was_never_published_is_missed(
+    loaded: VLLMEngine, policy: Policy, changed: Policy, part: str
+) -> None:
+    kept = [tensor for tensor in publish(changed.model, SCHEME, 2).tensors if not tensor.name.startswith(part)]
+    refused(loaded, policy, seal(2, SCHEME.label, kept), f"the engine's {PARTS[part]} does not compute")
+
+
+def test_a_layer_without_its_scale_is_refused(loaded: VLLMEngine, policy: Policy, changed: Policy) -> None:
+    kept = [tensor for tensor in publish(changed.model, SCHEME, 2).tensors if tensor.name != f"{DOWN}_scale"]
+    refused(loaded, policy, seal(2, SCHEME.label, kept), "KeyError: 'weight_scale'|does not compute")
+
+
 @pytest.mark.parametrize("name", [NORM, "lm_head.weight", DOWN.removesuffix("weight")])
 def test_a_layer_that_was_never_published_is_missed(
     loaded: VLLMEngine, policy: Policy, changed: Policy, name: str
@@ -140,13 +163,11 @@ def test_what_goes_wrong_in_the_engine_shows_in_the_read_back(
     layer: str,
 ) -> None:
     """The message arrives as it was sent; the engine holds something else, once."""
-    real, broken = rollout.weights.engine_names, [True]
+    real, damages = rollout.weights.engine_names, iter([damage])
 
     def names(stream: Stream, scheme: object) -> Stream:
-        stream = real(stream, scheme)  # type: ignore[arg-type]
-        return damage(stream) if broken.pop() else stream
+        return next(damages, lambda tensors: tensors)(real(stream, scheme))  # type: ignore[arg-type]
 
-    broken.insert(0, False)
     monkeypatch.setattr(rollout.weights, "engine_names", names)
     refused(loaded, policy, publish(changed.model, SCHEME, 2), f"the engine's {layer} does not compute")
 
@@ -172,15 +193,26 @@ def test_a_transfer_that_breaks_in_the_middle_leaves_the_version_of_before(
 ) -> None:
     small = tuple(packed(changed.model, limit=200_000))
     assert len(small) > 4
-    with pytest.raises(ConnectionError, match="node is gone"):
-        loaded.load(Breaking(publish(changed.model, SCHEME, 2), small))
-    assert loaded.version == 1
-    assert gap(policy, loaded.generate(requests(4, 20))).abs_max == 0.0
+    reason = "ConnectionError: the learner's node is gone"
+    refused(loaded, policy, Breaking(publish(changed.model, SCHEME, 2), small), reason)
     loaded.load(publish(changed.model, SCHEME, 3))
     assert gap(changed, loaded.generate(requests(4, 20))).abs_max == 0.0
 
 
-def test_buckets_hold_one_module_more_than_their_limit(policy: Policy) -> None:
+def test_a_version_that_cannot_be_put_back_is_told(loaded: VLLMEngine, policy: Policy, changed: Policy) -> None:
+    gone = Breaking(publish(policy.model, SCHEME, 1), tuple(packed(policy.model, limit=200_000)))
+    loaded._held = gone  # what was loaded can no longer be read
+    with pytest.raises(PublicationError, match=r"lm_head.weight is missing") as caught:
+        loaded.load(replace(publish(changed.model, SCHEME, 2), tensors=publish(changed.model, SCHEME, 2).tensors[:-1]))
+    assert caught.value.mend == (
+        "version 1 could not be loaded again (ConnectionError: the learner's node is gone): no weights are loaded"
+    )
+    assert loaded.version == -1
+    with pytest.raises(RolloutError, match="before weights were loaded"):
+        loaded.generate(requests(1, 4))
+
+
+def test_a_bucket_ends_with_the_tensor_that_fills_it(policy: Policy) -> None:
     whole = publish(policy.model, SCHEME, 1)
     buckets = list(packed(policy.model, limit=100_000))
     assert [tensor.digest for bucket in buckets for tensor in bucket] == [t.digest for t in whole.tensors]
