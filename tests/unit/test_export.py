@@ -16,7 +16,7 @@ import launch.export
 from launch.export import export
 from launch.tiny_model import make_tokenizer
 from qarl.config_io import load_config, to_yaml
-from qarl.errors import CheckpointError, ConfigError, PublicationError
+from qarl.errors import CheckpointError, ConfigError, KernelError, PublicationError
 from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import QuantScheme
 from rollout.stock import Sampled, sample_stock
@@ -79,6 +79,17 @@ def test_what_vllm_computes_otherwise_is_not_written(
 
     monkeypatch.setattr(launch.export, "_in_own_process", sampled)
     with pytest.raises(PublicationError, match="1 of 16 responses of stock vLLM differ from a rollout worker's"):
+        export(run, tmp_path / "out", None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
+
+
+def test_weights_that_cannot_be_quantized_leave_nothing_behind(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = launch.export.checkpoint_weights("", 0)
+    weights["model.model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    monkeypatch.setattr(launch.export, "checkpoint_weights", lambda directory, stage: weights)
+    with pytest.raises(KernelError, match=r"model.layers.0.mlp.up_proj"):
         export(run, tmp_path / "out", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
 

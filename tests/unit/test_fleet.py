@@ -15,7 +15,7 @@ import ray
 
 from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError, RolloutError
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Sample, SampleRequest, TrainSequence
+from qarl.types import Bucket, Manifest, Sample, SampleRequest, TrainSequence
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
 from tests.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights
@@ -236,6 +236,26 @@ def test_ranks_are_one_learner(group: LearnerGroup) -> None:
     with pytest.raises(CheckpointError, match="nowhere: holds no checkpoint") as caught:
         group.load("nowhere")
     assert type(caught.value) is CheckpointError
+
+
+class Partner(FakeRank):
+    """Rank 1 fails in the middle of a publication; rank 0 would then wait for it in a collective, for ever."""
+
+    def publish(self, version: int) -> Iterator[Bucket | Manifest]:
+        if self.rank == 1:
+            raise KernelError("NaN in the weight", where="a layer")
+        time.sleep(600)
+        yield from super().publish(version)
+
+
+def test_a_rank_that_fails_to_publish_is_told_at_once() -> None:
+    actor = ray.remote(Partner).options(num_cpus=0)
+    group = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
+    started = time.monotonic()
+    with pytest.raises(KernelError, match="a layer: NaN in the weight"):
+        group.publish(1)
+    assert time.monotonic() - started < 300
+    group.close()
 
 
 def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
