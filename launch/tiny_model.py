@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -65,7 +66,13 @@ def ensure_model(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfi
             "download a model there",
         )
     else:
-        build(config, task, seed, note)
+        try:
+            build(config, task, seed, note)
+        except ModelError:
+            if not (path / RECIPE).is_file():
+                raise
+            note(f"{path}: another run has made it meanwhile")
+            _check_recipe(path, _recipe(config, task))
 
 
 def build(config: ModelConfig, task: SortingTaskConfig, seed: int, note: Note) -> None:
@@ -275,7 +282,10 @@ def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
 def _save(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path, dtype: str, recipe: dict[str, Any]
 ) -> None:
-    """Write a Hugging Face directory, complete or not at all; `recipe` is what it was built from."""
+    """Write a Hugging Face directory, complete or not at all; `recipe` is what it was built from.
+
+    Raises ModelError when another process has put something there meanwhile.
+    """
     model.to(getattr(torch, dtype))
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
@@ -287,7 +297,12 @@ def _save(
             Path(scratch, "model", RECIPE).write_text(json.dumps(recipe, indent=2))
         for file in Path(scratch, "model").iterdir():
             file.chmod(0o644)  # safetensors writes for its owner only
-        Path(scratch, "model").rename(target)
+        try:
+            Path(scratch, "model").rename(target)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            raise ModelError("another run has made it meanwhile", str(target), "the same command takes it") from error
 
 
 def _build_section(config: ModelConfig) -> TinyModelConfig:

@@ -222,6 +222,17 @@ def test_an_existing_model_is_used_and_differences_are_told(built: tuple[Path, l
     assert (path / "model.safetensors").stat().st_mtime_ns == stamp
 
 
+def test_two_runs_may_make_the_same_model_at_once(
+    built: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sorter"
+    notes: list[str] = []
+    monkeypatch.setattr(tiny_model, "_train", lambda *_: shutil.copytree(built[0], path))  # the other one is faster
+    tiny_model.ensure_model(config_at(path), TASK, 0, notes.append)
+    assert notes[-1] == f"{path}: another run has made it meanwhile"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["sorter"]
+
+
 def test_a_model_older_than_a_key_was_built_with_its_default(built: tuple[Path, list[str]], tmp_path: Path) -> None:
     path = tmp_path / "old"
     shutil.copytree(built[0], path)
