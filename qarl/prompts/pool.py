@@ -24,7 +24,7 @@ from typing import Any
 
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.config import PoolConfig
-from qarl.prompts.heap import LazyHeap
+from qarl.prompts.heap import LazyHeap, sortable
 from qarl.prompts.lineage import Forest, child_rate
 from qarl.prompts.state import VERSION, Archived, Gauges, parse, prompt_to_json, row_to_json
 from qarl.prompts.stats import BINS, Statistics
@@ -78,8 +78,8 @@ class Pool:
 
         Fewer than `n`, possibly none, means that the rest of the pool is in flight or rests.
         """
-        for _, slot in self._waking.take(len(self._waking), most=step - 1):
-            self._release(slot)
+        for last in [last for last in self._waking if last < step]:
+            self._release(list(self._waking.pop(last)))
         if step > self._gauges.reinsert_step:
             self._gauges.reinsert_step = step
             self._reinsert(step)
@@ -88,10 +88,10 @@ class Pool:
             self._gauges.refresh_step = step
             self.refresh()
         drawn = self._strategy.select(n, step)
+        self._drawn_at.update(dict.fromkeys(drawn, step))
         for slot in drawn:
-            self._drawn_at[slot] = step
             self._move(slot, State.IN_FLIGHT)
-            self._far.discard(slot)
+        self._far.discard(drawn)
         return [self._prompt(slot) for slot in drawn]
 
     def observe(self, results: Sequence[GroupResult], step: int) -> None:
@@ -126,10 +126,8 @@ class Pool:
 
     def abort(self, prompt_ids: Sequence[str]) -> None:
         """Return prompts in flight, unobserved, to the state that they were drawn from; others are left alone."""
-        for prompt_id in prompt_ids:
-            slot = self._slots.get(prompt_id, -1)
-            if self._drawn_at.pop(slot, None) is not None:
-                self._release(slot)
+        slots = [self._slots.get(prompt_id, -1) for prompt_id in prompt_ids]
+        self._release([slot for slot in slots if self._drawn_at.pop(slot, None) is not None])
 
     def spread(self, prompt_id: str) -> float:
         """Standard deviation expected of a reward of this prompt, in [0, 0.5]. Raises KeyError when it is not here."""
@@ -175,7 +173,7 @@ class Pool:
                 self._strategy.remove(slot)
             self._stats.set_estimate(slot, estimates[prompt_id])
             if eligible:
-                self._release(slot)
+                self._release([slot])
             elif slot in self._far:
                 self._mark_far(slot)
 
@@ -262,13 +260,12 @@ class Pool:
         self._sizes[State.ABSENT] = len(prompts)
         self._strategy = STRATEGIES[self._config.strategy](self._config, stats, self._prompts, self._rng)
         self._strategy.clock, self._strategy.width = self._gauges.clock, self._gauges.frontier_width
-        self._waking = LazyHeap()  # cooling and retired, by the last step at which they rest
-        self._far = LazyHeap()  # all that may be evicted, when there is a capacity
+        self._waking: dict[int, set[int]] = {}  # cooling and retired, by the last step at which they rest
+        self._far = LazyHeap("QQd")  # all that may be evicted, when there is a capacity
         for prompt_id, slot in self._slots.items():
             if prompt_id in cooling or prompt_id in retired:
                 self._rest(slot, prompt_id in retired)
-            else:
-                self._release(slot)
+        self._release([slot for slot, at in enumerate(self._state) if at == State.ABSENT])
 
     def _prompt(self, slot: int) -> Prompt:
         prompt = self._prompts[slot]
@@ -283,24 +280,31 @@ class Pool:
         self._sizes[state] += 1
         self._state[slot] = state
 
-    def _release(self, slot: int) -> None:
+    def _release(self, slots: Sequence[int]) -> None:
         """Make eligible."""
         stats = self._stats
-        side = State.LOW if stats.rates[slot] <= stats.target else State.HIGH
-        self._move(slot, side if stats.known(slot) else State.COLD)
-        self._strategy.add(slot)
+        for slot in slots:
+            side = State.LOW if stats.rates[slot] <= stats.target else State.HIGH
+            self._move(slot, side if stats.known(slot) else State.COLD)
+        self._strategy.add(slots)
         if self._config.capacity is not None:
-            self._mark_far(slot)
+            for slot in slots:
+                self._mark_far(slot)
 
     def _rest(self, slot: int, retired: bool) -> None:
         self._move(slot, State.RETIRED if retired else State.COOLING)
-        steps = self._config.retire.recheck_after_steps if retired else self._config.cooldown_steps
-        self._waking.push(slot, self._stats.last_step[slot] + steps)
+        self._waking.setdefault(self._last_of_rest(slot), set()).add(slot)
         if self._config.capacity is not None:
             self._mark_far(slot)
 
+    def _last_of_rest(self, slot: int) -> int:
+        """The last step at which a cooling or retired prompt rests."""
+        config, retired = self._config, self._state[slot] == State.RETIRED
+        return self._stats.last_step[slot] + (config.retire.recheck_after_steps if retired else config.cooldown_steps)
+
     def _mark_far(self, slot: int) -> None:
-        self._far.push(slot, -self._strategy.far(slot), self._stats.last_step[slot], self._stats.ticket[slot])
+        stats = self._stats
+        self._far.push(slot, sortable(-self._strategy.far(slot)), stats.last_step[slot] + 1, stats.ticket[slot])
 
     def _is_settled(self, slot: int) -> bool:
         """Whether it looks solved or hopeless after enough visits."""
@@ -323,7 +327,7 @@ class Pool:
         self._prompts[slot], self._slots[prompt.id] = prompt, slot
         self._stats.put(slot, **{**known, "arrival": self._gauges.arrivals})
         self._gauges.arrivals += 1
-        self._release(slot)
+        self._release([slot])
         if self._config.capacity is None or len(self._slots) <= self._config.capacity:
             return True
         if victim is None or self._strategy.far(victim) <= self._strategy.far(slot):
@@ -354,8 +358,8 @@ class Pool:
         if state <= State.HIGH:
             self._strategy.remove(slot)
         elif state in (State.COOLING, State.RETIRED):
-            self._waking.remove(slot)
-        self._far.discard(slot)
+            self._waking[self._last_of_rest(slot)].remove(slot)
+        self._far.discard([slot])
         self._stats.clear(slot)
         self._move(slot, State.ABSENT)
         self._lineage.remove(prompt_id)
