@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import struct
 from bisect import bisect_right, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 _DOUBLE, _SIGNED = struct.Struct(">d"), struct.Struct(">q")
 _LAST = b"\xff" * 64
 """Sorts behind whatever follows the first number of a priority."""
 _SLACK = 64
+"""A heap of fewer dead entries is not worth cleaning."""
+_LONGEST = 4096
+"""Entries of a front."""
 
 
 def sortable(number: float) -> int:
@@ -26,8 +30,8 @@ class LazyHeap:
     An entry is the priority and the slot (equal priorities go by slot) packed into bytes that sort as the numbers do:
     one object to compare where a tuple of numbers has five, scattered over a memory that no cache holds.
 
-    What has been removed or updated stays inside as a dead entry until it is met at the top, or a push finds half of
-    the heap dead. Entries met at the top stay in `front`, a short sorted list before the heap proper: so the nearest
+    What has been removed or updated stays inside as a dead entry until it is met at the top, or half of the heap is
+    dead. Entries met at the top stay in `front`, a short sorted list before the heap proper: so the nearest
     can be looked at again and again without being popped and pushed.
 
     Misuse raises what a list or dict would: IndexError on an empty heap, KeyError for a missing slot.
@@ -51,23 +55,28 @@ class LazyHeap:
     def __contains__(self, slot: int) -> bool:
         return slot < len(self._live) and self._live[slot] is not None
 
-    def push(self, slot: int, *priority: float) -> None:
-        """Add `slot`, or move it to a new priority."""
-        live, front = self._live, self._front
-        entry = self._pack(*priority, slot)
-        if slot >= len(live):
-            live.extend([None] * (slot + 1 - len(live)))
-        if live[slot] is None:
-            self._size += 1
-        else:
-            self._dead += 1
-        live[slot] = entry
-        if front and entry < front[-1]:
-            insort(front, entry)
-        else:
-            heappush(self._entries, entry)
-        if self._dead > self._size + _SLACK:
-            self._compact()
+    def push(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Add slots, or move them to a new priority. A row is the priority's numbers and the slot."""
+        live, front, entries, pack = self._live, self._front, self._entries, self._pack
+        furthest = front[-1] if front else b""
+        new = 0
+        for row in rows:
+            slot, entry = row[-1], pack(*row)
+            if slot >= len(live):
+                live.extend([None] * (slot + 1 - len(live)))
+            if live[slot] is None:
+                new += 1
+            live[slot] = entry
+            if entry < furthest:
+                insort(front, entry)
+                if len(front) > _LONGEST:
+                    self._shorten_front()
+                    furthest = front[-1]
+            else:
+                heappush(entries, entry)
+        self._size += new
+        self._dead += len(rows) - new
+        self._tidy()
 
     def peek(self) -> int:
         """The slot of smallest priority. Raises IndexError when empty."""
@@ -123,12 +132,13 @@ class LazyHeap:
                 gone += 1
         self._size -= gone
         self._dead += gone
+        self._tidy()
 
     def _slots(self, entries: list[bytes]) -> list[int]:
         return [slot for (slot,) in self._slot.iter_unpack(b"".join(entries))]
 
     def _fill_front(self, n: int) -> None:
-        """Leave the first `n` live entries in front, and not many more."""
+        """Have the first `n` live entries in front."""
         live, entries, unpack = self._live, self._entries, self._slot.unpack
         held = len(self._front) + len(entries)
         slots = self._slots(self._front)
@@ -138,14 +148,19 @@ class LazyHeap:
             if live[unpack(entry)[0]] is entry:
                 front.append(entry)
         self._dead -= held - len(front) - len(entries)
-        if len(front) > 2 * n + _SLACK:  # a long list would be slow to insert into
-            for entry in front[n:]:
-                heappush(entries, entry)
-            del front[n:]
         self._front = front
 
-    def _compact(self) -> None:
-        self._entries = [entry for entry in self._live if entry is not None]
-        self._front = []
-        self._dead = 0
-        heapify(self._entries)
+    def _shorten_front(self) -> None:
+        """A long list is slow to insert into."""
+        for entry in self._front[_LONGEST // 2 :]:
+            heappush(self._entries, entry)
+        del self._front[_LONGEST // 2 :]
+
+    def _tidy(self) -> None:
+        if self._dead > self._size + _SLACK:
+            self._entries = [entry for entry in self._live if entry is not None]
+            self._front = []
+            self._dead = 0
+            heapify(self._entries)
+        elif len(self._front) > _LONGEST:
+            self._shorten_front()

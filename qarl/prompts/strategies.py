@@ -57,8 +57,7 @@ class Queue(Strategy):
         raise NotImplementedError
 
     def add(self, slots: Sequence[int]) -> None:
-        for slot in slots:
-            self._queue.push(slot, *self.turn(slot))
+        self._queue.push([(*self.turn(slot), slot) for slot in slots])
 
     def remove(self, slot: int) -> None:
         self._queue.remove(slot)
@@ -127,16 +126,19 @@ class Frontier(Strategy):
 
     def add(self, slots: Sequence[int]) -> None:
         stats, target = self.stats, self.stats.target
-        push_turn, push_low, push_high = self._turns.push, self.low.push, self.high.push
+        turns, low, high = [], [], []
         for slot in slots:
-            since, ticket = stats.last_step[slot] + 1, stats.ticket[slot]
-            push_turn(slot, since, ticket)
-            if stats.known(slot):
-                rate = stats.rates[slot]
-                if rate <= target:
-                    push_low(slot, target - rate, since, ticket)
-                else:
-                    push_high(slot, rate - target, since, ticket)
+            since, ticket, rate = stats.last_step[slot] + 1, stats.ticket[slot], stats.rates[slot]
+            turns.append((since, ticket, slot))
+            if not stats.known(slot):
+                continue
+            if rate <= target:
+                low.append((target - rate, since, ticket, slot))
+            else:
+                high.append((rate - target, since, ticket, slot))
+        self._turns.push(turns)
+        self.low.push(low)
+        self.high.push(high)
 
     def remove(self, slot: int) -> None:
         for heap in (self._turns, self.low, self.high):
@@ -179,7 +181,7 @@ class Median(Strategy):
     def add(self, slots: Sequence[int]) -> None:
         for slot in slots:
             if not self.stats.visits[slot]:
-                self._unseen.push(slot, self.stats.arrival[slot])
+                self._unseen.push([(self.stats.arrival[slot], slot)])
             else:
                 self._push(self.low, slot)
                 self._push(self.high, self.low.pop())
@@ -203,7 +205,7 @@ class Median(Strategy):
     def _push(self, heap: LazyHeap, slot: int) -> None:
         sign = 1 if heap is self.high else -1  # the top is the one nearest to the median
         order = (self.stats.measured(slot), self.stats.last_step[slot], self.stats.ticket[slot])
-        heap.push(slot, *(sortable(sign * part) for part in order))
+        heap.push([(*(sortable(sign * part) for part in order), slot)])
 
     def _balance(self) -> None:
         while len(self.high) > len(self.low):

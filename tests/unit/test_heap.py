@@ -24,7 +24,7 @@ class HeapMachine(RuleBasedStateMachine):
 
     @rule(slot=SLOTS, priority=PRIORITIES)
     def push_or_update(self, slot: int, priority: float) -> None:
-        self.heap.push(slot, priority)
+        self.heap.push([(priority, slot)])
         self.oracle[slot] = priority
 
     @rule(slot=SLOTS)
@@ -105,13 +105,16 @@ def test_sortable_keeps_the_order(a: float, b: float) -> None:
     assert 0 <= sortable(a) < 2**64
 
 
-def test_a_long_front_goes_back_into_the_heap() -> None:
-    """What is nearer than all that was met before goes to the front, and would slow it down."""
-    heap = LazyHeap("d")
-    heap.push(0, 1.0)
-    assert heap.nearest(1) == [0]
-    for slot in range(1, 500):
-        heap.push(slot, 1.0 - slot / 1000)
-    assert heap.nearest(2) == [499, 498]
-    assert len(heap._front) == 2
-    assert heap.take(500) == list(range(499, -1, -1))
+@pytest.mark.parametrize("met", [1, 20_000])
+def test_a_long_front_goes_back_into_the_heap(met: int) -> None:
+    """What is nearer than all that was met goes to the front, where it would slow down what comes next."""
+    heap, size = LazyHeap("d"), 20_000
+    heap.push([(1.0, slot) for slot in range(size)])
+    assert heap.nearest(met) == list(range(met))
+    heap.push([(0.5, slot) for slot in range(size, 2 * size)])
+    assert len(heap._front) <= 4096
+    assert heap.nearest(3 * size) == [*range(size, 2 * size), *range(size)]
+    heap.discard(range(0, 2 * size, 3))
+    assert len(heap._front) <= 4096
+    assert heap.take(2 * size) == [slot for slot in [*range(size, 2 * size), *range(size)] if slot % 3]
+    assert not heap

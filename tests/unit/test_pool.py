@@ -556,6 +556,7 @@ def test_foreign_states_are_refused_and_the_pool_stays(change: dict[str, Any], m
         *(("trials", v) for v in (math.nan, math.inf, 0.0)),
         *(("estimate", v) for v in (-0.1, 1.1, math.inf)),
         *(("alarm_base", v) for v in (math.nan, math.inf, -1.0)),
+        ("arrival", -1),
         *(("visits", v) for v in (-1, 0)),
         ("last_step", -1),
     ],
