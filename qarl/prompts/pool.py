@@ -13,7 +13,7 @@ Every prompt is in exactly one state:
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import IntEnum
@@ -24,7 +24,7 @@ from typing import Any
 
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.config import PoolConfig
-from qarl.prompts.heap import LazyHeap
+from qarl.prompts.heap import LazyHeap, sortable
 from qarl.prompts.lineage import Forest, child_rate
 from qarl.prompts.state import VERSION, Archived, Gauges, parse, prompt_to_json, row_to_json
 from qarl.prompts.stats import BINS, Statistics
@@ -78,8 +78,8 @@ class Pool:
 
         Fewer than `n`, possibly none, means that the rest of the pool is in flight or rests.
         """
-        for _, slot in self._waking.take(len(self._waking), most=step - 1):
-            self._release(slot)
+        for last in [last for last in self._waking if last < step]:
+            self._release(list(self._waking.pop(last)))
         if step > self._gauges.reinsert_step:
             self._gauges.reinsert_step = step
             self._reinsert(step)
@@ -88,10 +88,9 @@ class Pool:
             self._gauges.refresh_step = step
             self.refresh()
         drawn = self._strategy.select(n, step)
-        for slot in drawn:
-            self._drawn_at[slot] = step
-            self._move(slot, State.IN_FLIGHT)
-            self._far.discard(slot)
+        self._drawn_at.update(dict.fromkeys(drawn, step))
+        self._move(drawn, State.IN_FLIGHT)
+        self._far.discard(drawn)
         return [self._prompt(slot) for slot in drawn]
 
     def observe(self, results: Sequence[GroupResult], step: int) -> None:
@@ -101,24 +100,24 @@ class Pool:
         unknown), changes nothing and is counted.
         Raises DataError, before anything is recorded, when rewards are missing or outside [0, 1].
         """
-        for result in results:
-            if not _are_rewards(result.rewards):
-                what = f"rewards {list(result.rewards)} are not one or more numbers in [0, 1]"
-                raise DataError(what, where=f"prompt '{result.prompt_id}'", mend="check the verifier")
-        stats, draws, clock = self._stats, self._drawn_at, self._strategy.clock
-        flat_groups, errors = [], []
-        for result in results:
-            slot = self._slots.get(result.prompt_id, -1)
+        are_flat = [_is_flat(result) for result in results]
+        stats, draws, slots, clock = self._stats, self._drawn_at, self._slots, self._strategy.clock
+        observed, flat_groups, errors = [], [], []
+        for result, is_flat in zip(results, are_flat, strict=True):
+            slot, rewards = slots.get(result.prompt_id, -1), result.rewards
             if slot not in draws or result.drawn_at not in (None, draws[slot]):
                 self._gauges.unknown_results += 1
                 continue
             del draws[slot]
             if not stats.visits[slot] and stats.known(slot):
-                errors.append(abs(stats.estimate[slot] - fmean(result.rewards)))
-            stats.learn(slot, result.rewards, step, self._rng.random())
+                errors.append(abs(stats.estimate[slot] - fmean(rewards)))
+            stats.learn(slot, rewards, step, self._rng.random())
             stats.alarm_base[slot] = clock
-            self._rest(slot, self._is_settled(slot))
-            flat_groups.append(min(result.rewards) == max(result.rewards))
+            observed.append(slot)
+            flat_groups.append(is_flat)
+        settled = {slot for slot in observed if self._is_settled(slot)}
+        self._rest([slot for slot in observed if slot not in settled], State.COOLING)
+        self._rest(sorted(settled), State.RETIRED)
         if flat_groups:
             self._gauges.zero_variance_share = fmean(flat_groups)
         if errors:
@@ -126,10 +125,8 @@ class Pool:
 
     def abort(self, prompt_ids: Sequence[str]) -> None:
         """Return prompts in flight, unobserved, to the state that they were drawn from; others are left alone."""
-        for prompt_id in prompt_ids:
-            slot = self._slots.get(prompt_id, -1)
-            if self._drawn_at.pop(slot, None) is not None:
-                self._release(slot)
+        slots = [self._slots.get(prompt_id, -1) for prompt_id in prompt_ids]
+        self._release([slot for slot in slots if self._drawn_at.pop(slot, None) is not None])
 
     def spread(self, prompt_id: str) -> float:
         """Standard deviation expected of a reward of this prompt, in [0, 0.5]. Raises KeyError when it is not here."""
@@ -175,9 +172,9 @@ class Pool:
                 self._strategy.remove(slot)
             self._stats.set_estimate(slot, estimates[prompt_id])
             if eligible:
-                self._release(slot)
+                self._release([slot])
             elif slot in self._far:
-                self._mark_far(slot)
+                self._mark_far([slot])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later draws depend on, ready for JSON, O(N). Columns are base64, see state.py."""
@@ -262,13 +259,11 @@ class Pool:
         self._sizes[State.ABSENT] = len(prompts)
         self._strategy = STRATEGIES[self._config.strategy](self._config, stats, self._prompts, self._rng)
         self._strategy.clock, self._strategy.width = self._gauges.clock, self._gauges.frontier_width
-        self._waking = LazyHeap()  # cooling and retired, by the last step at which they rest
-        self._far = LazyHeap()  # all that may be evicted, when there is a capacity
-        for prompt_id, slot in self._slots.items():
-            if prompt_id in cooling or prompt_id in retired:
-                self._rest(slot, prompt_id in retired)
-            else:
-                self._release(slot)
+        self._waking: defaultdict[int, set[int]] = defaultdict(set)  # cooling and retired, by their last step of rest
+        self._far = LazyHeap("QQd")  # all that may be evicted, when there is a capacity
+        self._rest([self._slots[prompt_id] for prompt_id in sorted(cooling)], State.COOLING)
+        self._rest([self._slots[prompt_id] for prompt_id in sorted(retired)], State.RETIRED)
+        self._release([slot for slot, at in enumerate(self._state) if at == State.ABSENT])
 
     def _prompt(self, slot: int) -> Prompt:
         prompt = self._prompts[slot]
@@ -278,29 +273,40 @@ class Pool:
     def _ids(self, state: State) -> list[str]:
         return sorted(self._prompt(slot).id for slot, at in enumerate(self._state) if at == state)
 
-    def _move(self, slot: int, state: State) -> None:
-        self._sizes[self._state[slot]] -= 1
-        self._sizes[state] += 1
-        self._state[slot] = state
+    def _move(self, slots: Sequence[int], state: State) -> None:
+        at, sizes = self._state, self._sizes
+        for slot in slots:
+            sizes[at[slot]] -= 1
+            at[slot] = state
+        sizes[state] += len(slots)
 
-    def _release(self, slot: int) -> None:
+    def _release(self, slots: Sequence[int]) -> None:
         """Make eligible."""
-        stats = self._stats
-        side = State.LOW if stats.rates[slot] <= stats.target else State.HIGH
-        self._move(slot, side if stats.known(slot) else State.COLD)
-        self._strategy.add(slot)
-        if self._config.capacity is not None:
-            self._mark_far(slot)
+        stats, rates, target = self._stats, self._stats.rates, self._stats.target
+        known = [slot for slot in slots if stats.known(slot)]
+        self._move(slots, State.COLD)
+        self._move([slot for slot in known if rates[slot] <= target], State.LOW)
+        self._move([slot for slot in known if rates[slot] > target], State.HIGH)
+        self._strategy.add(slots)
+        self._mark_far(slots)
 
-    def _rest(self, slot: int, retired: bool) -> None:
-        self._move(slot, State.RETIRED if retired else State.COOLING)
-        steps = self._config.retire.recheck_after_steps if retired else self._config.cooldown_steps
-        self._waking.push(slot, self._stats.last_step[slot] + steps)
-        if self._config.capacity is not None:
-            self._mark_far(slot)
+    def _rest(self, slots: Sequence[int], state: State) -> None:
+        """Cool or retire."""
+        self._move(slots, state)
+        waking, last_step, steps = self._waking, self._stats.last_step, self._rest_steps(state)
+        for slot in slots:
+            waking[last_step[slot] + steps].add(slot)
+        self._mark_far(slots)
 
-    def _mark_far(self, slot: int) -> None:
-        self._far.push(slot, -self._strategy.far(slot), self._stats.last_step[slot], self._stats.ticket[slot])
+    def _rest_steps(self, state: int) -> int:
+        """After an observation."""
+        return self._config.retire.recheck_after_steps if state == State.RETIRED else self._config.cooldown_steps
+
+    def _mark_far(self, slots: Sequence[int]) -> None:
+        """Let them be evicted, if there is a capacity, by what is known of them now."""
+        if self._config.capacity is not None:
+            far, since, ticket = self._strategy.far, self._stats.last_step, self._stats.ticket
+            self._far.push([(sortable(-far(slot)), since[slot] + 1, ticket[slot], slot) for slot in slots])
 
     def _is_settled(self, slot: int) -> bool:
         """Whether it looks solved or hopeless after enough visits."""
@@ -323,7 +329,7 @@ class Pool:
         self._prompts[slot], self._slots[prompt.id] = prompt, slot
         self._stats.put(slot, **{**known, "arrival": self._gauges.arrivals})
         self._gauges.arrivals += 1
-        self._release(slot)
+        self._release([slot])
         if self._config.capacity is None or len(self._slots) <= self._config.capacity:
             return True
         if victim is None or self._strategy.far(victim) <= self._strategy.far(slot):
@@ -354,10 +360,10 @@ class Pool:
         if state <= State.HIGH:
             self._strategy.remove(slot)
         elif state in (State.COOLING, State.RETIRED):
-            self._waking.remove(slot)
-        self._far.discard(slot)
+            self._waking[self._stats.last_step[slot] + self._rest_steps(state)].remove(slot)
+        self._far.discard([slot])
         self._stats.clear(slot)
-        self._move(slot, State.ABSENT)
+        self._move([slot], State.ABSENT)
         self._lineage.remove(prompt_id)
         self._prompts[slot] = None
         del self._slots[prompt_id]
@@ -377,9 +383,14 @@ class Pool:
                 self._remember(Archived(old.prompt, old.row, step))
 
 
-def _are_rewards(values: Sequence[float]) -> bool:
-    """Whether there are any, all within [0, 1]. The sum is NaN when one of them is."""
-    return bool(values) and min(values) >= 0.0 and max(values) <= 1.0 and not math.isnan(sum(values))
+def _is_flat(result: GroupResult) -> bool:
+    """Whether all rewards are equal. Raises DataError when there are none, or one is outside [0, 1]."""
+    rewards = result.rewards
+    least, most = (min(rewards), max(rewards)) if rewards else (math.nan, math.nan)
+    if least >= 0.0 and most <= 1.0 and not math.isnan(sum(rewards)):  # the sum is NaN when one of them is
+        return least == most
+    what = f"rewards {list(rewards)} are not one or more numbers in [0, 1]"
+    raise DataError(what, where=f"prompt '{result.prompt_id}'", mend="check the verifier")
 
 
 def make_pool(prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> Pool:

@@ -151,13 +151,14 @@ def _row(prompt_id: str, row: Mapping[str, float | None]) -> dict[str, float]:
 
 def _check_values(ids: Iterable[str], columns: Mapping[str, Iterable[float]]) -> None:
     """Raises ValueError, which names the prompt, when a value cannot be; of NaN only a missing estimate's passes."""
-    names = ("ticket", "successes", "trials", "estimate", "alarm_base", "visits", "last_step")
+    names = ("ticket", "successes", "trials", "estimate", "alarm_base", "arrival", "visits", "last_step")
     rows = zip(ids, *(columns[name] for name in names), strict=True)
-    for prompt_id, ticket, successes, trials, estimate, alarm_base, visits, last_step in rows:
+    for prompt_id, ticket, successes, trials, estimate, alarm_base, arrival, visits, last_step in rows:
         measured = 0.0 <= successes <= trials < math.inf and visits >= 0 and (visits > 0) == (trials > 0.0)
         estimated = estimate != estimate or 0.0 <= estimate <= 1.0
         visited = last_step >= 0 if visits else last_step == -1
-        if not (measured and estimated and visited and 0.0 <= ticket < 1.0 and 0.0 <= alarm_base < math.inf):
+        ordered = 0.0 <= ticket < 1.0 and 0.0 <= alarm_base < math.inf and arrival >= 0
+        if not (measured and estimated and visited and ordered):
             raise ValueError(f"prompt '{prompt_id}' has statistics that cannot be")
 
 

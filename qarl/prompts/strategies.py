@@ -8,7 +8,7 @@ from itertools import zip_longest
 from random import Random
 
 from qarl.prompts.config import PoolConfig
-from qarl.prompts.heap import LazyHeap
+from qarl.prompts.heap import LazyHeap, sortable
 from qarl.prompts.stats import Statistics
 from qarl.types import Prompt
 
@@ -28,7 +28,7 @@ class Strategy:
         self.clock = 0.0
         """Time of the `prioritised` strategy; saved with the pool."""
 
-    def add(self, slot: int) -> None:
+    def add(self, slots: Sequence[int]) -> None:
         raise NotImplementedError
 
     def remove(self, slot: int) -> None:
@@ -46,25 +46,30 @@ class Strategy:
 class Queue(Strategy):
     """A strategy that gives every slot its turn and draws the first."""
 
+    priority: str
+    """What kind of numbers a turn is, as LazyHeap takes it."""
+
     def __init__(self, config: PoolConfig, stats: Statistics, prompts: Sequence[Prompt | None], rng: Random) -> None:
         super().__init__(config, stats, prompts, rng)
-        self._queue = LazyHeap()
+        self._queue = LazyHeap(self.priority)
 
     def turn(self, slot: int) -> tuple[float, ...]:
         raise NotImplementedError
 
-    def add(self, slot: int) -> None:
-        self._queue.push(slot, *self.turn(slot))
+    def add(self, slots: Sequence[int]) -> None:
+        self._queue.push([(*self.turn(slot), slot) for slot in slots])
 
     def remove(self, slot: int) -> None:
         self._queue.remove(slot)
 
     def select(self, n: int, step: int) -> list[int]:
-        return [self._queue.pop() for _ in range(min(n, len(self._queue)))]
+        return self._queue.take(n)
 
 
 class Uniform(Queue):
     """Every prompt once in random order, then every prompt again in a new order."""
+
+    priority = "Qd"
 
     def turn(self, slot: int) -> tuple[float, ...]:
         return self.stats.visits[slot], self.stats.ticket[slot]
@@ -73,10 +78,12 @@ class Uniform(Queue):
 class EasyToHard(Queue):
     """Passes over all prompts, each by the data's level and then from the often solved to the rarely solved."""
 
+    priority = "QQQd"
+
     def turn(self, slot: int) -> tuple[float, ...]:
         prompt, stats = self.prompts[slot], self.stats
         assert prompt is not None
-        return stats.visits[slot], prompt.level, -stats.rate(slot), stats.ticket[slot]
+        return stats.visits[slot], sortable(prompt.level), sortable(-stats.rate(slot)), stats.ticket[slot]
 
 
 class Prioritised(Queue):
@@ -86,6 +93,8 @@ class Prioritised(Queue):
     weight; a draw takes the next that ring and moves the clock there. Since such waiting times have no memory, that is
     weighted sampling, at O(log N) a prompt.
     """
+
+    priority = "dd"
 
     def weight(self, slot: int) -> float:
         reach = max(self.config.target, 1.0 - self.config.target)
@@ -112,17 +121,28 @@ class Frontier(Strategy):
 
     def __init__(self, config: PoolConfig, stats: Statistics, prompts: Sequence[Prompt | None], rng: Random) -> None:
         super().__init__(config, stats, prompts, rng)
-        self._turns = LazyHeap()  # all: unseen at random, then longest unvisited first
-        self.low, self.high = LazyHeap(), LazyHeap()
+        self._turns = LazyHeap("dd")  # all: unseen at random, then longest unvisited first
+        self.low, self.high = LazyHeap("dQd"), LazyHeap("dQd")
 
-    def add(self, slot: int) -> None:
-        self._turns.push(slot, self.stats.last_step[slot], self.stats.ticket[slot])
-        self._add_side(slot)
+    def add(self, slots: Sequence[int]) -> None:
+        stats, target = self.stats, self.stats.target
+        turns, low, high = [], [], []
+        for slot in slots:
+            since, ticket, rate = stats.last_step[slot] + 1, stats.ticket[slot], stats.rates[slot]
+            turns.append((since, ticket, slot))
+            if not stats.known(slot):
+                continue
+            if rate <= target:
+                low.append((target - rate, since, ticket, slot))
+            else:
+                high.append((rate - target, since, ticket, slot))
+        self._turns.push(turns)
+        self.low.push(low)
+        self.high.push(high)
 
     def remove(self, slot: int) -> None:
-        self._turns.remove(slot)
-        if not self.low.discard(slot):
-            self.high.discard(slot)
+        for heap in (self._turns, self.low, self.high):
+            heap.discard([slot])
 
     def select(self, n: int, step: int) -> list[int]:
         picked = self._explore(round(self.config.exploration * n), step - self.config.stale_after_steps)
@@ -135,26 +155,17 @@ class Frontier(Strategy):
 
     def _explore(self, quota: int, latest: int) -> list[int]:
         """Up to `quota` of the unseen and then of those last visited at step `latest` or before."""
-        picked: list[int] = []
-        for entry in self._turns.take(quota, most=max(latest, -1)):
-            picked.append(slot := entry[-1])
-            if not self.low.discard(slot):
-                self.high.discard(slot)
+        picked = self._turns.take(quota, most=max(latest, -1) + 1)
+        self.low.discard(picked)
+        self.high.discard(picked)
         return picked
 
     def _pick_near(self, m: int, reach: float) -> list[int]:
         picked = pick_outwards(self.low, self.high, m, self.rng, reach)
-        for slot in picked:
-            self._turns.remove(slot)
-        self.width = max(self.width, *map(self.stats.distance, picked), 0.0)
+        self._turns.discard(picked)
+        rates, target = self.stats.rates, self.stats.target
+        self.width = max([self.width, *[abs(rates[slot] - target) for slot in picked]])
         return picked
-
-    def _add_side(self, slot: int) -> None:
-        stats = self.stats
-        if stats.known(slot):
-            rate = stats.rates[slot]
-            heap = self.low if rate <= stats.target else self.high
-            heap.push(slot, abs(rate - stats.target), stats.last_step[slot], stats.ticket[slot])
 
 
 class Median(Strategy):
@@ -164,24 +175,25 @@ class Median(Strategy):
 
     def __init__(self, config: PoolConfig, stats: Statistics, prompts: Sequence[Prompt | None], rng: Random) -> None:
         super().__init__(config, stats, prompts, rng)
-        self._unseen = LazyHeap()
-        self.low, self.high = LazyHeap(), LazyHeap()  # the lower half, rounded up, and the upper half
+        self._unseen = LazyHeap("Q")
+        self.low, self.high = LazyHeap("QQQ"), LazyHeap("QQQ")  # the lower half, rounded up, and the upper half
 
-    def add(self, slot: int) -> None:
-        if not self.stats.visits[slot]:
-            self._unseen.push(slot, self.stats.arrival[slot])
-            return
-        self._push(self.low, slot)
-        self._push(self.high, self.low.pop())
-        self._balance()
+    def add(self, slots: Sequence[int]) -> None:
+        for slot in slots:
+            if not self.stats.visits[slot]:
+                self._unseen.push([(self.stats.arrival[slot], slot)])
+            else:
+                self._push(self.low, slot)
+                self._push(self.high, self.low.pop())
+                self._balance()
 
     def remove(self, slot: int) -> None:
         for heap in (self._unseen, self.low, self.high):
-            heap.discard(slot)
+            heap.discard([slot])
         self._balance()
 
     def select(self, n: int, step: int) -> list[int]:
-        unseen = [self._unseen.pop() for _ in range(min(n, len(self._unseen)))]
+        unseen = self._unseen.take(n)
         picked = pick_outwards(self.low, self.high, n - len(unseen), self.rng)
         self._balance()
         self.width = max(map(self.stats.distance, picked), default=0.0)
@@ -193,7 +205,7 @@ class Median(Strategy):
     def _push(self, heap: LazyHeap, slot: int) -> None:
         sign = 1 if heap is self.high else -1  # the top is the one nearest to the median
         order = (self.stats.measured(slot), self.stats.last_step[slot], self.stats.ticket[slot])
-        heap.push(slot, *(sign * part for part in order))
+        heap.push([(*(sortable(sign * part) for part in order), slot)])
 
     def _balance(self) -> None:
         while len(self.high) > len(self.low):
@@ -206,16 +218,14 @@ def pick_outwards(low: LazyHeap, high: LazyHeap, m: int, rng: Random, reach: flo
     """Remove and return up to `m` slots, at random of the first 2m, by turns, low first, whose priority begins with at
     most `reach`.
     """
-    below, above = low.take(m, reach), high.take(m, reach)
-    below += low.take(m - len(above), reach)  # where one side has too few, the other fills up
-    above += high.take(2 * m - len(below) - len(above), reach)
-    window = [entry for pair in zip_longest(below, above) for entry in pair if entry is not None]
-    picked = rng.sample(range(len(window)), min(m, len(window)))
-    chosen = [window[i][-1] for i in picked]
-    kept = set(chosen)
-    low.put_back(entry for entry in below if entry[-1] not in kept)
-    high.put_back(entry for entry in above if entry[-1] not in kept)
-    return chosen
+    above = high.nearest(m, reach)
+    below = low.nearest(2 * m - len(above), reach)  # where one side has too few, the other fills up
+    above = high.nearest(2 * m - len(below), reach)
+    window = [slot for pair in zip_longest(below, above) for slot in pair if slot is not None]
+    picked = rng.sample(window, min(m, len(window)))
+    low.discard(picked)
+    high.discard(picked)
+    return picked
 
 
 STRATEGIES: dict[str, type[Strategy]] = {

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from qarl.errors import CheckpointError, ConfigError, DataError
 from qarl.prompts.allocation import allocate
 from qarl.prompts.config import ArchiveConfig, LineageConfig, PoolConfig, RetireConfig
+from qarl.prompts.heap import sortable
 from qarl.prompts.pool import Pool, make_pool
 from qarl.prompts.state import parse
 from qarl.prompts.stats import COLUMNS
@@ -112,7 +113,7 @@ class PoolMachine(RuleBasedStateMachine):
     def ticket(self, prompt_id: str) -> float:
         return self.column("ticket", prompt_id)
 
-    def last(self, prompt_id: str) -> float:
+    def last(self, prompt_id: str) -> int:
         return self.history[prompt_id][-1][0] if self.history[prompt_id] else -1
 
     def trials(self, prompt_id: str) -> tuple[float, float]:
@@ -391,8 +392,10 @@ class PoolMachine(RuleBasedStateMachine):
             assert {i for i in self.where if slots[i] in strategy.high} == high
         if self.config.capacity:
             may_leave = [i for i, at in self.where.items() if at != "in_flight"]
-            entries = {i: self.pool._far._live[slots[i]] for i in self.where if slots[i] in self.pool._far}
-            assert entries == {i: (-self.far(i), self.last(i), self.ticket(i), slots[i]) for i in may_leave}
+            far = self.pool._far
+            entries = {i: far._live[slots[i]] for i in self.where if slots[i] in far}
+            order = {i: (sortable(-self.far(i)), self.last(i) + 1, self.ticket(i)) for i in may_leave}
+            assert entries == {i: far._pack(*order[i], slots[i]) for i in may_leave}
 
     def check_histogram(self, metrics: dict[str, float]) -> None:
         seen = [self.rate(i) for i in self.where if self.history[i]]
@@ -553,6 +556,7 @@ def test_foreign_states_are_refused_and_the_pool_stays(change: dict[str, Any], m
         *(("trials", v) for v in (math.nan, math.inf, 0.0)),
         *(("estimate", v) for v in (-0.1, 1.1, math.inf)),
         *(("alarm_base", v) for v in (math.nan, math.inf, -1.0)),
+        ("arrival", -1),
         *(("visits", v) for v in (-1, 0)),
         ("last_step", -1),
     ],
