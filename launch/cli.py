@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from types import FrameType
-from typing import get_args
+from typing import Any, get_args
 
 from launch.arguments import positive_int
 from launch.bench.commands import add_bench_commands
@@ -75,17 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", help="for example runs/quickstart")
     report.set_defaults(run=_report)
 
-    export = commands.add_parser("export", help="write a run's newest checkpoint as a model folder, checked with vLLM")
-    export.add_argument("run_dir", metavar="RUN", type=Path, help="for example runs/quickstart")
-    export.add_argument("out", metavar="OUT", type=Path, help="a new folder")
-    export.add_argument("--format", choices=_schemes(), help="none for plain weights (that of the run's rollouts)")
-    export.set_defaults(run=_export)
-
-    split = commands.add_parser("split-outliers", help="write a model with outlier channels split: the same function")
-    split.add_argument("model", type=Path, help="a Hugging Face model folder")
-    split.add_argument("out", type=Path, help="a new folder")
-    split.add_argument("--channels", type=positive_int, required=True, help="channels to split in every MLP")
-    split.set_defaults(run=_split_outliers)
+    _folder_commands(commands)
 
     study = commands.add_parser("study", help="run the arms of an experiment over several seeds, and compare them")
     study.add_argument("name", help="a YAML file, or the name of a file in configs/study")
@@ -110,6 +100,21 @@ def _parser() -> argparse.ArgumentParser:
 
     add_bench_commands(commands)
     return parser
+
+
+def _folder_commands(commands: Any) -> None:
+    """Add what writes model folders to argparse's `commands`."""
+    export = commands.add_parser("export", help="write a run's newest checkpoint as a model folder, checked with vLLM")
+    export.add_argument("run_dir", metavar="RUN", type=Path, help="for example runs/quickstart")
+    export.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    export.add_argument("--format", choices=_schemes(), help="none for plain weights (that of the run's rollouts)")
+    export.set_defaults(run=_export)
+
+    split = commands.add_parser("split-outliers", help="write a model with outlier channels split: the same function")
+    split.add_argument("model", type=Path, help="a Hugging Face model folder")
+    split.add_argument("out", type=Path, help="a new folder")
+    split.add_argument("--channels", type=positive_int, required=True, help="channels to split in every MLP")
+    split.set_defaults(run=_split_outliers)
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
