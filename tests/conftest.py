@@ -70,11 +70,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def engine(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> VLLMEngine:
     """The one real vLLM engine of the session: W8A8, bfloat16, Qwen3. Tests load into it what they need."""
+    import vllm.v1.engine.core
+
     from qarl.config_policy import RolloutConfig
     from qarl.quant.publish import write_engine_config
     from qarl.quant.scheme import QuantScheme
     from rollout.engine import VLLMEngine
 
+    # The engines of a process share vLLM's process groups: another test's engine must not take them along when it goes.
+    vllm.v1.engine.core.cleanup_dist_env_and_memory = lambda *_, **__: None
     folder = tmp_path_factory.mktemp("engine")
     write_engine_config(folder, tiny_models["qwen3"], QuantScheme())
     return VLLMEngine(folder, RolloutConfig(max_model_len=768), QuantScheme(), "bfloat16", "cpu")

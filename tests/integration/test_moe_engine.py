@@ -29,9 +29,12 @@ SCHEMES = {
 TOKENS = 100
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def groups_with_experts() -> None:
-    """vLLM makes its process groups once in a process, without one for experts when the first model has none."""
+    """vLLM makes its process groups once in a process, without one for experts when the first model has none.
+
+    The engine that is started next makes them again, for those of before, too.
+    """
     from vllm.distributed import destroy_model_parallel
 
     destroy_model_parallel()
@@ -66,6 +69,7 @@ def fresh_samples(path: Path, asked: list[tuple[list[int], int]]) -> list[tuple[
 
 
 @pytest.mark.parametrize("name", ["none", "attention", pytest.param("all", marks=needs_avx512)])
+@pytest.mark.usefixtures("groups_with_experts")
 def test_mismatch_is_zero_and_reloaded_is_fresh(name: str, model_dir: Path, tmp_path: Path) -> None:
     scheme, kernels = SCHEMES[name]
     write_engine_config(tmp_path / "engine", model_dir, scheme)
