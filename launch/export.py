@@ -47,8 +47,11 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
         PublicationError: vLLM cannot load the folder, or computes something else from it.
     """
     transformers_logging.disable_progress_bar()
+    part = out.with_name(f"{out.name}.unproven")
     if out.exists():
         raise ConfigError(f"{out} exists", mend="name a new folder")
+    if part.exists():
+        raise ConfigError(f"{part} exists: another export is at work, or was killed", mend="remove it")
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is no run's folder", mend="name one that holds config.yaml and checkpoints/")
     config = load_config(run_dir / "config.yaml", [])
@@ -72,7 +75,6 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     except RuntimeError as error:
         raise CheckpointError(f"does not fit {config.model.path}: {str(error).splitlines()[0]}", directory) from error
     requantize(policy.model)
-    part = out.with_name(f"{out.name}.unproven")
     try:
         tensors = checkpoint_tensors(policy.model, quantized=scheme.quantizes)
         write_checkpoint(tensors, part, Path(config.model.path), scheme)

@@ -17,6 +17,8 @@ HOST_COPY = 6.5e9
 """Bytes/s of one copy in host memory, measured on one core."""
 QUANTIZE_BYTES = 40
 """Bytes that quantizing one weight moves: ten passes over float32 values."""
+READ_BACK_ROWS = 128
+"""`ROWS` in rollout/weights.py."""
 OPTIMIZER_BYTES = 34
 """Bytes that AdamW's step moves per parameter: master and two moments read and written, gradient read (28), the
 parameter written, the gradient cleared (6)."""
@@ -126,14 +128,18 @@ def learner(training: Training, device: Device, load: Load) -> float:
 
 
 def publication(variant: Variant, device: Device) -> float:
-    """Seconds of one weight transfer: quantize, copy to the host, pack, digest, object store, unpack, check, load.
+    """Seconds of one weight transfer: quantize, copy to the host, pack, digest, object store, unpack, check, load; and
+    of the read-back: unpack once more, and multiply 128 rows by every matrix, as the engine and as the learner do.
 
-    40 B x quantized weights / bandwidth + S (2 / digest + 3 / copy + 2 / link)        S bytes published
+    40 B x quantized weights / bandwidth + S (2 / digest + 4 / copy + 3 / link)        S bytes published
+        + 2 sum over matrices of roofline(0, 2 x 128 x weights)
     """
-    weights = sum(m.numel for m in variant.shapes.matrices if variant.format_of(m) is not None)
-    per_byte = 2 / DIGEST + 3 / HOST_COPY + 2 / device.link
+    matrices = variant.shapes.matrices
+    weights = sum(m.numel for m in matrices if variant.format_of(m) is not None)
+    per_byte = 2 / DIGEST + 4 / HOST_COPY + 3 / device.link
     quantizing = QUANTIZE_BYTES * weights / (device.bandwidth * device.bandwidth_efficiency)
-    return quantizing + variant.published_bytes * per_byte
+    products = sum(device.seconds(0, 2.0 * READ_BACK_ROWS * m.numel, arithmetic_of(variant, m)) for m in matrices)
+    return quantizing + variant.published_bytes * per_byte + 2 * products
 
 
 def dense(shapes: Shapes) -> Arithmetic:

@@ -97,6 +97,10 @@ def test_weights_that_cannot_be_quantized_leave_nothing_behind(
 def test_what_cannot_be_exported_is_told_before_anything_is_read(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model exists; name a new folder"):
         export(run, tmp_path / "model", None)
+    (tmp_path / "out.unproven").mkdir()
+    with pytest.raises(ConfigError, match=r"out\.unproven exists: another export is at work, or was killed; remove it"):
+        export(run, tmp_path / "out", None)
+    (tmp_path / "out.unproven").rmdir()
     with pytest.raises(ConfigError, match="is no run's folder"):
         export(tmp_path / "model", tmp_path / "out", None)
     with pytest.raises(ConfigError, match="vLLM has no mxfp4 kernel"):
