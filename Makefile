@@ -20,8 +20,8 @@ lint: setup  ## ruff (rules and format) and mypy
 	@$(BIN)/mypy
 
 test: lint  ## lint, then the tests (slow ones: .venv/bin/pytest -m slow)
-	@echo "test: pytest"
-	@$(BIN)/python -m pytest -q
+	@echo "test: pytest, in two processes"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 clean:  ## remove build artefacts and caches; runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
