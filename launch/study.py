@@ -56,6 +56,8 @@ class StudyConfig(Node):
     """The metric that an arm is judged by: held-out accuracy, in [0, 1]."""
     reach: Fraction | None = None
     """Count the rollouts until this accuracy; null takes the highest that all arms of a comparison reach."""
+    collapse_margin: Fraction = 0.1
+    """A run that ends this much below its start or its best has collapsed; larger than the noise of an evaluation."""
     curves: list[str] = ["reward/mean", "eval/pass@1", "mismatch/k3_kl", "actor/clip_fraction"]
     """Metrics drawn over steps."""
     means: list[str] = []

@@ -21,7 +21,8 @@ STYLES = ("-", "--", ":", "-.")
 """Of the lines, once all colours are used."""
 NOTES = """\
 Mean over the seeds, smallest to largest in brackets. *Final*: held-out accuracy after training, of the runs that ended.
-*Collapsed*: runs that ended below where they started, or that stopped because a log-prob was no longer finite.
+*Collapsed*: runs that ended more than {margin:g} below their start or their best, or that stopped because a log-prob
+was no longer finite; such a run leaves the curves where it stops.
 *Rollouts*: responses sampled until held-out accuracy is {level}, interpolated between evaluations, over the runs that
 reach it ({origin})."""
 
@@ -56,11 +57,11 @@ def final_accuracy(result: RunResult, metric: str) -> float | None:
     return points[max(points)] if result.status == "done" and points else None
 
 
-def collapsed(result: RunResult, metric: str) -> bool:
-    """Whether the run ended below its start, or diverged."""
+def collapsed(result: RunResult, metric: str, margin: float) -> bool:
+    """Whether the run ended more than `margin` below its best (its start included), or diverged."""
     final = final_accuracy(result, metric)
     points = result.series.get(metric, {})
-    return result.status == "diverged" or (final is not None and final < points[min(points)])
+    return result.status == "diverged" or (final is not None and final < max(points.values()) - margin)
 
 
 def common_level(by_arm: dict[str, list[RunResult]], metric: str) -> float | None:
@@ -139,7 +140,7 @@ def table(study: Study, by_arm: dict[str, list[RunResult]]) -> str:
             arm,
             spread(starts),
             spread(finals),
-            f"{sum(collapsed(result, metric) for result in results)} of {len(ended)}",
+            f"{sum(collapsed(result, metric, config.collapse_margin) for result in results)} of {len(ended)}",
             str(sum(result.status == "failed" for result in results)),
             spread(reached, "{:,.0f}") + (f", {len(reached)} of {len(ended)}" if len(reached) < len(ended) else ""),
         ]
@@ -148,7 +149,7 @@ def table(study: Study, by_arm: dict[str, list[RunResult]]) -> str:
         rows.append(cells)
     lines = [header, ["---"] * len(header), *rows]
     origin = "given" if config.reach is not None else "the highest that all arms reach on average"
-    notes = NOTES.format(level="-" if level is None else f"{level:.3f}", origin=origin)
+    notes = NOTES.format(margin=config.collapse_margin, level="-" if level is None else f"{level:.3f}", origin=origin)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{notes}"
 
 

@@ -77,17 +77,28 @@ class RunTracker:
             self._wandb.log({"step": step, **values, **drawn})
         self._show(step, values)
 
-    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None:
-        """Record whole responses with their rewards, as the table `name`."""
+    def table(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        scores: Sequence[Score],
+        name: str = "samples",
+        more: Sequence[Mapping[str, float | str]] = (),
+    ) -> None:
+        """Record whole responses with their rewards, as the table `name`; `more` columns of each, if any."""
         rows = [_sample_row(sample, score) for sample, score in zip(samples, scores, strict=True)]
+        if more:
+            rows = [row | dict(columns) for row, columns in zip(rows, more, strict=True)]
         for row in rows:
             record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
             self._samples_file.write(json.dumps(record) + "\n")
         if self._wandb is not None:
             import wandb
 
-            data = [[row[column] for column in SAMPLE_COLUMNS] for row in rows]
-            self._wandb.log({"step": step, name: wandb.Table(columns=list(SAMPLE_COLUMNS), data=data)})
+            columns = list(rows[0]) if rows else list(SAMPLE_COLUMNS)
+            self._wandb.log(
+                {"step": step, name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])}
+            )
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         """Record which problems of the policy were accepted and which not, and why."""

@@ -19,7 +19,7 @@ def advantages(rewards_PG: Sequence[Sequence[float]], config: AdvantageConfig) -
         group_batch     (R - group mean) / std of all R - group mean      REINFORCE++-baseline, arXiv 2501.03262
         batch           (R - mean of all) / std of all        REINFORCE++, arXiv 2501.03262
 
-    "All" are the responses of the step, those of dropped groups included.
+    "All" are the responses of the step that are learned from, and of groups that are dropped for zero variance.
     Raises DataError for a group of fewer than two rewards.
     """
     match config.estimator:

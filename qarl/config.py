@@ -51,7 +51,8 @@ class AdvantageConfig(Node):
     normalize_by_std: bool = True
     """Divide by the standard deviation: of the group, or of the batch for the two batch estimators."""
     drop_zero_variance: bool = True
-    """Leave groups whose rewards are all equal out of the update."""
+    """Leave groups whose rewards are all equal out of the update. They have no advantage, but by the estimator `batch`,
+    which needs false."""
     overlong_cache: Count = 0
     """DAPO's soft punishment: the reward falls linearly, down to -1, over the last so many tokens before
     `rollout.sampling.max_new_tokens`; 0 for none."""
@@ -194,6 +195,15 @@ class Config(Node):
                     f"objective.kind: {self.objective.kind} is defined with advantage.{key}={str(value).lower()}, "
                     f"not {str(getattr(asked, key)).lower()}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _only_groups_that_tell_nothing_are_dropped(self) -> Config:
+        if self.advantage.estimator == "batch" and self.advantage.drop_zero_variance:
+            raise ValueError(
+                "advantage.drop_zero_variance: by the estimator `batch` groups of equal rewards have an advantage; "
+                "set it to false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -57,6 +57,22 @@ class ErrorTokens:
     def share(self) -> float:
         return float(self.any_T.mean())
 
+    def columns(self) -> dict[str, float | str]:
+        """For a table: the share, and which tokens (from 0) each detector flags: "repeated 3-9 improbable 12-14"."""
+        texts = [
+            " ".join([name, *(f"{start}-{end - 1}" for start, end in spans(flags(self)))])
+            for name, flags in DETECTORS.items()
+            if flags(self).any()
+        ]
+        return {"error_share": self.share, "error_tokens": " ".join(texts)}
+
+
+DETECTORS: dict[str, Callable[[ErrorTokens], Flags]] = {
+    "repeated": lambda e: e.repeated_T,
+    "compressible": lambda e: e.compressible_T,
+    "improbable": lambda e: e.improbable_T,
+}
+
 
 def find_error_tokens(
     ids: Sequence[int], text: str, logp_T: npt.NDArray[np.float32], config: ErrorTokensConfig
@@ -89,11 +105,16 @@ def compression_ratio(text: str) -> float:
     return len(data) / len(zlib.compress(data))
 
 
+def spans(flags_T: Flags) -> list[tuple[int, int]]:
+    """Start and end (one past the last) of every run of flags."""
+    edges = np.diff(np.concatenate([[False], flags_T, [False]]).astype(np.int8))
+    return list(zip(np.flatnonzero(edges == 1).tolist(), np.flatnonzero(edges == -1).tolist(), strict=True))
+
+
 def runs(flags_T: Flags, least: int) -> Flags:
     """The flags that stand in runs of at least `least`."""
-    edges = np.diff(np.concatenate([[False], flags_T, [False]]).astype(np.int8))
     kept_T = np.zeros(len(flags_T), bool)
-    for start, end in zip(np.flatnonzero(edges == 1), np.flatnonzero(edges == -1), strict=True):
+    for start, end in spans(flags_T):
         kept_T[start:end] = end - start >= least
     return kept_T
 
@@ -103,17 +124,10 @@ def error_token_metrics(found: Sequence[ErrorTokens], advantages: Sequence[float
 
     `error_tokens/responses` is the share of responses that hold any. What nothing falls under is left out.
     """
-    detectors: dict[str, Callable[[ErrorTokens], Flags]] = {
-        "share": lambda e: e.any_T,
-        "repeated": lambda e: e.repeated_T,
-        "compressible": lambda e: e.compressible_T,
-        "improbable": lambda e: e.improbable_T,
-    }
-    parts = {name: [flags(e) for e in found] for name, flags in detectors.items()}
+    parts = {name: [flags(e) for e in found] for name, flags in DETECTORS.items()}
+    parts["share"] = [e.any_T for e in found]
     for q in range(QUARTILES):
-        parts[f"q{q + 1}"] = [
-            e.any_T[len(e.any_T) * q // QUARTILES : len(e.any_T) * (q + 1) // QUARTILES] for e in found
-        ]
+        parts[f"q{q + 1}"] = [_quarter(e.any_T, q) for e in found]
     signs = {"positive": 1.0, "zero": 0.0, "negative": -1.0}
     for name, sign in signs.items():
         parts[name] = [e.any_T for e, advantage in zip(found, advantages, strict=True) if np.sign(advantage) == sign]

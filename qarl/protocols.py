@@ -153,7 +153,14 @@ class Tracker(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
 
-    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None: ...
+    def table(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        scores: Sequence[Score],
+        name: str = "samples",
+        more: Sequence[Mapping[str, float | str]] = (),
+    ) -> None: ...
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         """What became of problems that the policy made."""

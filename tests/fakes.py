@@ -237,8 +237,16 @@ class FakeTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((step, dict(metrics)))
 
-    def table(self, step: int, samples: Sequence[Sample], scores: Sequence[Score], name: str = "samples") -> None:
+    def table(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        scores: Sequence[Score],
+        name: str = "samples",
+        more: Sequence[Mapping[str, float | str]] = (),
+    ) -> None:
         assert len(samples) == len(scores)
+        assert not more or len(more) == len(samples)
         self.tables.append((step, len(samples), name))
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:

@@ -36,6 +36,8 @@ from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
 
 Logprobs = npt.NDArray[np.float32]
+RATIO_DEV, CLIPPED = "actor/seq_ratio_max_dev", "actor/clip_fraction"
+"""Metrics of the objectives that are also logged of a step's first minibatch, and of its last."""
 
 
 def learner_env(device: str, threads: int) -> dict[str, str]:
@@ -139,9 +141,11 @@ class LearnerRank:
             for number, share in enumerate(shares):
                 self._engine.set_gradient_accumulation_boundary(number == len(shares) - 1)
                 metrics = self._backward(sequences, prox, share)
-                last = {f"{name}_last_minibatch": m for name, m in metrics.items() if name == "actor/clip_fraction"}
-                first = {f"{name}_first_minibatch": m for name, m in metrics.items() if name.endswith("max_dev")}
-                parts.append(metrics | (last if index == len(minibatches) - 1 else {}) | (first if index == 0 else {}))
+                parts.append(metrics)
+                if index == 0 and RATIO_DEV in metrics:
+                    parts.append({f"{RATIO_DEV}_first_minibatch": metrics[RATIO_DEV]})
+                if index == len(minibatches) - 1 and CLIPPED in metrics:
+                    parts.append({f"{CLIPPED}_last_minibatch": metrics[CLIPPED]})
                 self._engine.step()
             requantize(self._policy, self._gather)
             parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})

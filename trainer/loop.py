@@ -204,7 +204,8 @@ class Trainer:
         scores = [score for group in groups for score in group.scores]
         found = [find_error_tokens(s.response_ids, s.text, p, config) for s, p in zip(samples, prox, strict=True)]
         if config.table_every and step % config.table_every == 0 and (rows := worst(found, config.table_rows)):
-            self._tracker.table(step, [samples[i] for i in rows], [scores[i] for i in rows], "error_tokens")
+            columns = [found[i].columns() | {"advantage": sequences[i].advantage} for i in rows]
+            self._tracker.table(step, [samples[i] for i in rows], [scores[i] for i in rows], "error_tokens", columns)
         if config.mode == "mask":
             sequences = [replace(s, loss_mask_T=~tokens.any_T) for s, tokens in zip(sequences, found, strict=True)]
         return sequences, error_token_metrics(found, [sequence.advantage for sequence in sequences])

@@ -70,7 +70,7 @@ class TokenMask(_Band):
     kind: Literal["token_mask"] = "token_mask"
     """Which correction."""
     high: PositiveFloat = 5.0
-    """Largest weight that is kept."""
+    """Largest weight that is kept; 2 in the two corrections that weigh whole sequences."""
 
 
 class SequenceMask(_Band):
@@ -114,7 +114,8 @@ class TBPOConfig(_Objective):
     kind: Literal["tbpo"] = "tbpo"
     """Which objective."""
     seq_clip_ratio_low: PositiveFloat = 3e-4
-    """eps_low: lower bound for positive advantages (never binds in the PPO minimum)."""
+    """eps_low: TBPO's lower bound for positive advantages, which never binds in the PPO minimum. GSPO's, where it binds
+    for negative advantages."""
     seq_clip_ratio_high: PositiveFloat = 4e-4
     """eps_high: upper bound for positive advantages."""
     neg_seq_clip_ratio_low: PositiveFloat = 3e-4
@@ -238,7 +239,9 @@ class RLOOConfig(_Corrected):
 class ReinforcePPConfig(TokenClip):
     """REINFORCE++ (arXiv 2501.03262): PPO's clipped minimum with advantages normalised over the batch."""
 
-    advantage: ClassVar[Mapping[str, object]] = MappingProxyType({"estimator": "batch", "normalize_by_std": True})
+    advantage: ClassVar[Mapping[str, object]] = MappingProxyType(
+        {"estimator": "batch", "normalize_by_std": True, "drop_zero_variance": False}
+    )
     kind: Literal["reinforce_pp"] = "reinforce_pp"
     """Which objective."""
 

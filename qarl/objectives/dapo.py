@@ -15,7 +15,7 @@ def dapo(inputs: LossInputs, config: DAPOConfig) -> tuple[Tensor, Metrics]:
 
         loss = -(1/num_tokens) sum_b sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
 
-    Dynamic sampling is `advantage.drop_zero_variance` (groups are dropped, not drawn again), overlong shaping
-    `advantage.overlong_cache`. Returns and raises as `grpo`.
+    Dynamic sampling is `train.dynamic_sampling`, overlong shaping `advantage.overlong_cache`. Returns and raises as
+    `grpo`.
     """
     return clipped_token_loss(inputs, config, "token_mean")

@@ -183,6 +183,8 @@ def test_required_keys(missing: str) -> None:
             "rollout.batch_invariant",
         ),
         (["train.dynamic_sampling=1", "advantage.drop_zero_variance=false"], "train.dynamic_sampling"),
+        (["objective.kind=grpo", "advantage.estimator=batch"], "advantage.drop_zero_variance"),
+        (["objective.kind=reinforce_pp", "advantage.estimator=batch"], "objective.kind"),
         (["pool.augment.template=Hello"], "pool.augment.template"),
         (["pool.augment.pattern='(a'"], "pool.augment.pattern"),
         (["pool.augment.pattern='(a)(b)'"], "pool.augment.pattern"),

@@ -30,6 +30,12 @@ def flags(text: str) -> np.ndarray:
     return np.array([c == "x" for c in text])
 
 
+def test_columns_of_a_table_name_the_tokens() -> None:
+    tokens = ErrorTokens(flags("xx..x."), flags("......"), flags("...xxx"))
+    assert tokens.columns() == {"error_share": 5 / 6, "error_tokens": "repeated 0-1 4-4 improbable 3-5"}
+    assert found("..")[0].columns() == {"error_share": 0.0, "error_tokens": ""}
+
+
 def found(*rows: str) -> list[ErrorTokens]:
     """Responses whose flagged tokens are the `x`, all by the first detector."""
     return [ErrorTokens(flags(row), flags(row) & False, flags(row) & False) for row in rows]

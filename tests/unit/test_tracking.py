@@ -115,8 +115,18 @@ def test_samples_are_kept_with_their_scores(tmp_path: Path) -> None:
     assert [rows[0][name] for name in SAMPLE_COLUMNS] == ["21=", "12", "12", 1.0, "stop", 7, -0.75]
     assert rows[1]["response"] == "x\n[b]"
     assert {row["table"] for row in rows} == {"samples"}
+    assert rows[0].keys() == {"step", "table", *SAMPLE_COLUMNS}
     RunTracker(config(), tmp_path, 1, 3).close()
     assert read_log(tmp_path / SAMPLES_FILE) == []
+
+
+def test_a_table_may_have_more_columns(tmp_path: Path) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.table(2, [sample()], [Score(1.0)], "error_tokens", [{"error_share": 0.5, "error_tokens": "repeated 0-1"}])
+    tracker.close()
+    (row,) = read_log(tmp_path / SAMPLES_FILE)
+    assert (row["table"], row["error_share"], row["error_tokens"]) == ("error_tokens", 0.5, "repeated 0-1")
+    assert row["response"] == "12"
 
 
 def test_without_a_terminal_each_step_is_a_plain_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
