@@ -55,7 +55,8 @@ class ErrorTokens:
 
     @property
     def share(self) -> float:
-        return float(self.any_T.mean())
+        """Of an empty response 0."""
+        return float(self.any_T.mean()) if len(self.any_T) else 0.0
 
 
 def find_error_tokens(
