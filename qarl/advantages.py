@@ -11,7 +11,9 @@ from qarl.errors import DataError
 EPSILON = 1e-6
 
 
-def advantages(rewards_PG: Sequence[Sequence[float]], config: AdvantageConfig) -> list[list[float]]:
+def advantages(
+    rewards_PG: Sequence[Sequence[float]], config: AdvantageConfig, prompt_ids: Sequence[str] = ()
+) -> list[list[float]]:
     """One advantage a response, by `config.estimator`; std is the population's plus 1e-6, 1 unless `normalize_by_std`.
 
         group           (R - group mean) / group std          GRPO, arXiv 2402.03300; without std Dr. GRPO, 2503.20783
@@ -20,8 +22,13 @@ def advantages(rewards_PG: Sequence[Sequence[float]], config: AdvantageConfig) -
         batch           (R - mean of all) / std of all        REINFORCE++, arXiv 2501.03262
 
     "All" are the responses of the step that are learned from, and of groups that are dropped for zero variance.
-    Raises DataError for a group of fewer than two rewards.
+    `prompt_ids` name the groups in errors; empty counts them from 0.
+    Raises DataError for a group of fewer than two rewards, and for ids that are not one a group.
     """
+    if prompt_ids and len(prompt_ids) != len(rewards_PG):
+        raise DataError(f"{len(prompt_ids)} prompts {list(prompt_ids)} for {len(rewards_PG)} groups of rewards")
+    for index, rewards_G in enumerate(rewards_PG):
+        _check_size(rewards_G, where=f"prompt {prompt_ids[index]}" if prompt_ids else f"group {index}")
     match config.estimator:
         case "group":
             return [group_advantages(rewards_G, config.normalize_by_std) for rewards_G in rewards_PG]
@@ -32,8 +39,6 @@ def advantages(rewards_PG: Sequence[Sequence[float]], config: AdvantageConfig) -
         case "group_batch":
             centred_PG = [group_advantages(rewards_G, normalize_by_std=False) for rewards_G in rewards_PG]
         case "batch":
-            for rewards_G in rewards_PG:
-                _check_size(rewards_G)
             centre = mean(reward for rewards_G in rewards_PG for reward in rewards_G) if rewards_PG else 0.0
             centred_PG = [[reward - centre for reward in rewards_G] for rewards_G in rewards_PG]
     everything = [value for centred_G in centred_PG for value in centred_G]
@@ -67,6 +72,6 @@ def has_variance(rewards_G: Sequence[float]) -> bool:
     return any(reward != rewards_G[0] for reward in rewards_G)
 
 
-def _check_size(rewards_G: Sequence[float]) -> None:
+def _check_size(rewards_G: Sequence[float], where: str = "") -> None:
     if len(rewards_G) < 2:
-        raise DataError(f"a group of {len(rewards_G)} has no baseline", mend="use train.group_size >= 2")
+        raise DataError(f"a group of {len(rewards_G)} has no baseline", where, mend="use train.group_size >= 2")

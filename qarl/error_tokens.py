@@ -55,7 +55,8 @@ class ErrorTokens:
 
     @property
     def share(self) -> float:
-        return float(self.any_T.mean())
+        """Of an empty response 0."""
+        return float(self.any_T.mean()) if len(self.any_T) else 0.0
 
     def columns(self) -> dict[str, float | str]:
         """For a table: the share, and which tokens (from 0) each detector flags: "repeated 3-9 improbable 12-14"."""

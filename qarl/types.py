@@ -99,7 +99,7 @@ class AugmentOutcome:
 class TrainSequence:
     """What the learner needs of one sample: token ids, where the response begins, sampler log-probs, advantage.
 
-    `loss_mask_T` is False at response tokens that the loss leaves out; None leaves out none.
+    `loss_mask_T` is False at response tokens that the loss leaves out; None leaves out none. `id` names it in errors.
     """
 
     prompt_ids: tuple[int, ...]
@@ -107,6 +107,7 @@ class TrainSequence:
     sampler_logprobs_T: npt.NDArray[np.float32]
     advantage: float = 0.0
     loss_mask_T: npt.NDArray[np.bool_] | None = None
+    id: str = ""
 
     @property
     def loss_tokens(self) -> int:

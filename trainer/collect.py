@@ -12,7 +12,7 @@ from typing import Any
 
 from qarl.advantages import has_variance, overlong_penalty
 from qarl.config import Config
-from qarl.errors import PublicationError
+from qarl.errors import PublicationError, RolloutError
 from qarl.prompts.allocation import allocate
 from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, PromptPool, RewardService
@@ -25,10 +25,19 @@ LEAST_SHARE, MOST_SHARE = 0.5, 2.0
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt, scored."""
+    """The responses to one prompt, scored. Raises RolloutError unless each has one score."""
 
     samples: list[Sample]
     scores: list[Score]
+
+    def __post_init__(self) -> None:
+        if len(self.scores) != len(self.samples):
+            prompts = {sample.prompt.id for sample in self.samples}
+            raise RolloutError(f"{len(self.scores)} scores for {len(self.samples)} responses to prompts {prompts}")
+
+    @property
+    def prompt_id(self) -> str:
+        return self.samples[0].prompt.id
 
     @property
     def rewards(self) -> list[float]:
@@ -36,7 +45,7 @@ class Group:
 
     def result(self, drawn_at: int) -> GroupResult:
         """For the pool, of which the prompt was drawn at this step."""
-        return GroupResult(self.samples[0].prompt.id, tuple(self.rewards), drawn_at)
+        return GroupResult(self.prompt_id, tuple(self.rewards), drawn_at)
 
 
 class Collector:

@@ -205,7 +205,7 @@ class LearnerRank:
             advantage_B=torch.tensor([sequences[i].advantage for i in rows], dtype=torch.float32, device=self._device),
             num_sequences=len(sequences),
             num_tokens=sum(sequence.loss_tokens for sequence in sequences),
-            ids=rows,
+            ids=[sequences[i].id for i in rows],
             logp_ref_BT=None if self._reference is None else self._reference(batch),
             entropy_BT=entropy_BT,
         )

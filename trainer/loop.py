@@ -15,7 +15,7 @@ import numpy as np
 from qarl.advantages import advantages, has_variance
 from qarl.config import Config
 from qarl.error_tokens import error_token_metrics, find_error_tokens, worst
-from qarl.errors import CheckpointError, MismatchError, PublicationError
+from qarl.errors import CheckpointError, MismatchError, ObjectiveError, PublicationError
 from qarl.metrics import Value
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
 from qarl.prompts.augment import Augmenter
@@ -153,9 +153,13 @@ class Trainer:
         """Score every sample under the learner, then update on the groups that tell anything."""
         config = self._config
         rewards = [shaped_rewards(group, config) for group in groups]
+        values = advantages(rewards, config.advantage, [group.prompt_id for group in groups])
         batches = [
-            [_sequence(sample, advantage) for sample, advantage in zip(group.samples, values, strict=True)]
-            for group, values in zip(groups, advantages(rewards, config.advantage), strict=True)
+            [
+                _sequence(sample, advantage, f"{group.prompt_id}#{index}")
+                for index, (sample, advantage) in enumerate(zip(group.samples, advantages_G, strict=True))
+            ]
+            for group, advantages_G in zip(groups, values, strict=True)
         ]
         everything = [sequence for batch in batches for sequence in batch]
         sampler = [sequence.sampler_logprobs_T for sequence in everything]
@@ -187,13 +191,19 @@ class Trainer:
         minibatches = [[pair for i in part for pair in learnable[i]] for part in parts]
         if minibatches := [minibatch for minibatch in minibatches if minibatch]:
             with self._timed("update"):
-                metrics |= self._learner.update(
-                    [[sequence for sequence, _ in minibatch] for minibatch in minibatches],
-                    [[prox for _, prox in minibatch] for minibatch in minibatches],
-                )
+                metrics |= self._update(minibatches, step)
             if metrics.get("actor/seq_ratio_max_dev_first_minibatch", 0.0) != 0.0:
                 self.progress.exact_steps = 0
         return metrics
+
+    def _update(self, minibatches: Sequence[Sequence[tuple[TrainSequence, Logprobs]]], step: int) -> dict[str, Value]:
+        try:
+            return self._learner.update(
+                [[sequence for sequence, _ in minibatch] for minibatch in minibatches],
+                [[prox for _, prox in minibatch] for minibatch in minibatches],
+            )
+        except ObjectiveError as error:
+            raise type(error)(error.what, f"step {step}", error.mend) from error
 
     def _find_error_tokens(
         self, groups: Sequence[Group], sequences: list[TrainSequence], prox: Sequence[Logprobs], step: int
@@ -301,13 +311,13 @@ class Trainer:
         self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - started
 
 
-def _sequence(sample: Sample, advantage: float = 0.0) -> TrainSequence:
-    return TrainSequence(sample.prompt.token_ids, sample.response_ids, sample.logprobs_T, advantage)
+def _sequence(sample: Sample, advantage: float = 0.0, name: str = "") -> TrainSequence:
+    return TrainSequence(sample.prompt.token_ids, sample.response_ids, sample.logprobs_T, advantage, id=name)
 
 
 def _masked(sequence: TrainSequence) -> bool:
-    """Whether nothing of the response is left to learn from."""
-    return sequence.loss_mask_T is not None and not sequence.loss_mask_T.any()
+    """Whether the mask leaves nothing of the response. Not so of an empty one: that is an error of the objective."""
+    return bool(sequence.response_ids) and sequence.loss_tokens == 0
 
 
 def _split(items: Sequence[int], parts: int) -> list[list[int]]:

@@ -75,7 +75,7 @@ class Policy(nn.Module):
         if entropy == "none":
             return logp_BT
         rows = (logp_NV if entropy == "gradient" else logp_NV.detach()).split(ENTROPY_ROWS)
-        entropy_N = torch.cat([-(logp_RV.exp() * logp_RV).sum(1) for logp_RV in rows])
+        entropy_N = torch.cat([entropy_of(logp_RV) for logp_RV in rows])
         return torch.stack([logp_BT, _spread(entropy_N, batch)])
 
     def _context(self, batch: PaddedBatch) -> dict[str, Any]:
@@ -85,6 +85,12 @@ class Policy(nn.Module):
             return {"attention_mask": torch.arange(length, device=self.device) < lengths_B[:, None]}
         paged = self.numerics == "engine"
         return {"layout": BatchLayout(batch.prompt_lens, batch.seq_lens, length, paged)}
+
+
+def entropy_of(logp_RV: Tensor) -> Tensor:
+    """-sum_v p log p in nats: [R]. A token of probability 0 adds nothing, to the gradient neither."""
+    bounded_RV = logp_RV.clamp(min=torch.finfo(logp_RV.dtype).min)  # 0 times -infinity would be NaN
+    return -(bounded_RV.exp() * bounded_RV).sum(1)
 
 
 def _spread(values_N: Tensor, batch: PaddedBatch) -> Tensor:

@@ -49,16 +49,20 @@ class Band:
     def metrics(self, masked: Tensor | None, lengths_B: Tensor) -> Metrics:
         """`clip_metrics`, and what is dropped: clipped, or `masked` by the correction."""
         dropped = drop_metrics(self.above | self.below, masked, self.advantage_B, lengths_B)
-        return self.clip_metrics(lengths_B) | dropped
+        return self.clip_metrics(masked, lengths_B) | dropped
 
-    def clip_metrics(self, lengths_B: Tensor) -> Metrics:
+    def clip_metrics(self, masked: Tensor | None, lengths_B: Tensor) -> Metrics:
         """Clipped shares, of sequences or of tokens as the ratios are.
 
-        A clip is counted where the chosen branch is the clipped one: never for A = 0, never in the other direction.
+        A clip is counted where the chosen branch is the clipped one: never for A = 0, never in the other direction,
+        never where the correction `masked` ([B], or as the ratios) what would be clipped.
         """
         above_B, below_B, size_B = self.above, self.below, torch.ones_like(lengths_B)
+        if masked is not None:
+            kept = ~masked if masked.dim() == above_B.dim() else ~masked[:, None]
+            above_B, below_B = above_B & kept, below_B & kept
         if self.above.dim() == 2:
-            above_B, below_B, size_B = self.above.sum(1), self.below.sum(1), lengths_B
+            above_B, below_B, size_B = above_B.sum(1), below_B.sum(1), lengths_B
         negative_B = self.advantage_B < 0
         pos_high = int(above_B[self.advantage_B > 0].sum())
         neg_low, neg_high = int(below_B[negative_B].sum()), int(above_B[negative_B].sum())

@@ -33,4 +33,4 @@ def gbpo(inputs: LossInputs, config: GBPOConfig) -> tuple[Tensor, Metrics]:
     sums_B = -token_sums((r_BT - target_B1).abs(), weight, inputs.mask_BT) * inputs.advantage_B.abs()
     loss, shared = reduce(sums_B, inputs, ratios, config.aggregation)
     metrics |= drop_metrics(None, masked, inputs.advantage_B, ratios.lengths_B)
-    return loss, shared | metrics | band.clip_metrics(ratios.lengths_B)
+    return loss, shared | metrics | band.clip_metrics(masked, ratios.lengths_B)

@@ -29,8 +29,8 @@ class LossInputs:
     the sampler; the gradient flows through the first only. `mask_BT` is bool, True at response tokens: what is masked
     never matters, NaN and infinity included. `num_sequences` and `num_tokens` count the whole minibatch, over all
     micro-batches and ranks: the losses of the parts add up to the loss of the whole. `ids` name the sequences in
-    errors; empty counts them from 0. `logp_ref_BT`, log-probs under the reference, and `entropy_BT`, entropies (nats)
-    of the distributions that the tokens were drawn from, are there when they are asked for.
+    errors, one each; empty counts them from 0. `logp_ref_BT`, log-probs under the reference, and `entropy_BT`,
+    entropies (nats) of the distributions that the tokens were drawn from, are there when they are asked for.
     """
 
     logp_theta_BT: Tensor
@@ -44,9 +44,10 @@ class LossInputs:
     logp_ref_BT: Tensor | None = None
     entropy_BT: Tensor | None = None
 
-    def named(self, chosen_B: Tensor) -> str:
-        """The ids of the chosen sequences, for an error."""
-        return str([self.ids[i] if self.ids else i for i in chosen_B.nonzero()[:, 0].tolist()])
+    def named(self, chosen_B: Tensor | None = None) -> str:
+        """The ids of the chosen sequences, or of all, for an error."""
+        ids = self.ids or range(len(self.mask_BT))
+        return str(list(ids) if chosen_B is None else [ids[i] for i in chosen_B.nonzero()[:, 0].tolist()])
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,23 @@ class Ratios:
         """Check the inputs and compute the ratios.
 
         Raises:
-            ObjectiveError: shapes differ, advantages are not one a sequence or not finite, or a response is empty.
+            ObjectiveError: see `check_shapes`; or advantages are not finite, a response is empty, or the minibatch is
+                smaller than this part of it.
             DivergenceError: a sampled token has a NaN or infinite log-prob. Each names the sequences.
         """
+        check_shapes(inputs)
         mask_BT, advantage_B = inputs.mask_BT, inputs.advantage_B
-        if advantage_B.shape != mask_BT.shape[:1]:
-            every = inputs.named(torch.ones(len(mask_BT)))
-            raise ObjectiveError(f"{tuple(advantage_B.shape)} advantages for {len(mask_BT)} sequences {every}")
         log_r_BT = token_log_ratio(inputs.logp_theta_BT, inputs.logp_prox_BT.detach(), mask_BT)
         log_w_BT = token_log_ratio(inputs.logp_prox_BT.detach(), inputs.logp_samp_BT.detach(), mask_BT)
         lengths_B = mask_BT.sum(1)
         if (lengths_B == 0).any():
             raise ObjectiveError(f"sequences {inputs.named(lengths_B == 0)} have no response token")
+        tokens = int(lengths_B.sum())
+        if inputs.num_sequences < len(mask_BT) or inputs.num_tokens < tokens:
+            raise ObjectiveError(
+                f"sequences {inputs.named()} of {tokens} tokens are more than their minibatch: num_sequences="
+                f"{inputs.num_sequences}, num_tokens={inputs.num_tokens}"
+            )
         log_r_B, log_w_B = log_r_BT.sum(1) / lengths_B, log_w_BT.sum(1) / lengths_B
         check_finite(torch.isfinite(log_r_B) & torch.isfinite(log_w_B), inputs)
         if not torch.isfinite(advantage_B).all():
@@ -92,21 +98,39 @@ class Ratios:
 
 
 def token_log_ratio(logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """`log p(y_t) - log p_ref(y_t)` [B, T] in float32 or better, zero where masked. Raises ObjectiveError on shapes."""
-    if not logp_BT.shape == logp_ref_BT.shape == mask_BT.shape:
-        raise ObjectiveError(
-            f"log-probs {tuple(logp_BT.shape)}, reference {tuple(logp_ref_BT.shape)} and mask {tuple(mask_BT.shape)} "
-            f"of {len(mask_BT)} sequences must have one shape"
-        )
+    """`log p(y_t) - log p_ref(y_t)` [B, T] in float32 or better, zero where masked."""
     # Selected, not multiplied: a NaN times zero would reach the gradient.
     return torch.where(mask_BT, _precise(logp_BT) - _precise(logp_ref_BT), 0.0)
 
 
-def check_finite(finite_B: Tensor, inputs: LossInputs) -> None:
+def check_shapes(inputs: LossInputs) -> None:
+    """Raises ObjectiveError unless there is one id (if any) and one advantage a sequence, and all else is [B, T] as the
+    mask is. It names the fields that are not, and the sequences."""
+    mask_BT = inputs.mask_BT
+    if inputs.ids and len(inputs.ids) != len(mask_BT):
+        raise ObjectiveError(f"{len(inputs.ids)} ids {list(inputs.ids)} for {len(mask_BT)} sequences")
+    if inputs.advantage_B.shape != mask_BT.shape[:1]:
+        shape = tuple(inputs.advantage_B.shape)
+        raise ObjectiveError(f"{shape} advantages for {len(mask_BT)} sequences {inputs.named()}")
+    fields = {
+        "learner": inputs.logp_theta_BT,
+        "prox": inputs.logp_prox_BT,
+        "sampler": inputs.logp_samp_BT,
+        "reference": inputs.logp_ref_BT,
+        "entropy": inputs.entropy_BT,
+    }
+    other = [f"{name} {tuple(x.shape)}" for name, x in fields.items() if x is not None and x.shape != mask_BT.shape]
+    if other:
+        raise ObjectiveError(
+            f"{', '.join(other)} and mask {tuple(mask_BT.shape)} of sequences {inputs.named()} must have one shape"
+        )
+
+
+def check_finite(finite_B: Tensor, inputs: LossInputs, what: str = "log-prob") -> None:
     """Raises DivergenceError that names the sequences which are not `finite_B`."""
     if not finite_B.all():
         raise DivergenceError(
-            f"NaN or infinite log-prob in sequences {inputs.named(~finite_B)}",
+            f"NaN or infinite {what} in sequences {inputs.named(~finite_B)}",
             mend="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
         )
 

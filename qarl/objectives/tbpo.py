@@ -24,7 +24,8 @@ def tbpo(inputs: LossInputs, config: TBPOConfig) -> tuple[Tensor, Metrics]:
 
     Ablations: `level: token` has r_t = pi_theta/pi_prox in place of r and the mean of s over the response (of it the
     paper says no more than "token-level dual-clip"; w stays the sequence's); `dual_clip: false` leaves s = max(r,
-    1-neg_low) A for A < 0; `positive_only` sets s = 0 for A < 0; `correction` takes another weight than min(w, C).
+    1-neg_low) A for A < 0; `positive_only` sets s = 0 for A < 0, which counts as masked; `correction` takes another
+    weight than min(w, C).
 
     Returns:
         scalar loss and partial metrics. A clip is counted where the chosen branch is the clipped one.
@@ -34,25 +35,31 @@ def tbpo(inputs: LossInputs, config: TBPOConfig) -> tuple[Tensor, Metrics]:
     ratios = Ratios.of(inputs)
     correction = config.correction or SequenceTIS(cap=config.seq_tis_imp_ratio_cap)
     weight, masked, metrics = mismatch_weight(ratios, correction)
-    advantage_B = inputs.advantage_B.clamp(min=0.0) if config.positive_only else inputs.advantage_B
     ratio = bounded_exp(ratios.log_r_B if config.level == "sequence" else ratios.log_r_BT)
     band = Band.of(
         ratio,
-        advantage_B,
+        inputs.advantage_B,
         pos_high=1 + config.seq_clip_ratio_high,
         neg_low=1 - config.neg_seq_clip_ratio_low,
         neg_high=1 + config.neg_seq_clip_ratio_high if config.dual_clip else inf,
     )
+    advantage_B = inputs.advantage_B.clamp(min=0.0) if config.positive_only else inputs.advantage_B
     if config.level == "sequence":
         weight_B = sequence_weight(weight, ratios, inputs.mask_BT)
         masked = weight_B == 0
-        surrogate_B = band.clamped() * advantage_B
-        loss = -(weight_B * surrogate_B).sum() / inputs.num_sequences
+        total = -(weight_B * (band.clamped() * advantage_B)).sum()
     else:
         sums_B = token_sums(band.clamped(), weight, inputs.mask_BT)
-        loss = -(sums_B / ratios.lengths_B * advantage_B).sum() / inputs.num_sequences
-    metrics |= band.metrics(masked, ratios.lengths_B) | ratio_metrics(ratios)
+        total = -(sums_B / ratios.lengths_B * advantage_B).sum()
     if config.positive_only:
-        dropped = (inputs.advantage_B < 0).sum().item()
-        metrics["actor/sequences_negative_dropped"] = mean(dropped, len(advantage_B))
-    return loss, {"actor/loss": mean((loss.detach() * inputs.num_sequences).item(), len(advantage_B))} | metrics
+        masked = _with_negatives(masked, inputs)
+    metrics |= band.metrics(masked, ratios.lengths_B) | ratio_metrics(ratios)
+    return total / inputs.num_sequences, {"actor/loss": mean(total.item(), len(advantage_B))} | metrics
+
+
+def _with_negatives(masked: Tensor | None, inputs: LossInputs) -> Tensor:
+    """What is `masked` (None, [B] or [B, T]), and every sequence of negative advantage."""
+    negative_B = inputs.advantage_B < 0
+    if masked is None:
+        return negative_B
+    return masked | (negative_B if masked.dim() == 1 else negative_B[:, None] & inputs.mask_BT)

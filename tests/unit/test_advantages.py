@@ -106,8 +106,12 @@ def test_the_default_is_the_group(rewards: list[list[float]], by_std: bool) -> N
 def test_no_groups_and_too_small_groups(estimator: str) -> None:
     config = AdvantageConfig(estimator=estimator)  # type: ignore[arg-type]
     assert advantages([], config) == []
-    with pytest.raises(DataError, match="a group of 1 has no baseline"):
+    with pytest.raises(DataError, match=r"^group 1: a group of 1 has no baseline"):
         advantages([[1.0, 0.0], [1.0]], config)
+    with pytest.raises(DataError, match=r"^prompt b: a group of 1 has no baseline"):
+        advantages([[1.0, 0.0], [1.0]], config, ["a", "b"])
+    with pytest.raises(DataError, match=r"^1 prompts \['a'\] for 2 groups"):
+        advantages([[1.0, 0.0], [1.0, 0.0]], config, ["a"])
 
 
 @pytest.mark.parametrize(

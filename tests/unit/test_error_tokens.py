@@ -123,6 +123,12 @@ def test_shares_by_hand() -> None:
     assert "error_tokens/negative" not in error_token_metrics(found("x."), [1.0])
 
 
+def test_an_empty_response_holds_no_error_tokens() -> None:
+    empty = find_error_tokens((), "", np.zeros(0, np.float32), CONFIG)
+    assert empty.share == 0
+    assert worst([empty, *found("..xx")], 8) == [1]
+
+
 def test_the_worst_come_first_and_the_clean_never() -> None:
     assert worst(found("x...", "....", "xx", "xx.."), 8) == [2, 3, 0]
     assert worst(found("x...", "....", "xx", "xx.."), 2) == [2, 3]

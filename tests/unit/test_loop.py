@@ -16,16 +16,17 @@ from hypothesis import strategies as st
 from launch.augment import make_augmenter
 from qarl.config import Config
 from qarl.config_io import validate
-from qarl.errors import CheckpointError, MismatchError, PublicationError
+from qarl.errors import CheckpointError, DivergenceError, MismatchError, PublicationError, RolloutError
 from qarl.prompts.pool import make_pool
 from qarl.tasks import load_task
 from qarl.tasks.config import SortingTaskConfig
 from qarl.tasks.sorting import is_heldout, solve
-from qarl.types import PublishedWeights, Sample, SampleRequest
+from qarl.types import PublishedWeights, Sample, SampleRequest, Score, TrainSequence
 from tests.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, Fuse, Killed, make_prompts
 from trainer.checkpoint import CheckpointStore
+from trainer.collect import Group
 from trainer.evaluate import evaluate
-from trainer.loop import Trainer, _split
+from trainer.loop import Trainer, _masked, _split
 
 PROMPTS = make_prompts(24)
 HELDOUT = make_prompts(9, prefix="h")
@@ -262,6 +263,30 @@ def test_masked_tokens_leave_the_loss_and_wholly_masked_responses_the_batch(tmp_
     nothing_left.trainer.run()
     assert nothing_left.learner.minibatches == []
     assert nothing_left.values("error_tokens/share") == [1.0] * 4
+
+
+def test_an_empty_response_is_not_taken_for_a_masked_one() -> None:
+    none = np.zeros(0, np.float32)
+    assert not _masked(TrainSequence((1,), (), none, loss_mask_T=none.astype(bool)))
+    assert _masked(TrainSequence((1,), (2,), none, loss_mask_T=np.array([False])))
+    assert not _masked(TrainSequence((1,), (2,), none))
+
+
+def test_divergence_names_the_sequence_and_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 1}))
+
+    def diverge(minibatches: Sequence[Sequence[TrainSequence]], _: Any) -> dict[str, float]:
+        raise DivergenceError(f"NaN in {[s.id for m in minibatches for s in m][:GROUP]}", mend="stop")
+
+    monkeypatch.setattr(run.learner, "update", diverge)
+    with pytest.raises(DivergenceError, match=r"^step 1: NaN in \['(p\d+)#0', '\1#1', '\1#2', '\1#3'\]; stop$"):
+        run.trainer.run()
+
+
+def test_a_group_has_one_score_a_response() -> None:
+    sample = FakeEngine().generate([SampleRequest(PROMPTS[3], 0, 1.0, 4)])[0]
+    with pytest.raises(RolloutError, match=r"1 scores for 2 responses to prompts \{'p3'\}"):
+        Group([sample, sample], [Score(1.0)])
 
 
 def test_the_estimator_is_the_configs(tmp_path: Path) -> None:

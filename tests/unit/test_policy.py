@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -21,7 +22,7 @@ from qarl.quant.linear import quantized_linears, requantize
 from qarl.quant.scheme import QuantScheme
 from qarl.types import TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
-from trainer.policy import Policy
+from trainer.policy import Policy, entropy_of
 
 CPU = torch.device("cpu")
 PLAIN, W8A8 = QuantScheme("none"), QuantScheme()
@@ -84,6 +85,19 @@ def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
     head = learner.model.lm_head.weight.grad
     assert head is not None
     assert bool(head.any()) == (mode == "gradient")
+
+
+def test_entropy_of_a_masked_vocabulary_is_that_of_the_rest() -> None:
+    logits_RV = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    allowed = torch.tensor([True, False, True, True, False, True])
+    entropy_R = entropy_of(logits_RV.masked_fill(~allowed, -math.inf).log_softmax(1))
+    (grad_RV,) = torch.autograd.grad(entropy_R.sum(), logits_RV)
+    exact_RV = logits_RV.detach().double()[:, allowed].requires_grad_()
+    expected_R = torch.distributions.Categorical(logits=exact_RV).entropy()
+    (expected_RV,) = torch.autograd.grad(expected_R.sum(), exact_RV)
+    torch.testing.assert_close(entropy_R.double(), expected_R, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad_RV[:, allowed].double(), expected_RV, rtol=1e-5, atol=1e-6)
+    assert not grad_RV[:, ~allowed].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -426,8 +426,6 @@ def test_what_is_dropped_has_no_gradient_and_its_length_is_told() -> None:
 @settings(max_examples=60, deadline=None)
 def test_the_dropped_share_is_that_of_tokens_without_gradient(batch: Batch, config: Any) -> None:
     _, grad_BT, metrics = batch.run(config)
-    if config.kind == "tbpo" and config.positive_only:
-        batch = replace(batch, advantage_B=batch.advantage_B.clamp(min=0))
     live_BT = batch.mask_BT & (batch.advantage_B != 0)[:, None]
     without_BT = live_BT & (grad_BT == 0)
     assert metrics["actor/tokens_dropped"] == pytest.approx(without_BT.sum().item() / batch.mask_BT.sum().item())

@@ -56,6 +56,15 @@ def test_one_token_by_hand(estimator: Any, value: float) -> None:
     assert not kl_penalty(torch.zeros(2, 3), estimator).any()
 
 
+@pytest.mark.parametrize("d", [19.0, 20.0, 25.0, 1e4])
+def test_k3_never_pulls_away_from_the_reference(d: float) -> None:
+    logp = torch.tensor(-d, dtype=torch.float64, requires_grad=True)  # the reference has log-prob 0
+    value = kl_penalty(0.0 - logp, "k3")
+    (gradient,) = torch.autograd.grad(value, logp)
+    assert gradient == pytest.approx(1 - math.exp(d) if d <= 20 else 0.0)
+    assert value > 0
+
+
 def exact(logits_V: Tensor, reference_V: Tensor, estimator: Any) -> tuple[Tensor, Tensor]:
     """Value and gradient of an estimator, averaged exactly over the tokens that p may draw."""
     leaf_V = logits_V.clone().requires_grad_()

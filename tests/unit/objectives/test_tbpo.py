@@ -42,7 +42,7 @@ class Batch:
 
     def inputs(self, num_sequences: int | None = None) -> LossInputs:
         fields = (self.theta_BT, self.prox_BT, self.samp_BT, self.mask_BT, self.advantage_B)
-        return LossInputs(*fields, num_sequences or len(self.advantage_B), num_tokens=0)
+        return LossInputs(*fields, num_sequences or len(self.advantage_B), num_tokens=10**6)
 
     def run(self, config: TBPOConfig, num_sequences: int | None = None) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Loss, its gradient [B, T], and reduced metrics."""
