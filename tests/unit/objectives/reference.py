@@ -38,10 +38,15 @@ class Batch:
 
     def run(self, config: Any, whole: Batch | None = None) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Loss, its gradient [B, T], and reduced metrics."""
+        loss, grad_BT, metrics = self.run_part(config, whole)
+        return loss, grad_BT, numbers([metrics])
+
+    def run_part(self, config: Any, whole: Batch | None = None) -> tuple[Tensor, Tensor, Metrics]:
+        """The same with partial metrics."""
         theta_BT = self.theta_BT.clone().requires_grad_()
         loss, metrics = compute_loss(replace(self, theta_BT=theta_BT).inputs(whole), config)
         (grad_BT,) = torch.autograd.grad(loss, theta_BT)
-        return loss.detach(), grad_BT, numbers([metrics])
+        return loss.detach(), grad_BT, metrics
 
 
 def numbers(parts: Sequence[Metrics]) -> dict[str, float]:
@@ -131,8 +136,8 @@ def band(c: Any, r: float, a: float) -> float:
 
 def reference_loss(theta: list[list[float]], batch: Batch, c: Any) -> tuple[float, list[float]]:
     """The loss, and every ratio r_t, r_seq, w_t, w_seq that a bound may apply to."""
-    frozen = [detached(row, batch, b) for b, row in enumerate(batch.theta_BT.double().tolist())]
     total, lengths, seen = 0.0, [], []
+    cap = correction_of(c)
     for b, a in enumerate(batch.advantage_B.tolist()):
         kept = [t for t, real in enumerate(batch.mask_BT[b].tolist()) if real]
         prox, samp = batch.prox_BT[b].tolist(), batch.samp_BT[b].tolist()
@@ -140,7 +145,6 @@ def reference_loss(theta: list[list[float]], batch: Batch, c: Any) -> tuple[floa
         r_T = [math.exp(theta[b][t] - prox[t]) for t in kept]
         w_T = [math.exp(prox[t] - samp[t]) for t in kept]
         r_seq, w_seq = math.prod(r_T) ** (1 / n), math.prod(w_T) ** (1 / n)
-        cap = SimpleCap(c.seq_tis_imp_ratio_cap) if c.kind == "tbpo" and c.correction is None else c.correction
         u_T = weights(cap, w_T, w_seq)
         logp_T = [theta[b][t] for t in kept]
         match c.kind:
@@ -156,7 +160,7 @@ def reference_loss(theta: list[list[float]], batch: Batch, c: Any) -> tuple[floa
                 target = 1 + c.clip_ratio_high if a >= 0 else 1 - c.clip_ratio_low
                 terms = [-u * abs(a) * abs(r - target) for u, r in zip(u_T, r_T, strict=True)]
             case "cispo":
-                clipped = [clip(frozen[b][i], 1 - c.is_clip_low, 1 + c.is_clip_high) for i in range(n)]
+                clipped = [clip(r, 1 - c.is_clip_low, 1 + c.is_clip_high) for r in detached(batch, b)]
                 terms = [u * k * a * logp for u, k, logp in zip(u_T, clipped, logp_T, strict=True)]
             case "on_policy" | "rloo":
                 terms = [u * a * logp for u, logp in zip(u_T, logp_T, strict=True)]
@@ -164,28 +168,60 @@ def reference_loss(theta: list[list[float]], batch: Batch, c: Any) -> tuple[floa
         lengths.append(n)
         seen += [*r_T, *w_T, r_seq, w_seq]
         seen += [r * min(w, cap.cap) / w for r, w in zip(r_T, w_T, strict=True) if cap.kind == "adaptive_clip"]
-    token_mean = c.kind in {"dapo", "cispo", "reinforce_pp"} or getattr(c, "aggregation", "") == "token_mean"
-    return -total / (sum(lengths) if token_mean else len(lengths)), seen
+    return -total / (sum(lengths) if token_mean(c) else len(lengths)), seen
 
 
-def detached(row: list[float], batch: Batch, b: int) -> list[float]:
+def detached(batch: Batch, b: int) -> list[float]:
     """r_t of the unperturbed policy: what a stop-gradient holds fixed under finite differences."""
-    kept = [t for t, real in enumerate(batch.mask_BT[b].tolist()) if real]
-    return [math.exp(row[t] - batch.prox_BT[b, t].item()) for t in kept]
+    mask_T = batch.mask_BT[b]
+    return [math.exp(x) for x in (batch.theta_BT[b, mask_T].double() - batch.prox_BT[b, mask_T].double()).tolist()]
 
 
 def scale(c: Any, length: int) -> float:
     if c.kind == "dr_grpo":
         return 1 / c.normalizer
-    if c.kind in {"dapo", "cispo", "reinforce_pp", "rloo"} or getattr(c, "aggregation", "") == "token_mean":
-        return 1.0
-    return 1 / length
+    return 1.0 if token_mean(c) or c.kind == "rloo" else 1 / length
+
+
+def token_mean(c: Any) -> bool:
+    return c.kind in {"dapo", "cispo", "reinforce_pp"} or getattr(c, "aggregation", "") == "token_mean"
 
 
 @dataclass(frozen=True)
 class SimpleCap:
     cap: float
     kind: str = "sequence_tis"
+
+
+def correction_of(c: Any) -> Any:
+    return SimpleCap(c.seq_tis_imp_ratio_cap) if c.kind == "tbpo" and c.correction is None else c.correction
+
+
+def gradient_bound(c: Any, batch: Batch) -> Tensor:
+    """The largest gradient that a token of each sequence can have, [B, 1]: |A|, times the largest weight, times the
+    largest ratio that keeps a gradient (the gradient of a ratio is the ratio, that of log pi is 1), times the share of
+    one term in the loss. `c` bounds both: a dual clip, or no gradient through a ratio; not `adaptive_clip`."""
+    correction = correction_of(c)
+    match correction.kind:
+        case "none" | "sequence_reject":
+            weight = 1.0
+        case "token_mask" | "sequence_mask":
+            weight = correction.high
+        case _:
+            weight = correction.cap
+    match c.kind:
+        case "tbpo":
+            ratio = 1 + max(c.seq_clip_ratio_high, c.neg_seq_clip_ratio_high)
+        case "grpo":
+            ratio = max(1 + c.clip_ratio_high, c.clip_ratio_c)
+        case "cispo":
+            ratio = 1 + c.is_clip_high
+        case "on_policy" | "rloo":
+            ratio = 1.0
+    lengths = batch.mask_BT.sum(1).tolist()
+    size = sum(lengths) if token_mean(c) else len(lengths)
+    share_B = batch.advantage_B.new_tensor([scale(c, length) / size for length in lengths])
+    return (weight * ratio * share_B * batch.advantage_B.abs())[:, None]
 
 
 def numeric_gradient(loss: Callable[[list[list[float]]], float], at_BT: Tensor, h: float = 1e-6) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,9 +32,10 @@ from qarl.objectives.config import (
 from qarl.objectives.registry import compute_loss
 from tests.unit.objectives.reference import (
     BATCHES,
-    FULL_BATCHES,
     Batch,
     bounds,
+    gradient_bound,
+    numbers,
     numeric_gradient,
     random_batch,
     reference_loss,
@@ -112,7 +112,7 @@ def token(config: Any, advantage: float, ratio: float, weight: float = 1.0) -> t
 
 @pytest.mark.parametrize("config", EVERY, ids=label)
 @given(batch=BATCHES)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_loss_and_gradient_are_the_equations(config: Any, batch: Batch) -> None:
     expected, seen = reference_loss(batch.theta_BT.tolist(), batch, config)
     assume(all(abs(ratio - bound) > 1e-5 for ratio in seen for bound in bounds(config)))
@@ -122,6 +122,16 @@ def test_loss_and_gradient_are_the_equations(config: Any, batch: Batch) -> None:
     assert metrics["actor/loss"] == pytest.approx(expected, rel=1e-9, abs=1e-12)
     numeric_BT = numeric_gradient(lambda theta: reference_loss(theta, batch, config)[0], batch.theta_BT)
     torch.testing.assert_close(grad_BT, numeric_BT, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("config", EVERY, ids=label)
+def test_float32_is_near(config: Any) -> None:
+    fine = random_batch(0, 6, 5, 0.1)
+    coarse = Batch(*(t.float() if t.is_floating_point() else t for t in vars(fine).values()))
+    (loss, grad_BT, _), (expected, expected_BT, _) = coarse.run(config), fine.run(config)
+    assert loss.dtype == grad_BT.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(grad_BT.double(), expected_BT, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -195,88 +205,12 @@ def test_the_three_ways_to_average() -> None:
         torch.testing.assert_close(gradients[kind], -torch.stack([first * one, second * other]).double())
 
 
-# --- special cases ---------------------------------------------------------------------------------------------------
-
-
-def assert_same(batch: Batch, one: Any, other: Any, factor: float = 1.0) -> None:
-    loss, grad_BT, _ = batch.run(one)
-    other_loss, other_grad_BT, _ = batch.run(other)
-    torch.testing.assert_close(loss * factor, other_loss, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(grad_BT * factor, other_grad_BT, rtol=1e-9, atol=1e-12)
-
-
-@given(batch=BATCHES)
-@settings(max_examples=30, deadline=None)
-def test_tbpo_without_band_and_cap_is_the_sequence_policy_gradient(batch: Batch) -> None:
-    endless = TBPOConfig(**dict.fromkeys(WIDE, 1e9), correction=NoCorrection())
-    loss, grad_BT, metrics = batch.run(endless)
-    theta_BT = batch.theta_BT.clone().requires_grad_()
-    lengths_B = batch.mask_BT.sum(1)
-    ratio_B = (((theta_BT - batch.prox_BT) * batch.mask_BT).sum(1) / lengths_B).exp()
-    plain = -(batch.advantage_B * ratio_B).mean()
-    torch.testing.assert_close(loss, plain.detach(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(grad_BT, torch.autograd.grad(plain, theta_BT)[0], rtol=1e-9, atol=1e-12)
-    assert metrics["actor/clip_fraction"] == 0
-
-
-@given(batch=BATCHES)
-@settings(max_examples=30, deadline=None)
-def test_one_is_a_special_case_of_another(batch: Batch) -> None:
-    none = NoCorrection()
-    single = TBPOConfig(**WIDE | {"neg_seq_clip_ratio_low": 0.1}, dual_clip=False, correction=none)
-    assert_same(batch, single, GSPOConfig(seq_clip_ratio_low=0.1, seq_clip_ratio_high=0.2))
-    dual = GRPOConfig(clip_ratio_low=0.15, clip_ratio_high=0.2, clip_ratio_c=1.3, correction=SequenceTIS())
-    assert_same(batch, TBPOConfig(**WIDE, level="token"), dual)
-    assert_same(batch, DAPOConfig(clip_ratio_high=0.2), GRPOConfig(aggregation="token_mean"))
-    assert_same(batch, ReinforcePPConfig(), GRPOConfig(aggregation="token_mean"))
-    positive = replace(batch, advantage_B=batch.advantage_B.clamp(min=0))
-    torch.testing.assert_close(batch.run(TBPOConfig(positive_only=True))[1], positive.run(TBPOConfig())[1])
-
-
-@given(batch=FULL_BATCHES)
-@settings(max_examples=30, deadline=None)
-def test_equal_lengths_make_the_averages_one(batch: Batch) -> None:
-    tokens = batch.mask_BT.shape[1]
-    assert_same(batch, GRPOConfig(), GRPOConfig(aggregation="token_mean"))
-    assert_same(batch, GRPOConfig(), DrGRPOConfig(normalizer=tokens))
-    assert_same(batch, OnPolicyConfig(), RLOOConfig(), factor=tokens)
-
-
-@given(seed=st.integers(0, 10**6), sequences=st.integers(1, 6), correction=st.sampled_from(CORRECTIONS))
-@settings(max_examples=30, deadline=None)
-def test_of_one_token_sequence_and_token_objectives_are_one(seed: int, sequences: int, correction: Any) -> None:
-    batch = random_batch(seed, sequences, 1, 0.3)
-    gspo = GSPOConfig(seq_clip_ratio_low=0.2, seq_clip_ratio_high=0.2, correction=correction)
-    assert_same(batch, gspo, GRPOConfig(correction=correction))
-    assert_same(batch, TBPOConfig(**WIDE), TBPOConfig(**WIDE, level="token"))
-
-
-@given(batch=FULL_BATCHES)
-@settings(max_examples=30, deadline=None)
-def test_on_policy_all_share_one_gradient(batch: Batch) -> None:
-    tokens = batch.mask_BT.shape[1]
-    batch = replace(batch, theta_BT=batch.prox_BT, samp_BT=batch.prox_BT)
-    expected_BT = -(batch.advantage_B / batch.mask_BT.numel())[:, None].expand_as(batch.mask_BT)
-    for config in EVERY:
-        factor = {"dr_grpo": 7 / tokens, "rloo": 1 / tokens}.get(config.kind, 1.0)
-        wanted_BT = expected_BT.clamp(max=0) if getattr(config, "positive_only", False) else expected_BT
-        torch.testing.assert_close(batch.run(config)[1] * factor, wanted_BT, rtol=1e-9, atol=1e-12)
-
-
-@given(batch=BATCHES, correction=st.sampled_from(CORRECTIONS))
-@settings(max_examples=30, deadline=None)
-def test_without_mismatch_no_correction_does_anything(batch: Batch, correction: Any) -> None:
-    batch = replace(batch, samp_BT=batch.prox_BT)
-    for base in (GRPOConfig(), GSPOConfig(), CISPOConfig(), RLOOConfig()):
-        assert_same(batch, base, base.model_copy(update={"correction": correction}))
-
-
 # --- what holds for each ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", EVERY, ids=label)
 @given(batch=BATCHES, junk=st.sampled_from([math.nan, math.inf, -math.inf, 1e300]), width=st.integers(0, 3))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_masked_tokens_and_padding_never_matter(config: Any, batch: Batch, junk: float, width: int) -> None:
     loss, grad_BT, metrics = batch.run(config)
 
@@ -300,16 +234,17 @@ def test_masked_tokens_and_padding_never_matter(config: Any, batch: Batch, junk:
 
 @pytest.mark.parametrize("config", EVERY, ids=label)
 @given(batch=BATCHES, data=st.data(), size=st.integers(1, 3))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_order_and_split_do_not_matter(config: Any, batch: Batch, data: st.DataObject, size: int) -> None:
     """Micro-batches of a rank, and the shares of several ranks, are the same thing: parts of one minibatch."""
     count = len(batch.advantage_B)
     order = data.draw(st.permutations(range(count)))
-    loss, grad_BT, _ = batch.run(config)
+    loss, grad_BT, metrics = batch.run(config)
     parts = [order[i : i + size] for i in range(0, count, size)]
-    runs = [batch.pick(rows).run(config, whole=batch) for rows in parts]
-    torch.testing.assert_close(torch.stack([run[0] for run in runs]).sum(), loss, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(torch.cat([run[1] for run in runs]), grad_BT[order], rtol=1e-9, atol=1e-12)
+    losses, grads, partial = zip(*(batch.pick(rows).run_part(config, whole=batch) for rows in parts), strict=True)
+    torch.testing.assert_close(torch.stack(losses).sum(), loss, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.cat(grads), grad_BT[order], rtol=1e-9, atol=1e-12)
+    assert numbers(partial) == pytest.approx(metrics, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("config", EVERY, ids=label)
@@ -321,7 +256,12 @@ def test_gradient_reaches_the_current_policy_only(config: Any) -> None:
     assert [leaf.grad is not None for leaf in leaves] == [True, False, False]
 
 
-BOUNDED = [c for c in EVERY if c.kind in {"cispo", "on_policy", "rloo"} or getattr(c, "dual_clip", False)]
+BOUNDED = [
+    c
+    for c in EVERY
+    if c.kind in {"cispo", "on_policy", "rloo"} or getattr(c, "dual_clip", False) or getattr(c, "clip_ratio_c", None)
+    if c.correction is None or c.correction.kind != "adaptive_clip"  # which raises the bound with the weight
+]
 
 
 @pytest.mark.parametrize("config", BOUNDED, ids=label)
@@ -330,14 +270,13 @@ BOUNDED = [c for c in EVERY if c.kind in {"cispo", "on_policy", "rloo"} or getat
     drift=st.sampled_from([0.1, 10.0, 300.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_gradient_is_bounded_however_far_the_policies_part(
     config: Any, seed: int, drift: float, dtype: torch.dtype
 ) -> None:
     batch = random_batch(seed, 4, 6, drift, dtype=dtype)
     _, grad_BT, _ = batch.run(config)
-    # ratio at most 2, weight at most 2 (5 for IcePop's default band, here 1.3), and no more than one action a token
-    assert grad_BT.abs().max() <= 4 * batch.advantage_B.abs().max() + 1e-6
+    assert (grad_BT.abs() <= gradient_bound(config, batch) * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("config", EVERY, ids=label)
@@ -349,7 +288,7 @@ def test_nothing_overflows(config: Any, drift: float) -> None:
 
 
 @given(log_ratio=st.floats(-30, 30), advantage=st.sampled_from([-2.0, -1e-3, 1e-3, 2.0]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_gradient_is_exactly_zero_outside_the_band(log_ratio: float, advantage: float) -> None:
     ratio = math.exp(log_ratio)
     assume(min(abs(ratio - bound) for bound in (0.85, 1.2, 1.3)) > 1e-9)

@@ -1,17 +1,27 @@
 """Numbers from the test suites of other projects; copied are inputs and expected values only.
 
-Their advantages are per token, ours per sequence: each of their tokens is a response of one token here, which leaves
-the mean over tokens as it is.
+Their advantages are per token, ours per sequence: but for GSPO each of their tokens is a response of one token here,
+which leaves the mean over tokens as it is.
 """
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import pytest
 import torch
 
-from qarl.objectives.config import CISPOConfig, DAPOConfig, GRPOConfig, OnPolicyConfig, TokenMask, TokenTIS
+from qarl.objectives.config import (
+    CISPOConfig,
+    DAPOConfig,
+    GRPOConfig,
+    GSPOConfig,
+    OnPolicyConfig,
+    SequenceTIS,
+    TokenMask,
+    TokenTIS,
+)
 from tests.unit.objectives.reference import Batch
 
 # NVIDIA-NeMo/RL, tests/unit/algorithms/data/clipped_pg_loss_goldens.json at 4e6a3f2 (float64): the five unmasked
@@ -71,6 +81,30 @@ def test_nemo_rl_goldens(config: Any, changes: dict[int, float], loss: float, gr
     found, grad_BT, _ = batch.run(config)
     assert found.item() == pytest.approx(loss, rel=1e-8)
     assert grad_BT[:, 0].tolist() == pytest.approx(gradient, rel=1e-8)
+
+
+def test_nemo_rl_golden_of_gspo() -> None:
+    """Its case `gspo_sequence_is`: responses of three and two tokens, ratios of which none is clipped.
+
+    As none is, the loss is linear in the advantage, and the mean of a response's token advantages is as good as they.
+    Its weight is the product of the token weights, ours their geometric mean: here each token has the whole product.
+    """
+    rows, width = [slice(0, 3), slice(3, 5)], 3
+
+    def padded(values: list[list[float]]) -> torch.Tensor:
+        return torch.tensor([row + [0.0] * (width - len(row)) for row in values], dtype=torch.float64)
+
+    products = [sum(PREV[row]) - sum(GENERATION[row]) for row in rows]
+    sampler = [[value - product for value in PREV[row]] for row, product in zip(rows, products, strict=True)]
+    advantages = torch.tensor([statistics.fmean(ADVANTAGE[row]) for row in rows], dtype=torch.float64)
+    mask_BT = torch.tensor([[True, True, True], [True, True, False]])
+    theta_BT, prox_BT = (padded([values[row] for row in rows]) for values in (CURRENT, PREV))
+    config = GSPOConfig(seq_clip_ratio_low=0.2, seq_clip_ratio_high=0.2, correction=SequenceTIS(cap=1e9))
+    loss, grad_BT, metrics = Batch(theta_BT, prox_BT, padded(sampler), mask_BT, advantages).run(config)
+    assert metrics["actor/clip_fraction"] == 0
+    assert loss.item() == pytest.approx(-0.06433245613699731, rel=1e-8)
+    gradients = [-0.06749293963637779] * 3 + [0.06907318137816686] * 2
+    assert grad_BT[mask_BT].tolist() == pytest.approx(gradients, rel=2e-8)  # of three of their denominators
 
 
 # google-deepmind/rlax, rlax/_src/policy_gradients_test.py at 461b4cf, to its own tolerance of 1e-4.
