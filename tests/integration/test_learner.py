@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from safetensors.torch import load_file
 
 from launch.cluster import _free_address
 from qarl.config import Config
@@ -130,25 +131,51 @@ def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: di
     learner.close()
 
 
-@pytest.mark.parametrize(("objective", "dtype"), [("tbpo", "bfloat16"), ("dapo", "float32")])
-def test_gradient_does_not_depend_on_ranks_or_micro_batches(
-    objective: str, dtype: str, tiny_models: dict[str, Path]
+def parted(batch: list[TrainSequence], scores: list[Logprobs]) -> tuple[list[TrainSequence], list[Logprobs]]:
+    """The batch and its prox log-probs with three policies apart: prox is near the learner, the sampler near prox."""
+    rng = np.random.default_rng(1)
+
+    def near(rows: list[Logprobs]) -> list[Logprobs]:
+        return [row + rng.normal(0, 0.3, len(row)).astype(np.float32) for row in rows]
+
+    prox = near(scores)
+    return with_prox(batch, near(prox)), prox
+
+
+TBPO = ("objective.kind=tbpo", "objective.seq_tis_imp_ratio_cap=1.0")
+DAPO = ("objective.kind=dapo", "objective.correction.kind=token_tis", "objective.correction.cap=1.2")
+
+
+@pytest.mark.parametrize(
+    ("objective", "weight", "dtype"), [(TBPO, "seq", "bfloat16"), (DAPO, "token", "float32")], ids=["tbpo", "dapo"]
+)
+def test_update_does_not_depend_on_ranks_or_micro_batches(
+    objective: tuple[str, ...], weight: str, dtype: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """One objective normalised by sequences, one by tokens; with an idle micro-batch, a bonus and a penalty (k1: its
-    value is 0 at first, its gradient is not)."""
-    batch, norms, losses = sequences(7), [], []
+    """One objective normalised by sequences, one by tokens; clips and weights bind for some of them. With an idle
+    micro-batch, a bonus and a penalty (k1: its value is 0 at first, its gradient is not)."""
+    before = load_file(tiny_models["qwen3"] / "model.safetensors")
+    batch, found, steps = sequences(7), [], []
     for ranks, size in ((1, 7), (1, 2), (2, 3)):
-        more = (f"learner.micro_batch_size={size}", f"model.dtype={dtype}", f"objective.kind={objective}")
+        more = (f"learner.micro_batch_size={size}", f"model.dtype={dtype}", *objective)
         more += ("objective.kl_coef=0.5", "objective.kl_estimator=k1", "objective.entropy_coef=0.1")
-        config = config_of(tiny_models["qwen3"], 1, ranks, *more)
-        learner = start(config)
-        prox = learner.score(batch)
-        metrics = learner.update([with_prox(batch, prox)], [prox])
+        learner = start(config_of(tiny_models["qwen3"], 1, ranks, *more))
+        sampled, prox = parted(batch, learner.score(batch))
+        metrics = learner.update([sampled], [prox])
+        learner.export(str(tmp_path / "after"), quantized=False)
+        learner.close()
         assert metrics["actor/kl_loss"] == 0.0  # the reference is the model before training, computed alike
         assert metrics["actor/entropy"] > 0
-        norms.append(metrics["actor/grad_norm"])
-        losses.append(metrics["actor/loss"])
-        learner.close()
+        for share in ("actor/clip_fraction", f"actor/{weight}_mismatch_weight_capped", "actor/tokens_dropped"):
+            assert 0 < metrics[share] < 1
+            assert metrics[share] == pytest.approx((found or [metrics])[0][share])
+        found.append(metrics)
+        after = load_file(tmp_path / "after" / "model.safetensors")
+        steps.append(torch.cat([(after[name].float() - before[name].float()).flatten() for name in before]))
     # bfloat16 rounds each micro-batch's gradient once; their sum is kept in float32.
+    norms, losses = ([metrics[f"actor/{name}"] for metrics in found] for name in ("grad_norm", "loss"))
     assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-4 if dtype == "float32" else 1e-2)
     assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-6)
+    # Adam's first step is nearly the sign of each gradient: those near 0 may fall on either side.
+    for step in steps[1:]:
+        assert (step - steps[0]).norm() < (1e-3 if dtype == "float32" else 0.1) * steps[0].norm()
