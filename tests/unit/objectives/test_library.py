@@ -267,10 +267,10 @@ BOUNDED = [
 @pytest.mark.parametrize("config", BOUNDED, ids=label)
 @given(
     seed=st.integers(0, 10**6),
-    drift=st.sampled_from([0.1, 10.0, 300.0]),
+    drift=st.sampled_from([0.1, 1.0, 10.0, 300.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_gradient_is_bounded_however_far_the_policies_part(
     config: Any, seed: int, drift: float, dtype: torch.dtype
 ) -> None:
@@ -288,7 +288,7 @@ def test_nothing_overflows(config: Any, drift: float) -> None:
 
 
 @given(log_ratio=st.floats(-30, 30), advantage=st.sampled_from([-2.0, -1e-3, 1e-3, 2.0]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_gradient_is_exactly_zero_outside_the_band(log_ratio: float, advantage: float) -> None:
     ratio = math.exp(log_ratio)
     assume(min(abs(ratio - bound) for bound in (0.85, 1.2, 1.3)) > 1e-9)

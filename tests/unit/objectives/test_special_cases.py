@@ -34,7 +34,7 @@ def assert_same(batch: Batch, one: Any, other: Any, factor: float = 1.0) -> None
 
 
 @given(batch=BATCHES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_tbpo_without_band_and_cap_is_the_sequence_policy_gradient(batch: Batch) -> None:
     endless = TBPOConfig(**dict.fromkeys(WIDE, 1e9), correction=NoCorrection())
     loss, grad_BT, metrics = batch.run(endless)
@@ -48,7 +48,7 @@ def test_tbpo_without_band_and_cap_is_the_sequence_policy_gradient(batch: Batch)
 
 
 @given(batch=BATCHES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_one_is_a_special_case_of_another(batch: Batch) -> None:
     none = NoCorrection()
     single = TBPOConfig(**WIDE | {"neg_seq_clip_ratio_low": 0.1}, dual_clip=False, correction=none)
@@ -62,7 +62,7 @@ def test_one_is_a_special_case_of_another(batch: Batch) -> None:
 
 
 @given(batch=FULL_BATCHES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_equal_lengths_make_the_averages_one(batch: Batch) -> None:
     tokens = batch.mask_BT.shape[1]
     assert_same(batch, GRPOConfig(), GRPOConfig(aggregation="token_mean"))
@@ -71,7 +71,7 @@ def test_equal_lengths_make_the_averages_one(batch: Batch) -> None:
 
 
 @given(seed=st.integers(0, 10**6), sequences=st.integers(1, 6), correction=st.sampled_from(CORRECTIONS))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_of_one_token_sequence_and_token_objectives_are_one(seed: int, sequences: int, correction: Any) -> None:
     batch = random_batch(seed, sequences, 1, 0.3)
     gspo = GSPOConfig(seq_clip_ratio_low=0.2, seq_clip_ratio_high=0.2, correction=correction)
@@ -94,7 +94,7 @@ def test_on_policy_all_share_one_gradient(batch: Batch) -> None:
 
 
 @given(batch=BATCHES, correction=st.sampled_from(CORRECTIONS))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_without_mismatch_no_correction_does_anything(batch: Batch, correction: Any) -> None:
     batch = replace(batch, samp_BT=batch.prox_BT)
     for base in (GRPOConfig(), GSPOConfig(), CISPOConfig(), RLOOConfig()):
