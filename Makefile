@@ -21,7 +21,7 @@ lint: setup  ## ruff (rules and format) and mypy
 
 test: lint  ## lint, then the tests (slow ones: .venv/bin/pytest -m slow)
 	@echo "test: pytest, in two processes"
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:  ## remove build artefacts and caches; runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

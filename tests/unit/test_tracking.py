@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ from qarl.types import AugmentOutcome, Prompt, Sample, Score
 
 HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
 STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_service() -> Iterator[None]:
+    """W&B's service ends with this file: named in the environment, it would serve the runs that other tests kill."""
+    yield
+    import wandb
+
+    wandb.teardown()
+    assert "WANDB_SERVICE" not in os.environ
 
 
 def config(mode: str = "disabled", **tracked: object) -> Config:
