@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qarl.plan.speed import READ_BACK_ROWS
 from qarl.quant.int8 import quantize_weight, w8a8_forward
 from rollout.weights import ROWS, _layer_of, _rows
 
@@ -44,3 +45,7 @@ def test_the_lowest_bit_of_a_weight_nearly_always_shows_in_bfloat16() -> None:
 )
 def test_a_tensor_belongs_to_the_engines_fused_layer(tensor: str, layer: str) -> None:
     assert _layer_of(tensor) == layer
+
+
+def test_the_plan_counts_the_rows_that_are_read_back() -> None:
+    assert READ_BACK_ROWS == ROWS
