@@ -95,6 +95,7 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
     if config.cluster.address is None:  # in a cluster each engine looks at its own processor
         for scheme in schemes_of(config.rollout):
             check_processor(scheme, device)
+    _check_transport(config, device)
     workers, ranks = bundles(config, device)
     if device == "cuda" and config.cluster.colocate and (len(workers), len(ranks)) != (1, 1):
         raise ResourceError(
@@ -111,6 +112,24 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
                 else "lower rollout.num_workers or learner.num_ranks, let one pair share a GPU "
                 "(cluster.colocate=true), or add nodes",
             )
+
+
+def _check_transport(config: Config, device: str) -> None:
+    transport = config.rollout.transport
+    if transport != "object_store" and device == "cpu":
+        raise ConfigError(
+            f"{transport} is a transport between GPUs", where="rollout.transport", mend="set it to object_store"
+        )
+    if transport == "nccl" and config.cluster.colocate:
+        raise ConfigError(
+            "NCCL cannot have two processes on one GPU", where="rollout.transport", mend="set it to ipc or object_store"
+        )
+    if transport == "ipc" and not config.cluster.colocate:
+        raise ConfigError(
+            "ipc reads the memory of a GPU that worker and learner share",
+            where="rollout.transport",
+            mend="set it to nccl or object_store, or cluster.colocate to true",
+        )
 
 
 class Placement:
@@ -156,8 +175,8 @@ class Placement:
         rollout = config.rollout
         return RayFleet(make_actor, scheme, rollout.num_workers, rollout.timeout_s, rollout.max_restarts, note)
 
-    def start_learner(self) -> LearnerGroup:
-        """Start the learner ranks, and wait until they are up."""
+    def start_learner(self, fleet: RayFleet) -> LearnerGroup:
+        """Start the learner ranks, which publish to `fleet`, and wait until they are up."""
         config, device = self._config, self._device
         first, count = config.rollout.num_workers, config.learner.num_ranks
         env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))
@@ -167,7 +186,9 @@ class Placement:
             [
                 actor.options(**self.options(first + rank, env)).remote(config, device, rank, count, master)
                 for rank in range(count)
-            ]
+            ],
+            transfer=None if config.rollout.transport == "object_store" else fleet.receivers,
+            timeout_s=config.rollout.timeout_s,
         )
 
 

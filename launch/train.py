@@ -126,7 +126,7 @@ class _Job:
         self._device = device_of(config)
         placement = Placement(config, self._device)
         fleet = placement.start_fleet(self._engine_dir, scheme_at(config.rollout, 1), note)
-        learner = placement.start_learner()
+        learner = placement.start_learner(fleet)
         with ProcessRewardService(config.reward, note) as rewards:
             infos = fleet.infos()
             for info in infos:

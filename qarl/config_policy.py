@@ -107,6 +107,9 @@ class RolloutConfig(Node):
     """Progressive precision (Bit-by-Bit): later stages, for example int8 first, then int4. Empty keeps `scheme`."""
     num_workers: PositiveInt = 1
     """Rollout actors, one engine each."""
+    transport: Literal["object_store", "nccl", "ipc"] = "object_store"
+    """How published weights travel. `object_store`: Ray's, through host memory, on any device. Of vLLM's own transfer
+    engines on GPU, `nccl` broadcasts to workers on GPUs of their own, `ipc` reads on the GPU of a colocated pair."""
     max_model_len: PositiveInt = 1024
     """Longest prompt + response of the engine, in tokens."""
     max_num_seqs: PositiveInt = 64

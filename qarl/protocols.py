@@ -47,6 +47,10 @@ class Engine(Protocol):
         """One sample per request, in order."""
         ...
 
+    def transfer(self, call: str, *request: dict[str, Any]) -> None:
+        """One call of vLLM's weight transfer API, by name; what it brings waits for the next `load`."""
+        ...
+
     def load(self, weights: WeightSource) -> None:
         """Take over `weights`, all or nothing, and prove it.
 

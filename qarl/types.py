@@ -119,13 +119,14 @@ class TrainSequence:
 class PublishedTensor:
     """One tensor as it travels: raw bytes in a numpy array, its torch dtype by name, and a digest of the bytes.
 
-    bfloat16 has no numpy type: it travels as uint16 with `dtype == "bfloat16"`.
+    bfloat16 has no numpy type: it travels as uint16 with `dtype == "bfloat16"`. The digest is the sender's, for the
+    manifest that follows; empty on the side that receives.
     """
 
     name: str
     dtype: str
     data: npt.NDArray[Any]
-    digest: str
+    digest: str = ""
 
 
 Bucket = tuple[PublishedTensor, ...]

@@ -22,7 +22,7 @@ from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
-from qarl.types import Sample, SampleRequest, WorkerInfo
+from qarl.types import Bucket, PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 
 def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
@@ -89,6 +89,11 @@ class VLLMEngine:
         if device == "cpu":
             # vLLM's CPU sampler cannot keep a request's seed across chunks of its prompt; whole prompts only.
             settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
+        self._receives = config.transport != "object_store"
+        if self._receives:
+            from rollout.transfer import transfer_settings
+
+            settings |= transfer_settings(config.transport)
         self._worker, self._device, self._scheme = worker, device, scheme
         self._held: WeightSource | None = None
         self._llm = LLM(
@@ -172,13 +177,21 @@ class VLLMEngine:
             rows.append(np.array(logprobs, dtype=np.float32))
         return rows
 
+    def transfer(self, call: str, *request: dict[str, Any]) -> None:
+        """One call of vLLM's weight transfer API, by name. What it brings waits for the next `load`."""
+        getattr(self._llm, call)(*request)
+
     def load(self, weights: WeightSource) -> None:
         """Replace the weights in place, compare what the engine then computes with them, and forget cached prefixes.
+
+        When a transfer has brought tensors since the last load, these are read; `weights` says what they must be.
 
         Raises:
             PublicationError: they are not what their manifest says, are in another scheme, break off, or did not take.
                 The engine then holds the version of before where it can be loaded again: the error says so.
         """
+        if received := self._received():
+            weights = PublishedWeights(weights.manifest, received)
         before, self._held = self._held, None  # a failure below must not sample from half of each
         try:
             self._take(weights)
@@ -189,6 +202,9 @@ class VLLMEngine:
     def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Put a checkpoint's tensors, by name and in order, in place of the engine's, without any proof."""
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
+
+    def _received(self) -> Bucket:
+        return self._llm.collective_rpc("qarl_received")[0] if self._receives else ()
 
     def _take(self, weights: WeightSource) -> None:
         if weights.manifest.scheme != self._scheme.label:

@@ -63,6 +63,15 @@ class RayFleet:
         chunks = [requests[i * size : (i + 1) * size] for i in range(len(self._actors))]
         return [sample for chunk in self._on_each([("generate", (c,)) for c in chunks]) for sample in chunk]
 
+    def receivers(self) -> list[Any]:
+        """Handles of all workers, dead ones replaced, for new weights to be transferred to.
+
+        From here on a replacement does not get the weights of before: the learner may no longer have them.
+        """
+        self._weights = None
+        self.infos()
+        return self.actors
+
     def load(self, weights: WeightSource, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
         """Give every worker `weights`, then let each sample `probe` under them.
 

@@ -24,6 +24,7 @@ from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.publish import arrived
 from qarl.quant.scheme import FUSED, KernelKind, QuantScheme
+from qarl.types import Bucket
 
 ROWS = 128  # of a layer's GEMM in the read-back
 EXPERT_ROWS = 16  # tokens of each expert in the read-back
@@ -45,6 +46,11 @@ class WeightLoader:
         finally:
             if not done:  # vLLM would count the next reload's tensors on top of this one's
                 finalize_layerwise_reload(self.get_model(), self.model_config)  # type: ignore[attr-defined]
+
+    def qarl_received(self) -> Bucket:
+        """What a transfer engine has brought and nobody has taken yet; then it is taken."""
+        received: Bucket = self.weight_transfer_engine.inbox.take()  # type: ignore[attr-defined]
+        return received
 
     def qarl_read_back(self, weights: WeightSource, scheme: QuantScheme) -> None:
         """Compare every layer of the engine with `weights`. Raises as `read_back`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 from qarl.protocols import Engine, WeightSource
 from qarl.types import Sample, SampleRequest, WorkerInfo
@@ -30,6 +31,9 @@ class RolloutWorker:
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         return self._engine.generate(requests)
+
+    def transfer(self, call: str, *request: dict[str, Any]) -> None:
+        self._engine.transfer(call, *request)
 
     def load(self, weights: WeightSource) -> None:
         self._engine.load(weights)

@@ -200,6 +200,11 @@ class FakeRank:
             yield from weights.buckets()
             yield weights.manifest
 
+    def send(self, version: int, receivers: Sequence[object]) -> Manifest | None:
+        if self.rank == 1 and not receivers:
+            time.sleep(1000)
+        return make_weights(version, theta=4.0).manifest if self.rank == 0 else None
+
     def load(self, directory: str) -> None:
         raise CheckpointError("holds no checkpoint", where=directory)
 

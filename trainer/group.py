@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +40,34 @@ class StoredWeights:
             yield bucket
 
 
-class LearnerGroup:
-    """Handles of `LearnerRank` actors; every call goes to all of them, rank 0 first. Waits until they have started."""
+@dataclass(frozen=True)
+class SentWeights:
+    """A weight version that a transfer engine has brought to every worker; a later worker asks the learner for it.
 
-    def __init__(self, ranks: Sequence[Any]) -> None:
-        self._ranks = list(ranks)
+    A `WeightSource`. To be read only while the learner has these weights, from a publication to the next update.
+    """
+
+    manifest: Manifest
+    ranks: tuple[Any, ...]
+
+    def buckets(self) -> Iterator[Bucket]:
+        return _stored(self.ranks, self.manifest.version).buckets()
+
+
+class LearnerGroup:
+    """Handles of `LearnerRank` actors; every call goes to all of them, rank 0 first. Waits until they have started.
+
+    Args:
+        ranks: the handles.
+        transfer: gives the handles of the rollout workers that vLLM's transfer engine sends to; without it weights go
+            through the object store.
+        timeout_s: longest wait for a transfer.
+    """
+
+    def __init__(
+        self, ranks: Sequence[Any], transfer: Callable[[], list[Any]] | None = None, timeout_s: float = 600.0
+    ) -> None:
+        self.ranks, self._transfer, self._timeout_s = list(ranks), transfer, timeout_s
         self._all("start")
 
     def parity(self) -> list[Parity]:
@@ -70,18 +93,23 @@ class LearnerGroup:
         parts = self._all("update", ray.put(list(minibatches)), ray.put(list(prox_T)))
         return merge(part for rank in parts for part in rank)
 
-    def publish(self, version: int) -> StoredWeights:
+    def publish(self, version: int) -> StoredWeights | SentWeights:
         with _readable_errors("publish"):
-            streams = [rank.publish.options(num_returns="streaming").remote(version) for rank in self._ranks]
-            running = [stream.completed() for stream in streams]
-            order = dict(zip(running, streams, strict=True))
-            while running:  # whoever ends first: the others of a rank that failed wait for it in a collective, for ever
-                (ended, *_), running = ray.wait(running, num_returns=1)
-                refs = list(order[ended])
-                last = ray.get(refs[-1:])  # raises what the rank raised
-                if last:
-                    manifest, buckets = last[0], refs[:-1]
-        return StoredWeights(manifest, tuple(buckets))
+            if self._transfer is None:
+                return _stored(self.ranks, version)
+            receivers = self._transfer()
+            running = [rank.send.remote(version, receivers) for rank in self.ranks]
+            manifests = []
+            while running:  # as in `_stored`
+                ended, running = ray.wait(running, num_returns=1, timeout=self._timeout_s)
+                if not ended:  # NCCL waits for ever for a worker that has died
+                    raise PublicationError(
+                        f"was not through within {self._timeout_s:g} s",
+                        where=f"transfer of weights version {version}",
+                        mend="the same command continues from the last checkpoint",
+                    )
+                manifests += ray.get(ended)  # raises what the rank raised
+        return SentWeights(next(filter(None, manifests)), tuple(self.ranks))
 
     def switch(self, scheme: QuantScheme) -> bool:
         self._all("switch", scheme)
@@ -98,13 +126,27 @@ class LearnerGroup:
         self._all("export", directory, quantized)
 
     def close(self) -> None:
-        for rank in self._ranks:
+        for rank in self.ranks:
             ray.kill(rank)
-        self._ranks = []
+        self.ranks = []
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         with _readable_errors(method):
-            return ray.get([getattr(rank, method).remote(*args) for rank in self._ranks])
+            return ray.get([getattr(rank, method).remote(*args) for rank in self.ranks])
+
+
+def _stored(ranks: Sequence[Any], version: int) -> StoredWeights:
+    """The ranks' current weights in the object store."""
+    streams = [rank.publish.options(num_returns="streaming").remote(version) for rank in ranks]
+    running = [stream.completed() for stream in streams]
+    order = dict(zip(running, streams, strict=True))
+    while running:  # whoever ends first: the others of a rank that failed wait for it in a collective, for ever
+        (ended, *_), running = ray.wait(running, num_returns=1)
+        refs = list(order[ended])
+        last = ray.get(refs[-1:])  # raises what the rank raised
+        if last:
+            manifest, buckets = last[0], refs[:-1]
+    return StoredWeights(manifest, tuple(buckets))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Bucket, Manifest, TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
+
+if TYPE_CHECKING:
+    from trainer.transfer import Sender
 
 Logprobs = npt.NDArray[np.float32]
 RATIO_DEV, CLIPPED = "actor/seq_ratio_max_dev", "actor/clip_fraction"
@@ -107,6 +110,7 @@ class LearnerRank:
                 scheme if config.learner.aligned else QuantScheme("none"), self._numerics
             ).requires_grad_(False)
         self._twins: dict[str, Policy] = {}
+        self._sender: Sender | None = None
 
     def parity(self) -> list[Parity]:
         """How this process's arithmetic compares with the engine's ops."""
@@ -165,10 +169,28 @@ class LearnerRank:
         if self._rank == 0:
             yield make_manifest(version, self._scheme.label, names)
 
+    def send(self, version: int, receivers: Sequence[Any]) -> Manifest | None:
+        """Send the current weights to rollout workers over vLLM's transfer engine; rank 0 returns their manifest.
+
+        Raises:
+            PublicationError: a worker died, or could not take what was sent.
+        """
+        from trainer.transfer import Sender
+
+        transport = self._config.rollout.transport
+        assert transport != "object_store"
+        if self._sender is None:
+            self._sender = Sender(
+                transport, self._rank, lambda: checkpoint_tensors(self._quantized_policy().model, self._gather)
+            )
+        names = self._sender.send(receivers)
+        return make_manifest(version, self._scheme.label, names) if self._rank == 0 else None
+
     def switch(self, scheme: QuantScheme) -> None:
         """Compute and publish in `scheme` from now on; the layers that are quantized stay the same."""
         self._scheme = scheme
         self._twins = {}
+        self._sender = None
         switch_scheme(self._policy.model, scheme, self._kernel(), self._gather)
 
     def save(self, directory: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +156,27 @@ def unquantized_config(model: Path) -> dict[str, Any]:
 
 def pack(name: str, tensor: Tensor) -> PublishedTensor:
     """One tensor with its digest, copied to host memory."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
+    copied = to_host(name, tensor)
+    return replace(copied, digest=_digest(name, copied.dtype, copied.data))
+
+
+def to_host(name: str, tensor: Tensor) -> PublishedTensor:
+    """One tensor without a digest, copied to host memory: whoever gave `tensor` goes on changing its own."""
+    return PublishedTensor(name, _name(tensor.dtype), _bits(tensor).copy())
+
+
+def digest_of(name: str, tensor: Tensor) -> str:
+    """The digest of a tensor as `pack` would give it."""
+    return _digest(name, _name(tensor.dtype), _bits(tensor))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
     host = tensor.detach().contiguous().cpu()
-    # The learner goes on changing its memory: copy.
-    data = host.view(_WITHOUT_NUMPY.get(host.dtype, host.dtype)).numpy().copy()
-    return PublishedTensor(name, dtype, data, _digest(name, dtype, data))
+    return host.view(_WITHOUT_NUMPY.get(host.dtype, host.dtype)).numpy()
 
 
 def arrived(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""The engine on CUDA, in vLLM's batch-invariant mode: `pytest -m gpu tests/integration/test_engine_gpu.py`."""
+"""The engine on CUDA: batch invariance, weight transfer. `pytest -m gpu tests/integration/test_engine_gpu.py`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
+from launch.cluster import Placement, connect
+from qarl.config_io import load_config
 from qarl.config_policy import RolloutConfig
+from qarl.quant.publish import write_engine_config
+from qarl.quant.scheme import QuantScheme
 from rollout.engine import engine_env
+from tests.integration.test_transfer import Run
 
 pytestmark = pytest.mark.gpu
 
@@ -64,3 +70,29 @@ def test_batch_invariant_engine_samples_alike_in_any_batch(
     assert done.returncode == 0, done.stderr[-2000:]
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("GAP"))
     assert float(line.split()[1]) < 0.05
+
+
+@pytest.mark.parametrize(("transport", "gpus"), [("ipc", 1), ("nccl", 2)])
+def test_weights_over_vllms_transfer_engine(
+    transport: str, gpus: int, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"needs {gpus} CUDA devices")
+    overrides = (
+        *(f"model.path={tiny_models['qwen3']}", f"rollout.transport={transport}", "cluster.device=cuda"),
+        *(f"cluster.colocate={str(transport == 'ipc').lower()}", "rollout.gpu_memory_utilization=0.3"),
+        "learner.optimizer.lr=1.0e-3",
+    )
+    config = load_config(ROOT / "configs" / "quickstart.yaml", overrides)
+    write_engine_config(tmp_path / "engine", tiny_models["qwen3"], QuantScheme())
+    connect(config)
+    placement = Placement(config, "cuda")
+    fleet = placement.start_fleet(lambda _: tmp_path / "engine", QuantScheme(), print)
+    run = Run(fleet, placement.start_learner(fleet), tmp_path / "damage", [])
+    try:
+        for version in (1, 2):
+            samples = run.publish(version)
+            assert max(run.gaps(samples, version)) < 0.5  # kernels of their own
+            run.learn(samples)
+    finally:
+        ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -280,6 +281,28 @@ def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
     check_resources(config, "cuda", {"CPU": 2.0, "GPU": 2.0})
     with pytest.raises(ConfigError, match=r"rollout\.batch_invariant: is a mode of the GPU engine.*set it to false"):
         check_resources(config, "cpu", {"CPU": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("transport", "colocate", "device", "reason"),
+    [
+        ("nccl", False, "cpu", "nccl is a transport between GPUs; set it to object_store"),
+        ("ipc", True, "cpu", "ipc is a transport between GPUs; set it to object_store"),
+        ("nccl", True, "cuda", "NCCL cannot have two processes on one GPU; set it to ipc or object_store"),
+        ("ipc", False, "cuda", "ipc reads the memory of a GPU that worker and learner share"),
+        ("nccl", False, "cuda", ""),
+        ("ipc", True, "cuda", ""),
+        ("object_store", True, "cuda", ""),
+    ],
+)
+def test_a_transport_needs_its_placement(transport: str, colocate: bool, device: str, reason: str) -> None:
+    config = make_config(rollout={"transport": transport}, cluster={"colocate": colocate})
+    there = {"CPU": 2.0, "GPU": 2.0}
+    if not reason:
+        check_resources(config, device, there)
+        return
+    with pytest.raises(ConfigError, match=re.escape(f"rollout.transport: {reason}")):
+        check_resources(config, device, there)
 
 
 @pytest.mark.parametrize("kernel", ["auto", "reference"])

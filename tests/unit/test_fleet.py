@@ -19,7 +19,7 @@ from qarl.types import Bucket, Manifest, Sample, SampleRequest, TrainSequence
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
 from tests.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights
-from trainer.group import LearnerGroup
+from trainer.group import LearnerGroup, SentWeights
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = make_prompts(6)
@@ -213,6 +213,18 @@ def test_an_engine_that_cannot_start_says_why() -> None:
     assert notes == []  # another try would fail alike
 
 
+def test_a_worker_found_dead_before_a_transfer_waits_for_the_new_weights(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    ray.kill(made.fleet.actors[1])
+    receivers = made.fleet.receivers()
+    assert receivers == made.fleet.actors
+    assert made.notes[0].startswith("rollout worker 1 died during info")
+    (sample,) = ray.get(receivers[1].generate.remote(REQUESTS[:1]))
+    assert sample.version == -1  # the learner may no longer have version 1
+    probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
+    assert [content(samples) for samples in probes] == [expected(5.0, 2)] * 2
+
+
 # --- the learner group -----------------------------------------------------------------------------------------------
 
 
@@ -256,6 +268,21 @@ def test_a_rank_that_fails_to_publish_is_told_at_once() -> None:
         group.publish(1)
     assert time.monotonic() - started < 300
     group.close()
+
+
+def test_weights_that_were_sent_can_be_asked_for(group: LearnerGroup) -> None:
+    sending = LearnerGroup(group.ranks, transfer=lambda: ["a worker"])
+    weights = sending.publish(7)
+    assert isinstance(weights, SentWeights)
+    assert weights.manifest == make_weights(7, theta=4.0).manifest
+    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
+
+
+def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
+    sending = LearnerGroup(group.ranks, transfer=lambda: [], timeout_s=1.0)
+    with pytest.raises(PublicationError, match="transfer of weights version 7: was not through within 1 s") as caught:
+        sending.publish(7)
+    assert caught.value.mend == "the same command continues from the last checkpoint"
 
 
 def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:

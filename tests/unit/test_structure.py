@@ -31,6 +31,8 @@ IMPORTERS = {
         "rollout/engine.py",
         "rollout/weights.py",
         "rollout/stock.py",
+        "rollout/transfer.py",
+        "trainer/transfer.py",
     },
     "deepspeed": {"trainer/learner.py"},
 }

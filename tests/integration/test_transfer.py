@@ -1,0 +1,117 @@
+"""vLLM's NCCL transfer from a real learner to real engines in Ray actors; only the wire between them is a double."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from launch.cluster import _free_address
+from qarl.config import Config
+from qarl.config_io import load_config
+from qarl.errors import PublicationError
+from qarl.quant.publish import write_engine_config
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+from rollout.engine import VLLMEngine, engine_env
+from rollout.fleet import RayFleet
+from rollout.worker import RolloutWorker
+from tests.wire import without_gpus
+from trainer.group import LearnerGroup
+from trainer.learner import LearnerRank, learner_env
+
+ROOT = Path(__file__).parents[2]
+SCHEME = QuantScheme()
+REQUESTS = [SampleRequest(Prompt(str(i), "", "", (1, 4 + i)), i, 1.0, 12) for i in range(6)]
+
+
+class Rank(LearnerRank):
+    def start(self) -> None:
+        without_gpus(Path("nowhere"))
+        super().start()
+
+
+def make_engine(config: Config, folder: Path, damage: Path, worker: int) -> VLLMEngine:
+    without_gpus(damage)
+    return VLLMEngine(folder, config.rollout, SCHEME, "bfloat16", "cpu", worker)
+
+
+@dataclass
+class Run:
+    fleet: RayFleet
+    learner: LearnerGroup
+    damage: Path
+    notes: list[str]
+
+    def publish(self, version: int) -> list[Sample]:
+        """A publication, and what every worker then samples."""
+        weights = self.learner.publish(version)
+        return [sample for samples in self.fleet.load(weights, REQUESTS) for sample in samples]
+
+    def learn(self, samples: list[Sample]) -> None:
+        batch = [
+            TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T, (-1.0) ** i) for i, s in enumerate(samples)
+        ]
+        self.learner.update([batch], [[s.logprobs_T for s in samples]])
+
+    def gaps(self, samples: list[Sample], version: int) -> list[float]:
+        """max |d log p| of each sample, which must be of `version`."""
+        assert [s.version for s in samples] == [version] * len(samples)
+        scored = self.learner.score([TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples])
+        return [float(np.abs(row - s.logprobs_T).max()) for row, s in zip(scored, samples, strict=True)]
+
+    def check(self, samples: list[Sample], version: int) -> None:
+        """The engines sampled from the learner's weights: every log-prob is equal."""
+        assert set(self.gaps(samples, version)) == {0.0}
+
+
+@pytest.fixture
+def run(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Run]:
+    overrides = (f"model.path={tiny_models['qwen3']}", "rollout.transport=nccl", "learner.optimizer.lr=1.0e-3")
+    config = load_config(ROOT / "configs" / "quickstart.yaml", overrides)
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    folder, damage, notes = tmp_path / "engine", tmp_path / "damage", list[str]()
+    write_engine_config(folder, tiny_models["qwen3"], SCHEME)
+    master = ray.get(ray.remote(_free_address).options(num_cpus=0).remote())
+
+    def actor(kind: Callable[..., object], env: dict[str, str]) -> object:
+        return ray.remote(kind).options(num_cpus=0, runtime_env={"env_vars": env})
+
+    def make_actor(worker: int, scheme: QuantScheme) -> object:
+        env = engine_env("cpu", config.rollout)
+        return actor(RolloutWorker, env).remote(partial(make_engine, config, folder, damage), worker)
+
+    fleet = RayFleet(make_actor, SCHEME, 2, 600.0, 3, notes.append)
+    rank = actor(Rank, learner_env("cpu", 1)).remote(config, "cpu", 0, 1, master)
+    yield Run(fleet, LearnerGroup([rank], transfer=fleet.receivers), damage, notes)
+    ray.shutdown()
+
+
+def test_weights_over_vllms_transfer_engine(run: Run) -> None:
+    samples = run.publish(1)
+    run.check(samples, 1)
+    run.learn(samples)
+    samples = run.publish(2)
+    run.check(samples, 2)
+
+    # A bit flips on the way.
+    run.damage.touch()
+    with pytest.raises(PublicationError, match="differs from its digest") as caught:
+        run.publish(3)
+    assert caught.value.mend == "version 2 is loaded again"
+
+    # The learner has not moved on, so a worker that comes later has its weights from there ...
+    run.check(run.publish(4), 4)
+    ray.kill(run.fleet.actors[1])
+    samples = run.fleet.sample(REQUESTS)
+    run.check(samples, 4)
+    assert run.notes[0].startswith("rollout worker 1 died during generate")
+
+    # ... and is one of those that the next version is sent to.
+    run.learn(samples)
+    run.check(run.publish(5), 5)
