@@ -22,7 +22,7 @@ from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
-from qarl.types import Bucket, PublishedWeights, Sample, SampleRequest, WorkerInfo
+from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 
 def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
@@ -190,10 +190,12 @@ class VLLMEngine:
             PublicationError: they are not what their manifest says, are in another scheme, break off, or did not take.
                 The engine then holds the version of before where it can be loaded again: the error says so.
         """
-        if received := self._received():
-            weights = PublishedWeights(weights.manifest, received)
         before, self._held = self._held, None  # a failure below must not sample from half of each
         try:
+            if self._receives:  # kept here: the learner, their source, goes on to others
+                (received,) = self._llm.collective_rpc("qarl_received")
+                tensors = received or tuple(tensor for bucket in weights.buckets() for tensor in bucket)
+                weights = PublishedWeights(weights.manifest, tensors)
             self._take(weights)
         except LOAD_ERRORS as error:
             raise self._put_back(before, weights.manifest.version, error) from error
@@ -202,9 +204,6 @@ class VLLMEngine:
     def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Put a checkpoint's tensors, by name and in order, in place of the engine's, without any proof."""
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
-
-    def _received(self) -> Bucket:
-        return self._llm.collective_rpc("qarl_received")[0] if self._receives else ()
 
     def _take(self, weights: WeightSource) -> None:
         if weights.manifest.scheme != self._scheme.label:

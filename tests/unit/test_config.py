@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -81,6 +81,7 @@ SECTIONS = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=40)  # each takes a tenth of a second
 @given(SECTIONS)
 def test_any_config_round_trips(tmp_path_factory: pytest.TempPathFactory, sections: dict[str, Any]) -> None:
     config = validate(MINIMAL | sections, "test")
