@@ -205,6 +205,15 @@ def test_a_planted_leak_of_a_held_out_question_is_refused(planted: str, text: st
     assert case.read(tagged("What is two times six?")) == []
 
 
+@pytest.mark.parametrize(("sign", "typeset"), [("'", "\u2019"), ("a", "a\u200b")])
+def test_a_planted_leak_in_other_typography_is_refused(sign: str, typeset: str) -> None:
+    """Each such sign, unless it is read as the plain one, breaks all n-grams that hold it."""
+    secret = "Anna's brother-in-law takes three of Ben's apples and Eva's pears. Who hasn't got a half-empty bag?"
+    for held, told in [(secret, secret.replace(sign, typeset)), (secret.replace(sign, typeset), secret)]:
+        (outcome,) = Case(Listed([held]), [STORY], AugmentConfig(per_step=1), Slow()).read(tagged(told))
+        assert outcome.reason == "leak"
+
+
 @pytest.mark.parametrize("text", ["Well: what is 2 + 2?", "What is 2+2?", "is 2+2"])
 def test_a_short_held_out_question_is_no_secret_either(text: str) -> None:
     """Shorter than an n-gram, and with words around it or less of them."""
