@@ -10,6 +10,7 @@ resumed goes on as it would have.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -160,7 +161,9 @@ class Augmenter:
             raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE)
         try:
             queue, queued = [_candidate(row) for row in state["queue"]], _texts(state["queued"])
-            counts = Counter({_texts([name])[0]: int(count) for name, count in state["counts"].items()})
+            counts = Counter({_texts([name])[0]: _whole(count, least=0) for name, count in state["counts"].items()})
+            if strange := {candidate.question for candidate in queue}.difference(queued):
+                raise ValueError(f"'{min(strange)}' waits and was never queued")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
         self._counts = counts
@@ -231,8 +234,15 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
     found = Candidate(**row)
     _texts([found.question, found.parent_id])
     _texts(found.replies)
-    int(found.level)
+    _whole(found.level)
     return found
+
+
+def _whole(value: Any, least: float = -math.inf) -> int:
+    """Raises TypeError when `value` is no whole number from `least`."""
+    if type(value) is not int or value < least:
+        raise TypeError(f"{value!r:.60} is no count")
+    return value
 
 
 def _texts(values: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_a_reply_that_was_cut_short_is_refused() -> None:
     assert (outcome.reason, outcome.detail) == ("parse", "cut short")
 
 
-@pytest.mark.parametrize("text", [OTHER, tagged(OTHER) + tagged(OTHER), "<problem> </problem>"])
+@pytest.mark.parametrize("text", [OTHER, tagged(OTHER) + tagged(OTHER), "<problem> </problem>", tagged("\u200b")])
 def test_the_pattern_must_match_once(text: str) -> None:
     (outcome,) = story_case().read(text)
     assert outcome.reason == "parse"
@@ -364,7 +365,11 @@ def test_a_resumed_validator_gets_the_queue_again() -> None:
         ({"queued": None}, "damaged"),
         ({"counts": 3}, "damaged"),
         ({"counts": {"accepted": "many"}}, "damaged"),
+        ({"counts": {"accepted": -1}}, "-1 is no count"),
+        ({"counts": {"accepted": math.inf}}, "inf is no count"),
         ({"queued": "abc"}, "'abc' are no texts"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": "1"}]}, "'1' is no count"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": 1}]}, "'5' waits and was never queued"),
         ({"queue": [{"question": 5, "parent_id": "", "level": 1}]}, "no texts"),
         ({"queue": [{"question": "5", "parent_id": "", "level": 1, "replies": "5"}]}, "no texts"),
     ],
