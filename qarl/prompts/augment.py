@@ -15,10 +15,11 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from random import Random
 from typing import Any
 
-from qarl.errors import CheckpointError
+from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.config import AugmentConfig
 from qarl.prompts.dedup import HeldoutIndex, TextIndex
 from qarl.prompts.pool import Pool
@@ -79,6 +80,7 @@ class Augmenter:
         self._queue: deque[Candidate] = deque()
         self._asked: list[Prompt] = []  # parents, in the order of the last requests
         self._voting: list[Candidate] = []  # likewise
+        self._requested: list[str] = []  # ids of the last requests' prompts
         self._counts: Counter[str] = Counter()
         self._outcomes: list[AugmentOutcome] = []
 
@@ -118,17 +120,24 @@ class Augmenter:
                 self._voting.append(candidate)
                 prompt = self._problems.prompt(candidate.question, "", candidate.level)
                 requests += [self._request(prompt, step, index) for index in range(self._validator.votes)]
+        self._requested = [request.prompt.id for request in requests]
         return requests
 
     def receive(self, samples: Sequence[Sample]) -> None:
-        """The samples of the last `requests`, in their order."""
+        """The samples of the last `requests`, in their order. Raises RolloutError when they are of others."""
+        if strange := [
+            s.prompt.id for s, i in zip_longest(samples, self._requested[: len(samples)]) if s.prompt.id != i
+        ]:
+            raise RolloutError(
+                f"a sample of '{strange[0]}', which the last requests did not ask for", where="augmentation"
+            )
         for parent, sample in zip(self._asked, samples, strict=False):
             self._read(parent, sample)
         replies = [sample.text if sample.finish_reason == "stop" else "" for sample in samples[len(self._asked) :]]
         votes = self._validator.votes
         for i, candidate in enumerate(self._voting):
             candidate.replies = replies[i * votes : (i + 1) * votes]
-        self._asked, self._voting = [], []
+        self._asked, self._voting, self._requested = [], [], []
 
     def outcomes(self) -> list[AugmentOutcome]:
         """What was concluded since the last call."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qarl.errors import CheckpointError
+from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.augment import REASONS, Augmenter, beginning
 from qarl.prompts.config import AugmentConfig, PoolConfig, VoteConfig
 from qarl.prompts.pool import Pool
@@ -175,6 +175,19 @@ def test_a_reply_that_was_cut_short_is_refused() -> None:
 def test_the_pattern_must_match_once(text: str) -> None:
     (outcome,) = story_case().read(text)
     assert outcome.reason == "parse"
+
+
+def test_samples_of_other_requests_are_refused() -> None:
+    """They are told apart by place: those of an earlier step would be read as another parent's children."""
+    case = sorting_case("6543", "1212")
+    early = case.ask(step=1)
+    late = case.ask(step=2)
+    with pytest.raises(RolloutError, match=r"a sample of 'augment/1/sorting/\d+', which the last requests did not"):
+        case.augmenter.receive([reply(request, "71") for request in early])
+    case.augmenter.receive([reply(request, "71") for request in late])
+    with pytest.raises(RolloutError, match="a sample of 'augment/2"):
+        case.augmenter.receive([reply(request, "71") for request in late])
+    assert case.metrics()["pending"] == 2
 
 
 def test_a_new_problem_enters_the_pool_one_step_later_with_its_answer() -> None:
