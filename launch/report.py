@@ -226,8 +226,8 @@ def draw_curves(series: Series, summary: Summary) -> bytes:
     return file.getvalue()
 
 
-def _line(ax: Axes, points: Mapping[int, float], color: str, label: str, marker: str = "") -> None:
-    ax.plot(list(points), list(points.values()), color=color, label=label, marker=marker, markersize=4, linewidth=1.8)
+def _line(ax: Axes, points: Mapping[int, float], color: str, label: str, marker: str = "", style: str = "-") -> None:
+    ax.plot(list(points), list(points.values()), style, color=color, label=label, marker=marker, markersize=4, lw=1.8)
 
 
 def _draw_reward(ax: Axes, series: Series, summary: Summary) -> None:
@@ -308,8 +308,9 @@ def _draw_clipping(ax: Axes, series: Series, summary: Summary) -> None:
 def _draw_pool(ax: Axes, series: Series, summary: Summary) -> None:
     """Counts only: shares and rates, at most 1, would lie on the axis."""
     sizes = [name for name, points in series.items() if name.startswith("pool/") and max(points.values()) > 1]
-    for color, name in zip(PALETTE, sizes, strict=False):
-        _line(ax, series[name], color, name.removeprefix("pool/"))
+    looks = ((color, style) for style in ("-", "--", ":") for color in PALETTE)
+    for (color, style), name in zip(looks, sizes, strict=False):
+        _line(ax, series[name], color, name.removeprefix("pool/"), style=style)
     if sizes:
         ax.set_ylabel("prompts")
         ax.set_ylim(bottom=0)

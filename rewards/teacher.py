@@ -16,7 +16,8 @@ from qarl.prompts.config import TeacherConfig
 from qarl.prompts.validate import Verdict, last_answer
 
 FIRST_PAUSE_S = 1.0
-"""Before the first retry; each further pause is twice as long."""
+"""Before the first retry; each further pause is twice as long, up to LONGEST_PAUSE_S."""
+LONGEST_PAUSE_S = 60.0
 TRY_AGAIN = {408, 429}
 """Statuses that pass, as do those from 500."""
 OF_THE_QUESTION = {400, 413, 422}
@@ -73,7 +74,7 @@ class Teacher:
 
     def _judge(self, question: str) -> Verdict:
         fault = "closed"
-        for pause in [0.0, *(FIRST_PAUSE_S * 2**i for i in range(self._config.max_retries))]:
+        for pause in [0.0, *(min(FIRST_PAUSE_S * 2**i, LONGEST_PAUSE_S) for i in range(self._config.max_retries))]:
             if self._closed.wait(pause):
                 break
             try:

@@ -10,14 +10,16 @@ resumed goes on as it would have.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from random import Random
 from typing import Any
 
-from qarl.errors import CheckpointError
+from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.config import AugmentConfig
 from qarl.prompts.dedup import HeldoutIndex, TextIndex
 from qarl.prompts.pool import Pool
@@ -78,6 +80,7 @@ class Augmenter:
         self._queue: deque[Candidate] = deque()
         self._asked: list[Prompt] = []  # parents, in the order of the last requests
         self._voting: list[Candidate] = []  # likewise
+        self._requested: list[str] = []  # ids of the last requests' prompts
         self._counts: Counter[str] = Counter()
         self._outcomes: list[AugmentOutcome] = []
 
@@ -117,17 +120,24 @@ class Augmenter:
                 self._voting.append(candidate)
                 prompt = self._problems.prompt(candidate.question, "", candidate.level)
                 requests += [self._request(prompt, step, index) for index in range(self._validator.votes)]
+        self._requested = [request.prompt.id for request in requests]
         return requests
 
     def receive(self, samples: Sequence[Sample]) -> None:
-        """The samples of the last `requests`, in their order."""
+        """The samples of the last `requests`, in their order. Raises RolloutError when they are of others."""
+        if strange := [
+            s.prompt.id for s, i in zip_longest(samples, self._requested[: len(samples)]) if s.prompt.id != i
+        ]:
+            raise RolloutError(
+                f"a sample of '{strange[0]}', which the last requests did not ask for", where="augmentation"
+            )
         for parent, sample in zip(self._asked, samples, strict=False):
             self._read(parent, sample)
         replies = [sample.text if sample.finish_reason == "stop" else "" for sample in samples[len(self._asked) :]]
         votes = self._validator.votes
         for i, candidate in enumerate(self._voting):
             candidate.replies = replies[i * votes : (i + 1) * votes]
-        self._asked, self._voting = [], []
+        self._asked, self._voting, self._requested = [], [], []
 
     def outcomes(self) -> list[AugmentOutcome]:
         """What was concluded since the last call."""
@@ -160,7 +170,9 @@ class Augmenter:
             raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE)
         try:
             queue, queued = [_candidate(row) for row in state["queue"]], _texts(state["queued"])
-            counts = Counter({_texts([name])[0]: int(count) for name, count in state["counts"].items()})
+            counts = Counter({_texts([name])[0]: _whole(count, least=0) for name, count in state["counts"].items()})
+            if strange := {candidate.question for candidate in queue}.difference(queued):
+                raise ValueError(f"'{min(strange)}' waits and was never queued")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
         self._counts = counts
@@ -231,8 +243,15 @@ def _candidate(row: Mapping[str, Any]) -> Candidate:
     found = Candidate(**row)
     _texts([found.question, found.parent_id])
     _texts(found.replies)
-    int(found.level)
+    _whole(found.level)
     return found
+
+
+def _whole(value: Any, least: float = -math.inf) -> int:
+    """Raises TypeError when `value` is no whole number from `least`."""
+    if type(value) is not int or value < least:
+        raise TypeError(f"{value!r:.60} is no count")
+    return value
 
 
 def _texts(values: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from qarl.config_base import Count, Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
+from qarl.config_base import Count, Fraction, Node, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
@@ -117,7 +117,7 @@ class TeacherConfig(Node):
     timeout_s: PositiveFloat = 60.0
     """Longest silence of a connection."""
     max_retries: Count = 3
-    """Further tries after a time-out, a lost connection, status 408, 429 or 5xx, with growing pauses."""
+    """Further tries after a time-out, a lost connection, status 408, 429 or 5xx; pauses grow from 1 s to 60 s."""
     concurrency: PositiveInt = 4
     """Requests at once."""
 
@@ -175,7 +175,7 @@ class PoolConfig(Node):
     target: Fraction = 0.5
     """Target success rate: where the two heaps meet."""
     exploration: Fraction = 0.25
-    """Share of a draw kept for unseen and stale prompts."""
+    """Share of a draw kept for unseen and stale prompts, rounded to whole prompts."""
     cooldown_steps: Count = 2
     """Steps that an observed prompt rests before it may be drawn again."""
     decay: Fraction = 0.7
@@ -187,7 +187,7 @@ class PoolConfig(Node):
     reach: Fraction = 1.0
     """`frontier`: seen prompts further than this from `target` are drawn only when no unseen ones are left. Helps the
     start of a run, when the nearest seen prompts are still far away."""
-    priority_exponent: NonNegativeFloat = 1.0
+    priority_exponent: Annotated[float, Field(ge=0.0, le=8.0)] = 1.0
     """`prioritised`: weight = nearness to `target` (1 there, 0 at the far end) to this power; 0 is uniform."""
     capacity: PositiveInt | None = None
     """Most prompts in the pool, in flight included; a new one evicts the furthest from `target`. null: no bound."""

@@ -1,4 +1,4 @@
-"""Texts that say the same: equal up to case, white space and Unicode forms, or alike in their n-grams of words."""
+"""Texts that say the same: equal up to case, white space and typography, or alike in their n-grams of words."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 WORD = re.compile(r"\w+|[^\w\s]")
+UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
+"""Signs that show nothing (Unicode's Default_Ignorable_Code_Point)."""
+PLAIN = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"')
+    | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
+    | dict.fromkeys("\u00d7\u22c5\u00b7\u2219", "*")
+    | dict.fromkeys("\u00f7\u2044\u2215", "/")
+)
+"""Quotes, dashes and signs of arithmetic, as a keyboard has them: a policy writes either."""
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Words and single signs of `text` in NFKC form without case: "Is 2+2 = 4?" -> is 2 + 2 = 4 ?"""
-    return tuple(WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
+    """Words and single signs of `text` in NFKC form, without case and typography: "Is 2+2 = 4?" -> is 2 + 2 = 4 ?"""
+    seen = UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    return tuple(WORD.findall(seen.translate(PLAIN).casefold()))
 
 
 class TextIndex:

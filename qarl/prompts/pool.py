@@ -27,7 +27,7 @@ from qarl.prompts.config import PoolConfig
 from qarl.prompts.heap import LazyHeap, sortable
 from qarl.prompts.lineage import Forest, child_rate
 from qarl.prompts.state import VERSION, Archived, Gauges, parse, prompt_to_json, row_to_json
-from qarl.prompts.stats import BINS, Statistics
+from qarl.prompts.stats import BINS, Statistics, check_counts, is_flat
 from qarl.prompts.strategies import STRATEGIES
 from qarl.types import GroupResult, Prompt
 
@@ -77,7 +77,9 @@ class Pool:
         """min(n, eligible) distinct prompts, now in flight; never one that is in flight, cooling or retired.
 
         Fewer than `n`, possibly none, means that the rest of the pool is in flight or rests.
+        Raises DataError, before anything changes, when `n` or `step` is negative, or beyond `LAST_STEP`.
         """
+        check_counts(n=n, step=step)
         for last in [last for last in self._waking if last < step]:
             self._release(list(self._waking.pop(last)))
         if step > self._gauges.reinsert_step:
@@ -98,12 +100,13 @@ class Pool:
 
         A result of a prompt that is not in flight, or of an earlier draw than the one in flight (late, duplicate,
         unknown), changes nothing and is counted.
-        Raises DataError, before anything is recorded, when rewards are missing or outside [0, 1].
+        Raises DataError, before anything is recorded, when rewards are missing or outside [0, 1], or `step` is none.
         """
-        are_flat = [_is_flat(result) for result in results]
+        check_counts(step=step)
+        are_flat = [is_flat(result) for result in results]
         stats, draws, slots, clock = self._stats, self._drawn_at, self._slots, self._strategy.clock
         observed, flat_groups, errors = [], [], []
-        for result, is_flat in zip(results, are_flat, strict=True):
+        for result, flat in zip(results, are_flat, strict=True):
             slot, rewards = slots.get(result.prompt_id, -1), result.rewards
             if slot not in draws or result.drawn_at not in (None, draws[slot]):
                 self._gauges.unknown_results += 1
@@ -114,7 +117,7 @@ class Pool:
             stats.learn(slot, rewards, step, self._rng.random())
             stats.alarm_base[slot] = clock
             observed.append(slot)
-            flat_groups.append(is_flat)
+            flat_groups.append(flat)
         settled = {slot for slot in observed if self._is_settled(slot)}
         self._rest([slot for slot in observed if slot not in settled], State.COOLING)
         self._rest(sorted(settled), State.RETIRED)
@@ -145,7 +148,7 @@ class Pool:
         new one, which is then refused: False. A parent that is no longer in the pool counts as none.
 
         Raises:
-            DataError: the id is or was in use, or `difficulty` is out of bounds.
+            DataError: the id is in the pool, in the archive or the task's, or `difficulty` is out of bounds.
         """
         if prompt.id in self._slots or prompt.id in self._archive or prompt.id in self._forgotten:
             raise DataError(f"prompt id '{prompt.id}' is not unique", "prompt pool", mend="give it its own id")
@@ -220,7 +223,7 @@ class Pool:
 
         `success_mean` is over seen prompts (the prior mean while there are none) and `success_hist_K` the share of
         them with a success rate in [K/10, K/10 + 0.1); `estimated` counts prompts with an estimate but no measurement
-        yet, `augmented_share` those with a parent in the pool; `estimate_error` is the mean |estimate - first
+        yet, `augmented_share` is of prompts that are not the task's; `estimate_error` is the mean |estimate - first
         measurement| in the last observe that had any, `zero_variance_share` the share of groups with equal rewards in
         the last observe; `frontier_width` is the largest distance to the target among the frontier prompts of the
         last draw. `unknown_results`, `evicted`, `refused` and `reinserted` count since the start of the run.
@@ -232,7 +235,7 @@ class Pool:
             **{state.name.lower(): self._sizes[state] for state in list(State)[: State.ABSENT]},
             "archived": len(self._archive),
             "estimated": stats.unseen_estimated,
-            "augmented_share": len(self._lineage) / max(size, 1),
+            "augmented_share": self._num_grown / max(size, 1),
             "success_mean": stats.rate_mean(),
             **{f"success_hist_{k}": stats.histogram[k] / seen for k in range(BINS)},
             "frontier_width": self._strategy.width,
@@ -251,6 +254,7 @@ class Pool:
         """Place every prompt anew: `cooling` ones cool, `retired` ones rest, all others are eligible."""
         self._prompts: list[Prompt | None] = list(prompts)
         self._slots = {prompt.id: slot for slot, prompt in enumerate(prompts)}
+        self._num_grown = len(self._slots.keys() & self._grown)  # in the pool
         self._free: list[int] = []
         self._drawn_at: dict[int, int] = {}  # of those in flight: the step of the draw
         self._stats = stats
@@ -327,6 +331,7 @@ class Pool:
             self._state.append(State.ABSENT)
             self._sizes[State.ABSENT] += 1
         self._prompts[slot], self._slots[prompt.id] = prompt, slot
+        self._num_grown += prompt.id in self._grown
         self._stats.put(slot, **{**known, "arrival": self._gauges.arrivals})
         self._gauges.arrivals += 1
         self._release([slot])
@@ -365,6 +370,7 @@ class Pool:
         self._stats.clear(slot)
         self._move([slot], State.ABSENT)
         self._lineage.remove(prompt_id)
+        self._num_grown -= prompt_id in self._grown
         self._prompts[slot] = None
         del self._slots[prompt_id]
         self._free.append(slot)
@@ -381,16 +387,6 @@ class Pool:
                 self._gauges.reinserted += 1
             else:
                 self._remember(Archived(old.prompt, old.row, step))
-
-
-def _is_flat(result: GroupResult) -> bool:
-    """Whether all rewards are equal. Raises DataError when there are none, or one is outside [0, 1]."""
-    rewards = result.rewards
-    least, most = (min(rewards), max(rewards)) if rewards else (math.nan, math.nan)
-    if least >= 0.0 and most <= 1.0 and not math.isnan(sum(rewards)):  # the sum is NaN when one of them is
-        return least == most
-    what = f"rewards {list(rewards)} are not one or more numbers in [0, 1]"
-    raise DataError(what, where=f"prompt '{result.prompt_id}'", mend="check the verifier")
 
 
 def make_pool(prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> Pool:

@@ -92,7 +92,7 @@ def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
         raise CheckpointError(f"version {version}, this qarl reads {VERSION}", WHERE, mend)
     try:
         saved = _parse(state, {prompt.id: prompt for prompt in task})
-    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, DataError) as error:
         raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
     ids = {prompt.id for prompt in saved.prompts}
     resting = [saved.in_flight, saved.cooling, saved.retired]
@@ -105,7 +105,7 @@ def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
 
 
 def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
-    grown = {row["id"]: Prompt(**{**row, "token_ids": tuple(row["token_ids"])}) for row in state["grown"]}
+    grown = {row["id"]: _prompt(row) for row in state["grown"]}
     known = {**by_id, **grown}
     ids, forgotten = list(state["ids"]), set(state["forgotten"])
     _check_ids({*ids, *state["archive"], *forgotten} - grown.keys(), by_id)
@@ -134,6 +134,15 @@ def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
     )
 
 
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    """Raises TypeError when `row` is none."""
+    prompt = Prompt(**{**row, "token_ids": tuple(row["token_ids"])})
+    texts, numbers = (prompt.id, prompt.text, prompt.answer), (*prompt.token_ids, prompt.level)
+    if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
+        raise TypeError(f"{prompt!r:.80} is no prompt")
+    return prompt
+
+
 def _check_ids(ids: set[str], by_id: Mapping[str, Prompt]) -> None:
     foreign = sorted(ids ^ by_id.keys())
     if foreign:
@@ -145,7 +154,7 @@ def _row(prompt_id: str, row: Mapping[str, float | None]) -> dict[str, float]:
     if row.keys() != COLUMNS.keys():
         raise ValueError(f"fields {sorted(row)}")
     values = {name: math.nan if value is None else value for name, value in row.items()}
-    _check_values([prompt_id], {name: [value] for name, value in values.items()})
+    _check_values([prompt_id], {name: array(kind, [values[name]]) for name, kind in COLUMNS.items()})
     return values
 
 
@@ -166,6 +175,7 @@ def _gauges(values: Mapping[str, Any]) -> Gauges:
     gauges = Gauges(**values)
     for name, default in asdict(Gauges()).items():
         value = getattr(gauges, name)
-        if type(value) is not type(default) or not math.isfinite(value):
+        limit = 2**63 if isinstance(default, int) else math.inf
+        if type(value) is not type(default) or not default <= value < limit:  # the defaults are the least
             raise ValueError(f"{name} is {value!r}")
     return gauges

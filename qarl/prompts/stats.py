@@ -8,7 +8,9 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qarl.errors import DataError
 from qarl.prompts.config import PoolConfig
+from qarl.types import GroupResult
 
 COLUMNS = {
     "ticket": "d",  # random, new at each observation: orders the unseen and breaks ties among the seen
@@ -32,6 +34,26 @@ NEW = {
 BINS = 10
 RATE_UNITS = 2.0**40
 """Success rates are added up in whole numbers of the inverse of this: exactly, hence equal after a resume."""
+
+LAST_STEP = 2**53
+"""Priorities hold steps as floats, which are exact up to here."""
+
+
+def check_counts(**counts: int) -> None:
+    """Raises DataError when one of them is negative or beyond LAST_STEP: no later state could be read back."""
+    for name, count in counts.items():
+        if not 0 <= count <= LAST_STEP:
+            raise DataError(f"{name} is {count}", where="prompt pool", mend=f"it counts from 0 to {LAST_STEP} at most")
+
+
+def is_flat(result: GroupResult) -> bool:
+    """Whether all rewards are equal. Raises DataError when there are none, or one is outside [0, 1]."""
+    rewards = result.rewards
+    least, most = (min(rewards), max(rewards)) if rewards else (math.nan, math.nan)
+    if least >= 0.0 and most <= 1.0 and not math.isnan(sum(rewards)):  # the sum is NaN when one of them is
+        return least == most
+    what = f"rewards {list(rewards)} are not one or more numbers in [0, 1]"
+    raise DataError(what, where=f"prompt '{result.prompt_id}'", mend="check the verifier")
 
 
 class Statistics:

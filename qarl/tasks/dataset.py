@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from qarl.errors import DataError
 from qarl.tasks.config import DatasetTaskConfig
 from qarl.tasks.files import raw_rows
+
+LARGEST_LEVEL = 2**53
+"""Levels are sorted as floats, which are exact up to here."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +33,28 @@ class Row:
 def load_rows(config: DatasetTaskConfig, note: Callable[[str], None]) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows in file order, each question once and in one of the two only.
 
-    Repeated questions (the first stays) and training rows whose question is held out are dropped; `note` gets a line
-    with their number and the first of them.
+    Repeated questions (the first stays) and training rows whose question is held out, in whatever case or Unicode form,
+    are dropped; `note` gets a line with their number and the first of them.
 
     Raises:
         DataError: a file is missing or empty, a row is broken, or no training row is left.
     """
     train = _distinct(read_rows(config.train_path, config), config.train_path, note)
     heldout = _distinct(read_rows(config.heldout_path, config), config.heldout_path, note)
-    kept = [row for key, row in train.items() if key not in heldout]
+    secret = {_plain(key) for key in heldout}
+    kept = [row for key, row in train.items() if _plain(key) not in secret]
     if len(kept) < len(train):
-        first = next(row for key, row in train.items() if key in heldout)
+        first = next(row for key, row in train.items() if _plain(key) in secret)
         dropped = len(train) - len(kept)
         note(f"{config.train_path}: dropped {dropped} rows whose question is held out, the first is {first.where}")
     if not kept:
         raise DataError(f"every question is also in {config.heldout_path}", where=config.train_path)
     return kept, list(heldout.values())
+
+
+def _plain(key: str) -> str:
+    """Without case, in NFKC form. Too coarse to tell training rows apart: of A and of a may be two questions."""
+    return unicodedata.normalize("NFKC", key).casefold()
 
 
 def read_rows(path: str, config: DatasetTaskConfig) -> list[Row]:
@@ -87,6 +97,8 @@ def _level(row: dict[str, Any], key: str, where: str) -> int:
     value = _value(row, key, "task.level_key", where)
     if not isinstance(value, int) or isinstance(value, bool):
         raise DataError(f"'{key}' is {value!r}, not an integer", where=where)
+    if abs(value) > LARGEST_LEVEL:
+        raise DataError(f"'{key}' is beyond {LARGEST_LEVEL}", where=where)
     return value
 
 

@@ -31,7 +31,8 @@ def raw_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
         read = saved_rows if Path(path).is_dir() else parquet_rows
         yield from read(path, columns)
     except OSError as error:
-        raise DataError(f"cannot read: {os.strerror(error.errno) if error.errno else error}", where=path) from None
+        what = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise DataError(f"cannot read: {what}", where=path) from None
 
 
 def json_object(text: bytes, where: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from qarl.errors import ConfigError
+from qarl.prompts.dedup import words
 from qarl.tasks import dataset, sorting
 from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
 from qarl.types import Prompt
@@ -87,7 +88,7 @@ class DatasetProblems:
         return prompt.text.removeprefix(self._before).removesuffix(self._after)
 
     def is_well_formed(self, question: str) -> bool:
-        return bool(question.strip())
+        return bool(words(question))
 
     def is_heldout(self, question: str) -> bool:
         return False

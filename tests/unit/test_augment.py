@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qarl.errors import CheckpointError
+from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.augment import REASONS, Augmenter, beginning
 from qarl.prompts.config import AugmentConfig, PoolConfig, VoteConfig
 from qarl.prompts.pool import Pool
@@ -170,10 +171,23 @@ def test_a_reply_that_was_cut_short_is_refused() -> None:
     assert (outcome.reason, outcome.detail) == ("parse", "cut short")
 
 
-@pytest.mark.parametrize("text", [OTHER, tagged(OTHER) + tagged(OTHER), "<problem> </problem>"])
+@pytest.mark.parametrize("text", [OTHER, tagged(OTHER) + tagged(OTHER), "<problem> </problem>", tagged("\u200b")])
 def test_the_pattern_must_match_once(text: str) -> None:
     (outcome,) = story_case().read(text)
     assert outcome.reason == "parse"
+
+
+def test_samples_of_other_requests_are_refused() -> None:
+    """They are told apart by place: those of an earlier step would be read as another parent's children."""
+    case = sorting_case("6543", "1212")
+    early = case.ask(step=1)
+    late = case.ask(step=2)
+    with pytest.raises(RolloutError, match=r"a sample of 'augment/1/sorting/\d+', which the last requests did not"):
+        case.augmenter.receive([reply(request, "71") for request in early])
+    case.augmenter.receive([reply(request, "71") for request in late])
+    with pytest.raises(RolloutError, match="a sample of 'augment/2"):
+        case.augmenter.receive([reply(request, "71") for request in late])
+    assert case.metrics()["pending"] == 2
 
 
 def test_a_new_problem_enters_the_pool_one_step_later_with_its_answer() -> None:
@@ -203,6 +217,15 @@ def test_a_planted_leak_of_a_held_out_question_is_refused(planted: str, text: st
     (outcome,) = case.read(tagged(text))
     assert outcome.reason == "leak"
     assert case.read(tagged("What is two times six?")) == []
+
+
+@pytest.mark.parametrize(("sign", "typeset"), [("'", "\u2019"), ("a", "a\u200b")])
+def test_a_planted_leak_in_other_typography_is_refused(sign: str, typeset: str) -> None:
+    """Each such sign, unless it is read as the plain one, breaks all n-grams that hold it."""
+    secret = "Anna's brother-in-law takes three of Ben's apples and Eva's pears. Who hasn't got a half-empty bag?"
+    for held, told in [(secret, secret.replace(sign, typeset)), (secret.replace(sign, typeset), secret)]:
+        (outcome,) = Case(Listed([held]), [STORY], AugmentConfig(per_step=1), Slow()).read(tagged(told))
+        assert outcome.reason == "leak"
 
 
 @pytest.mark.parametrize("text", ["Well: what is 2 + 2?", "What is 2+2?", "is 2+2"])
@@ -355,7 +378,11 @@ def test_a_resumed_validator_gets_the_queue_again() -> None:
         ({"queued": None}, "damaged"),
         ({"counts": 3}, "damaged"),
         ({"counts": {"accepted": "many"}}, "damaged"),
+        ({"counts": {"accepted": -1}}, "-1 is no count"),
+        ({"counts": {"accepted": math.inf}}, "inf is no count"),
         ({"queued": "abc"}, "'abc' are no texts"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": "1"}]}, "'1' is no count"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": 1}]}, "'5' waits and was never queued"),
         ({"queue": [{"question": 5, "parent_id": "", "level": 1}]}, "no texts"),
         ({"queue": [{"question": "5", "parent_id": "", "level": 1, "replies": "5"}]}, "no texts"),
     ],

@@ -205,6 +205,7 @@ def test_required_keys(missing: str) -> None:
         (["pool.augment.validator={kind: vote, threshold: 0}"], "pool.augment.validator.threshold"),
         (["pool.augment.max_overlap=0"], "pool.augment.max_overlap"),
         (["pool.augment.max_heldout_overlap=0"], "pool.augment.max_heldout_overlap"),
+        (["pool.priority_exponent=9.0"], "pool.priority_exponent"),
         (["pool.archive.capacity=3"], "pool.archive.capacity"),
         (["pool.archive.reinsert_per_step=3"], "pool.archive.reinsert_per_step"),
         (["pool.retire={solved_above: 0.3, hopeless_below: 0.3}"], "pool.retire.hopeless_below"),

@@ -35,6 +35,18 @@ def test_words_are_compared_without_case_space_and_unicode_form() -> None:
 
 
 @pytest.mark.parametrize(
+    ("plain", "typeset"),
+    [
+        ("Ann's \"x\" isn't 2-2", "Ann\u2019s \u201cx\u201d isn\u2019t 2\u22122"),
+        ("a well-known 3*4/5", "a well\u2011known 3\u00d74\u20445"),
+        ("seven apples", "se\u00adven\u200b app\u2060les\ufe0f\U000e0041"),
+    ],
+)
+def test_words_are_compared_without_typography(plain: str, typeset: str) -> None:
+    assert words(plain) == words(typeset)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("once there were seven birds in a tree and then three flew off", 1.0),

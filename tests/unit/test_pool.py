@@ -148,7 +148,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     # What a draw may be
 
-    def check_draw(self, drawn: list[str], n: int) -> None:
+    def check_draw(self, drawn: list[str], n: int, rng: random.Random) -> None:
+        """`rng`: the pool's generator as it was before the draw."""
         eligible = self.of_state("eligible")
         assert len(drawn) == len(set(drawn)) == min(n, len(eligible))
         order = {
@@ -159,53 +160,54 @@ class PoolMachine(RuleBasedStateMachine):
         if order:
             assert drawn == sorted(eligible, key=order)[:n]
         elif self.config.strategy == "median":
-            self.check_median(drawn, n, eligible)
+            self.check_median(drawn, n, eligible, rng)
         else:
-            self.check_frontier(drawn, n, eligible)
+            self.check_frontier(drawn, n, eligible, rng)
 
     def alarm(self, prompt_id: str) -> float:
         nearness = 1 - self.distance(prompt_id) / max(self.config.target, 1 - self.config.target)
         waiting = -math.log1p(-self.ticket(prompt_id)) / max(nearness, LEAST_NEARNESS)
         return self.column("alarm_base", prompt_id) + waiting
 
-    def check_median(self, drawn: list[str], n: int, eligible: list[str]) -> None:
+    def check_median(self, drawn: list[str], n: int, eligible: list[str], rng: random.Random) -> None:
         """All unseen in the order of arrival, then m of the 2m around the median of the last rewards."""
         unseen = sorted((i for i in eligible if not self.history[i]), key=self.arrivals.index)[:n]
         seen = [i for i in eligible if self.history[i]]
         seen.sort(key=lambda i: (self.measured(i), self.last(i), self.ticket(i)))
         half = (len(seen) + 1) // 2
-        assert drawn[: len(unseen)] == unseen
-        assert set(drawn[len(unseen) :]) <= set(by_turns(seen[:half][::-1], seen[half:], 2 * (n - len(unseen))))
+        m = n - len(unseen)
+        window = by_turns(seen[:half][::-1], seen[half:], 2 * m)
+        assert drawn == unseen + rng.sample(window, min(m, len(window)))
 
-    def check_frontier(self, drawn: list[str], n: int, eligible: list[str]) -> None:
+    def check_frontier(self, drawn: list[str], n: int, eligible: list[str], rng: random.Random) -> None:
         """Exploration, then m of the 2m of the frontier within reach, then unseen ones, then the frontier beyond."""
-        drawn = list(drawn)
+        left, rest = list(drawn), set(eligible)
 
         def turn(i: str) -> tuple[float, float]:
             return self.last(i), self.ticket(i)
 
         def take(expected: list[str]) -> None:
-            assert drawn[: len(expected)] == expected
-            del drawn[: len(expected)]
+            assert left[: len(expected)] == expected
+            del left[: len(expected)]
             rest.difference_update(expected)
+
+        def wanted() -> int:
+            return n - len(drawn) + len(left)
 
         def take_near(reach: float) -> None:
             near = [i for i in rest if self.known(i) and self.distance(i) <= reach]
             near.sort(key=lambda i: (self.distance(i), *turn(i)))
             low = [i for i in near if self.rate(i) <= self.config.target]
             high = [i for i in near if self.rate(i) > self.config.target]
-            window = by_turns(low, high, 2 * len(drawn))
-            picked = drawn[: len(window)]
-            assert set(picked) <= set(window)
-            take(picked)
+            window = by_turns(low, high, 2 * wanted())
+            take(rng.sample(window, min(wanted(), len(window))))
 
-        rest = set(eligible)
         due = [i for i in eligible if not self.history[i] or self.last(i) <= self.step - self.config.stale_after_steps]
         take(sorted(due, key=turn)[: round(self.config.exploration * n)])
         take_near(self.config.reach)
-        take(sorted((i for i in rest if not self.history[i]), key=turn)[: len(drawn)])
+        take(sorted((i for i in rest if not self.history[i]), key=turn)[: wanted()])
         take_near(1.0)
-        assert not drawn
+        assert not left
 
     @rule(n=st.integers(0, 10), steps=st.integers(0, 3))
     def draw(self, n: int, steps: int) -> None:
@@ -218,9 +220,11 @@ class PoolMachine(RuleBasedStateMachine):
         if every and self.step >= self.refreshed + every:
             self.refreshed = self.step
             self.refresh()
+        rng = random.Random()
+        rng.setstate(self.pool._rng.getstate())
         drawn = ids(self.pool.draw(n, self.step))
         assert ids(self.twin.draw(n, self.step)) == drawn
-        self.check_draw(drawn, n)
+        self.check_draw(drawn, n, rng)
         for i in drawn:
             self.where[i], self.drawn_at[i] = "in_flight", self.step
 
@@ -367,7 +371,8 @@ class PoolMachine(RuleBasedStateMachine):
         }
         metrics = self.pool.metrics()
         assert {name: metrics[f"pool/{name}"] for name in (*sizes, *self.counts)} == sizes | self.counts
-        assert metrics["pool/augmented_share"] == len(self.links) / len(self.where)
+        grown = self.where.keys() - set(ids(self.prompts))
+        assert metrics["pool/augmented_share"] == len(grown) / len(self.where)
         assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
         assert self.config.capacity is None or len(self.where) <= self.config.capacity
         state = self.pool.state_dict()
@@ -511,6 +516,21 @@ def test_bad_rewards_are_refused_and_nothing_is_recorded(rewards: tuple[float, .
     assert pool.state_dict() == before
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("count", [-3, 2**63])
+def test_impossible_counts_are_refused_and_nothing_changes(strategy: Strategy, count: int) -> None:
+    pool = make_pool(prompts(3), PoolConfig(strategy=strategy), seed=0)
+    pool.draw(1, 0)
+    before = pool.state_dict()
+    with pytest.raises(DataError, match=f"prompt pool: n is {count}; it counts from 0"):
+        pool.draw(count, 0)
+    with pytest.raises(DataError, match=f"step is {count}"):
+        pool.draw(1, count)
+    with pytest.raises(DataError, match=f"step is {count}"):
+        pool.observe([GroupResult(i, (1.0,)) for i in before["in_flight"]], count)
+    assert pool.state_dict() == before
+
+
 @pytest.mark.parametrize("rows", [[], [*prompts(3), *prompts(1)]])
 def test_prompts_must_exist_and_be_unique(rows: list[Prompt]) -> None:
     with pytest.raises(DataError, match="no prompts" if not rows else "'p0' is not unique"):
@@ -532,11 +552,17 @@ def test_prompts_must_exist_and_be_unique(rows: list[Prompt]) -> None:
         ({"lineage": [["p0", "p1", 1.0], ["p1", "p0", 1.0]]}, "cycle"),
         ({"lineage": [["p0", "p9", 1.0]]}, "contradict"),
         ({"rng": [1, 2]}, "damaged"),
+        ({"rng": [-1] * 625}, "damaged"),
+        ({"grown": [{"id": "p9", "text": 5, "answer": "", "token_ids": []}]}, "is no prompt"),
+        ({"grown": [{"id": "p9", "text": "", "answer": "", "token_ids": "abc"}]}, "is no prompt"),
         ({"cooling": None}, "damaged"),
         ({"cooling": ["p0"], "in_flight": ["p0"]}, "two states"),
         ({"cooling": ["p9"]}, "unknown"),
         ({"gauges": {"arrivals": "4"}}, "damaged .*arrivals is '4'"),
+        ({"gauges": {"arrivals": 2**63}}, "damaged .*arrivals is 9"),
         ({"gauges": {"clock": math.inf}}, "damaged .*clock is inf"),
+        ({"gauges": {"clock": -1.0}}, "damaged .*clock is -1"),
+        ({"gauges": {"refresh_step": -2}}, "damaged .*refresh_step is -2"),
     ],
 )
 def test_foreign_states_are_refused_and_the_pool_stays(change: dict[str, Any], message: str) -> None:
@@ -577,6 +603,16 @@ def test_statistics_that_cannot_be_are_refused(column: str, value: float) -> Non
     row = {name: getattr(pool._stats, name)[2] for name in COLUMNS} | {column: value}
     with pytest.raises(CheckpointError, match=r"damaged .*'p9' has statistics"):
         parse({**state, "archive": {"p9": {"row": row, "step": 0}}}, [*prompts(4), Prompt("p9", "", "", ())])
+
+
+@pytest.mark.parametrize(("column", "value"), [("arrival", 1.5), ("visits", 10**30), ("ticket", "0")])
+def test_an_archived_prompt_has_values_of_the_columns_kinds(column: str, value: Any) -> None:
+    """They go into the columns when the prompt comes back, many steps later."""
+    pool = Pool(prompts(4), PoolConfig(capacity=4, archive=ArchiveConfig(capacity=2)), seed=0)
+    row = {name: getattr(pool._stats, name)[2] for name in COLUMNS} | {"estimate": None, column: value}
+    state = {**through_json(pool), "archive": {"p9": {"row": row, "step": 0}}}
+    with pytest.raises(CheckpointError, match="damaged"):
+        parse(state, [*prompts(4), Prompt("p9", "", "", ())])
 
 
 @pytest.mark.parametrize("state", [[1], None, "{}", 3])
@@ -667,6 +703,30 @@ def test_prioritised_draws_by_weight() -> None:
         near += sum(reward[i] == 0.5 for i in drawn)
         pool.observe([GroupResult(i, (reward[i],)) for i in drawn], step)
     assert near / 10_000 == pytest.approx(2 / 3, abs=0.02)  # four standard deviations
+
+
+def test_the_largest_priority_exponent_leaves_the_clock_exact() -> None:
+    """The furthest prompts wait longest; beyond that the waiting would be infinite, and the state unreadable."""
+    config = PoolConfig(strategy="prioritised", priority_exponent=8.0, cooldown_steps=0, prior_strength=1e-9)
+    pool, other = (Pool(prompts(4), config, seed=0) for _ in range(2))
+    for step in range(20):
+        pool.observe([GroupResult(i, (1.0,)) for i in ids(pool.draw(4, step))], step)
+    assert pool._strategy.clock < 2**53
+    other.load_state_dict(through_json(pool))
+    assert ids(other.draw(2, 20)) == ids(pool.draw(2, 20))
+
+
+def test_the_augmented_share_counts_those_whose_parent_has_gone() -> None:
+    pool = Pool(prompts(2), PoolConfig(capacity=3, cooldown_steps=0), seed=0)
+    pool.observe([GroupResult(i, (0.0, 1.0)) for i in ids(pool.draw(2, 0))], 0)
+    assert pool.add(Prompt("child", "", "", ()), "p0")
+    pool.draw(3, 1)
+    pool.observe([GroupResult("p0", (0.0,) * 8)], 1)
+    assert pool.add(Prompt("stray", "", "", ()))  # p0, the furthest, leaves
+    assert pool.metrics()["pool/augmented_share"] == pytest.approx(2 / 3)
+    other = Pool(prompts(2), PoolConfig(capacity=3), seed=0)
+    other.load_state_dict(through_json(pool))
+    assert other.metrics()["pool/augmented_share"] == pytest.approx(2 / 3)
 
 
 def test_easy_to_hard_goes_by_level_then_by_success() -> None:

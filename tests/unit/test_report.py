@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from launch.report import Summary, draw_curves, read_series, read_summary, render_summary, write_report
+from launch.report import Summary, _draw_pool, draw_curves, read_series, read_summary, render_summary, write_report
 from qarl.errors import DataError
 
 SUMMARY = Summary(
@@ -127,6 +128,15 @@ def test_picture_is_a_png_with_something_in_every_panel(tmp_path: Path) -> None:
 )
 def test_short_and_odd_runs_are_drawn(series: dict[str, dict[int, float]]) -> None:
     assert draw_curves(series, SUMMARY).startswith(b"\x89PNG")
+
+
+def test_every_count_of_a_pool_is_drawn() -> None:
+    """A bounded pool with an archive has more of them than there are colours."""
+    ax = Figure().subplots()
+    names = [*(f"state_{i}" for i in range(12)), "size"]
+    _draw_pool(ax, {f"pool/{name}": {1: 9.0, 2: 8.0} for name in names}, SUMMARY)
+    assert [line.get_label() for line in ax.lines] == names
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == len(names)
 
 
 def test_series_merge_the_log_calls_of_a_step(tmp_path: Path) -> None:

@@ -194,6 +194,17 @@ def test_duplicates_and_heldout_questions_leave_the_pool(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("question", ["WHAT IS 2+2?", "What  is 2+2?", "\uff37hat is 2+2?"])
+def test_a_question_is_heldout_in_any_case_and_unicode_form(tmp_path: Path, question: str) -> None:
+    notes: Notes = []
+    config = config_of(tmp_path, qa("a", question, "A"), qa("What is 2+2?"))
+    train, _ = load_task(config, 0, 1, encode, notes.append)
+    assert [p.text for p in train] == ["a", "A"]  # among training rows, case tells questions apart
+    assert notes == [
+        f"{config.train_path}: dropped 1 rows whose question is held out, the first is {config.train_path}:2"
+    ]
+
+
 def test_a_question_is_heldout_even_when_evaluation_does_not_take_it(tmp_path: Path) -> None:
     config = config_of(tmp_path, qa("a", "b", "c", "d"), qa("a", "b", "c"))
     train, heldout = load_task(config, 0, 1, encode, quiet)
@@ -241,6 +252,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: bytes, fault: 
         ({"answer_delimiter": "####"}, {"answer": "4 #### "}, "the answer is empty"),
         ({"level_key": "level"}, {"answer": "4"}, "no key 'level'"),
         ({"level_key": "level"}, {"answer": "4", "level": "hard"}, "'level' is 'hard', not an integer"),
+        ({"level_key": "level"}, {"answer": "4", "level": 10**400}, "'level' is beyond 9007199254740992"),
         ({"level_key": "level"}, {"answer": "4", "level": True}, "'level' is True, not an integer"),
     ],
 )
@@ -352,6 +364,9 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
     assert "No such file" in fault(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("question,answer")
     assert fault(tmp_path / "text.parquet").startswith("cannot read: ")
+    whole = Path(parquet(tmp_path / "rows.parquet", ROWS)).read_bytes()
+    (tmp_path / "damaged.parquet").write_bytes(whole[:10] + b"\xff" * 60 + whole[70:])
+    assert "\n" not in fault(tmp_path / "damaged.parquet")
     assert fault(tmp_path) == "a folder without state.json, which `datasets` writes"
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     assert fault(tmp_path) == "holds the splits ['train', 'test']"

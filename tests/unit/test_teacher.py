@@ -129,6 +129,13 @@ def test_retries_are_bounded(stub: Stub) -> None:
     assert len(stub.bodies) == 3
 
 
+def test_pauses_between_tries_are_bounded(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doubled thirty times they would be longer than any run."""
+    monkeypatch.setattr(teacher_module, "LONGEST_PAUSE_S", 0.02)
+    stub.plans = {"q": [503] * 30}
+    assert ask(stub, max_retries=30) == Verdict("42")
+
+
 def test_a_silent_server_is_given_up(stub: Stub) -> None:
     silent = threading.Event()
     stub.plans = {"q": [silent]}
