@@ -58,7 +58,7 @@ class Sender:
             self._engine.send_weights()
         except RuntimeError as error:  # what NCCL, CUDA and the rendezvous raise
             raise PublicationError(
-                f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                f"{type(error).__name__}: {error}".splitlines()[0],
                 where=f"{self._transport} transfer to {len(receivers)} rollout workers",
                 mend="NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without",
             ) from error
