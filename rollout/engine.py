@@ -54,6 +54,10 @@ LOAD_ERRORS = (QarlError, OSError, KeyError, ValueError, RuntimeError, Assertion
 """What a source of weights, vLLM's loaders and its kernels raise over weights that are not as they should be."""
 
 
+def _whole(weights: WeightSource) -> Bucket:
+    return tuple(tensor for bucket in weights.buckets() for tensor in bucket)
+
+
 def _first_line(error: Exception) -> str:
     if isinstance(error, QarlError):
         return error.what
@@ -190,10 +194,10 @@ class VLLMEngine:
             PublicationError: they are not what their manifest says, are in another scheme, break off, or did not take.
                 The engine then holds the version of before where it can be loaded again: the error says so.
         """
-        if received := self._received():
-            weights = PublishedWeights(weights.manifest, received)
         before, self._held = self._held, None  # a failure below must not sample from half of each
         try:
+            if self._receives:  # kept here: the learner has them until its next update only
+                weights = PublishedWeights(weights.manifest, self._received() or _whole(weights))
             self._take(weights)
         except LOAD_ERRORS as error:
             raise self._put_back(before, weights.manifest.version, error) from error
@@ -204,7 +208,8 @@ class VLLMEngine:
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
 
     def _received(self) -> Bucket:
-        return self._llm.collective_rpc("qarl_received")[0] if self._receives else ()
+        received: Bucket = self._llm.collective_rpc("qarl_received")[0]
+        return received
 
     def _take(self, weights: WeightSource) -> None:
         if weights.manifest.scheme != self._scheme.label:
