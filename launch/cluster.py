@@ -13,8 +13,9 @@ from ray.exceptions import AuthenticationError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from launch.settings import check_settings
 from qarl.config import Config
-from qarl.errors import ConfigError, ResourceError
+from qarl.errors import ResourceError
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.schedule import schemes_of
 from qarl.quant.scheme import QuantScheme
@@ -84,23 +85,13 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
         ResourceError: it has less than the actors ask for.
         ConfigError: a setting or a scheme that `device`, or this machine's processor, does not have.
     """
-    if device == "cpu" and config.rollout.batch_invariant:
-        raise ConfigError(
-            "is a mode of the GPU engine; on CPU the pinned kernels give a token one value in any batch",
-            where="rollout.batch_invariant",
-            mend="set it to false",
-        )
+    check_settings(config, device)
     for scheme in schemes_of(config.rollout):
         engine_kernels(scheme, device)
     if config.cluster.address is None:  # in a cluster each engine looks at its own processor
         for scheme in schemes_of(config.rollout):
             check_processor(scheme, device)
-    _check_transport(config, device)
     workers, ranks = bundles(config, device)
-    if device == "cuda" and config.cluster.colocate and (len(workers), len(ranks)) != (1, 1):
-        raise ResourceError(
-            "only one rollout worker and one learner rank can share a GPU", "cluster.colocate", "set it to false"
-        )
     for kind, unit in (("GPU", "GPUs"), ("CPU", "CPUs")):
         asked = sum(bundle.get(kind, 0.0) for bundle in workers + ranks)
         if asked > there.get(kind, 0.0):
@@ -112,24 +103,6 @@ def check_resources(config: Config, device: str, there: Mapping[str, float]) -> 
                 else "lower rollout.num_workers or learner.num_ranks, let one pair share a GPU "
                 "(cluster.colocate=true), or add nodes",
             )
-
-
-def _check_transport(config: Config, device: str) -> None:
-    transport = config.rollout.transport
-    if transport != "object_store" and device == "cpu":
-        raise ConfigError(
-            f"{transport} is a transport between GPUs", where="rollout.transport", mend="set it to object_store"
-        )
-    if transport == "nccl" and config.cluster.colocate:
-        raise ConfigError(
-            "NCCL cannot have two processes on one GPU", where="rollout.transport", mend="set it to ipc or object_store"
-        )
-    if transport == "ipc" and not config.cluster.colocate:
-        raise ConfigError(
-            "ipc reads the memory of a GPU that worker and learner share",
-            where="rollout.transport",
-            mend="set it to nccl or object_store, or cluster.colocate to true",
-        )
 
 
 class Placement:

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from qarl.config import Config
@@ -44,7 +45,7 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
         ConfigError: `run_dir` is no run's, `out` exists, or vLLM has no kernel of the scheme here.
         CheckpointError: the run has no whole checkpoint, or one of another model.
         KernelError: vLLM has no kernel for the model's experts in the scheme.
-        PublicationError: vLLM cannot load the folder, or computes something else from it.
+        PublicationError: the folder cannot be written, or vLLM cannot load it, or computes something else from it.
     """
     transformers_logging.disable_progress_bar()
     part = out.with_name(f"{out.name}.unproven")
@@ -80,6 +81,8 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
         write_checkpoint(tensors, part, Path(config.model.path), scheme)
         _prove(config, policy, scheme, part, device)
         part.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise PublicationError(f"cannot be written: {error}", str(out), "nothing was left there") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return f"{out}: step {step} in {scheme.label}; vLLM samples from it what a rollout worker samples, bit for bit"

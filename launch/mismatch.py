@@ -75,7 +75,7 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
     """Measure every scheme and dtype; the report in `out` grows with each. One without a kernel here is left out.
 
     Raises:
-        UsageError: the model, the prompts or a length cannot be used.
+        UsageError: the model, the prompts, a length or `out` cannot be used.
         ConfigError, KernelError: nothing that was asked for has a kernel here.
     """
     longest = int(check_model_dir(Path(asked.model)).get("max_position_embeddings", 0))
@@ -87,6 +87,7 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
         raise ConfigError(
             f"responses of {max(asked.lengths)} tokens do not fit in the model's {longest}", where="--lengths"
         )
+    _make_folder(out)
     os.environ.update(engine_env("cpu", config))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     cells: list[Cell] = []
@@ -283,10 +284,22 @@ def make_prompts(asked: Comparison) -> list[Prompt]:
             lines = [line for line in asked.prompts.read_text(encoding="utf-8").splitlines() if line]
         except OSError as error:
             raise DataError(f"cannot read: {error.strerror}", where=str(asked.prompts)) from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 text ({error.reason})", where=str(asked.prompts)) from None
         if not lines:
             raise DataError("the file has no lines", where=str(asked.prompts))
         rows = [tokenizer.encode(lines[i % len(lines)]) for i in range(asked.num_sequences)]
     return [Prompt(str(i), "", "", tuple(row)) for i, row in enumerate(rows)]
+
+
+def _make_folder(out: Path) -> None:
+    """Now, and not after the measurement. Raises ConfigError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot make this folder: {error.strerror}", where="--out") from None
+    if not os.access(out, os.W_OK):
+        raise ConfigError(f"{out}: no permission to write there", where="--out")
 
 
 def _chunks(policy: Policy, sequences: Sequence[TrainSequence]) -> Iterator[range]:

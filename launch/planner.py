@@ -14,9 +14,10 @@ from typing import Any, get_args
 import torch
 from transformers import AutoConfig
 
+from launch.settings import check_settings
 from launch.tiny_model import architecture, make_tokenizer
 from qarl.config import Config
-from qarl.errors import ConfigError, KernelError, ModelError
+from qarl.errors import ConfigError, KernelError, ModelError, ResourceError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.profile import apply_profile
 from qarl.plan import speed
@@ -320,6 +321,10 @@ class _Planner:
 
     def _faults(self, learner: dict[int, Learner], engine: Engine) -> Iterator[str]:
         """Why the run cannot work."""
+        try:
+            check_settings(self._config, self._device.kind)
+        except (ConfigError, ResourceError) as error:
+            yield str(error)
         for scheme in self._schemes:
             where = f"{scheme.label} on {self._device.name}"
             rows = [row for row in self._layers(scheme) if row.fault]

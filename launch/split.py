@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qarl.errors import ConfigError
@@ -16,7 +17,7 @@ def split(model: Path, out: Path, channels: int) -> str:
     """Write `model` with `channels` outlier channels of every MLP split to the new folder `out`; returns a summary.
 
     Raises:
-        ConfigError: `out` exists, or `channels` is not positive.
+        ConfigError: `out` exists or cannot be written, or `channels` is not positive.
         ModelError: `model` is no folder of a full-precision model with gate/up/down MLPs.
     """
     unquantized_config(model)
@@ -27,7 +28,12 @@ def split(model: Path, out: Path, channels: int) -> str:
     split_outliers(loaded, channels)
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    loaded.save_pretrained(part)
-    AutoTokenizer.from_pretrained(str(model), local_files_only=True).save_pretrained(part)
-    part.rename(out)
+    try:
+        loaded.save_pretrained(part)
+        AutoTokenizer.from_pretrained(str(model), local_files_only=True).save_pretrained(part)
+        part.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"cannot be written: {error}", where=str(out), mend="nothing was left there") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return f"{out}: intermediate_size {before} -> {before + channels}, the same function"

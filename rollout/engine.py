@@ -22,7 +22,7 @@ from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
-from qarl.types import PublishedWeights, Sample, SampleRequest, WorkerInfo
+from qarl.types import Bucket, PublishedWeights, Sample, SampleRequest, WorkerInfo
 
 
 def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
@@ -52,6 +52,10 @@ def _as_asked(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[str, 
 
 LOAD_ERRORS = (QarlError, OSError, KeyError, ValueError, RuntimeError, AssertionError, AttributeError)
 """What a source of weights, vLLM's loaders and its kernels raise over weights that are not as they should be."""
+
+
+def _whole(weights: WeightSource) -> Bucket:
+    return tuple(tensor for bucket in weights.buckets() for tensor in bucket)
 
 
 def _first_line(error: Exception) -> str:
@@ -192,10 +196,8 @@ class VLLMEngine:
         """
         before, self._held = self._held, None  # a failure below must not sample from half of each
         try:
-            if self._receives:  # kept here: the learner, their source, goes on to others
-                (received,) = self._llm.collective_rpc("qarl_received")
-                tensors = received or tuple(tensor for bucket in weights.buckets() for tensor in bucket)
-                weights = PublishedWeights(weights.manifest, tensors)
+            if self._receives:  # kept here: the learner has them until its next update only
+                weights = PublishedWeights(weights.manifest, self._received() or _whole(weights))
             self._take(weights)
         except LOAD_ERRORS as error:
             raise self._put_back(before, weights.manifest.version, error) from error
@@ -204,6 +206,10 @@ class VLLMEngine:
     def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Put a checkpoint's tensors, by name and in order, in place of the engine's, without any proof."""
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
+
+    def _received(self) -> Bucket:
+        received: Bucket = self._llm.collective_rpc("qarl_received")[0]
+        return received
 
     def _take(self, weights: WeightSource) -> None:
         if weights.manifest.scheme != self._scheme.label:

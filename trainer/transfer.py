@@ -46,15 +46,22 @@ class Sender:
         """Send all tensors to the workers with these Ray handles; returns names and digests of what went out (rank 0).
 
         Raises:
-            PublicationError: a worker died, or could not take what was sent.
+            PublicationError: a worker died, or could not take what was sent; or the way to it broke.
         """
-        if self._engine is None or self._receivers != list(receivers):
-            # The group of before is left alone: to end a communicator, NCCL may wait for members that have died.
-            self._engine = WeightTransferTrainerFactory.trainer_init(
-                self._init_info(len(receivers)), client=Workers(receivers), source=self._source
-            )
-            self._receivers = list(receivers)
-        self._engine.send_weights()
+        try:
+            if self._engine is None or self._receivers != list(receivers):
+                # The group of before is left alone: to end a communicator, NCCL may wait for members that have died.
+                self._engine = WeightTransferTrainerFactory.trainer_init(
+                    self._init_info(len(receivers)), client=Workers(receivers), source=self._source
+                )
+                self._receivers = list(receivers)
+            self._engine.send_weights()
+        except RuntimeError as error:  # what NCCL, CUDA and the rendezvous raise
+            raise PublicationError(
+                f"{type(error).__name__}: {error}".splitlines()[0],
+                where=f"{self._transport} transfer to {len(receivers)} rollout workers",
+                mend="NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without",
+            ) from error
         return self._source.digests
 
     def _init_info(self, workers: int) -> TrainerInitInfo:
@@ -116,10 +123,13 @@ class Workers:
 
     def _call(self, method: str, args: Sequence[tuple[Any, ...]] = ()) -> None:
         each = args or [()] * len(self._handles)
-        refs = [handle.transfer.remote(method, *arg) for handle, arg in zip(self._handles, each, strict=True)]
-        for worker, ref in enumerate(refs):
+        calls = enumerate(zip(self._handles, each, strict=True))
+        running = {handle.transfer.remote(method, *arg): worker for worker, (handle, arg) in calls}
+        while running:  # whoever ends first: the others may wait for one that died, for ever
+            (ended, *_), _ = ray.wait(list(running), num_returns=1)
+            worker = running.pop(ended)
             try:
-                ray.get(ref)
+                ray.get(ended)
             except RayTaskError as error:
                 cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
                 raise PublicationError(f"refused {method} ({cause})", where=f"rollout worker {worker}") from error

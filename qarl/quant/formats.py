@@ -26,11 +26,11 @@ Quantized = dict[str, Tensor]
 class Format:
     """How one linear layer is quantized. All functions are pure.
 
-    `quantize` makes the checkpoint's tensors of a weight [N, K]; `dequantize` gives their float32 value [N, K];
-    `round_activation` gives float32 [M, K] on the activation grid (the activation itself in weight-only formats).
-    `compression`, `weights` and `input_activations` are compressed-tensors' words for it. `engine_kernels` are, by
-    device, the class names of vLLM's kernels that implement it, `engine_experts` those of its kernels for experts; any
-    other choice of the engine is an error.
+    `quantize` makes the checkpoint's tensors of a weight [N, K], all on its device; `dequantize` gives their float32
+    value [N, K]; `round_activation` gives float32 [M, K] on the activation grid (the activation itself in weight-only
+    formats). `compression`, `weights` and `input_activations` are compressed-tensors' words for it. `engine_kernels`
+    are, by device, the class names of vLLM's kernels that implement it, `engine_experts` those of its kernels for
+    experts; any other choice of the engine is an error.
     """
 
     quantize: Callable[..., Quantized]
@@ -290,9 +290,14 @@ def _nvfp4(scheme: QuantScheme) -> Format:
     form = _nvfp4a16(scheme)
     backends = ["FlashInferCuteDsl", "FlashInferCutlass", "FlashInferB12x", "FlashInferTrtllm", "FlashInferCudnn"]
     backends += ["Cutlass", "Fbgemm", "B12x", "Torch", "Emulation"]
+
+    def quantize(weight_NK: Tensor, *amax: Tensor) -> Quantized:
+        scale = torch.tensor([fp4.INPUT_GLOBAL_SCALE], device=weight_NK.device)
+        return form.quantize(weight_NK, *amax) | {"input_global_scale": scale}
+
     return replace(
         form,
-        quantize=lambda *args: form.quantize(*args) | {"input_global_scale": torch.tensor([fp4.INPUT_GLOBAL_SCALE])},
+        quantize=quantize,
         round_activation=fp4.round_nv,
         activation_bits=4,
         input_activations={**form.weights, "dynamic": "local", "observer": "static_minmax"},
@@ -316,7 +321,7 @@ _FORMATS: dict[str, Callable[[QuantScheme], Format]] = {
 
 def _quantize_packed_int4(weight_NK: Tensor, group_size: int) -> Quantized:
     q_NK, scale_NG = int4.quantize_weight(weight_NK, group_size)
-    shape = torch.tensor(weight_NK.shape, dtype=torch.int64)
+    shape = torch.tensor(weight_NK.shape, dtype=torch.int64, device=weight_NK.device)
     return {"weight_packed": int4.pack(q_NK), "weight_scale": scale_NG, "weight_shape": shape}
 
 

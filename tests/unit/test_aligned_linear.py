@@ -213,6 +213,15 @@ def test_missing_triton_is_an_error_and_no_fall_back(monkeypatch: pytest.MonkeyP
         choose_kernel(scheme, format_of(scheme), torch.device("cuda"), torch.bfloat16)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES, ids=ident)
+def test_all_tensors_of_a_format_are_on_the_weights_device(scheme: QuantScheme) -> None:
+    """NCCL sends from one device; what is made without naming one would stay behind on the host."""
+    weight, quantize = torch.randn(128, 128), format_of(scheme).quantize
+    quantize(weight)  # constants are made once
+    with torch.device("meta"):  # where a tensor lands that names no device
+        assert {tensor.device for tensor in quantize(weight).values()} == {weight.device}
+
+
 def test_group_size_outside_the_formats() -> None:
     with pytest.raises(ConfigError, match=r"rollout.group_size: group size 48 is none of 32, 64, 128"):
         format_of(QuantScheme("w4a16", group_size=48))

@@ -94,6 +94,13 @@ def test_weights_that_cannot_be_quantized_leave_nothing_behind(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PublicationError, match=r"file/out: cannot be written: .*Not a directory.*nothing was left"):
+        export(run, tmp_path / "file" / "out", None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model", "run"]
+
+
 def test_what_cannot_be_exported_is_told_before_anything_is_read(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model exists; name a new folder"):
         export(run, tmp_path / "model", None)

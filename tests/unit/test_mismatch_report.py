@@ -124,10 +124,12 @@ def test_prompts_from_a_file(asked: Comparison, tmp_path: Path) -> None:
     assert [list(prompt.token_ids) for prompt in prompts] == [encode(t) for t in ("12=", "345=", "12=", "345=", "12=")]
 
 
-@pytest.mark.parametrize(("text", "reason"), [(None, "cannot read"), ("\n\n", "no lines")])
-def test_prompts_that_cannot_be_used(asked: Comparison, tmp_path: Path, text: str | None, reason: str) -> None:
-    if text is not None:
-        (tmp_path / "prompts").write_text(text)
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "cannot read"), (b"\n\n", "no lines"), (b"\xff\xfe", "not UTF-8 text")]
+)
+def test_prompts_that_cannot_be_used(asked: Comparison, tmp_path: Path, content: bytes | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "prompts").write_bytes(content)
     with pytest.raises(DataError, match=reason):
         make_prompts(replace(asked, prompts=tmp_path / "prompts"))
 
@@ -135,6 +137,12 @@ def test_prompts_that_cannot_be_used(asked: Comparison, tmp_path: Path, text: st
 def test_responses_that_do_not_fit_the_model(asked: Comparison, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="responses of 1100 tokens do not fit in the model's 1024"):
         run(replace(asked, lengths=(100, 1100)), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(asked: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"^--out: .*file/out: cannot make this folder: Not a directory$"):
+        run(asked, tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("model", ["nowhere", "empty"])

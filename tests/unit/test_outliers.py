@@ -114,3 +114,6 @@ def test_the_command_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.Ca
     assert f"{out} exists; name a new folder" in capsys.readouterr().err
     assert main(["split-outliers", str(tmp_path), f"{out}2", "--channels", "8"]) == 2
     assert "holds no config.json" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main(["split-outliers", source, str(tmp_path / "file" / "out"), "--channels", "8"]) == 2
+    assert "file/out: cannot be written: " in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import ray
 import torch
 from torch import Tensor
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from qarl.errors import PublicationError
 from qarl.quant.publish import BUCKET_BYTES, checkpoint_tensors, publish, to_host, unpack
@@ -76,6 +78,8 @@ class Taker:
                 os.kill(os.getpid(), signal.SIGKILL)
             case [{"update_info": "refuse"}]:
                 raise ValueError("no such tensor\nand more")
+            case [{"update_info": "wait"}]:
+                time.sleep(600)
 
     def seen(self) -> list[tuple[Any, ...]]:
         return self.calls
@@ -107,6 +111,29 @@ def test_a_worker_that_fails_is_named(what: str, message: str, local_ray: None) 
         workers.update_weights(what)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_dies_is_named_while_another_waits_for_it(local_ray: None) -> None:
+    """As in a broadcast, which has no end for those that are left."""
+    waiting, dying = (ray.remote(Taker).options(num_cpus=0).remote() for _ in range(2))
+    workers = Workers([waiting, dying])
+    with pytest.raises(PublicationError, match=r"^rollout worker 1: died during update_weights"):
+        workers._call("update_weights", [({"update_info": what},) for what in ("wait", "die")])
+    ray.kill(waiting)
+
+
+def test_a_link_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trainer_init(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("NCCL error: unhandled system error\nand more")
+
+    monkeypatch.setattr(WeightTransferTrainerFactory, "trainer_init", trainer_init)
+    sender = Sender("ipc", 0, lambda: iter([("theta", torch.ones(3))]))
+    with pytest.raises(PublicationError) as caught:
+        sender.send([object(), object()])
+    assert str(caught.value) == (
+        "ipc transfer to 2 rollout workers: RuntimeError: NCCL error: unhandled system error; "
+        "NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without"
+    )
 
 
 def test_a_tensor_on_the_host_is_a_copy() -> None:

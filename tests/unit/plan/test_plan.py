@@ -65,6 +65,23 @@ def test_quickstart_can_be_planned_before_its_model_is_made(run: Run) -> None:
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("device", "setting", "fault"),
+    [
+        ("cpu", "rollout.transport=nccl", "rollout.transport: nccl is a transport between GPUs"),
+        ("cpu", "rollout.batch_invariant=true", "rollout.batch_invariant: is a mode of the GPU engine"),
+        ("h100", "rollout.transport=ipc", "rollout.transport: ipc reads the memory of a GPU that"),
+        ("h100", "rollout.num_workers=3", "cluster.colocate: only one rollout worker and one learner rank can share"),
+    ],
+)
+def test_settings_that_a_run_would_refuse_are_faults(run: Run, device: str, setting: str, fault: str) -> None:
+    colocate = str("workers" in setting).lower()
+    code, plan, err = run("quickstart", f"cluster.colocate={colocate}", setting, "--device", device)
+    assert code == 1
+    assert any(line.startswith(fault) for line in plan["faults"])
+    assert any(line.startswith(f"qarl: {fault}") for line in err)
+
+
 def test_a_model_that_is_not_there_is_one_line(run: Run) -> None:
     code, _, err = run("gsm8k_qwen2.5_0.5b")
     assert code == 2
