@@ -291,3 +291,13 @@ class Fuse:
                 return call
 
         return Guarded()
+
+
+def wait_until_gone(pid: int) -> None:
+    for _ in range(300):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} is still there")

@@ -21,6 +21,7 @@ from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
+from tests.fakes import wait_until_gone
 from tests.wire import without_gpus
 from trainer.group import LearnerGroup
 from trainer.learner import LearnerRank, learner_env
@@ -100,7 +101,9 @@ def test_weights_over_vllms_transfer_engine(run: Run) -> None:
     run.check(run.publish(2), 2)
 
     # A worker that comes later has its weights from the learner ...
+    dying = run.fleet.infos()[1].pid
     ray.kill(run.fleet.actors[1])
+    wait_until_gone(dying)
     samples = run.fleet.sample(REQUESTS)
     run.check(samples, 2)
     assert run.notes[0].startswith("rollout worker 1 died during generate")

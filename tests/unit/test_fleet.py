@@ -18,7 +18,7 @@ from qarl.quant.scheme import QuantScheme
 from qarl.types import Bucket, Manifest, Sample, SampleRequest, TrainSequence
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from tests.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights
+from tests.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights, wait_until_gone
 from trainer.group import LearnerGroup, SentWeights
 
 ROOT = Path(__file__).parents[2]
@@ -90,14 +90,11 @@ def content(samples: Sequence[Sample]) -> list[tuple[Any, ...]]:
     return [(s.prompt.id, s.response_ids, s.logprobs_T.tolist(), s.version) for s in samples]
 
 
-def wait_until_gone(pid: int) -> None:
-    for _ in range(300):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"process {pid} is still there")
+def kill(fleet: RayFleet, worker: int) -> None:
+    """Kill a worker, and wait until it is dead: Ray only sets about it."""
+    pid = fleet.infos()[worker].pid
+    ray.kill(fleet.actors[worker])
+    wait_until_gone(pid)
 
 
 # --- the fleet -------------------------------------------------------------------------------------------------------
@@ -144,7 +141,7 @@ def test_a_worker_killed_while_it_samples_is_replaced(make_fleet: MakeFleet) -> 
 
 def test_a_worker_found_dead_when_weights_arrive_is_replaced(make_fleet: MakeFleet) -> None:
     made = make_fleet(1)
-    ray.kill(made.fleet.actors[0])
+    kill(made.fleet, 0)
     probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
     assert [content(samples) for samples in probes] == [expected(5.0, 2)]
     [note] = made.notes
@@ -215,7 +212,7 @@ def test_an_engine_that_cannot_start_says_why() -> None:
 
 def test_a_worker_found_dead_before_a_transfer_waits_for_the_new_weights(make_fleet: MakeFleet) -> None:
     made = make_fleet(2)
-    ray.kill(made.fleet.actors[1])
+    kill(made.fleet, 1)
     receivers = made.fleet.receivers()
     assert receivers == made.fleet.actors
     assert made.notes[0].startswith("rollout worker 1 died during info")
