@@ -15,7 +15,7 @@ from launch.cluster import Placement, connect
 from qarl.config_io import load_config
 from qarl.config_policy import RolloutConfig
 from qarl.quant.publish import write_engine_config
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.schedule import scheme_at
 from rollout.engine import engine_env
 from tests.integration.test_transfer import Run
 
@@ -72,22 +72,24 @@ def test_batch_invariant_engine_samples_alike_in_any_batch(
     assert float(line.split()[1]) < 0.05
 
 
+@pytest.mark.parametrize("name", ["w8a8_int8", "w4a16"])
 @pytest.mark.parametrize(("transport", "gpus"), [("ipc", 1), ("nccl", 2)])
 def test_weights_over_vllms_transfer_engine(
-    transport: str, gpus: int, tiny_models: dict[str, Path], tmp_path: Path
+    transport: str, gpus: int, name: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
     if torch.cuda.device_count() < gpus:
         pytest.skip(f"needs {gpus} CUDA devices")
     overrides = (
         *(f"model.path={tiny_models['qwen3']}", f"rollout.transport={transport}", "cluster.device=cuda"),
         *(f"cluster.colocate={str(transport == 'ipc').lower()}", "rollout.gpu_memory_utilization=0.3"),
-        "learner.optimizer.lr=1.0e-3",
+        *(f"rollout.scheme={name}", "learner.optimizer.lr=1.0e-3"),
     )
     config = load_config(ROOT / "configs" / "quickstart.yaml", overrides)
-    write_engine_config(tmp_path / "engine", tiny_models["qwen3"], QuantScheme())
+    scheme = scheme_at(config.rollout, 1)
+    write_engine_config(tmp_path / "engine", tiny_models["qwen3"], scheme)
     connect(config)
     placement = Placement(config, "cuda")
-    fleet = placement.start_fleet(lambda _: tmp_path / "engine", QuantScheme(), print)
+    fleet = placement.start_fleet(lambda _: tmp_path / "engine", scheme, print)
     run = Run(fleet, placement.start_learner(fleet), tmp_path / "damage", [])
     try:
         for version in (1, 2):
