@@ -22,7 +22,7 @@ from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from trainer.group import LearnerGroup
+from trainer.group import LearnerGroup, free_address
 from trainer.learner import LearnerRank, learner_env
 
 Bundle = dict[str, float]
@@ -153,7 +153,7 @@ class Placement:
         config, device = self._config, self._device
         first, count = config.rollout.num_workers, config.learner.num_ranks
         env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))
-        master = ray.get(ray.remote(_free_address).options(**self.options(first, {})).remote())
+        master = ray.get(ray.remote(free_address).options(**self.options(first, {})).remote())
         actor = ray.remote(LearnerRank)
         return LearnerGroup(
             [
@@ -174,9 +174,3 @@ class _EngineFactory:
     def __call__(self, worker: int) -> VLLMEngine:
         config = self._config
         return VLLMEngine(self._model_dir, config.rollout, self._scheme, config.model.dtype, self._device, worker)
-
-
-def _free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"

@@ -68,6 +68,9 @@ class FakeEngine:
     def info(self) -> WorkerInfo:
         return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid())
 
+    def transfer(self, call: str, *request: dict[str, object]) -> None:
+        raise NotImplementedError("weights come with `load` only")
+
     def load(self, weights: WeightSource) -> None:
         version = weights.manifest.version
         if weights.manifest.digest == BAD_DIGEST:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from qarl.quant.scheme import QuantScheme
 from qarl.types import Bucket, Manifest, TrainSequence
 
 Logprobs = npt.NDArray[np.float32]
+DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError)
+"""What Ray raises for an actor whose process is gone."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,13 @@ class LearnerGroup:
             return ray.get([getattr(rank, method).remote(*args) for rank in self.ranks])
 
 
+def free_address() -> str:
+    """ "host:port" of this node, where nobody listens yet."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+
 def _stored(ranks: Sequence[Any], version: int) -> StoredWeights:
     """The ranks' current weights in the object store."""
     streams = [rank.publish.options(num_returns="streaming").remote(version) for rank in ranks]
@@ -155,7 +165,7 @@ def _readable_errors(method: str) -> Iterator[None]:
         yield
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, QarlError) else error) from None
-    except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
+    except DEATHS as error:
         raise QarlError(
             f"a learner rank died during {method} ({type(error).__name__})",
             mend="the same command continues from the last checkpoint",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     ParamMeta,
@@ -22,6 +21,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from qarl.errors import PublicationError
 from qarl.quant.publish import BUCKET_BYTES, digest_of
+from trainer.group import DEATHS, free_address
 
 Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
 Transport = Literal["nccl", "ipc"]
@@ -69,10 +69,9 @@ class Sender:
             largest = max(prod(meta.shape) * meta.dtype.itemsize for meta in self._source.metadata())
             buffer = max(BUCKET_BYTES, largest)  # it must hold every tensor whole
             return IPCTrainerInitInfo(rank=self._rank, packed=True, packed_buffer_size_bytes=buffer)
-        address = ray.util.get_node_ip_address() if self._rank == 0 else ""
-        port = _free_port() if self._rank == 0 else 0
+        host, _, port = free_address().rpartition(":")  # rank 0's counts
         # Not packed: packing puts many tensors in buffers of 1 GB; a broadcast for each costs microseconds.
-        return NCCLTrainerInitInfo(address, port, world_size=1 + workers, packed=False, rank=self._rank)
+        return NCCLTrainerInitInfo(host, int(port), world_size=1 + workers, packed=False, rank=self._rank)
 
 
 class PolicySource(WeightSource):
@@ -133,16 +132,9 @@ class Workers:
             except RayTaskError as error:
                 cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
                 raise PublicationError(f"refused {method} ({cause})", where=f"rollout worker {worker}") from error
-            except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
+            except DEATHS as error:
                 raise PublicationError(
                     f"died during {method} ({type(error).__name__})",
                     where=f"rollout worker {worker}",
                     mend="the same command continues from the last checkpoint",
                 ) from error
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from qarl.errors import DataError
+from qarl.prompts.dedup import plain
 from qarl.tasks.config import DatasetTaskConfig
 from qarl.tasks.files import raw_rows
 
@@ -33,7 +33,7 @@ class Row:
 def load_rows(config: DatasetTaskConfig, note: Callable[[str], None]) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows in file order, each question once and in one of the two only.
 
-    Repeated questions (the first stays) and training rows whose question is held out, in whatever case or Unicode form,
+    Repeated questions (the first stays) and training rows whose question is held out, in whatever case or typography,
     are dropped; `note` gets a line with their number and the first of them.
 
     Raises:
@@ -41,20 +41,15 @@ def load_rows(config: DatasetTaskConfig, note: Callable[[str], None]) -> tuple[l
     """
     train = _distinct(read_rows(config.train_path, config), config.train_path, note)
     heldout = _distinct(read_rows(config.heldout_path, config), config.heldout_path, note)
-    secret = {_plain(key) for key in heldout}
-    kept = [row for key, row in train.items() if _plain(key) not in secret]
-    if len(kept) < len(train):
-        first = next(row for key, row in train.items() if _plain(key) in secret)
-        dropped = len(train) - len(kept)
+    secret = {plain(key) for key in heldout}  # training rows differ by case: A and a may be two
+    leaked = {key: row for key, row in train.items() if plain(key) in secret}
+    kept = [row for key, row in train.items() if key not in leaked]
+    if leaked:
+        first, dropped = next(iter(leaked.values())), len(leaked)
         note(f"{config.train_path}: dropped {dropped} rows whose question is held out, the first is {first.where}")
     if not kept:
         raise DataError(f"every question is also in {config.heldout_path}", where=config.train_path)
     return kept, list(heldout.values())
-
-
-def _plain(key: str) -> str:
-    """Without case, in NFKC form. Too coarse to tell training rows apart: of A and of a may be two questions."""
-    return unicodedata.normalize("NFKC", key).casefold()
 
 
 def read_rows(path: str, config: DatasetTaskConfig) -> list[Row]:

@@ -11,7 +11,6 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from launch.cluster import _free_address
 from qarl.config import Config
 from qarl.config_io import load_config
 from qarl.mismatch import Logprobs
@@ -20,7 +19,7 @@ from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import TrainSequence
 from trainer.batching import PaddedBatch
-from trainer.group import LearnerGroup
+from trainer.group import LearnerGroup, free_address
 from trainer.learner import LearnerRank, checkpoint_weights, learner_env
 from trainer.policy import Policy
 
@@ -43,7 +42,7 @@ def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
 
 
 def start(config: Config) -> LearnerGroup:
-    master = ray.get(ray.remote(_free_address).options(num_cpus=0).remote())
+    master = ray.get(ray.remote(free_address).options(num_cpus=0).remote())
     ranks = config.learner.num_ranks
     actor = ray.remote(LearnerRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
     return LearnerGroup([actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)])

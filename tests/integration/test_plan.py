@@ -10,7 +10,6 @@ import pytest
 import ray
 import torch
 
-from launch.cluster import _free_address
 from launch.planner import make_plan, model_config
 from qarl.config import Config
 from qarl.config_io import load_config
@@ -18,6 +17,7 @@ from qarl.plan.devices import CPU
 from qarl.plan.memory import BUCKET
 from qarl.types import TrainSequence
 from rollout.engine import VLLMEngine
+from trainer.group import free_address
 from trainer.learner import LearnerRank, learner_env
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def test_a_rank_holds_what_is_planned(stage: int, ranks: int, dtype: str, tiny_m
     planned = make_plan(config, model_config(config), CPU).learner[stage]
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        master = ray.get(ray.remote(_free_address).options(num_cpus=0).remote())
+        master = ray.get(ray.remote(free_address).options(num_cpus=0).remote())
         actor = ray.remote(CountingRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
         actors = [actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)]
         ray.get([rank.start.remote() for rank in actors])

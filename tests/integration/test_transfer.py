@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import ray
 
-from launch.cluster import _free_address
 from qarl.config import Config
 from qarl.config_io import load_config
 from qarl.errors import PublicationError
@@ -23,7 +22,7 @@ from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
 from tests.fakes import wait_until_gone
 from tests.wire import without_gpus
-from trainer.group import LearnerGroup
+from trainer.group import LearnerGroup, free_address
 from trainer.learner import LearnerRank, learner_env
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +78,7 @@ def run(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Run]:
     folder, damage, notes = tmp_path / "engine", tmp_path / "damage", list[str]()
     damage.mkdir()
     write_engine_config(folder, tiny_models["qwen3"], SCHEME)
-    master = ray.get(ray.remote(_free_address).options(num_cpus=0).remote())
+    master = ray.get(ray.remote(free_address).options(num_cpus=0).remote())
 
     def actor(kind: Callable[..., object], env: dict[str, str]) -> object:
         return ray.remote(kind).options(num_cpus=0, runtime_env={"env_vars": env})
