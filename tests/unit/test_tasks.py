@@ -194,8 +194,8 @@ def test_duplicates_and_heldout_questions_leave_the_pool(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize("question", ["WHAT IS 2+2?", "What  is 2+2?", "\uff37hat is 2+2?"])
-def test_a_question_is_heldout_in_any_case_and_unicode_form(tmp_path: Path, question: str) -> None:
+@pytest.mark.parametrize("question", ["WHAT IS 2+2?", "What  is 2+2?", "\uff37hat is 2+2?", "What is\u200b 2+2?"])
+def test_a_question_is_heldout_in_any_case_and_typography(tmp_path: Path, question: str) -> None:
     notes: Notes = []
     config = config_of(tmp_path, qa("a", question, "A"), qa("What is 2+2?"))
     train, _ = load_task(config, 0, 1, encode, notes.append)
