@@ -13,9 +13,9 @@ from types import FrameType
 from typing import Any, get_args
 
 from launch.arguments import positive_int
-from launch.bench.commands import add_bench_commands
-from qarl.config import Config
-from qarl.config_io import documentation, load_config, to_yaml
+from launch.tools.bench.commands import add_bench_commands
+from qarl.config.run import Config
+from qarl.config.io import documentation, load_config, to_yaml
 from qarl.errors import QarlError
 from qarl.quant.scheme import QuantScheme, SchemeName
 
@@ -176,14 +176,14 @@ def _ray_environment(config: Config) -> None:
 
 
 def _submit(args: argparse.Namespace) -> int:
-    from launch.jobs import submit
+    from launch.cluster.jobs import submit
 
     return submit(str(config_path(args.config)), args.overrides, args.address, wait=not args.no_wait)
 
 
 def _plan(args: argparse.Namespace) -> int:
     config = load_config(config_path(args.config), args.overrides)
-    from launch.plan import plan
+    from launch.tools.plan.command import plan
 
     return plan(config, args.device, args.measure, args.json, args.prompt_tokens, args.response_tokens)
 
@@ -191,7 +191,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from launch.report import read_summary, render_summary, write_report
+    from launch.run.report import read_summary, render_summary, write_report
 
     summary = read_summary(Path(args.run_dir))
     write_report(Path(args.run_dir), summary)
@@ -199,21 +199,21 @@ def _report(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from launch.export import export
+    from launch.tools.export import export
 
     scheme = None if args.format is None else _schemes()[args.format]
     print(export(args.run_dir, args.out, scheme))
 
 
 def _split_outliers(args: argparse.Namespace) -> None:
-    from launch.split import split
+    from launch.tools.split import split
 
     print(split(args.model, args.out, args.channels))
 
 
 def _study(args: argparse.Namespace) -> bool:
-    from launch.study import RUNS, load_study, plan, results, run_study
-    from launch.study_report import write_study_report
+    from launch.tools.study.arms import RUNS, load_study, plan, results, run_study
+    from launch.tools.study.report import write_study_report
 
     study = load_study(config_path(args.name, "study"), args.arms, args.seeds)
     runs = plan(study)
@@ -227,9 +227,9 @@ def _study(args: argparse.Namespace) -> bool:
 def _mismatch(args: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from launch.mismatch import PROFILES, Comparison, run
-    from launch.mismatch_report import WIDTH, render
-    from launch.tiny_model import ensure_model
+    from launch.tools.mismatch.measure import PROFILES, Comparison, run
+    from launch.tools.mismatch.report import WIDTH, render
+    from launch.demo.tiny_model import ensure_model
 
     model = args.model
     if not Path(model).is_dir():

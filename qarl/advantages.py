@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean, pstdev
 
-from qarl.config import AdvantageConfig
+from qarl.config.run import AdvantageConfig
 from qarl.errors import DataError
 
 EPSILON = 1e-6

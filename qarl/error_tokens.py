@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from qarl.config_base import Count, Fraction, Node, PositiveFloat, PositiveInt
+from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt
 
 Flags = npt.NDArray[np.bool_]
 QUARTILES = 4

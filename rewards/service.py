@@ -15,7 +15,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from qarl.config import RewardConfig
+from qarl.config.run import RewardConfig
 from qarl.errors import QarlError
 from qarl.types import Sample, Score
 

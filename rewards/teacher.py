@@ -12,7 +12,7 @@ from http.client import HTTPException
 from queue import SimpleQueue
 
 from qarl.errors import ConfigError, TeacherError
-from qarl.prompts.config import TeacherConfig
+from qarl.config.pool import TeacherConfig
 from qarl.prompts.validate import Verdict, last_answer
 
 FIRST_PAUSE_S = 1.0

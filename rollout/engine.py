@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from qarl.config_policy import RolloutConfig
+from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, QarlError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
@@ -95,7 +95,7 @@ class VLLMEngine:
             settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
         self._receives = config.transport != "object_store"
         if self._receives:
-            from rollout.transfer import transfer_settings
+            from rollout.receive import transfer_settings
 
             settings |= transfer_settings(config.transport)
         self._worker, self._device, self._scheme = worker, device, scheme
@@ -109,7 +109,7 @@ class VLLMEngine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len),
             logprobs_mode="processed_logprobs",
-            worker_extension_cls="rollout.weights.WeightLoader",
+            worker_extension_cls="rollout.loader.WeightLoader",
             disable_log_stats=True,
             seed=0,
             **settings,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qarl.config_policy import RolloutConfig
+from qarl.config.policy import RolloutConfig
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import patch_cpu, patch_cpu_engine
 from qarl.protocols import WeightSource

@@ -36,7 +36,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from launch.tiny_model import make_tokenizer
+    from launch.demo.tiny_model import make_tokenizer
 
     shape = {
         "hidden_size": 256,
@@ -72,7 +72,7 @@ def engine(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     """The one real vLLM engine of the session: W8A8, bfloat16, Qwen3. Tests load into it what they need."""
     import vllm.v1.engine.core
 
-    from qarl.config_policy import RolloutConfig
+    from qarl.config.policy import RolloutConfig
     from qarl.quant.publish import write_engine_config
     from qarl.quant.scheme import QuantScheme
     from rollout.engine import VLLMEngine

@@ -11,7 +11,7 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from qarl.advantages import has_variance, overlong_penalty
-from qarl.config import Config
+from qarl.config.run import Config
 from qarl.errors import PublicationError, RolloutError
 from qarl.prompts.allocation import allocate
 from qarl.prompts.augment import Augmenter

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
-from qarl.config import Config
+from qarl.config.run import Config
 from qarl.protocols import Fleet, RewardService
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, SampleRequest

@@ -19,24 +19,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from qarl.config import Config
+from qarl.config.run import Config
 from qarl.errors import CheckpointError
 from qarl.metrics import Metrics, maximum, mean
-from qarl.numerics.parity import Parity, check_parity, processor_note
+from qarl.quant.parity import Parity, check_parity, processor_note
 from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.publish import checkpoint_tensors, make_manifest, packed, write_checkpoint
-from qarl.quant.schedule import scheme_at, schemes_of
+from qarl.config.schedule import scheme_at, schemes_of
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Bucket, Manifest, TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
 
 if TYPE_CHECKING:
-    from trainer.transfer import Sender
+    from rollout.send import Sender
 
 Logprobs = npt.NDArray[np.float32]
 RATIO_DEV, CLIPPED = "actor/seq_ratio_max_dev", "actor/clip_fraction"
@@ -175,7 +175,7 @@ class LearnerRank:
         Raises:
             PublicationError: a worker died, or could not take what was sent.
         """
-        from trainer.transfer import Sender
+        from rollout.send import Sender
 
         transport = self._config.rollout.transport
         assert transport != "object_store"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qarl.metrics import Metrics, mean
 from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
-from qarl.objectives.config import CISPOConfig
+from qarl.config.objective import CISPOConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 

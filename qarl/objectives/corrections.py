@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from qarl.metrics import Histogram, Metrics, effective_sample_size, mean
-from qarl.objectives.config import (
+from qarl.config.objective import (
     AdaptiveClip,
     CorrectionConfig,
     NoCorrection,

@@ -8,7 +8,7 @@ from torch import Tensor
 from qarl.metrics import Metrics
 from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.band import Band
-from qarl.objectives.config import GBPOConfig
+from qarl.config.objective import GBPOConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 

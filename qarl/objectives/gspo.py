@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qarl.metrics import Metrics
-from qarl.objectives.config import GSPOConfig, TBPOConfig
+from qarl.config.objective import GSPOConfig, TBPOConfig
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.tbpo import tbpo
 

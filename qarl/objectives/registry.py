@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qarl.metrics import Metrics
 from qarl.objectives.cispo import cispo
-from qarl.objectives.config import (
+from qarl.config.objective import (
     CISPOConfig,
     DAPOConfig,
     DrGRPOConfig,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qarl.metrics import Metrics, mean
-from qarl.objectives.config import ObjectiveConfig
+from qarl.config.objective import ObjectiveConfig
 from qarl.objectives.ratios import LARGEST_LOG, LossInputs, check_finite, token_log_ratio
 
 

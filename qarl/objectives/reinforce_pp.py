@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from qarl.metrics import Metrics
-from qarl.objectives.config import ReinforcePPConfig
+from qarl.config.objective import ReinforcePPConfig
 from qarl.objectives.grpo import clipped_token_loss
 from qarl.objectives.ratios import LossInputs
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from qarl.metrics import Metrics, mean
 from qarl.objectives.aggregate import ratio_metrics, sequence_weight, token_sums
 from qarl.objectives.band import Band
-from qarl.objectives.config import SequenceTIS, TBPOConfig
+from qarl.config.objective import SequenceTIS, TBPOConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 

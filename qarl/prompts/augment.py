@@ -20,8 +20,8 @@ from random import Random
 from typing import Any
 
 from qarl.errors import CheckpointError, RolloutError
-from qarl.prompts.config import AugmentConfig
-from qarl.prompts.dedup import HeldoutIndex, TextIndex
+from qarl.config.pool import AugmentConfig
+from qarl.tasks.text import HeldoutIndex, TextIndex
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import Validator
 from qarl.seeds import derive_seed

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qarl.errors import DataError
-from qarl.prompts.config import PoolConfig
+from qarl.config.pool import PoolConfig
 from qarl.types import GroupResult
 
 COLUMNS = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from random import Random
 
-from qarl.prompts.config import PoolConfig
+from qarl.config.pool import PoolConfig
 from qarl.prompts.heap import LazyHeap, sortable
 from qarl.prompts.stats import Statistics
 from qarl.types import Prompt

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from qarl.prompts.config import VoteConfig
+from qarl.config.pool import VoteConfig
 
 
 @dataclass(frozen=True)

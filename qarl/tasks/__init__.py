@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from qarl.errors import ConfigError
 from qarl.tasks import dataset, sorting
-from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.tasks.problems import Encode, problems_of
 from qarl.types import Prompt
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from qarl.errors import DataError
-from qarl.prompts.dedup import plain
-from qarl.tasks.config import DatasetTaskConfig
+from qarl.tasks.text import plain
+from qarl.config.task import DatasetTaskConfig
 from qarl.tasks.files import raw_rows
 
 LARGEST_LEVEL = 2**53

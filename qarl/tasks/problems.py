@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from qarl.errors import ConfigError
-from qarl.prompts.dedup import words
+from qarl.tasks.text import words
 from qarl.tasks import dataset, sorting
-from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.types import Prompt
 
 Encode = Callable[[str], Sequence[int]]

@@ -36,7 +36,7 @@ sys.exit(int(sys.argv[1]))
 
 SUBMIT = """
 import sys
-from launch.jobs import run_job
+from launch.cluster.jobs import run_job
 from qarl.errors import QarlError
 try:
     sys.exit(run_job(sys.argv[1], sys.argv[2], wait=len(sys.argv) == 3))
@@ -54,7 +54,7 @@ class Cluster:
         self.env |= {"HOME": str(home), "QARL_CLUSTER_DIR": str(home / "state")}
 
     def sh(self, *args: object) -> subprocess.CompletedProcess[str]:
-        return self.run(ROOT / "launch/ray_cluster.sh", *args)
+        return self.run(ROOT / "launch/cluster/ray_cluster.sh", *args)
 
     def submit(self, command: str, dashboard: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, "-c", textwrap.dedent(SUBMIT), command, dashboard, *flags, **env)

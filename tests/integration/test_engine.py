@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from qarl.config_io import load_config
-from qarl.config_policy import RolloutConfig
+from qarl.config.io import load_config
+from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError
 from qarl.mismatch import Mismatch
 from qarl.numerics import engine_ops, processor
-from qarl.numerics.parity import check_parity
+from qarl.quant.parity import check_parity
 from qarl.prompts.pool import make_pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
 from qarl.quant.linear import requantize, switch_scheme
@@ -27,8 +27,8 @@ from qarl.quant.publish import checkpoint_tensors, pack, publish, seal, write_ch
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, PublishedWeights, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine
-from tests.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
-from tests.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
+from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
+from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
 from trainer.batching import PaddedBatch
 from trainer.checkpoint import CheckpointStore
 from trainer.loop import Trainer

@@ -11,11 +11,11 @@ import pytest
 import ray
 import torch
 
-from launch.cluster import Placement, connect
-from qarl.config_io import load_config
-from qarl.config_policy import RolloutConfig
+from launch.cluster.placement import Placement, connect
+from qarl.config.io import load_config
+from qarl.config.policy import RolloutConfig
 from qarl.quant.publish import write_engine_config
-from qarl.quant.schedule import scheme_at
+from qarl.config.schedule import scheme_at
 from rollout.engine import engine_env
 from tests.integration.test_transfer import Run
 
@@ -27,7 +27,7 @@ SAMPLED_TOGETHER_AND_ALONE = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from qarl.config_policy import RolloutConfig
+from qarl.config.policy import RolloutConfig
 from qarl.mismatch import Mismatch
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme

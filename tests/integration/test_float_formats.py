@@ -16,8 +16,8 @@ from vllm.model_executor.layers.quantization.utils import w8a8_utils
 from vllm.model_executor.layers.quantization.utils.nvfp4_emulation_utils import ref_nvfp4_quant_dequant
 from vllm.model_executor.layers.quantization.utils.quant_utils import GroupShape
 
-from qarl.config_policy import RolloutConfig
-from qarl.numerics.parity import check_parity
+from qarl.config.policy import RolloutConfig
+from qarl.quant.parity import check_parity
 from qarl.numerics.vllm_patch import patch_cpu, patch_cpu_engine
 from qarl.quant import fp4, fp8
 from qarl.quant.formats import format_of, quantization_config

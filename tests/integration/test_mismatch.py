@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from launch.cli import main
-from launch.mismatch import PROFILES, Comparison, make_prompts, measure_length
-from launch.mismatch_report import Cell, Gap
-from qarl.config_policy import RolloutConfig
+from launch.tools.mismatch.measure import PROFILES, Comparison, make_prompts, measure_length
+from launch.tools.mismatch.report import Cell, Gap
+from qarl.config.policy import RolloutConfig
 from qarl.numerics import processor
 from qarl.numerics.revert import RULES
 from qarl.quant.publish import publish, write_engine_config

@@ -10,14 +10,14 @@ import pytest
 import ray
 import torch
 
-from launch.planner import make_plan, model_config
-from qarl.config import Config
-from qarl.config_io import load_config
-from qarl.plan.devices import CPU
-from qarl.plan.memory import BUCKET
+from launch.tools.plan.planner import make_plan, model_config
+from qarl.config.run import Config
+from qarl.config.io import load_config
+from launch.tools.plan.devices import CPU
+from launch.tools.plan.memory import BUCKET
 from qarl.types import TrainSequence
 from rollout.engine import VLLMEngine
-from trainer.group import free_address
+from trainer.ranks import free_address
 from trainer.learner import LearnerRank, learner_env
 
 ROOT = Path(__file__).parents[2]

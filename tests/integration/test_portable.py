@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch.tiny_model import ensure_model
-from qarl.config_policy import ModelConfig, RolloutConfig, SFTConfig, TinyModelConfig
+from launch.demo.tiny_model import ensure_model
+from qarl.config.policy import ModelConfig, RolloutConfig, SFTConfig, TinyModelConfig
 from qarl.numerics import processor
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
-from qarl.tasks.config import SortingTaskConfig
+from qarl.config.task import SortingTaskConfig
 from qarl.types import Sample
 from rollout.engine import VLLMEngine
-from tests.hosts import EXACT_W8A8, needs_avx512
+from tests.support.hosts import EXACT_W8A8, needs_avx512
 from tests.integration.test_engine import gap, requests
 from trainer.policy import Policy
 

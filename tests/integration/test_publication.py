@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import rollout.weights
+import rollout.loader
 from qarl.errors import PublicationError, RolloutError
 from qarl.protocols import WeightSource
 from qarl.quant.publish import packed, publish, seal
@@ -163,12 +163,12 @@ def test_what_goes_wrong_in_the_engine_shows_in_the_read_back(
     layer: str,
 ) -> None:
     """The message arrives as it was sent; the engine holds something else, once."""
-    real, damages = rollout.weights.engine_names, iter([damage])
+    real, damages = rollout.loader.engine_names, iter([damage])
 
     def names(stream: Stream, scheme: object) -> Stream:
         return next(damages, lambda tensors: tensors)(real(stream, scheme))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rollout.weights, "engine_names", names)
+    monkeypatch.setattr(rollout.loader, "engine_names", names)
     refused(loaded, policy, publish(changed.model, SCHEME, 2), f"the engine's {layer} does not compute")
 
 

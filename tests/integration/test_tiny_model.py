@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launch import tiny_model
-from qarl.config_policy import ModelConfig, SFTConfig, TinyModelConfig
+from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import load_task, sorting
-from qarl.tasks.config import DatasetTaskConfig, SortingTaskConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 
 TASK = SortingTaskConfig()
 BUILD = TinyModelConfig(

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from launch.report import Summary
-from launch.tracking import read_log
+from launch.run.report import Summary
+from launch.run.tracking import read_log
 from qarl.mismatch import Mismatch
 from qarl.numerics import processor
 from qarl.quant.scheme import QuantScheme

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import ray
 
-from qarl.config import Config
-from qarl.config_io import load_config
+from qarl.config.run import Config
+from qarl.config.io import load_config
 from qarl.errors import PublicationError
 from qarl.quant.publish import write_engine_config
 from qarl.quant.scheme import QuantScheme
@@ -20,9 +20,9 @@ from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from tests.fakes import wait_until_gone
-from tests.wire import without_gpus
-from trainer.group import LearnerGroup, free_address
+from tests.support.fakes import wait_until_gone
+from tests.support.wire import without_gpus
+from trainer.ranks import LearnerGroup, free_address
 from trainer.learner import LearnerRank, learner_env
 
 ROOT = Path(__file__).parents[2]

@@ -14,9 +14,9 @@ import pytest
 import ray
 import torch
 
-from launch.cluster import Placement, connect
-from qarl.config import Config
-from qarl.config_io import load_config
+from launch.cluster.placement import Placement, connect
+from qarl.config.run import Config
+from qarl.config.io import load_config
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest

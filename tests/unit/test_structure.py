@@ -29,17 +29,17 @@ IMPORTERS = {
         "qarl/numerics/engine_ops.py",
         "qarl/numerics/vllm_patch.py",
         "rollout/engine.py",
-        "rollout/weights.py",
+        "rollout/loader.py",
         "rollout/stock.py",
-        "rollout/transfer.py",
-        "trainer/transfer.py",
+        "rollout/receive.py",
+        "rollout/send.py",
     },
     "deepspeed": {"trainer/learner.py"},
 }
 HEAVY = ("ray", "vllm", "deepspeed", "wandb")
 LIGHT_MODULES = (
-    "qarl.config",
-    "qarl.config_io",
+    "qarl.config.run",
+    "qarl.config.io",
     "qarl.types",
     "qarl.errors",
     "qarl.protocols",

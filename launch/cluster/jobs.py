@@ -1,0 +1,143 @@
+"""Submitting a training run to a Ray cluster as a job: it survives the terminal that started it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qarl.config.io import load_config
+from qarl.errors import QarlError, UsageError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+CONNECT_TIMEOUT_S = 10.0
+POLL_S = 1.0
+
+
+class ClusterError(QarlError):
+    """The cluster cannot be reached, or refused, or went away."""
+
+
+def submit(config_path: str, overrides: list[str], address: str, wait: bool = True) -> int:
+    """Train `config_path` as a job on the cluster whose dashboard is at `address`, and follow its log.
+
+    The nodes hold this tree, this Python and the working directory at the same paths: nothing is uploaded.
+
+    Args:
+        config_path: config file; it and the overrides are validated here, before anything is sent.
+        overrides: `a.b=c` items; `cluster.address` is set for the job.
+        address: http://host:port of the head's dashboard (port 8265 unless chosen otherwise).
+        wait: follow the log until the job ends; otherwise return as soon as it is accepted.
+
+    Returns:
+        0 when the job succeeded (or was accepted, without `wait`), 1 when it failed or was stopped.
+
+    Raises:
+        ConfigError: the config or an override is wrong.
+        UsageError: `address` is not an HTTP address.
+        ClusterError: nothing answers there, the token is wrong, or the connection broke.
+    """
+    overrides = [*overrides, "cluster.address=auto"]
+    load_config(config_path, overrides)
+    return run_job(entrypoint(config_path, overrides), address, wait)
+
+
+def entrypoint(config_path: str, overrides: list[str]) -> str:
+    """The shell command that the head node runs: this Python, in this working directory."""
+    train = [sys.executable, "-u", "-m", "launch.cli", "train", str(Path(config_path).resolve()), *overrides]
+    return f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(train)}"
+
+
+def run_job(command: str, address: str, wait: bool) -> int:
+    """Run a shell command as a Ray job; returns and raises as `submit` does."""
+    address = _reachable(address)
+    client = _connect(address)
+    try:
+        job = client.submit_job(entrypoint=command)
+        print(f"job {job} submitted to {address}")
+        if not wait:
+            return 0
+        print(f"Ctrl-C leaves it running; to stop it: ray job stop {job} --address {address}", flush=True)
+        return _follow(client, job)
+    except (OSError, RuntimeError) as error:
+        raise ClusterError(_first_line(error), where=address, mend="the job may go on: see the dashboard") from error
+
+
+def _reachable(address: str) -> str:
+    """`address` in full, once something listens there: Ray itself would wait for minutes."""
+    match = re.fullmatch(r"(https?://)?([^\s/:]+):(\d{1,5})/?", address)
+    if match is None:
+        raise UsageError(f"'{address}' is no dashboard address", mend="write http://host:8265")
+    scheme, host, port = match.groups(default="http://")
+    full = f"{scheme}{host}:{port}"
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(
+            f"no Ray dashboard answers ({error})",
+            where=full,
+            mend="start a head with launch/cluster/ray_cluster.sh head, or give the right --address",
+        ) from error
+    return full
+
+
+def _connect(address: str) -> JobSubmissionClient:
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets its variables win over the argument
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
+    token = _token()
+    try:
+        return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
+    except AuthenticationError as error:
+        raise ClusterError(
+            "the head refused this machine's token" if token else "the head wants a token, this machine has none",
+            where=address,
+            mend="copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN",
+        ) from error
+    except (OSError, RuntimeError) as error:
+        raise ClusterError(_first_line(error), where=address, mend="is this a Ray dashboard?") from error
+
+
+def _token() -> str:
+    """Ray's token, from where Ray looks for it; empty for none. The job client sends it only in a process that was
+    started with RAY_AUTH_MODE=token, so it goes as a header."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        return token
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() if path.is_file() else ""
+
+
+def _follow(client: JobSubmissionClient, job: str) -> int:
+    asyncio.run(_print_log(client, job))
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        time.sleep(POLL_S)
+    if info.status == "SUCCEEDED":
+        return 0
+    reason = _first_line(info.message).partition(", last available logs")[0]
+    print(f"job {job} {info.status.lower()}: {reason}", file=sys.stderr)
+    return 1
+
+
+async def _print_log(client: JobSubmissionClient, job: str) -> None:
+    from aiohttp import ClientError
+
+    try:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+    except ClientError as error:
+        raise ConnectionError(f"the log broke off: {_first_line(error)}") from error
+
+
+def _first_line(text: object) -> str:
+    return (str(text).strip() or repr(text)).splitlines()[0]

@@ -1,0 +1,363 @@
+"""The quickstart's model: a tiny Qwen3, made here and warm-started on demonstrations of a sloppy teacher."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
+from qarl.errors import ConfigError, ModelError
+from qarl.tasks import sorting
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
+from qarl.types import Prompt
+
+Note = Callable[[str], None]
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+CHARACTERS = "0123456789="
+DECAY_SHARE = 0.3
+"""The learning rate falls linearly over this last share of the warm start."""
+RECIPE = "qarl_build.json"
+"""In a built model's directory: what it was built from."""
+NOTE_EVERY = 50
+"""SFT steps between progress lines."""
+_IGNORED = -100  # the label that cross_entropy skips
+
+
+def ensure_model(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfig, seed: int, note: Note) -> None:
+    """Make sure that `config.path` is a model directory, building it when nothing is there and `build` is set.
+
+    Raises:
+        ModelError: nothing is there and nothing can be built, or what is there is no model directory.
+    """
+    path = Path(config.path)
+    if path.exists():
+        found = check_model_dir(path)
+        if config.build is not None and (path / RECIPE).is_file():
+            _check_recipe(path, _recipe(config, task))
+        elif config.build is not None:
+            _note_differences(path, found, config.build, note)
+    elif config.build is None:
+        raise ModelError("no such model directory", config.path, "download a model there or set model.build={}")
+    elif not isinstance(task, SortingTaskConfig):
+        raise ModelError(
+            f"nothing is there, and model.build can only warm-start on the sorting task, not {task.kind}",
+            config.path,
+            "download a model there",
+        )
+    else:
+        try:
+            build(config, task, seed, note)
+        except ModelError:
+            if not (path / RECIPE).is_file():
+                raise
+            note(f"{path}: another run has made it meanwhile")
+            _check_recipe(path, _recipe(config, task))
+
+
+def build(config: ModelConfig, task: SortingTaskConfig, seed: int, note: Note) -> None:
+    """Make the tiny model of `config.build`, warm-start it in float32, and save it at `config.path` in `config.dtype`.
+
+    Equal seeds give equal weights on machines of one kind. The directory appears only when it is complete.
+
+    Raises:
+        ModelError: something is at the path already, it cannot be written, or the vocabulary is too small.
+        ConfigError: `model.build` is not set, or bad levels.
+    """
+    tiny, target = _build_section(config), Path(config.path)
+    sorting.check_levels(task.levels)
+    if target.exists():
+        raise ModelError("something is there already", config.path, "remove it or choose another model.path")
+    _make_parent(target)
+    tokenizer = make_tokenizer(tiny.vocab_size)
+    with _own_torch_state(seed):
+        model = Qwen3ForCausalLM(architecture(tiny, tokenizer))
+        note(f"{target}: making a Qwen3 of {model.num_parameters():,} parameters, {tiny.sft.steps} SFT steps")
+        rng = random.Random(f"sft/{seed}")
+        _train(model, tokenizer, tiny.sft, task.levels, rng, step_schedule(tiny.sft), f"/{tiny.sft.steps}", note)
+    _save(model, tokenizer, target, config.dtype, _recipe(config, task))
+
+
+def continue_sft(
+    source: str, target: str, config: ModelConfig, task: SortingTaskConfig, seconds: float, seed: int, note: Note
+) -> int:
+    """Train the model of directory `source` on fresh demonstrations for `seconds`; replaces directory `target`.
+
+    The control for RL: same teacher, same optimizer, as much time. The learning rate warms up to its peak again and
+    then falls linearly to 0 over the time.
+
+    Returns:
+        Number of optimizer steps made.
+
+    Raises:
+        ModelError: `source` is no model directory or `target` cannot be written.
+        ConfigError: `model.build` is not set.
+    """
+    sft = _build_section(config).sft
+    check_model_dir(Path(source))
+    _make_parent(Path(target))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with _own_torch_state(seed):
+        rng = random.Random(f"sft-continued/{seed}")
+        steps = _train(model, tokenizer, sft, task.levels, rng, time_schedule(sft, seconds), "", note)
+    if Path(target).exists():
+        shutil.rmtree(target)
+    _save(model, tokenizer, Path(target), config.dtype, {})
+    return steps
+
+
+def teacher_accuracy(prompts: Sequence[Prompt], swap_prob: float, seed: int, n_draws: int) -> float:
+    """Share of `n_draws` demonstrations per prompt in which the teacher's answer is right (in [0, 1])."""
+    rng = random.Random(f"teacher/{seed}")
+    right = [sorting.teacher(p.answer, rng, swap_prob) == p.answer for p in prompts for _ in range(n_draws)]
+    return sum(right) / len(right)
+
+
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """Character tokenizer of digits and `=`; `<bos>` is put in front, unused tokens fill up to `vocab_size`.
+
+    Raises ModelError when `vocab_size` is too small.
+    """
+    used = [*SPECIAL, *CHARACTERS]
+    if vocab_size < len(used):
+        raise ModelError(f"{vocab_size} is too small, the task has {len(used)} tokens", "model.build.vocab_size")
+    tokens = used + [f"<unused{i}>" for i in range(len(used), vocab_size)]
+    backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokens.index("<bos>"))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def step_schedule(sft: SFTConfig) -> list[float]:
+    """Learning rate factor of each step: linear warm-up, flat, linear decay over the last 30%."""
+    decay_steps = DECAY_SHARE * sft.steps
+    return [_warmup(sft, step) * min(1.0, (sft.steps - step) / decay_steps) for step in range(sft.steps)]
+
+
+def time_schedule(sft: SFTConfig, seconds: float) -> Iterator[float]:
+    """Learning rate factors until `seconds` have passed: linear warm-up, times a linear fall to 0 by the clock."""
+    start, step = time.monotonic(), 0
+    while (left := 1.0 - (time.monotonic() - start) / seconds) > 0:
+        yield _warmup(sft, step) * left
+        step += 1
+
+
+def demonstrations(levels: Sequence[int], n: int, swap_prob: float, rng: random.Random) -> list[tuple[str, str]]:
+    """`n` fresh (prompt text, teacher's answer), level uniform, never of a held-out answer."""
+    demos: list[tuple[str, str]] = []
+    while len(demos) < n:
+        digits = sorting.random_digits(rng.choice(levels), rng)
+        answer = sorting.solve(digits)
+        if not sorting.is_heldout(answer):
+            demos.append((f"{digits}=", sorting.teacher(answer, rng, swap_prob)))
+    return demos
+
+
+def _warmup(sft: SFTConfig, step: int) -> float:
+    return min(1.0, (step + 1) / max(1, sft.warmup_steps))
+
+
+def _train(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    sft: SFTConfig,
+    levels: Sequence[int],
+    rng: random.Random,
+    lr_factors: Iterable[float],
+    total: str,
+    note: Note,
+) -> int:
+    """One optimizer step per learning rate factor, each on fresh demonstrations; returns their number."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=sft.lr, betas=(sft.betas[0], sft.betas[1]), weight_decay=sft.weight_decay
+    )
+    model.train()
+    steps = 0
+    for factor in lr_factors:
+        for group in optimizer.param_groups:
+            group["lr"] = sft.lr * factor
+        if sft.pack_tokens:
+            loss = _packed_loss(model, _packs(tokenizer, sft, levels, rng))
+        else:
+            loss = _loss(model, tokenizer, demonstrations(levels, sft.batch_size, sft.swap_prob, rng))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), sft.max_grad_norm)
+        optimizer.step()
+        steps += 1
+        if steps % NOTE_EVERY == 0:
+            note(f"SFT {steps}{total} loss {loss.item():.3f}")
+    return steps
+
+
+def _loss(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, demos: Sequence[tuple[str, str]]
+) -> torch.Tensor:
+    """Mean negative log-likelihood (nats) of the answer tokens and `<eos>`."""
+    rows, labels = [], []
+    for text, answer in demos:
+        prompt = tokenizer.encode(text)
+        response = [*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+        rows.append(torch.tensor(prompt + response))
+        labels.append(torch.tensor([_IGNORED] * len(prompt) + response))
+    # Padding is on the right, where causal attention never looks: no mask needed.
+    ids_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    labels_BL = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=_IGNORED)
+    logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits_BLV[:, :-1].flatten(0, 1), labels_BL[:, 1:].flatten(), ignore_index=_IGNORED
+    )
+
+
+def _packs(
+    tokenizer: PreTrainedTokenizerFast, sft: SFTConfig, levels: Sequence[int], rng: random.Random
+) -> torch.Tensor:
+    """Rows of `pack_tokens` tokens cut from one stream of fresh demonstrations: [B, L]."""
+    stream: list[int] = []
+    while len(stream) < sft.batch_size * sft.pack_tokens:
+        for text, answer in demonstrations(levels, sft.batch_size, sft.swap_prob, rng):
+            stream += [*tokenizer.encode(text + answer), tokenizer.eos_token_id]
+    return torch.tensor(stream[: sft.batch_size * sft.pack_tokens]).view(sft.batch_size, -1)
+
+
+def _packed_loss(model: Qwen3ForCausalLM, ids_BL: torch.Tensor) -> torch.Tensor:
+    """Mean negative log-likelihood (nats) of all tokens but the first of each row."""
+    logits_BLV = model(input_ids=ids_BL, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(logits_BLV[:, :-1].flatten(0, 1), ids_BL[:, 1:].flatten())
+
+
+def architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    return Qwen3Config(
+        **tiny.model_dump(exclude={"sft"}),
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _recipe(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfig) -> dict[str, Any]:
+    """What a built model depends on, besides the seed: one warm start may serve runs of several seeds."""
+    levels = task.levels if isinstance(task, SortingTaskConfig) else None
+    return {"dtype": config.dtype, "levels": levels, **_build_section(config).model_dump(mode="json")}
+
+
+def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
+    found, default = json.loads((path / RECIPE).read_text()), TinyModelConfig().model_dump(mode="json")
+    found["sft"] = default["sft"] | found["sft"]  # a key that is newer than the model had its default
+    if differing := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
+        raise ModelError(
+            f"was built with other settings of {', '.join(differing)}",
+            str(path),
+            "choose another model.path, or remove the directory to build it anew",
+        )
+
+
+def _save(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path, dtype: str, recipe: dict[str, Any]
+) -> None:
+    """Write a Hugging Face directory, complete or not at all; `recipe` is what it was built from.
+
+    Raises ModelError when another process has put something there meanwhile.
+    """
+    model.to(getattr(torch, dtype))
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        model.save_pretrained(f"{scratch}/model")
+        tokenizer.save_pretrained(f"{scratch}/model")
+        if recipe:
+            Path(scratch, "model", RECIPE).write_text(json.dumps(recipe, indent=2))
+        for file in Path(scratch, "model").iterdir():
+            file.chmod(0o644)  # safetensors writes for its owner only
+        try:
+            Path(scratch, "model").rename(target)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            raise ModelError("another run has made it meanwhile", str(target), "the same command takes it") from error
+
+
+def _build_section(config: ModelConfig) -> TinyModelConfig:
+    if config.build is None:
+        raise ConfigError("not set, but it says how the model is warm-started", where="model.build")
+    return config.build
+
+
+def _make_parent(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"cannot make its folder: {error.strerror}", str(target)) from None
+    if not os.access(target.parent, os.W_OK):
+        raise ModelError("its folder is not writable", str(target))
+
+
+def check_model_dir(path: Path) -> dict[str, Any]:
+    """The contents of config.json. Raises ModelError when a part of a model directory is missing."""
+    if not path.is_dir():
+        raise ModelError("not a directory", str(path), "model.path is a Hugging Face model directory")
+    kinds = {
+        "config.json": ["config.json"],
+        "weights": ["*.safetensors", "pytorch_model*.bin"],
+        "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
+    }
+    for kind, patterns in kinds.items():
+        if not any(any(path.glob(pattern)) for pattern in patterns):
+            mend = "choose another model.path, or remove the directory and set model.build"
+            raise ModelError(f"not a model directory, it has no {kind}", str(path), mend)
+    try:
+        return dict(json.loads((path / "config.json").read_text()))
+    except (ValueError, TypeError):
+        raise ModelError("config.json is not a JSON object", str(path), "download the model again") from None
+
+
+def _note_differences(path: Path, found: dict[str, Any], tiny: TinyModelConfig, note: Note) -> None:
+    """A model that exists is used as it is: say where that is not what `model.build` asks for."""
+    wanted = tiny.model_dump(exclude={"sft"})
+    differing = [f"{key} {found.get(key)} (not {value})" for key, value in wanted.items() if found.get(key) != value]
+    if differing:
+        note(f"{path}: exists and is used, although model.build differs: {', '.join(differing)}")
+
+
+@contextmanager
+def _own_torch_state(seed: int) -> Iterator[None]:
+    """Seeded torch on one thread, leaving the caller's random state and thread count as they were.
+
+    One thread gives the same weights on any number of cores, and does not crawl when the other cores are busy.
+    """
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

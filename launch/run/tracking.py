@@ -1,0 +1,234 @@
+"""Where a run's metrics go: JSONL files in the run folder, the terminal, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from qarl.config.run import Config
+from qarl.errors import DataError, ResourceError
+from qarl.metrics import Histogram, Value
+from qarl.types import AugmentOutcome, Sample, Score
+
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+AUGMENT_FILE = "augment.jsonl"
+WANDB_ID_FILE = "wandb_id"
+SAMPLE_COLUMNS = ("prompt", "response", "answer", "reward", "finish_reason", "version", "mean_logprob")
+
+
+class RunTracker:
+    """A `qarl.protocols.Tracker` that writes files, shows progress and feeds W&B.
+
+    A run resumed at `start_step` forgets what was logged of later steps: those are made again.
+
+    Args:
+        config: `tracking` decides on the progress bar and W&B.
+        run_dir: existing folder of the run.
+        start_step: last step already done; 0 starts new files and a new W&B run.
+        total_steps: steps of the whole run.
+
+    Raises:
+        DataError: a log to be continued is damaged.
+        ResourceError: W&B cannot start the run (online mode without login or network).
+    """
+
+    def __init__(self, config: Config, run_dir: Path, start_step: int, total_steps: int) -> None:
+        self._total = total_steps
+        self._metrics_file = _continue_log(run_dir / METRICS_FILE, start_step)
+        self._samples_file = _continue_log(run_dir / SAMPLES_FILE, start_step)
+        grows = config.pool.augment.per_step > 0
+        self._augment_file = _continue_log(run_dir / AUGMENT_FILE, start_step) if grows else None
+        disabled = config.tracking.wandb_mode == "disabled"
+        self._wandb = None if disabled else _start_wandb(config, run_dir, start_step)
+        self._console = Console()
+        self._bar: Progress | None = None
+        if config.tracking.progress and self._console.is_interactive:
+            step = TextColumn("step {task.completed}/{task.total}")
+            self._bar = Progress(
+                step, BarColumn(24), TextColumn("{task.description}"), console=self._console, refresh_per_second=2
+            )
+            self._task = self._bar.add_task("", total=total_steps, completed=start_step)
+        self._first: tuple[int, float] | None = None
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Record the metrics of `step`; several calls a step add up. A histogram is `{"edges": [...], "counts": [...]}`
+        in the file."""
+        values = {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)}
+        histograms = {name: value for name, value in metrics.items() if isinstance(value, Histogram)}
+        row = {"step": step, "time": time.time(), **{name: _strict(value) for name, value in values.items()}}
+        row |= {name: asdict(value) for name, value in histograms.items()}
+        self._metrics_file.write(json.dumps(row) + "\n")
+        if self._wandb is not None:
+            import wandb
+
+            drawn = {n: wandb.Histogram(np_histogram=(list(h.counts), list(h.edges))) for n, h in histograms.items()}
+            self._wandb.log({"step": step, **values, **drawn})
+        self._show(step, values)
+
+    def table(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        scores: Sequence[Score],
+        name: str = "samples",
+        more: Sequence[Mapping[str, float | str]] = (),
+    ) -> None:
+        """Record whole responses with their rewards, as the table `name`; `more` columns of each, if any."""
+        rows = [_sample_row(sample, score) for sample, score in zip(samples, scores, strict=True)]
+        if more:
+            rows = [row | dict(columns) for row, columns in zip(rows, more, strict=True)]
+        for row in rows:
+            record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
+            self._samples_file.write(json.dumps(record) + "\n")
+        if self._wandb is not None:
+            import wandb
+
+            columns = list(rows[0]) if rows else list(SAMPLE_COLUMNS)
+            self._wandb.log(
+                {"step": step, name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])}
+            )
+
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        """Record which problems of the policy were accepted and which not, and why."""
+        assert self._augment_file is not None
+        for outcome in outcomes:
+            self._augment_file.write(json.dumps({"step": step, **asdict(outcome)}) + "\n")
+
+    def note(self, line: str) -> None:
+        """Print one line, above the progress bar where there is one."""
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Give the terminal back, close the files, finish the W&B run. Call it in a `finally`; twice does no harm."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._metrics_file.close()
+        self._samples_file.close()
+        if self._augment_file is not None:
+            self._augment_file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def _show(self, step: int, values: Mapping[str, float]) -> None:
+        overall = {n.removeprefix("eval/"): v for n, v in values.items() if n.startswith("eval/") and n.count("/") == 1}
+        if overall:
+            self.note(f"step {step}/{self._total}  held-out  " + "  ".join(f"{n} {v:.3f}" for n, v in overall.items()))
+        if "reward/mean" in values:
+            line = f"{_describe(values)}  ETA {self._eta(step)}"
+            if self._bar is None:
+                self.note(f"step {step}/{self._total}  {line}")
+            else:
+                self._bar.update(self._task, completed=step, description=line)
+                # Begun here, not in __init__: a failure before the first step cannot leave the cursor hidden.
+                self._bar.start()
+
+    def _eta(self, step: int) -> str:
+        """Time left at the mean pace since this process's first step, as h:mm:ss."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[0]:
+            self._first = self._first or (step, now)
+            return "-"
+        first_step, first_time = self._first
+        seconds = (now - first_time) / (step - first_step) * (self._total - step)
+        return str(timedelta(seconds=round(seconds)))
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL log in the order of writing; none where there is no file.
+
+    What follows the last line end is left out: its writer was killed, or is still writing. Numbers that JSON lacks
+    are strings ("nan", "inf"), which `float` reads.
+
+    Raises:
+        DataError: a whole line is not a JSON object with a step.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            mend = "delete that line, or start over with run.resume=false"
+            raise DataError("not a JSON object with a step", where=f"{path}:{number}", mend=mend)
+        rows.append(row)
+    return rows
+
+
+def _continue_log(path: Path, start_step: int) -> TextIO:
+    """Open the log for appending, with the rows up to `start_step` (none when it is 0) and no others."""
+    rows = [row for row in read_log(path) if row["step"] <= start_step] if start_step else []
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    os.replace(part, path)
+    return path.open("a", buffering=1)
+
+
+def _strict(value: Any) -> Any:
+    """`value`, with the floats that JSON lacks (NaN and the infinities) as strings."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _sample_row(sample: Sample, score: Score) -> dict[str, Any]:
+    return {
+        "prompt": sample.prompt.text,
+        "response": sample.text,
+        "answer": sample.prompt.answer,
+        "reward": score.reward,
+        "finish_reason": sample.finish_reason,
+        "version": sample.version,
+        "mean_logprob": float(sample.logprobs_T.mean()) if sample.logprobs_T.size else math.nan,
+    }
+
+
+def _describe(values: Mapping[str, float]) -> str:
+    parts = [f"reward {values['reward/mean']:.3f}"]
+    if "reward/accuracy" in values:
+        parts.append(f"accuracy {values['reward/accuracy']:.3f}")
+    if "mismatch/logp_abs_max" in values:
+        parts.append(f"|d log p| max {values['mismatch/logp_abs_max']:.2g}")
+    if "perf/tokens_per_s" in values:
+        parts.append(f"{values['perf/tokens_per_s']:,.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def _start_wandb(config: Config, run_dir: Path, start_step: int) -> Any:
+    """A W&B run in `run_dir`, under the id that the run had before when it is resumed."""
+    import wandb
+
+    id_file = run_dir / WANDB_ID_FILE
+    if start_step == 0 or not id_file.is_file():
+        id_file.write_text(secrets.token_hex(4))
+    try:
+        run = wandb.init(
+            project=config.tracking.wandb_project,
+            name=config.run.name,
+            id=id_file.read_text().strip(),
+            resume="allow",
+            dir=run_dir,
+            mode=config.tracking.wandb_mode,
+            config=config.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, quiet=True, console="off"),
+        )
+    except wandb.Error as error:
+        mend = "run `wandb login`, or set tracking.wandb_mode=offline"
+        raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", mend=mend) from error
+    # Steps are named by us: a resumed run logs some of them again, which W&B's own ever-growing counter forbids.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run

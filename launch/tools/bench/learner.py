@@ -1,0 +1,197 @@
+"""`qarl bench learner`: what aligned linears and exact numerics cost, each beside its alternative in one run.
+
+CPU time on one thread, with the kernels pinned as in training. Suffixes: B sequences, T tokens, E model width, M tokens
+of all sequences, K input features.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from launch.tools.bench.compare import HEADER, Case, compare
+from qarl.errors import ConfigError
+from qarl.numerics.profile import Numerics
+from qarl.numerics.vllm_patch import PROCESS_ENV
+from qarl.quant.formats import check_processor, format_of
+from qarl.quant.kernels import Kernel, choose_kernel
+from qarl.quant.linear import QuantizedLinear, align_linears
+from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
+from qarl.types import TrainSequence
+from trainer.batching import PaddedBatch
+from trainer.policy import Policy
+
+LINEAR_TARGET, PROFILE_TARGET = 1.0, 1.15
+TOKENS, SEQUENCE = 1024, 256  # of one forward of a layer or a block; of one of its sequences
+BATCH_TOKENS, PROMPT_TOKENS, VOCABULARY = 3000, 32, 4096  # of one forward of a model
+KINDS: tuple[KernelKind, ...] = ("engine", "torch")
+SCHEMES: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")  # of the models
+PROFILES: tuple[tuple[Numerics, KernelKind], ...] = (("stock", "auto"), ("engine", "auto"), ("portable", "torch"))
+CPU, PLAIN = torch.device("cpu"), "bfloat16"
+RATE = """
+import time, torch
+torch.set_num_threads(1)
+x, times = torch.randn(1024, 1024).bfloat16(), [time.process_time()]
+for _ in range(10):
+    torch.nn.functional.linear(x, x)
+    times.append(time.process_time())
+print(2 * 1024**3 / min(after - before for before, after in zip(times, times[1:])) / 1e9)
+"""
+
+
+def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
+    """The lines of the report, as soon as each is known."""
+    os.environ.update(PROCESS_ENV)  # read at the first kernel, not at import
+    transformers_logging.disable_progress_bar()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    try:
+        yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block"
+        yield f"{_cost_of_the_pin()}\n\n{HEADER}"
+        schemes, missing = _schemes()
+        for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens)):
+            for case in cases:
+                yield from compare(case, rounds)
+        yield from missing
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cost_of_the_pin() -> str:
+    """Plain bfloat16 with the CPU kernels pinned, as all of the table is, and free to use AMX where there is one."""
+    free = {name: value for name, value in os.environ.items() if name not in PROCESS_ENV}
+    rates = []
+    for env in (free | PROCESS_ENV, free):
+        done = subprocess.run([sys.executable, "-c", RATE], env=env, capture_output=True, text=True, check=True)
+        rates.append(float(done.stdout))
+    return "bfloat16 GEMM of 1024^3: {:.0f} GFLOP/s pinned, {:.0f} without the pin".format(*rates)
+
+
+def _linears(hidden: Sequence[int]) -> Iterator[Case]:
+    """Single W8A8 layers beside the bfloat16 layer that they stand for, and what is done once per optimizer step."""
+    scheme = QuantScheme("w8a8_int8", ())
+    form = format_of(scheme)
+    kernels = [choose_kernel(scheme, form, CPU, torch.bfloat16, kind) for kind in KINDS]
+
+    def prepare(kernel: Kernel, weight_NK: Tensor) -> None:
+        kernel.prepare(form.quantize(weight_NK), None)
+
+    for width in hidden:
+        for inputs, outputs in ((width, width), (width, 3 * width), (3 * width, width)):
+            plain = nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16)
+            layers = {kernel.name: QuantizedLinear(plain, "", form, kernel) for kernel in kernels}
+            x_MK = torch.randn(TOKENS, inputs, dtype=torch.bfloat16)
+            what = f"{inputs} to {outputs}"
+            yield from _passes(what, {PLAIN: plain, **layers}, x_MK)
+            prepares = {f"{kernel.name}, preparation": partial(prepare, kernel, plain.weight) for kernel in kernels}
+            yield Case(f"{what}, once a step", {f"{PLAIN}, forward": partial(_forward, plain, x_MK), **prepares})
+
+
+def _blocks(hidden: Sequence[int]) -> Iterator[Case]:
+    """A Qwen3 block of transformers with W8A8 layers beside the same in bfloat16."""
+    for width in hidden:
+        blocks: dict[str, nn.Module] = {PLAIN: _Block(_qwen3(width, layers=1))}
+        for kind in KINDS:
+            model = _qwen3(width, layers=1)
+            align_linears(model, QuantScheme(), kind)
+            blocks[f"w8a8_int8, {kind}"] = _Block(model)
+        x_BTE = torch.randn(TOKENS // SEQUENCE, SEQUENCE, width, dtype=torch.bfloat16)
+        yield from _passes(f"block {width}", blocks, x_BTE)
+
+
+def _schemes() -> tuple[list[SchemeName], list[str]]:
+    """Those of `SCHEMES` that the engine has on this processor; a table row for each that it lacks."""
+    schemes, missing = [], []
+    for name in SCHEMES:
+        try:
+            check_processor(QuantScheme(name), "cpu")
+        except ConfigError as error:
+            missing.append(f"| {name}: {error} | | | | |")
+        else:
+            schemes.append(name)
+    return schemes, missing
+
+
+def _profiles(schemes: Sequence[SchemeName], tokens: Sequence[int]) -> Iterator[Case]:
+    """Log-probs of a whole policy, forward and backward, by numerics profile; the linears are aligned in all."""
+    with tempfile.TemporaryDirectory() as folder:
+        _qwen3(512, layers=4).save_pretrained(folder)
+        for scheme in schemes:
+            policies: dict[str, Policy] = {
+                numerics: Policy(folder, torch.bfloat16, QuantScheme(scheme), numerics, kernel=kernel)
+                for numerics, kernel in PROFILES
+            }
+            for length in tokens:
+                batch = _batch(max(1, BATCH_TOKENS // length), length)
+                runs = {numerics: partial(_learn, policy, batch) for numerics, policy in policies.items()}
+                what = f"{scheme}, {batch.input_ids_BL.shape[0]} x {length} tokens"
+                yield Case(what, runs, {"engine": PROFILE_TARGET})
+
+
+def _passes(what: str, modules: dict[str, nn.Module], x: Tensor) -> Iterator[Case]:
+    """The modules' forward, then forward and backward, with the first as the alternative of the others."""
+    targets = {name: LINEAR_TARGET for name in modules if name != PLAIN}
+    upstream, leaf = torch.randn_like(modules[PLAIN](x)), x.clone().requires_grad_()
+    yield Case(f"{what}, forward", {name: partial(_forward, m, x) for name, m in modules.items()}, targets)
+    both = {name: partial(_both, m, leaf, upstream) for name, m in modules.items()}
+    yield Case(f"{what}, forward + backward", both, targets)
+
+
+@torch.no_grad()
+def _forward(module: nn.Module, x: Tensor) -> None:
+    module(x)
+
+
+def _both(module: nn.Module, x: Tensor, upstream: Tensor) -> None:
+    module(x).backward(upstream)
+
+
+def _learn(policy: Policy, batch: PaddedBatch) -> None:
+    policy(batch).sum().backward()
+
+
+class _Block(nn.Module):
+    """The decoder of a one-layer model: its block and a norm. [B, T, E] -> [B, T, E]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.decoder: nn.Module = model.model
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        out_BTE: Tensor = self.decoder(inputs_embeds=x_BTE, use_cache=False)[0]
+        return out_BTE
+
+
+def _qwen3(width: int, layers: int) -> Any:
+    config = AutoConfig.for_model(
+        "qwen3",
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 128,
+        head_dim=64,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=4096,
+    )
+    return AutoModelForCausalLM.from_config(config).bfloat16()
+
+
+def _batch(sequences: int, length: int) -> PaddedBatch:
+    """Random sequences of `length` tokens, prompt and response."""
+    ids_BT = np.random.default_rng(0).integers(0, VOCABULARY, (sequences, length)).tolist()
+    unused_T = np.zeros(length - PROMPT_TOKENS, np.float32)
+    rows = [TrainSequence(tuple(ids[:PROMPT_TOKENS]), tuple(ids[PROMPT_TOKENS:]), unused_T) for ids in ids_BT]
+    return PaddedBatch.of(rows, CPU)

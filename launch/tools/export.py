@@ -1,0 +1,128 @@
+"""`qarl export`: a run's newest checkpoint as a model folder, proven with vLLM before it gets its name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from qarl.config.run import Config
+from qarl.config.io import load_config
+from qarl.errors import CheckpointError, ConfigError, PublicationError
+from qarl.quant.experts import check_engine
+from qarl.quant.formats import check_processor, engine_kernels
+from qarl.quant.linear import requantize
+from qarl.quant.publish import checkpoint_tensors, publish, unquantized_config, write_checkpoint
+from qarl.config.schedule import scheme_at
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, SampleRequest
+from rollout.engine import engine_env
+from rollout.stock import Sampled, sample_published, sample_stock
+from trainer.checkpoint import CheckpointStore
+from trainer.learner import checkpoint_weights
+from trainer.policy import Policy
+
+PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS = 16, 12, 32
+
+
+def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
+    """Write the newest checkpoint of `run_dir` to the new folder `out`, in `scheme` or that of its rollouts.
+
+    Stock vLLM, given the folder, must sample the tokens and log-probs of a rollout worker, given the learner's tensors,
+    bit for bit (on CPU both with kernels pinned as in a run); else there is no folder. Returns a line for the user.
+
+    Raises:
+        ConfigError: `run_dir` is no run's, `out` exists, or vLLM has no kernel of the scheme here.
+        CheckpointError: the run has no whole checkpoint, or one of another model.
+        KernelError: vLLM has no kernel for the model's experts in the scheme.
+        PublicationError: the folder cannot be written, or vLLM cannot load it, or computes something else from it.
+    """
+    transformers_logging.disable_progress_bar()
+    part = out.with_name(f"{out.name}.unproven")
+    if out.exists():
+        raise ConfigError(f"{out} exists", mend="name a new folder")
+    if part.exists():
+        raise ConfigError(f"{part} exists: another export is at work, or was killed", mend="remove it")
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir} is no run's folder", mend="name one that holds config.yaml and checkpoints/")
+    config = load_config(run_dir / "config.yaml", [])
+    found = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest()
+    if found is None:
+        raise CheckpointError("the run has no checkpoint yet", str(run_dir), "see train.checkpoint_every")
+    directory, state = found
+    step = max(1, state["step"])
+    of_run = scheme_at(config.rollout, step)
+    scheme = of_run if scheme is None else QuantScheme.of(scheme.name, config.rollout.ignore, scheme.group_size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    engine_kernels(scheme, device)
+    check_processor(scheme, device)
+    if not Path(config.model.path).is_dir():
+        raise ConfigError(f"{config.model.path} is not here", "model.path", "start this where the run was started")
+    check_engine(scheme, unquantized_config(Path(config.model.path)), config.model.dtype, device)
+    os.environ["DS_ACCELERATOR"] = device
+    policy = Policy(config.model.path, getattr(torch, config.model.dtype), scheme, "stock", kernel="reference")
+    try:
+        policy.load_state_dict(checkpoint_weights(directory, config.learner.zero_stage))
+    except RuntimeError as error:
+        raise CheckpointError(f"does not fit {config.model.path}: {str(error).splitlines()[0]}", directory) from error
+    requantize(policy.model)
+    try:
+        tensors = checkpoint_tensors(policy.model, quantized=scheme.quantizes)
+        write_checkpoint(tensors, part, Path(config.model.path), scheme)
+        _prove(config, policy, scheme, part, device)
+        part.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise PublicationError(f"cannot be written: {error}", str(out), "nothing was left there") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return f"{out}: step {step} in {scheme.label}; vLLM samples from it what a rollout worker samples, bit for bit"
+
+
+def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, device: str) -> None:
+    """Raises PublicationError unless stock vLLM on `folder` and a rollout worker with the policy's tensors agree."""
+    rollout = config.rollout.model_copy(update={"max_model_len": PROMPT_TOKENS + RESPONSE_TOKENS})
+    vocabulary, random = policy.model.config.vocab_size, Random(0)
+    asked = [
+        SampleRequest(
+            Prompt(str(i), "", "", tuple(random.randrange(vocabulary) for _ in range(PROMPT_TOKENS))),
+            seed=i,
+            temperature=1.0,
+            max_new_tokens=RESPONSE_TOKENS,
+            ignore_eos=True,
+        )
+        for i in range(PROMPTS)
+    ]
+    os.environ.update(engine_env(device, rollout))
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    dtype = config.model.dtype
+    weights = publish(policy.model, scheme, 0)
+    ours = _in_own_process(sample_published, weights, folder, rollout, scheme, dtype, device, asked)
+    stock = _in_own_process(sample_stock, folder, rollout, dtype, device, asked)
+    if differing := sum(a != b for a, b in zip(stock, ours, strict=True)):
+        raise PublicationError(
+            f"{differing} of {len(asked)} responses of stock vLLM differ from a rollout worker's",
+            where=f"export in {scheme.label}",
+            mend="nothing was written",
+        )
+
+
+def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
+    """A process holds one engine."""
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(sample, *args).result()
+    except (BrokenProcessPool, RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise PublicationError(
+            f"vLLM cannot run what was exported: {reason}", "export", "nothing was written"
+        ) from error

@@ -1,0 +1,324 @@
+"""`qarl mismatch`: where the gap between a learner and the engine comes from, switching one thing at a time.
+
+The engine samples once for each scheme, dtype and length; everything else scores the same tokens. A process holds one
+engine, so each scheme and dtype has a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from launch.tools.mismatch.report import Cell, Gap, write_report
+from launch.demo.tiny_model import check_model_dir
+from qarl.config.policy import RolloutConfig
+from qarl.errors import ConfigError, DataError, KernelError, RolloutError
+from qarl.mismatch import Logprobs
+from qarl.numerics.profile import Numerics
+from qarl.numerics.revert import RULES, revert_rule
+from qarl.quant.linear import requantize
+from qarl.quant.publish import publish, write_engine_config
+from qarl.quant.reference import use_reference
+from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.seeds import derive_seed
+from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+from rollout.engine import VLLMEngine, engine_env
+from trainer.batching import PaddedBatch
+from trainer.policy import Policy
+
+Profile = Literal["unaligned", "stock", "portable", "engine"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
+ALONE = 2
+"""Requests that are sampled again one by one."""
+FORWARD_TOKENS = 4096
+FORWARD_LOGITS = 2**26
+"""Tokens and logits of one forward at most; one sequence always."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What to measure. `prompts` is a text file of one prompt a line; without one, prompts are random tokens.
+
+    `lr` is the learning rate of the optimizer step whose staleness is measured, unless `stale_model` names a model
+    folder that takes its place.
+    """
+
+    model: str
+    schemes: Sequence[QuantScheme] = (QuantScheme(),)
+    dtypes: Sequence[str] = ("bfloat16",)
+    lengths: Sequence[int] = (256, 1500)
+    profiles: Sequence[Profile] = PROFILES
+    num_sequences: int = 64
+    prompt_tokens: int = 16
+    prompts: Path | None = None
+    lr: float = 1e-6
+    stale_model: str | None = None
+    kv_cache_gib: int = 2
+    seed: int = 0
+
+
+def run(asked: Comparison, out: Path) -> list[Cell]:
+    """Measure every scheme and dtype; the report in `out` grows with each. One without a kernel here is left out.
+
+    Raises:
+        UsageError: the model, the prompts, a length or `out` cannot be used.
+        ConfigError, KernelError: nothing that was asked for has a kernel here.
+    """
+    longest = int(check_model_dir(Path(asked.model)).get("max_position_embeddings", 0))
+    if asked.stale_model is not None:
+        check_model_dir(Path(asked.stale_model))
+    prompts = make_prompts(asked)
+    config = _engine_config(asked, prompts)
+    if config.max_model_len > longest:
+        raise ConfigError(
+            f"responses of {max(asked.lengths)} tokens do not fit in the model's {longest}", where="--lengths"
+        )
+    _make_folder(out)
+    os.environ.update(engine_env("cpu", config))
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    cells: list[Cell] = []
+    reason: ConfigError | KernelError
+    for scheme, dtype in product(asked.schemes, asked.dtypes):
+        name = f"{scheme.label} {dtype}"
+        print(f"{name}: {asked.num_sequences} responses of {' and '.join(map(str, asked.lengths))} tokens", flush=True)
+        try:
+            cells += _in_own_process(asked, scheme, dtype, prompts)
+        except (ConfigError, KernelError) as error:  # no kernel on this device, or on this processor
+            print(f"{name}: left out: {error}", flush=True)
+            reason = error
+        except BrokenProcessPool:
+            raise RolloutError(f"the process of {name} died", mend="fewer --num-sequences take less memory") from None
+        else:
+            write_report(out, cells)
+    if not cells:
+        raise reason
+    return cells
+
+
+def _in_own_process(asked: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(measure, asked, scheme, dtype, prompts).result()
+
+
+def measure(asked: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
+    """One cell for each length; starts an engine in this process."""
+    transformers_logging.disable_progress_bar()
+    policy = Policy(asked.model, getattr(torch, dtype), scheme, "engine")
+    with TemporaryDirectory() as folder:
+        write_engine_config(Path(folder), Path(asked.model), scheme)
+        engine = VLLMEngine(Path(folder), _engine_config(asked, prompts), scheme, dtype, "cpu")
+        engine.load(publish(policy.model, scheme, 0))
+        return [measure_length(engine, policy, asked, scheme, prompts, length) for length in asked.lengths]
+
+
+def measure_length(
+    engine: VLLMEngine, policy: Policy, asked: Comparison, scheme: QuantScheme, prompts: Sequence[Prompt], length: int
+) -> Cell:
+    """All gaps of responses of `length` tokens. `policy` is the exact learner, whose weights the engine holds."""
+    requests = [
+        SampleRequest(prompt, derive_seed(asked.seed, "mismatch", index), 1.0, length, ignore_eos=True)
+        for index, prompt in enumerate(prompts)
+    ]
+    samples = engine.generate(requests)
+    sampler = [sample.logprobs_T for sample in samples]
+    dtype = policy.model.dtype
+    learners = Learners(asked.model, dtype, scheme, samples)
+    exact = score(policy, learners.sequences)
+    gaps = [
+        *profile_gaps(learners, asked.profiles, exact, sampler),
+        *engine_gaps(engine, requests, samples),
+        *format_gaps(learners, exact),
+        *rounding_gaps(learners, exact),
+        staleness_gap(learners, asked, sampler),
+    ]
+    mean_logprob = float(np.concatenate(sampler).mean(dtype=np.float64))
+    kernels = list(engine.info().kernels)
+    name = str(dtype).removeprefix("torch.")
+    return Cell(asked.model, scheme.label, name, kernels, length, len(samples), mean_logprob, gaps)
+
+
+class Learners:
+    """Makes variants of the exact learner, and scores one set of samples with them."""
+
+    def __init__(self, path: str, dtype: torch.dtype, scheme: QuantScheme, samples: Sequence[Sample]) -> None:
+        self._path, self._dtype, self.scheme = path, dtype, scheme
+        self.sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples]
+
+    def make(
+        self,
+        numerics: Numerics = "engine",
+        scheme: QuantScheme | None = None,
+        kernel: KernelKind = "auto",
+        path: str | None = None,
+    ) -> Policy:
+        """The exact learner, but for what is given."""
+        return Policy(path or self._path, self._dtype, scheme or self.scheme, numerics, kernel=kernel)
+
+    def score(self, policy: Policy) -> list[Logprobs]:
+        return score(policy, self.sequences)
+
+
+def profile_gaps(
+    learners: Learners, profiles: Sequence[Profile], exact: list[Logprobs], sampler: list[Logprobs]
+) -> Iterator[Gap]:
+    """Each learner against the sampler. Without quantization, `unaligned` is `stock` and left out."""
+    for profile in profiles:
+        match profile:
+            case "engine":
+                ours = exact
+            case "portable":
+                ours = learners.score(learners.make("portable", kernel="torch"))
+            case "stock":
+                ours = learners.score(learners.make("stock"))
+            case "unaligned":
+                if not learners.scheme.quantizes:
+                    continue
+                ours = learners.score(learners.make("stock", QuantScheme("none")))
+        yield Gap.between("learner", profile, ours, sampler)
+
+
+def engine_gaps(engine: VLLMEngine, requests: Sequence[SampleRequest], samples: Sequence[Sample]) -> Iterator[Gap]:
+    """The engine against itself: prefill against decode, and decode in a batch of one against the whole batch."""
+    yield Gap.between("engine", "prefill", engine.score(samples), [sample.logprobs_T for sample in samples])
+    alone = [engine.generate([request])[0] for request in requests[:ALONE]]
+    pairs = [(a.logprobs_T, b.logprobs_T, _common(a, b)) for a, b in zip(alone, samples, strict=False)]
+    yield Gap.between("engine", "batch of one", [a[:n] for a, _, n in pairs], [b[:n] for _, b, n in pairs])
+
+
+def format_gaps(learners: Learners, exact: list[Logprobs]) -> Iterator[Gap]:
+    """From the plain model to the engine's layer: each step against the one before, all else as in the engine."""
+    if not learners.scheme.quantizes:
+        return
+
+    def reference(weight_grid: bool, activation_grid: bool) -> list[Logprobs]:
+        policy = learners.make()
+        use_reference(policy.model, learners.scheme, weight_grid, activation_grid)
+        return learners.score(policy)
+
+    plain, weights, both = reference(False, False), reference(True, False), reference(True, True)
+    yield Gap.between("format", "weight grid", weights, plain)
+    yield Gap.between("format", "activation rounding", both, weights)
+    yield Gap.between("format", "kernel", exact, both)
+
+
+def rounding_gaps(learners: Learners, exact: list[Logprobs]) -> Iterator[Gap]:
+    """The exact learner with one thing as torch and transformers have it, against the exact learner."""
+    if learners.scheme.quantizes:
+        yield Gap.between("rounding", "linear", learners.score(learners.make(kernel="torch")), exact)
+    for rule in RULES:
+        policy = learners.make()
+        revert_rule(policy.model, rule)
+        yield Gap.between("rounding", rule, learners.score(policy), exact)
+
+
+def staleness_gap(learners: Learners, asked: Comparison, sampler: list[Logprobs]) -> Gap:
+    """The exact learner, one optimizer step or another model later, against the sampler of before."""
+    policy = learners.make(path=asked.stale_model)
+    if asked.stale_model is None:
+        one_step(policy, learners.sequences, asked.lr)
+    name = f"one step, lr {asked.lr:g}" if asked.stale_model is None else Path(asked.stale_model).name
+    return Gap.between("staleness", name, learners.score(policy), sampler)
+
+
+def one_step(policy: Policy, sequences: Sequence[TrainSequence], lr: float) -> None:
+    """One AdamW step on float32 masters: policy gradient, with advantages 1 and -1 by turns."""
+    num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
+    for rows in _chunks(policy, sequences):
+        batch = PaddedBatch.of([sequences[i] for i in rows], policy.device)
+        advantage_B = torch.tensor([1.0 if i % 2 == 0 else -1.0 for i in rows])
+        (-(policy(batch) * advantage_B[:, None]).sum() / num_tokens).backward()
+    parameters = list(policy.parameters())
+    masters = [parameter.detach().float() for parameter in parameters]
+    for master, parameter in zip(masters, parameters, strict=True):
+        assert parameter.grad is not None
+        master.grad = parameter.grad.float()
+    torch.optim.AdamW(masters, lr=lr, weight_decay=0.0).step()
+    with torch.no_grad():
+        for master, parameter in zip(masters, parameters, strict=True):
+            parameter.copy_(master)
+    requantize(policy)
+
+
+@torch.no_grad()
+def score(policy: Policy, sequences: Sequence[TrainSequence]) -> list[Logprobs]:
+    """Log-probs of each response."""
+    found: list[Logprobs] = []
+    for rows in _chunks(policy, sequences):
+        logp_BT = policy(PaddedBatch.of([sequences[i] for i in rows], policy.device))
+        found += [logp_T[: len(sequences[i].response_ids)].numpy() for i, logp_T in zip(rows, logp_BT, strict=True)]
+    return found
+
+
+def make_prompts(asked: Comparison) -> list[Prompt]:
+    """The file's lines, by turns, or random tokens that are no `<...>` markers.
+
+    Raises:
+        DataError: the file cannot be read, or has no line.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(asked.model, local_files_only=True)
+    if asked.prompts is None:
+        rng = random.Random(derive_seed(asked.seed, "prompts"))
+        special = set(tokenizer.all_special_ids)
+        plain = [
+            id
+            for token, id in sorted(tokenizer.get_vocab().items())
+            if id not in special and not (token.startswith("<") and token.endswith(">"))
+        ]
+        rows = [rng.choices(plain, k=asked.prompt_tokens) for _ in range(asked.num_sequences)]
+    else:
+        try:
+            lines = [line for line in asked.prompts.read_text(encoding="utf-8").splitlines() if line]
+        except OSError as error:
+            raise DataError(f"cannot read: {error.strerror}", where=str(asked.prompts)) from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"not UTF-8 text ({error.reason})", where=str(asked.prompts)) from None
+        if not lines:
+            raise DataError("the file has no lines", where=str(asked.prompts))
+        rows = [tokenizer.encode(lines[i % len(lines)]) for i in range(asked.num_sequences)]
+    return [Prompt(str(i), "", "", tuple(row)) for i, row in enumerate(rows)]
+
+
+def _make_folder(out: Path) -> None:
+    """Now, and not after the measurement. Raises ConfigError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot make this folder: {error.strerror}", where="--out") from None
+    if not os.access(out, os.W_OK):
+        raise ConfigError(f"{out}: no permission to write there", where="--out")
+
+
+def _chunks(policy: Policy, sequences: Sequence[TrainSequence]) -> Iterator[range]:
+    longest = max(len(s.prompt_ids) + len(s.response_ids) for s in sequences)
+    tokens = min(FORWARD_TOKENS, FORWARD_LOGITS // policy.model.config.vocab_size)
+    size = max(1, tokens // longest)
+    yield from (range(i, min(i + size, len(sequences))) for i in range(0, len(sequences), size))
+
+
+def _engine_config(asked: Comparison, prompts: Sequence[Prompt]) -> RolloutConfig:
+    longest = max(len(prompt.token_ids) for prompt in prompts) + max(asked.lengths)
+    return RolloutConfig(
+        max_model_len=longest + 1,  # scoring samples one token more
+        max_num_seqs=asked.num_sequences,
+        kv_cache_gib=asked.kv_cache_gib,
+    )
+
+
+def _common(a: Sample, b: Sample) -> int:
+    """Tokens until the two differ."""
+    same = [x == y for x, y in zip(a.response_ids, b.response_ids, strict=False)]
+    return same.index(False) if False in same else len(same)

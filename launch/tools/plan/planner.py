@@ -1,0 +1,388 @@
+"""`qarl plan`: will the run fit, and will quantized rollouts pay? From the config alone; no weights, no cluster.
+
+Composes `qarl.plan`; `launch.tools.plan.command` prints it. Every time is an estimate (docs/plan.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from transformers import AutoConfig
+
+from launch.preflight import check_settings
+from launch.demo.tiny_model import architecture, make_tokenizer
+from qarl.config.run import Config
+from qarl.errors import ConfigError, KernelError, ModelError, ResourceError
+from qarl.numerics.engine_ops import BLOCK_SIZE
+from qarl.numerics.profile import apply_profile
+from qarl.plan import speed
+from launch.tools.plan.devices import Device
+from launch.tools.plan.formats import LEARNER_KERNELS, REFERENCE, LearnerKernel, plan_format
+from launch.tools.plan.memory import (
+    Engine,
+    Learner,
+    Variant,
+    activation_bytes,
+    learner_memory,
+    logits_bytes,
+    quantized_bytes,
+    working_bytes,
+)
+from launch.tools.plan.result import Estimate, LayerRow, Plan, Times
+from launch.tools.plan.shapes import Matrix, meta_model, shapes_of
+from qarl.quant.experts import check_engine
+from qarl.quant.formats import check_processor
+from qarl.quant.fp8 import check_cuda
+from qarl.quant.kernels import kernel_kind
+from qarl.quant.linear import covered_linears
+from qarl.quant.publish import unquantized_config
+from qarl.config.schedule import schemes_of
+from qarl.quant.scheme import QuantScheme, SchemeName
+from trainer.learner import kernel_of, numerics_of
+from trainer.loop import PROBE_PROMPTS, PROBE_TOKENS
+
+GIB = 2**30
+GPU_BLOCK = 16
+"""Tokens of a KV-cache block on CUDA, vLLM's default."""
+GPU_RESERVE = GIB
+"""Assumed for the CUDA context, captured graphs and fragments, of each process on a GPU."""
+CPU_PROCESS = int(0.7 * GIB)
+"""An engine's or a learner's process before it holds a model: resident size measured on CPU."""
+PROMPT_TOKENS = 256
+"""Assumed length of a prompt, where the model's context leaves room for it."""
+BATCHES = (1, 4, 16, 64, 256, 1024)
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """What the learner's forward runs quantized layers with; `fault` says why nothing can."""
+
+    name: str
+    kernel: LearnerKernel
+    fault: str = ""
+
+
+def make_plan(
+    config: Config, model: Any, device: Device, prompt_tokens: int | None = None, response_tokens: int | None = None
+) -> Plan:
+    """The plan of `config` on machines with `device`.
+
+    Args:
+        model: the transformers config of the model (`model_config`).
+        prompt_tokens: mean length of the prompts; by default 256, or what `rollout.max_model_len` leaves.
+        response_tokens: mean length of the responses; by default `rollout.sampling.max_new_tokens`.
+    Raises:
+        ModelError: an architecture that plans do not know.
+    """
+    return _Planner(config, model, device, prompt_tokens, response_tokens).plan()
+
+
+class _Planner:
+    """A config on a device: its shapes once, its formats one by one."""
+
+    def __init__(
+        self, config: Config, model: Any, device: Device, prompt_tokens: int | None, response_tokens: int | None
+    ) -> None:
+        rollout, train = config.rollout, config.train
+        longest = rollout.sampling.max_new_tokens
+        self._config, self._device = config, device
+        self._model = meta_model(model, getattr(torch, config.model.dtype))
+        self._shapes = shapes_of(self._model)
+        self._numerics = numerics_of(config, device.kind)
+        self._schemes = schemes_of(rollout)
+        self._load = speed.Load(
+            prompts=train.prompts_per_step,
+            group_size=train.group_size,
+            prompt_tokens=min(prompt_tokens or PROMPT_TOKENS, rollout.max_model_len - longest),
+            response_tokens=min(response_tokens or longest, longest),
+            workers=rollout.num_workers,
+            ranks=config.learner.num_ranks,
+            minibatches=config.learner.minibatches,
+        )
+
+    def plan(self) -> Plan:
+        config, shapes, scheme = self._config, self._shapes, self._schemes[0]
+        variant, gemm = self._variant(scheme), self._gemm(scheme)
+        compared = [scheme, *(replace(scheme, name=name) for name in get_args(SchemeName) if name != scheme.name)]
+        stages = [stage for stage in range(4) if stage or config.model.dtype == "float32"]
+        learner = {stage: self._learner(variant, gemm, stage) for stage in stages}
+        estimates = [self._estimate(one, self._load) for one in compared]
+        return Plan(
+            run=config.run.name,
+            model=config.model.path,
+            device=self._device.name,
+            device_source=self._device.source,
+            scheme=scheme.label,
+            numerics=self._numerics,
+            learner_kernel=gemm.name,
+            parameters=shapes.parameters,
+            active_parameters=shapes.active_parameters,
+            prompt_tokens=self._load.prompt_tokens,
+            response_tokens=self._load.response_tokens,
+            layers=self._layers(scheme),
+            learner=learner,
+            learner_budget=self._learner_budget,
+            zero_stage=config.learner.zero_stage,
+            ranks=config.learner.num_ranks,
+            engine=self._engine(variant),
+            engine_budget=self._engine_budget,
+            estimates=estimates,
+            by_batch={} if estimates[0].fault else self._by_batch(scheme),
+            by_response={} if estimates[0].fault else self._by_response(scheme),
+            faults=list(self._faults(learner, self._engine(variant))),
+        )
+
+    # --- what quantizes ----------------------------------------------------------------------------------------------
+
+    def _variant(self, scheme: QuantScheme) -> Variant:
+        if not scheme.quantizes:
+            return Variant(self._shapes)
+        covered = frozenset(m.name for m in self._shapes.matrices if scheme.covers(m.name))
+        return Variant(self._shapes, plan_format(scheme.name, scheme.group_size), covered)
+
+    def _gemm(self, scheme: QuantScheme) -> Gemm:
+        """The learner's kernel in `scheme`; the dense one where it does not quantize."""
+        dense = LearnerKernel(None)
+        if not (scheme.quantizes and self._config.learner.aligned):
+            return Gemm("dense", dense)
+        device, dtype = self._device, getattr(torch, self._config.model.dtype)
+        try:
+            kind = kernel_kind(scheme, device.kind, dtype, kernel_of(self._config, self._numerics, device.kind))
+            if scheme.name.startswith("fp8") and kind != "reference" and self._on_cuda:
+                check_cuda(scheme.name, divmod(device.capability, 10), dtype)
+        except KernelError as error:
+            return Gemm("none", dense, str(error))
+        kernel = REFERENCE if kind == "reference" else LEARNER_KERNELS[scheme.name, kind, device.kind]
+        return Gemm(kind, kernel)
+
+    def _layers(self, scheme: QuantScheme) -> list[LayerRow]:
+        variant = self._variant(scheme)
+        groups: dict[tuple[str, int, int, bool], list[Matrix]] = {}
+        for matrix in self._shapes.matrices:
+            low = variant.format_of(matrix) is not None
+            groups.setdefault((matrix.pattern, matrix.n, matrix.k, low), []).append(matrix)
+        return [self._row(pattern, n, k, group, variant) for (pattern, n, k, _), group in groups.items()]
+
+    def _row(self, pattern: str, n: int, k: int, group: list[Matrix], variant: Variant) -> LayerRow:
+        form, count = variant.format_of(group[0]), sum(matrix.copies for matrix in group)
+        if form is None:
+            return LayerRow(pattern, count, n, k, False, "", "")
+        fault = form.fault(self._device, n, k)
+        kernel = form.expert_method if count > len(group) else form.engine_kernel(self._device, n, k)
+        return LayerRow(pattern, count, n, k, True, "" if fault else kernel, fault)
+
+    def _scheme_fault(self, scheme: QuantScheme) -> str:
+        """Why learner or engine cannot compute in `scheme`; empty when they can."""
+        for row in self._layers(scheme):
+            if row.fault:
+                return f"{row.name}: {row.fault}"
+        try:
+            covered_linears(self._model, scheme)
+            if self._config.cluster.address is None:
+                check_processor(scheme, self._device.kind)
+            check_engine(scheme, self._model.config.to_dict(), self._config.model.dtype, self._device.kind)
+        except (ConfigError, KernelError) as error:
+            return str(error)
+        return self._gemm(scheme).fault
+
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self._device.kind == "cuda"
+
+    @property
+    def _engine_budget(self) -> int:
+        """Bytes that an engine may take: its share of a GPU; the machine's memory on CPU."""
+        if not self._on_cuda:
+            return int(self._device.memory)
+        return int(self._device.memory * self._config.rollout.gpu_memory_utilization)
+
+    @property
+    def _learner_budget(self) -> int:
+        """Bytes that a rank may take: a GPU less what an engine on it takes; the machine's memory on CPU."""
+        if not self._on_cuda:
+            return int(self._device.memory)
+        engine = self._engine_budget if self._config.cluster.colocate else 0
+        return int(self._device.memory) - engine - GPU_RESERVE
+
+    def _engine(self, variant: Variant) -> Engine:
+        rollout, shapes = self._config.rollout, self._shapes
+        tokens = max(rollout.max_num_batched_tokens, rollout.max_model_len)
+        weights, working = variant.engine_weights, working_bytes(shapes, tokens, rollout.max_num_seqs)
+        if self._on_cuda:
+            cache, block = max(0, self._engine_budget - GPU_RESERVE - weights - working), GPU_BLOCK
+        else:
+            cache, block = rollout.kv_cache_gib * GIB, BLOCK_SIZE
+        return Engine(weights, working, cache, shapes.kv_bytes, block)
+
+    def _learner(self, variant: Variant, gemm: Gemm, stage: int) -> Learner:
+        """Bytes of one rank, with a micro-batch of the longest sequences."""
+        learner, rollout, shapes = self._config.learner, self._config.rollout, self._shapes
+        tokens = learner.micro_batch_size * rollout.max_model_len
+        responses = learner.micro_batch_size * rollout.sampling.max_new_tokens
+        quantized = quantized_bytes(variant, gemm.kernel.prepared_bits)
+        plain = shapes.parameters * shapes.dtype_bytes
+        twin = 0
+        if not learner.aligned:
+            twin, quantized = (plain + quantized if variant.form else 0), 0
+        elif self._config.mismatch.unaligned_every and variant.form:
+            twin = plain
+        return learner_memory(
+            shapes,
+            stage,
+            learner.num_ranks,
+            quantized=quantized,
+            twin=twin,
+            activations=activation_bytes(shapes, tokens, self._numerics == "portable", learner.gradient_checkpointing),
+            logits=logits_bytes(shapes, responses),
+            foreach=self._on_cuda,
+        )
+
+    def _host_bytes(self, learner: Learner, engine: Engine, published: int) -> int:
+        """Bytes of all processes of a run on CPU: engines, ranks, and a publication at both ends and between."""
+        workers, ranks = self._load.workers, self._load.ranks
+        engines = workers * (engine.weights + engine.working + engine.kv_cache + CPU_PROCESS)
+        return engines + ranks * (learner.peak + CPU_PROCESS) + (2 + workers) * published
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def _estimate(self, scheme: QuantScheme, load: speed.Load) -> Estimate:
+        variant, engine = self._variant(scheme), self._engine(self._variant(scheme))
+        rollout = self._config.rollout
+        samples = -(-load.samples // load.workers)
+        fitting = engine.sequences(load.prompt_tokens + load.response_tokens)
+        slots = min(rollout.max_num_seqs, samples, fitting)
+        fault = self._scheme_fault(scheme) or ("" if slots else "its weights leave no room for a KV cache")
+        if variant.form and variant.form.arithmetic not in self._device.rates:
+            fault = fault or f"no {variant.form.arithmetic} rate is known for {self._device.name}"
+        estimate = Estimate(
+            scheme=scheme.label,
+            fault=fault,
+            weight_bytes=engine.weights,
+            published_bytes=variant.published_bytes,
+            kv_tokens=engine.tokens,
+            sequences=engine.sequences(rollout.max_model_len),
+            slots=slots,
+        )
+        if fault:
+            return estimate
+        context = load.prompt_tokens + load.response_tokens / 2
+        return replace(
+            estimate,
+            times=Times(
+                decode_s=speed.decode_step(variant, self._device, slots, context),
+                rollout_s=speed.rollout(variant, self._device, load, slots),
+                learner_s=speed.learner(self._training(scheme), self._device, load),
+                publication_s=self._publication(variant),
+            ),
+        )
+
+    def _publication(self, variant: Variant) -> float:
+        """One weight transfer, and the probe with which every engine proves it."""
+        tokens = min(PROBE_TOKENS, self._config.rollout.sampling.max_new_tokens)
+        step = speed.decode_step(variant, self._device, PROBE_PROMPTS, self._load.prompt_tokens)
+        return speed.publication(variant, self._device) + tokens * step
+
+    def _training(self, scheme: QuantScheme) -> speed.Training:
+        learner, gemm = self._config.learner, self._gemm(scheme)
+        return speed.Training(
+            variant=self._variant(scheme) if learner.aligned else Variant(self._shapes),
+            arithmetic=gemm.kernel.arithmetic or speed.dense(self._shapes),
+            rounding_bytes=gemm.kernel.rounding_bytes,
+            prox=learner.prox == "recompute",
+            checkpointing=learner.gradient_checkpointing,
+            cores=1 if self._on_cuda else max(1, int(learner.num_cpus_per_rank)),
+        )
+
+    def _by_batch(self, scheme: QuantScheme) -> dict[int, float]:
+        context = self._load.prompt_tokens + self._load.response_tokens / 2
+        low, plain = self._variant(scheme), Variant(self._shapes)
+        step = partial(speed.decode_step, device=self._device, context=context)
+        return {batch: step(plain, batch=batch) / step(low, batch=batch) for batch in BATCHES}
+
+    def _by_response(self, scheme: QuantScheme) -> dict[int, float]:
+        """Empty when full precision does not fit."""
+        ratios = {}
+        tokens = self._load.response_tokens
+        for response in sorted({max(1, tokens // share) for share in (1, 4, 16, 64)}):
+            load = replace(self._load, response_tokens=response)
+            low, plain = (self._estimate(one, load).times for one in (scheme, replace(scheme, name="none")))
+            if low and plain:
+                ratios[response] = plain.step_s / low.step_s
+        return ratios
+
+    # --- verdict -----------------------------------------------------------------------------------------------------
+
+    def _faults(self, learner: dict[int, Learner], engine: Engine) -> Iterator[str]:
+        """Why the run cannot work."""
+        try:
+            check_settings(self._config, self._device.kind)
+        except (ConfigError, ResourceError) as error:
+            yield str(error)
+        for scheme in self._schemes:
+            where = f"{scheme.label} on {self._device.name}"
+            rows = [row for row in self._layers(scheme) if row.fault]
+            for fault in dict.fromkeys(row.fault for row in rows):
+                first, *more = [row for row in rows if row.fault == fault]
+                others = f" and {len(more)} more" if more else ""
+                yield f"{where}: {first.name} [{first.n}, {first.k}]{others}: {fault}"
+            if not rows and (fault := self._scheme_fault(scheme)):
+                yield f"{where}: {fault}"
+        try:
+            # The exact profile covers the same models, and would start the engine's library to say so.
+            profile = "portable" if self._numerics == "engine" and not self._on_cuda else self._numerics
+            apply_profile(self._model, profile, torch.device(self._device.kind))
+        except (ModelError, KernelError) as error:
+            yield str(error)
+        stage = self._config.learner.zero_stage
+        if stage in learner:
+            yield from self._memory_faults(learner[stage], engine)
+        else:
+            yield "learner.zero_stage: DeepSpeed refuses stage 0 in bfloat16 with float32 gradients; set it to 1"
+
+    def _memory_faults(self, learner: Learner, engine: Engine) -> Iterator[str]:
+        rollout = self._config.rollout
+        if not engine.sequences(rollout.max_model_len):
+            room = "rollout.gpu_memory_utilization" if self._on_cuda else "rollout.kv_cache_gib"
+            yield (
+                f"an engine's KV cache of {_gib(engine.kv_cache)} beside {_gib(engine.weights)} of weights holds no "
+                f"sequence of rollout.max_model_len {rollout.max_model_len}; raise {room}"
+            )
+        if self._on_cuda and learner.peak > self._learner_budget:
+            yield (
+                f"a learner rank needs {_gib(learner.peak)} of {_gib(self._learner_budget)}; raise learner.num_ranks "
+                "or learner.zero_stage, set learner.gradient_checkpointing, or lower learner.micro_batch_size"
+            )
+        needed = self._host_bytes(learner, engine, self._variant(self._schemes[0]).published_bytes)
+        if not self._on_cuda and self._config.cluster.address is None and needed > self._device.memory:
+            yield (
+                f"engines and learner together need {_gib(needed)}, this machine has {_gib(self._device.memory)}; "
+                "lower learner.micro_batch_size, rollout.kv_cache_gib or rollout.num_workers"
+            )
+
+
+def model_config(config: Config) -> Any:
+    """The transformers config of the model: of its folder, or of what `model.build` will make there.
+
+    Raises ModelError when there is none, or the model is quantized already.
+    """
+    path = Path(config.model.path)
+    if path.exists() or config.model.build is None:
+        if not path.exists():
+            raise ModelError("no such model directory", config.model.path, "its config.json is all that a plan needs")
+        try:
+            unquantized_config(path)
+            return AutoConfig.from_pretrained(str(path), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelError(str(error).splitlines()[0], where=config.model.path) from error
+    return architecture(config.model.build, make_tokenizer(config.model.build.vocab_size))
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,138 @@
+"""What a plan says, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from launch.tools.plan.memory import Engine, Learner
+
+MARGIN = 0.05
+"""Speed-ups within this of 1 count for nothing: the estimates are no better."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """The same layer of every block, or the same matrix of all their experts."""
+
+    name: str
+    count: int
+    n: int
+    k: int
+    quantized: bool
+    engine_kernel: str
+    fault: str
+
+
+@dataclass(frozen=True)
+class Times:
+    """Estimated seconds of one training step."""
+
+    decode_s: float
+    """One engine step: a token for each of its sequences."""
+    rollout_s: float
+    learner_s: float
+    publication_s: float
+
+    @property
+    def step_s(self) -> float:
+        return self.rollout_s + self.learner_s + self.publication_s
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One format in this run."""
+
+    scheme: str
+    fault: str
+    weight_bytes: int
+    published_bytes: int
+    kv_tokens: int
+    sequences: int
+    """Of `rollout.max_model_len`, that the KV cache holds."""
+    slots: int
+    """Sequences that decode at once."""
+    times: Times | None = None
+    """None where `fault` says why it cannot run."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Of one engine, decoding."""
+        return None if self.times is None else self.slots / self.times.decode_s
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `qarl plan` says: bytes and seconds, of one engine and one learner rank."""
+
+    run: str
+    model: str
+    device: str
+    device_source: str
+    scheme: str
+    numerics: str
+    learner_kernel: str
+    parameters: int
+    active_parameters: int
+    prompt_tokens: int
+    response_tokens: int
+    layers: list[LayerRow]
+    learner: dict[int, Learner]
+    """By ZeRO stage; without those that DeepSpeed refuses."""
+    learner_budget: int
+    zero_stage: int
+    ranks: int
+    engine: Engine
+    engine_budget: int
+    estimates: list[Estimate]
+    """Of every format, the run's own first."""
+    by_batch: dict[int, float]
+    """Decode speed-up over full precision, by sequences of an engine."""
+    by_response: dict[int, float]
+    """Speed-up of a training step over full precision, by mean response length."""
+    faults: list[str]
+    """Why the run cannot work; empty when it can."""
+
+    @property
+    def own(self) -> Estimate:
+        return self.estimates[0]
+
+    @property
+    def plain(self) -> Estimate:
+        """Full precision."""
+        return next(estimate for estimate in self.estimates if estimate.scheme == "none")
+
+    def verdict(self) -> Iterator[str]:
+        """Whether the run's format pays, and from where on; nothing where it cannot run."""
+        own, plain = self.own, self.plain
+        if own.times is None:
+            return
+        if plain.times is None:
+            yield f"Full precision is no alternative: {plain.fault}."
+            return
+        if own is plain:
+            yield f"Rollouts are {plain.times.rollout_s / plain.times.step_s:.0%} of a step."
+            return
+        gain = plain.times.step_s / own.times.step_s
+        judgement = "pays" if gain > 1 + MARGIN else "does not pay" if gain < 1 - MARGIN else "changes little"
+        yield f"{own.scheme} {judgement}: a training step is {gain:.2f}x as fast as in full precision."
+        share, rest = plain.times.rollout_s / plain.times.step_s, plain.times.step_s - plain.times.rollout_s
+        yield (
+            f"Rollouts are {share:.0%} of a step in full precision and {own.times.rollout_s / own.times.step_s:.0%} in "
+            f"{own.scheme}; if they cost nothing, a step would be {plain.times.step_s / rest:.2f}x as fast."
+        )
+        yield f"Decoding is faster {_range(self.by_batch, 'sequences per engine')}."
+        yield f"A step is faster {_range(self.by_response, 'response tokens')}."
+
+
+def _range(gains: dict[int, float], unit: str) -> str:
+    """Where a speed-up by ascending `unit` exceeds 1: "at any of 1 to 64", "up to 16", "from 64 on", "at none of"."""
+    wins = [size for size, gain in gains.items() if gain > 1]
+    first, last = min(gains), max(gains)
+    if not wins:
+        return f"at none of {first} to {last} {unit}"
+    if len(wins) == len(gains):
+        return f"at any of {first} to {last} {unit}"
+    if wins[0] == first:
+        return f"up to about {wins[-1]} {unit}"
+    return f"from about {wins[0]} {unit} on"

@@ -1,0 +1,215 @@
+"""`qarl study`: arms of one experiment, several seeds of each, every one an ordinary `qarl train` in its own process.
+
+A run that diverges or fails is an outcome like any other. A run that has ended is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from omegaconf import OmegaConf
+from pydantic import Field, model_validator
+
+from launch.run.resume import check_same_run
+from launch.run.report import SUMMARY_FILE, Series, read_series, read_summary
+from launch.run.tracking import METRICS_FILE
+from qarl.config.run import Config
+from qarl.config.base import Fraction, Node
+from qarl.config.io import load_config, read_tree, validate_as
+from qarl.errors import ConfigError, DivergenceError
+
+RUNS = "runs/studies"
+LOG_FILE = "train.log"
+FAILURE_FILE = "failure.json"
+"""In the folder of a run that did not end well: its exit code and its last line."""
+
+Status = Literal["done", "diverged", "failed", "not run"]
+PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+class StudyConfig(Node):
+    """One experiment: what is compared, and what is shown of it."""
+
+    question: str = Field(default=...)
+    """What is asked; opens the report."""
+    findings: str = ""
+    """What the figures say, written by hand once they are there; follows the question."""
+    base: str = Field(default=...)
+    """Config that every run starts from, relative to this file."""
+    overrides: list[str] = []
+    """`a.b=c` items of every run."""
+    parts: dict[PlainName, list[str]] = {}
+    """Name -> `a.b=c` items that several arms share."""
+    arms: Annotated[dict[PlainName, list[str]], Field(min_length=1)] = Field(default=...)
+    """What is compared: name -> `a.b=c` items and names of `parts`, which come after `overrides`."""
+    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2]
+    """Each arm is run once with each."""
+    comparisons: dict[str, list[str]] = {}
+    """Title -> arms: a table and a figure each. Empty compares all arms at once."""
+    accuracy: str = "eval/pass@1"
+    """The metric that an arm is judged by: held-out accuracy, in [0, 1]."""
+    reach: Fraction | None = None
+    """Count the rollouts until this accuracy; null takes the highest that all arms of a comparison reach."""
+    collapse_margin: Fraction = 0.1
+    """A run that ends this much below its start or its best has collapsed; larger than the noise of an evaluation."""
+    curves: list[str] = ["reward/mean", "eval/pass@1", "mismatch/k3_kl", "actor/clip_fraction"]
+    """Metrics drawn over steps."""
+    means: list[str] = []
+    """Metrics whose mean over all steps is a column of the table."""
+    time_shares: list[str] = []
+    """Timing metrics whose share of the step time is a column of the table."""
+
+    def items(self, arm: str) -> list[str]:
+        """The `a.b=c` items of an arm, its parts spelled out."""
+        return [item for name in self.arms[arm] for item in ([name] if "=" in name else self.parts[name])]
+
+    @model_validator(mode="after")
+    def _arms_name_parts(self) -> StudyConfig:
+        for arm, names in self.arms.items():
+            if unknown := [name for name in names if "=" not in name and name not in self.parts]:
+                raise ValueError(f"arms.{arm}: no part is called {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _comparisons_name_arms(self) -> StudyConfig:
+        for title, arms in self.comparisons.items():
+            if unknown := [arm for arm in arms if arm not in self.arms]:
+                raise ValueError(f"comparisons.{title}: no arm is called {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_are_named_here(self) -> StudyConfig:
+        for item in [*self.overrides, *(item for arm in self.arms for item in self.items(arm))]:
+            if item.startswith(("run.", "seed=")):
+                raise ValueError(f"{item}: the study itself sets run.name, run.dir and seed")
+        return self
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read, with the arms and seeds that are asked for."""
+
+    name: str
+    path: Path
+    config: StudyConfig
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: what `qarl train` is called with, and the config that this gives."""
+
+    arm: str
+    seed: int
+    command: tuple[str, ...]
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir) / self.config.run.name
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of a run, and every metric that it logged; `reason` tells why it did not end well."""
+
+    arm: str
+    seed: int
+    status: Status
+    reason: str
+    series: Series
+
+
+def load_study(path: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Study:
+    """Read a study file; `arms` and `seeds` choose among its own (no choice: all; other seeds are allowed).
+
+    Raises:
+        ConfigError: file missing, not YAML, unknown key, wrong type, no such arm.
+    """
+    tree = OmegaConf.to_container(read_tree(path), resolve=False)  # `${seed}` is for the runs to resolve
+    assert isinstance(tree, dict)
+    config = validate_as(StudyConfig, {str(k): v for k, v in tree.items()}, str(path))
+    if unknown := [arm for arm in arms if arm not in config.arms]:
+        raise ConfigError(f"no arm is called {', '.join(unknown)}", str(path), f"known: {', '.join(config.arms)}")
+    return Study(path.stem, path, config, tuple(arms or config.arms), tuple(seeds or config.seeds))
+
+
+def plan(study: Study) -> list[PlannedRun]:
+    """Every run, seed by seed, so that a study that is stopped early has all arms. Raises ConfigError."""
+    return [_plan_run(study, arm, seed) for seed in study.seeds for arm in study.arms]
+
+
+def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
+    base = study.path.parent / study.config.base
+    name = f"run.name={study.name}-{arm}-seed{seed}"
+    own = [f"seed={seed}", name, f"run.dir={RUNS}/{study.name}"]
+    overrides = [*study.config.overrides, *study.config.items(arm), *own]
+    try:
+        run = PlannedRun(arm, seed, (str(base), *overrides), load_config(base, overrides))
+    except ConfigError as error:
+        raise ConfigError(error.what, f"{study.path}, arm {arm}", error.mend) from None
+    try:
+        check_same_run(run.config, run.folder)
+    except ConfigError as error:
+        raise ConfigError(error.what, mend="remove the folder to make that run again") from None
+    return run
+
+
+def run_study(runs: Sequence[PlannedRun], note: Callable[[str], None] = print) -> None:
+    """Make every run that has not ended, one after the other; what becomes of them is read by `results`."""
+    for number, run in enumerate(runs, start=1):
+        where = f"[{number}/{len(runs)}] {run.config.run.name}"
+        if _status(run)[0] in {"done", "diverged"}:
+            note(f"{where}: has ended before")
+            continue
+        note(f"{where}: running, see {run.folder / LOG_FILE}")
+        _train(run)
+        note(f"{where}: {': '.join(filter(None, _status(run)))}")
+
+
+def results(runs: Sequence[PlannedRun]) -> Iterator[RunResult]:
+    """What lies on disk of each run."""
+    for run in runs:
+        log = run.folder / METRICS_FILE
+        series = read_series(run.folder) if log.is_file() and log.stat().st_size else {}
+        yield RunResult(run.arm, run.seed, *_status(run), series)
+
+
+def _status(run: PlannedRun) -> tuple[Status, str]:
+    """What became of the run, and why."""
+    failure = run.folder / FAILURE_FILE
+    if failure.is_file():
+        code, reason = json.loads(failure.read_text())
+        return ("diverged" if code == DivergenceError.exit_code else "failed"), reason
+    if not (run.folder / SUMMARY_FILE).is_file() or read_summary(run.folder).steps < run.config.train.steps:
+        return "not run", ""
+    return "done", ""
+
+
+def _train(run: PlannedRun) -> None:
+    """One `qarl train` in a process of its own; leaves `failure.json` when it does not end well."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    log, failure = run.folder / LOG_FILE, run.folder / FAILURE_FILE
+    failure.unlink(missing_ok=True)
+    command = [sys.executable, "-u", "-m", "launch.cli", "train", *run.command]
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # it shuts its actors down; the next call continues it
+            process.wait()
+            raise
+    if code:
+        failure.write_text(json.dumps([code, _last_line(log)]))
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip().removeprefix("qarl: ") for line in reversed(lines) if line.strip()), "no output")

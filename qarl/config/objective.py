@@ -1,0 +1,266 @@
+"""One config class per objective and per mismatch correction. Free of torch; `qarl/objectives/registry.py` runs them.
+
+A new objective is one class here, in the union below, and one file with its equation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from qarl.config.base import Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
+
+Aggregation = Literal["sequence_mean", "token_mean"]
+
+
+class NoCorrection(Node):
+    """Every weight is 1."""
+
+    kind: Literal["none"] = "none"
+    """Which correction."""
+
+
+class _TokenCap(Node):
+    cap: Annotated[float, Field(ge=1.0)] = 2.0
+    """Largest weight."""
+
+
+class TokenTIS(_TokenCap):
+    """Truncated importance sampling: `min(w_t, cap)`."""
+
+    kind: Literal["token_tis"] = "token_tis"
+    """Which correction."""
+
+
+class AdaptiveClip(_TokenCap):
+    """Adaptive clipping range (QuRL): token TIS, and where it truncates, the clip's upper bound is raised as much."""
+
+    kind: Literal["adaptive_clip"] = "adaptive_clip"
+    """Which correction."""
+
+
+class SequenceTIS(Node):
+    """Truncated importance sampling on the length-normalised sequence weight: `min(w_seq, cap)`."""
+
+    kind: Literal["sequence_tis"] = "sequence_tis"
+    """Which correction."""
+    cap: PositiveFloat = 2.0
+    """Largest weight."""
+
+
+class _Band(Node):
+    low: NonNegativeFloat = 0.5
+    """Smallest weight that is kept."""
+    high: PositiveFloat = 2.0
+    """Largest weight that is kept."""
+
+    @model_validator(mode="after")
+    def _holds_one(self) -> _Band:
+        if not self.low <= 1 <= self.high:
+            raise ValueError(f"objective.correction: the band {self.low:g} to {self.high:g} does not hold 1")
+        return self
+
+
+class TokenMask(_Band):
+    """IcePop: `w_t` inside the band, 0 outside."""
+
+    kind: Literal["token_mask"] = "token_mask"
+    """Which correction."""
+    high: PositiveFloat = 5.0
+    """Largest weight that is kept; 2 in the two corrections that weigh whole sequences."""
+
+
+class SequenceMask(_Band):
+    """MIS: `w_seq` inside the band, 0 outside."""
+
+    kind: Literal["sequence_mask"] = "sequence_mask"
+    """Which correction."""
+
+
+class SequenceReject(_Band):
+    """Sequence rejection: 1 when `w_seq` is inside the band, 0 outside."""
+
+    kind: Literal["sequence_reject"] = "sequence_reject"
+    """Which correction."""
+
+
+CorrectionConfig = Annotated[
+    NoCorrection | TokenTIS | SequenceTIS | TokenMask | SequenceMask | SequenceReject, Field(discriminator="kind")
+]
+TokenClipCorrectionConfig = Annotated[
+    NoCorrection | TokenTIS | AdaptiveClip | SequenceTIS | TokenMask | SequenceMask | SequenceReject,
+    Field(discriminator="kind"),
+]
+
+
+class _Objective(Node):
+    advantage: ClassVar[Mapping[str, object]] = MappingProxyType({})
+    """Values of the `advantage` section without which the objective would not be what its name says."""
+    kl_coef: NonNegativeFloat = 0.0
+    """Coefficient of the penalty on KL(pi_theta || reference), the reference being the initial model; 0 keeps none."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How the KL is estimated from sampled tokens. k2 and k3 pull towards the reference; the gradient of k1 is zero on
+    average, it only adds noise."""
+    entropy_coef: NonNegativeFloat = 0.0
+    """Coefficient of the bonus on the entropy of the next-token distribution."""
+
+
+class TBPOConfig(_Objective):
+    """TBPO (arXiv 2604.07853): sequence-level ratio, dual clip for negative advantages, capped mismatch weight."""
+
+    kind: Literal["tbpo"] = "tbpo"
+    """Which objective."""
+    seq_clip_ratio_low: PositiveFloat = 3e-4
+    """eps_low: TBPO's lower bound for positive advantages, which never binds in the PPO minimum. GSPO's, where it binds
+    for negative advantages."""
+    seq_clip_ratio_high: PositiveFloat = 4e-4
+    """eps_high: upper bound for positive advantages."""
+    neg_seq_clip_ratio_low: PositiveFloat = 3e-4
+    """Lower bound for negative advantages."""
+    neg_seq_clip_ratio_high: PositiveFloat = 7e-4
+    """Upper bound for negative advantages."""
+    seq_tis_imp_ratio_cap: PositiveFloat = 2.0
+    """C: cap on the sequence mismatch weight, when `correction` is null."""
+    correction: CorrectionConfig | None = None
+    """Weight against the mismatch of sampler and learner. For TBPO null is its own, `sequence_tis` with the cap C; an
+    ablation names another. The other objectives have `none`."""
+    level: Literal["sequence", "token"] = "sequence"
+    """Ablation: `token` puts the band on every token's ratio instead of the sequence's."""
+    dual_clip: bool = True
+    """Ablation: false bounds negative advantages from below only, as PPO's minimum does."""
+    positive_only: bool = False
+    """Ablation: leave sequences of negative advantage out of the loss."""
+
+
+class _Corrected(_Objective):
+    correction: CorrectionConfig = NoCorrection()
+    """Weight against the mismatch of sampler and learner."""
+
+
+class TokenClip(_Objective):
+    """What the clipped minimum on token ratios is made of."""
+
+    correction: TokenClipCorrectionConfig = NoCorrection()
+    """Weight against the mismatch of sampler and learner."""
+    clip_ratio_low: Fraction = 0.2
+    """eps_low: a token's ratio is bounded below by 1 - eps_low (binds for negative advantages)."""
+    clip_ratio_high: PositiveFloat = 0.2
+    """eps_high: bounded above by 1 + eps_high (binds for positive advantages). DAPO: 0.28 by default."""
+    clip_ratio_c: Annotated[float, Field(gt=1.0)] | None = None
+    """Upper bound on a token's ratio for negative advantages (dual-clip PPO, arXiv 1912.09729); null for none."""
+
+
+class GRPOConfig(TokenClip):
+    """GRPO (arXiv 2402.03300) without its KL penalty: PPO's clipped minimum on token ratios."""
+
+    kind: Literal["grpo"] = "grpo"
+    """Which objective."""
+    aggregation: Aggregation = "sequence_mean"
+    """`sequence_mean`: mean over the tokens of a sequence, then over sequences. `token_mean`: over all tokens."""
+
+
+class DrGRPOConfig(TokenClip):
+    """Dr. GRPO (arXiv 2503.20783): no division by a response's own length, no standard deviation."""
+
+    advantage: ClassVar[Mapping[str, object]] = MappingProxyType({"estimator": "group", "normalize_by_std": False})
+    kind: Literal["dr_grpo"] = "dr_grpo"
+    """Which objective."""
+    normalizer: PositiveInt = Field(default=...)
+    """Constant that the token sum of a sequence is divided by; the generation budget:
+    `${rollout.sampling.max_new_tokens}`. Required for Dr. GRPO."""
+
+
+class DAPOConfig(TokenClip):
+    """DAPO (arXiv 2503.14476): clip-higher and token mean; `advantage` has its other two parts."""
+
+    kind: Literal["dapo"] = "dapo"
+    """Which objective."""
+    clip_ratio_high: PositiveFloat = 0.28
+    """eps_high: upper bound."""
+
+
+class GSPOConfig(_Corrected):
+    """GSPO (arXiv 2507.18071): PPO's clipped minimum on the length-normalised sequence ratio."""
+
+    kind: Literal["gspo"] = "gspo"
+    """Which objective."""
+    seq_clip_ratio_low: PositiveFloat = 3e-4
+    """eps_low: binds for negative advantages."""
+    seq_clip_ratio_high: PositiveFloat = 4e-4
+    """eps_high: binds for positive advantages."""
+
+
+class CISPOConfig(_Corrected):
+    """CISPO (MiniMax-M1, arXiv 2506.13585): the clipped token ratio is a weight; every token keeps a gradient."""
+
+    kind: Literal["cispo"] = "cispo"
+    """Which objective."""
+    is_clip_low: Fraction = 1.0
+    """eps_low of CISPO's weight; 1 for no lower bound, as published."""
+    is_clip_high: PositiveFloat = 1.0
+    """eps_high of CISPO's weight. The paper tunes it and names no value."""
+
+
+class GBPOConfig(_Corrected):
+    """GBPO, bounded ratio RL (arXiv 2604.18578): the token ratio is drawn to the bound on its advantage's side."""
+
+    kind: Literal["gbpo"] = "gbpo"
+    """Which objective."""
+    clip_ratio_low: Fraction = 0.2
+    """eps_low: for a negative advantage the target is 1 - eps_low."""
+    clip_ratio_high: PositiveFloat = 0.2
+    """eps_high: for a positive one 1 + eps_high."""
+    aggregation: Aggregation = "sequence_mean"
+    """How tokens are averaged."""
+
+
+class OnPolicyConfig(_Corrected):
+    """Plain policy gradient, without a ratio: right when each batch is used for one optimizer step."""
+
+    kind: Literal["on_policy"] = "on_policy"
+    """Which objective."""
+    aggregation: Aggregation = "sequence_mean"
+    """How tokens are averaged."""
+
+
+class RLOOConfig(_Corrected):
+    """RLOO (arXiv 2402.14740): the whole response is one action, REINFORCE with the leave-one-out baseline."""
+
+    advantage: ClassVar[Mapping[str, object]] = MappingProxyType(
+        {"estimator": "leave_one_out", "normalize_by_std": False}
+    )
+    kind: Literal["rloo"] = "rloo"
+    """Which objective."""
+
+
+class ReinforcePPConfig(TokenClip):
+    """REINFORCE++ (arXiv 2501.03262): PPO's clipped minimum with advantages normalised over the batch."""
+
+    advantage: ClassVar[Mapping[str, object]] = MappingProxyType(
+        {"estimator": "batch", "normalize_by_std": True, "drop_zero_variance": False}
+    )
+    kind: Literal["reinforce_pp"] = "reinforce_pp"
+    """Which objective."""
+
+
+def _tbpo_by_default(value: Any) -> Any:
+    return {"kind": "tbpo", **value} if isinstance(value, dict) else value
+
+
+ObjectiveConfig = Annotated[
+    TBPOConfig
+    | GRPOConfig
+    | DrGRPOConfig
+    | DAPOConfig
+    | GSPOConfig
+    | CISPOConfig
+    | GBPOConfig
+    | OnPolicyConfig
+    | RLOOConfig
+    | ReinforcePPConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_tbpo_by_default),
+]

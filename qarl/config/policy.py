@@ -1,0 +1,188 @@
+"""Keys of the policy: the model, its rollout engines and its learner."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qarl.config.base import (
+    Betas,
+    Count,
+    Fraction,
+    Node,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
+from qarl.quant.scheme import KernelKind, SchemeName
+
+
+class SFTConfig(Node):
+    """Supervised warm start on the task's demonstrations (AdamW, linear warm-up, linear decay over the last 30%)."""
+
+    steps: PositiveInt = 220
+    """Optimizer steps."""
+    batch_size: PositiveInt = 32
+    """Rows per step: fresh demonstrations, or packs of them."""
+    pack_tokens: Count = 0
+    """Pack demonstrations end to end into rows of so many tokens and learn every token of them, prompts too: a model
+    that goes on after the end token, for as long as it is asked. 0 learns the answers, one a row."""
+    lr: PositiveFloat = 2e-3
+    """Peak learning rate."""
+    warmup_steps: Count = 50
+    """Linear warm-up."""
+    weight_decay: NonNegativeFloat = 0.01
+    """AdamW weight decay."""
+    betas: Betas = [0.9, 0.98]
+    """AdamW betas."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+    swap_prob: Fraction = 0.2
+    """The teacher's sloppiness: probability that it swaps a neighbouring pair of its answer."""
+
+
+class TinyModelConfig(Node):
+    """A small Qwen3-architecture model, made and warm-started on the task when `model.path` does not exist yet."""
+
+    hidden_size: PositiveInt = 192
+    """Model width."""
+    num_hidden_layers: PositiveInt = 3
+    """Layers."""
+    num_attention_heads: PositiveInt = 6
+    """Query heads."""
+    num_key_value_heads: PositiveInt = 2
+    """Key/value heads."""
+    head_dim: PositiveInt = 32
+    """Width of a head."""
+    intermediate_size: PositiveInt = 512
+    """Width of the MLP."""
+    vocab_size: PositiveInt = 64
+    """Rows of the embedding; unused tokens fill it up."""
+    max_position_embeddings: PositiveInt = 1024
+    """Longest context."""
+    initializer_range: PositiveFloat = 0.06
+    """Standard deviation of the initial weights."""
+    sft: SFTConfig = SFTConfig()
+    """Warm start."""
+
+
+class ModelConfig(Node):
+    path: str = Field(default=...)
+    """Hugging Face model directory. Required."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Compute type of learner and engine. With bfloat16 the learner keeps float32 masters in the optimizer."""
+    build: TinyModelConfig | None = None
+    """Make a tiny model at `path` when nothing is there; null demands that `path` exists."""
+
+
+class SamplingConfig(Node):
+    """Training samples are drawn from the full distribution (no top-p, no top-k): the learner must know its density."""
+
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; learner log-probs use the same."""
+    max_new_tokens: PositiveInt = 256
+    """Longest response, in tokens."""
+
+
+class PrecisionStage(Node):
+    """A later stage of progressive precision: learner and engines switch together before step `from_step`."""
+
+    from_step: Annotated[int, Field(ge=2)]
+    """First training step of the stage."""
+    scheme: SchemeName
+    """Format from there on; the same layers stay quantized."""
+    group_size: Literal[32, 64, 128] = 128
+    """As `rollout.group_size`."""
+
+
+class RolloutConfig(Node):
+    scheme: SchemeName = "w8a8_int8"
+    """Format of the engine's linear layers (docs/quantization.md). `none`: full precision, for comparison."""
+    group_size: Literal[32, 64, 128] = 128
+    """Input features that share a scale, in `w4a16` and `w4a8`."""
+    ignore: list[str] = ["lm_head"]
+    """Linear layers that stay in high precision on both sides: module names or `re:` patterns. Routers always do."""
+    schedule: list[PrecisionStage] = []
+    """Progressive precision (Bit-by-Bit): later stages, for example int8 first, then int4. Empty keeps `scheme`."""
+    num_workers: PositiveInt = 1
+    """Rollout actors, one engine each."""
+    transport: Literal["object_store", "nccl", "ipc"] = "object_store"
+    """How published weights travel. `object_store`: Ray's, through host memory, on any device. Of vLLM's own transfer
+    engines on GPU, `nccl` broadcasts to workers on GPUs of their own, `ipc` reads on the GPU of a colocated pair."""
+    max_model_len: PositiveInt = 1024
+    """Longest prompt + response of the engine, in tokens."""
+    max_num_seqs: PositiveInt = 64
+    """Sequences that one engine decodes at once."""
+    max_num_batched_tokens: PositiveInt = 4096
+    """Tokens of one engine step."""
+    kv_cache_gib: PositiveInt = 1
+    """KV cache of one engine on CPU, in whole GiB."""
+    gpu_memory_utilization: Fraction = 0.6
+    """Share of a GPU that one engine takes."""
+    batch_invariant: bool = False
+    """On GPU, vLLM's batch-invariant mode: a token has the same log-prob in any batch, at some cost in speed. Refused
+    on CPU, whose pinned kernels do so anyway."""
+    num_cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that one worker reserves."""
+    timeout_s: PositiveFloat = 600.0
+    """A worker that does not answer within this time is taken for dead."""
+    max_restarts: Count = 3
+    """How often a worker may be replaced in one run before the run stops."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are drawn."""
+
+    @model_validator(mode="after")
+    def _stages_follow_each_other(self) -> RolloutConfig:
+        steps = [stage.from_step for stage in self.schedule]
+        if sorted(set(steps)) != steps:
+            raise ValueError(f"schedule: from_step must rise from stage to stage, got {steps}")
+        if self.schedule and "none" in (self.scheme, *(stage.scheme for stage in self.schedule)):
+            raise ValueError("schedule: every stage must quantize; 'none' cannot be switched to or from")
+        return self
+
+
+class OptimizerConfig(Node):
+    lr: PositiveFloat = 1e-6
+    """Learning rate."""
+    betas: Betas = [0.9, 0.99]
+    """AdamW betas."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW weight decay."""
+    warmup_steps: Count = 0
+    """Optimizer steps of linear warm-up, then constant."""
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping."""
+
+
+class LearnerConfig(Node):
+    aligned: bool = True
+    """Compute the engine's quantized forward. False trains plain transformers on quantized rollouts, the naive
+    baseline, whatever `numerics` says."""
+    numerics: Literal["auto", "engine", "portable", "stock"] = "auto"
+    """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
+    torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
+    kernel: KernelKind = "auto"
+    """Low-bit GEMM: `engine` the engine's own op, `torch`, `triton` (`w4a16` on GPU), `reference` float32 arithmetic on
+    the grids. `auto` on CPU: the engine's where vLLM is installed, else torch's; with `numerics: portable` always
+    torch's. `auto` on GPU: triton's for `w4a16`, else torch's."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    num_ranks: PositiveInt = 1
+    """Learner ranks (data parallel)."""
+    num_cpus_per_rank: PositiveFloat = 1.0
+    """CPUs that one rank reserves."""
+    minibatches: PositiveInt = 4
+    """Optimizer steps per batch; each takes whole groups."""
+    micro_batch_size: PositiveInt = 64
+    """Sequences of one forward and backward."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    calculate_entropy: bool = True
+    """Log `actor/entropy`, for one more pass over the logits."""
+    prox: Literal["recompute", "sampler"] = "recompute"
+    """Where pi_prox comes from: an aligned forward before the update, or the sampler's own log-probs once this run
+    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less. The proof is made
+    again after a restart, and when the first minibatch of a step shows a ratio other than 1."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """AdamW."""

@@ -1,0 +1,221 @@
+"""The keys of the prompt pool. `docs/prompt_pool.md` tells what they do together."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt
+
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _check_pattern(pattern: str, key: str) -> None:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{key}: not a regular expression: {error}") from None
+    if groups != 1:
+        raise ValueError(f"{key}: a regular expression of one group is wanted, this one has {groups}")
+
+
+BOXED = r"\\boxed\{((?:[^{}]|\{[^{}]*\})+)\}"
+"""What stands in LaTeX's \\boxed{}, with braces nested once."""
+
+
+class RetireConfig(Node):
+    """Prompts that are always or never solved leave the draws, and come back from time to time to be checked."""
+
+    after_visits: Count = 0
+    """Observed draws before a prompt may retire; 0 never retires."""
+    solved_above: Fraction = 1.0
+    """Measured success rate from which a prompt counts as solved."""
+    hopeless_below: Fraction = 0.0
+    """Measured success rate up to which a prompt counts as hopeless."""
+    recheck_after_steps: PositiveInt = 50
+    """Steps after which a retired prompt may be drawn again; the result decides anew."""
+
+    @model_validator(mode="after")
+    def _something_is_neither(self) -> RetireConfig:
+        if self.hopeless_below >= self.solved_above:
+            raise ValueError(
+                f"pool.retire.hopeless_below: every success rate is up to {self.hopeless_below:g} or from "
+                f"pool.retire.solved_above {self.solved_above:g}, all prompts would retire"
+            )
+        return self
+
+
+class LineageConfig(Node):
+    """Prompts made from others lend each other evidence."""
+
+    refresh_every: Count = 0
+    """Steps between re-estimations of parents from their children; 0 never."""
+    aggregate: Literal["children", "path"] = "children"
+    """`children`: every child counts alike. `path`: by the number of its leaf descendants."""
+    estimate_strength: PositiveFloat = 2.0
+    """Pseudo-trials that an estimate weighs against measured ones."""
+
+
+class ArchiveConfig(Node):
+    """Evicted prompts are remembered and may come back."""
+
+    capacity: Count = 0
+    """Evicted prompts that are remembered, the latest ones; 0 forgets them all."""
+    reinsert_per_step: Count = 0
+    """Archived prompts considered per step, longest archived first."""
+    rest_steps: PositiveInt = 50
+    """Steps in the archive before a prompt is considered."""
+
+
+class ProgramCheckConfig(Node):
+    """The task's own program knows the answer; the sorting task has one."""
+
+    kind: Literal["program"] = "program"
+    """Which validator."""
+
+
+class VoteConfig(Node):
+    """Self-consistency: the policy answers the new problem several times; the answer most often given counts."""
+
+    kind: Literal["vote"] = "vote"
+    """Which validator."""
+    num_samples: PositiveInt = 8
+    """Answers of the policy, sampled with the next step's rollouts."""
+    threshold: Share = 0.5
+    """Share of them that must agree."""
+    answer_pattern: str = BOXED
+    """Regular expression whose one group is the answer; its last match in a reply counts."""
+
+    @model_validator(mode="after")
+    def _pattern_has_a_group(self) -> VoteConfig:
+        _check_pattern(self.answer_pattern, "pool.augment.validator.answer_pattern")
+        return self
+
+
+class TeacherConfig(Node):
+    """Another model answers, over an OpenAI-compatible endpoint, while training goes on."""
+
+    kind: Literal["teacher"] = "teacher"
+    """Which validator."""
+    base_url: Annotated[str, Field(pattern=r"^https?://[!-~]+$")] = Field(default=...)
+    """Up to and with the version: `http://host:8000/v1`. Required."""
+    model: Annotated[str, Field(min_length=1)] = Field(default=...)
+    """Name of the model there. Required."""
+    api_key_env: str = ""
+    """Environment variable that holds the key; empty for none."""
+    prompt: str = (
+        "Solve the problem and put the final answer in \\boxed{}. If it has no single answer, do not write a box."
+        "\n\n{question}"
+    )
+    """What the teacher is asked; `{question}` is replaced."""
+    answer_pattern: str = BOXED
+    """Regular expression whose one group is the answer; its last match counts, and none refuses the problem."""
+    max_tokens: PositiveInt = 2048
+    """Longest reply."""
+    timeout_s: PositiveFloat = 60.0
+    """Longest silence of a connection."""
+    max_retries: Count = 3
+    """Further tries after a time-out, a lost connection, status 408, 429 or 5xx; pauses grow from 1 s to 60 s."""
+    concurrency: PositiveInt = 4
+    """Requests at once."""
+
+    @model_validator(mode="after")
+    def _prompt_and_pattern_fit(self) -> TeacherConfig:
+        _check_pattern(self.answer_pattern, "pool.augment.validator.answer_pattern")
+        if "{question}" not in self.prompt:
+            raise ValueError("pool.augment.validator.prompt: {question} does not occur in it")
+        return self
+
+
+class AugmentConfig(Node):
+    """New problems that the policy makes from prompts at the frontier; after HeaPA."""
+
+    per_step: Count = 0
+    """Problems asked for per step, each from another prompt of the draw; 0 for none."""
+    reach: Fraction = 0.25
+    """Only prompts that were measured and whose success rate is within this of `pool.target` serve as parents."""
+    template: str = (
+        "Here is a problem:\n\n{question}\n\nWrite one new problem that is about as hard, with other numbers and "
+        "another story. Put it between <problem> and </problem> and do not solve it."
+    )
+    """What the policy is asked. `{question}` and `{answer}` are the parent's, `{beginning}` the first half of its
+    question; a template that ends with `{beginning}` has the policy go on from there, and both together are read."""
+    pattern: str = r"<problem>(.+?)</problem>"
+    """Regular expression whose one group is the new question; it must match the reply exactly once."""
+    ngram: PositiveInt = 8
+    """Words of the n-grams by which two questions are compared; shorter questions are compared whole."""
+    max_overlap: Share = 0.8
+    """Share of common n-grams, of the shorter text, from which a question repeats one of the pool."""
+    max_heldout_overlap: Share = 0.5
+    """The same from which it gives away a held-out one."""
+    max_pending: PositiveInt = 64
+    """Problems that wait for the validator at most; at this number no more are asked for."""
+    budget: Count = 0
+    """Problems handed to the validator in the whole run at most; 0 for no bound."""
+    validator: Annotated[ProgramCheckConfig | VoteConfig | TeacherConfig, Field(discriminator="kind")] = (
+        ProgramCheckConfig()
+    )
+    """Who finds a new problem's answer, or refuses it."""
+
+    @model_validator(mode="after")
+    def _template_and_pattern_fit(self) -> AugmentConfig:
+        _check_pattern(self.pattern, "pool.augment.pattern")
+        if not any(name in self.template for name in ("{question}", "{beginning}")):
+            raise ValueError("pool.augment.template: neither {question} nor {beginning} occurs in it")
+        return self
+
+
+class PoolConfig(Node):
+    strategy: Literal["frontier", "uniform", "median", "prioritised", "easy_to_hard"] = "frontier"
+    """`frontier`: prompts whose success rate is nearest to `target`. `uniform`: every prompt alike. `median`: nearest
+    to the median of the last rewards, as HeaPA published. `prioritised`: at random, more often the nearer to `target`.
+    `easy_to_hard`: passes over the data, each by level and then by success rate."""
+    target: Fraction = 0.5
+    """Target success rate: where the two heaps meet."""
+    exploration: Fraction = 0.25
+    """Share of a draw kept for unseen and stale prompts, rounded to whole prompts."""
+    cooldown_steps: Count = 2
+    """Steps that an observed prompt rests before it may be drawn again."""
+    decay: Fraction = 0.7
+    """Weight of old trials at each new visit."""
+    prior_strength: PositiveFloat = 2.0
+    """Pseudo-trials of the Beta prior, centred on `target`."""
+    stale_after_steps: PositiveInt = 20
+    """Steps unvisited after which a prompt counts as stale."""
+    reach: Fraction = 1.0
+    """`frontier`: seen prompts further than this from `target` are drawn only when no unseen ones are left. Helps the
+    start of a run, when the nearest seen prompts are still far away."""
+    priority_exponent: Annotated[float, Field(ge=0.0, le=8.0)] = 1.0
+    """`prioritised`: weight = nearness to `target` (1 there, 0 at the far end) to this power; 0 is uniform."""
+    capacity: PositiveInt | None = None
+    """Most prompts in the pool, in flight included; a new one evicts the furthest from `target`. null: no bound."""
+    retire: RetireConfig = RetireConfig()
+    """Solved and hopeless prompts."""
+    lineage: LineageConfig = LineageConfig()
+    """Prompts made from others."""
+    archive: ArchiveConfig = ArchiveConfig()
+    """Evicted prompts."""
+    augment: AugmentConfig = AugmentConfig()
+    """New problems from the policy."""
+
+    @model_validator(mode="after")
+    def _archive_has_a_source(self) -> PoolConfig:
+        if self.archive.capacity and self.capacity is None:
+            raise ValueError("pool.archive.capacity: nothing is ever evicted without pool.capacity; set both")
+        if self.archive.reinsert_per_step and not self.archive.capacity:
+            raise ValueError(
+                "pool.archive.reinsert_per_step: nothing is archived without pool.archive.capacity; set both"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_target_stays(self) -> PoolConfig:
+        retire = self.retire
+        if retire.after_visits and not retire.hopeless_below <= self.target <= retire.solved_above:
+            raise ValueError(
+                f"pool.retire: prompts at pool.target {self.target:g} would retire: it lies outside of "
+                f"hopeless_below {retire.hopeless_below:g} and solved_above {retire.solved_above:g}"
+            )
+        return self

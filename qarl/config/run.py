@@ -1,0 +1,262 @@
+"""The configuration: one typed, strict tree. This file, `config_policy.py`, `tasks/config.py`,
+`prompts/config.py` and `objectives/config.py` are the reference of every key.
+
+A config file is YAML; `inherits: other.yaml` (relative to the file) takes another file's values first. Overrides
+`a.b=c` come last. Unknown keys are errors that name the nearest known one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from qarl.config.base import (
+    Count,
+    Node,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
+from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
+from qarl.error_tokens import ErrorTokensConfig
+from qarl.config.objective import ObjectiveConfig, TBPOConfig
+from qarl.config.pool import PoolConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
+
+
+class RunConfig(Node):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
+    """Name of the run, a plain folder name; its files lie in `dir`/`name`."""
+    dir: str = "runs"
+    """Folder of all runs, relative to the working directory."""
+    resume: bool = True
+    """Continue from the last checkpoint of the same name; false starts over and deletes the old run's files."""
+
+
+class RewardConfig(Node):
+    kind: Literal["exact", "math"] = "exact"
+    """`exact`: the whole completion equals the answer and ends itself. `math`: Math-Verify on the last answer."""
+    num_workers: PositiveInt = 1
+    """Verifier processes."""
+    timeout_s: PositiveFloat = 5.0
+    """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line says so."""
+
+
+class AdvantageConfig(Node):
+    estimator: Literal["group", "leave_one_out", "group_batch", "batch"] = "group"
+    """What a reward is compared with: `group` the mean of its group (GRPO); `leave_one_out` the mean of the others of
+    its group (RLOO); `group_batch` its group's mean, scaled over the batch (REINFORCE++-baseline); `batch` the mean of
+    all responses of the step (REINFORCE++)."""
+    normalize_by_std: bool = True
+    """Divide by the standard deviation: of the group, or of the batch for the two batch estimators."""
+    drop_zero_variance: bool = True
+    """Leave groups whose rewards are all equal out of the update. They have no advantage, but by the estimator `batch`,
+    which needs false."""
+    overlong_cache: Count = 0
+    """DAPO's soft punishment: the reward falls linearly, down to -1, over the last so many tokens before
+    `rollout.sampling.max_new_tokens`; 0 for none."""
+
+
+class TrainConfig(Node):
+    steps: PositiveInt = 100
+    """Training steps: sample, reward, update, publish."""
+    prompts_per_step: PositiveInt = 32
+    """Prompts drawn per step."""
+    group_size: PositiveInt = 8
+    """Responses per prompt."""
+    allocation: Literal["equal", "frontier"] = "equal"
+    """How the responses of a draw, `group_size` a prompt, are shared out. `equal`: alike. `frontier`: more to a prompt
+    the less certain its rewards are, between half and twice `group_size`."""
+    dynamic_sampling: Count = 0
+    """DAPO's dynamic sampling: groups of equal rewards are not learned from, and up to so many further draws a step
+    replace them; 0 for none."""
+    checkpoint_every: PositiveInt = 20
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept."""
+
+
+class EvalConfig(Node):
+    every: PositiveInt = 12
+    """Steps between evaluations; before and after training always."""
+    num_prompts: PositiveInt = 256
+    """Held-out prompts, evenly over the levels."""
+    num_samples: PositiveInt = 4
+    """k of avg@k and pass@k, at temperature 1."""
+    greedy: bool = True
+    """Also one greedy response a prompt."""
+    final_num_prompts: PositiveInt = 512
+    """Held-out prompts of the evaluations before and after training."""
+
+
+class MismatchConfig(Node):
+    token_bounds: list[PositiveFloat] = [0.001, 0.01, 0.1]
+    """Log the share of tokens whose |d log p| exceeds each of these."""
+    warn_above: NonNegativeFloat | None = None
+    """Print a line when max |d log p| between learner and sampler rises above this; null never warns."""
+    stop_above: NonNegativeFloat | None = None
+    """Stop the run when max |d log p| between learner and sampler exceeds this in a step; null never stops."""
+    proof_steps: PositiveInt = 3
+    """Steps of max |d log p| == 0 after which `learner.prox: sampler` is trusted."""
+    unaligned_every: Count = 0
+    """Also score the samples with the plain unaligned model each N steps, for comparison; 0 never."""
+    probe_bound: PositiveFloat = 1.0
+    """Publication proof where exact numerics are not promised: largest |d log p| on the probe prompts. Wrong or stale
+    weights show several nats; unaligned numerics stay below about 0.5."""
+
+
+class TrackingConfig(Node):
+    wandb_mode: Literal["offline", "online", "disabled"] = "offline"
+    """W&B mode; offline needs no login."""
+    wandb_project: str = "qarl"
+    """W&B project."""
+    table_every: PositiveInt = 18
+    """Steps between sample tables."""
+    progress: bool = True
+    """Progress bar in the terminal."""
+
+
+class ControlsConfig(Node):
+    """Controls in the report, for tasks with a teacher."""
+
+    teacher: bool = False
+    """The teacher's own exact-match rate on held-out prompts."""
+    sft_continued: bool = False
+    """Continue the warm start, from its end, for as many seconds as RL took, and evaluate that."""
+
+
+class ClusterConfig(Node):
+    address: str | None = None
+    """Ray address to join ("auto" or host:port); null starts a local Ray in this process's session."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where engines and learner compute; auto takes CUDA when Ray has a GPU (our own Ray: when torch has)."""
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Ray placement of the actors over nodes."""
+    placement_timeout_s: PositiveFloat = 120.0
+    """How long to wait for the placement group."""
+    colocate: bool = False
+    """One engine and one learner rank share one GPU, half each; otherwise each takes a GPU of its own."""
+
+
+class Config(Node):
+    """Everything about one run."""
+
+    seed: int = 0
+    """The one seed: data, sampling, model, pool."""
+    run: RunConfig = RunConfig()
+    """Where the run's files go."""
+    model: ModelConfig = Field(default=...)
+    """The policy. Required."""
+    task: Annotated[SortingTaskConfig | DatasetTaskConfig, Field(discriminator="kind")] = Field(default=...)
+    """The problems. Required."""
+    reward: RewardConfig = RewardConfig()
+    """The verifier."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Sampling workers."""
+    learner: LearnerConfig = LearnerConfig()
+    """Training."""
+    objective: ObjectiveConfig = TBPOConfig()
+    """What is optimized."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    """From rewards to advantages."""
+    pool: PoolConfig = PoolConfig()
+    """Prompt pool."""
+    train: TrainConfig = TrainConfig()
+    """The loop."""
+    eval: EvalConfig = EvalConfig()
+    """Held-out evaluation."""
+    error_tokens: ErrorTokensConfig = ErrorTokensConfig()
+    """Repetitive and garbled tokens in responses."""
+    mismatch: MismatchConfig = MismatchConfig()
+    """Sampler-learner agreement."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Logs."""
+    controls: ControlsConfig = ControlsConfig()
+    """Controls in the final report."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+
+    @model_validator(mode="after")
+    def _group_has_a_baseline(self) -> Config:
+        if self.train.group_size < 2:
+            raise ValueError(
+                "train.group_size: 1 gives every response the advantage 0, because advantages are group-normalised; "
+                "use 2 or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _objective_has_its_advantages(self) -> Config:
+        asked, needed = self.advantage, self.objective.advantage
+        for key, value in needed.items():
+            if getattr(asked, key) != value:
+                raise ValueError(
+                    f"objective.kind: {self.objective.kind} is defined with advantage.{key}={str(value).lower()}, "
+                    f"not {str(getattr(asked, key)).lower()}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _only_groups_that_tell_nothing_are_dropped(self) -> Config:
+        if self.advantage.estimator == "batch" and self.advantage.drop_zero_variance:
+            raise ValueError(
+                "advantage.drop_zero_variance: by the estimator `batch` groups of equal rewards have an advantage; "
+                "set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dynamic_sampling_drops(self) -> Config:
+        if self.train.dynamic_sampling and not self.advantage.drop_zero_variance:
+            raise ValueError(
+                "train.dynamic_sampling: it replaces groups that are dropped, and advantage.drop_zero_variance is false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _task_has_the_program(self) -> Config:
+        augment = self.pool.augment
+        if augment.per_step and augment.validator.kind == "program" and self.task.kind != "sorting":
+            raise ValueError(
+                f"pool.augment.validator.kind: task {self.task.kind} has no program to check with; use vote or teacher"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _overlong_cache_fits(self) -> Config:
+        if self.advantage.overlong_cache > self.rollout.sampling.max_new_tokens:
+            raise ValueError(
+                f"advantage.overlong_cache: {self.advantage.overlong_cache} exceeds "
+                f"rollout.sampling.max_new_tokens {self.rollout.sampling.max_new_tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _minibatches_hold_groups(self) -> Config:
+        if self.learner.minibatches > self.train.prompts_per_step:
+            raise ValueError(
+                f"learner.minibatches: {self.learner.minibatches} minibatches of whole groups need at least as many "
+                f"prompts, train.prompts_per_step is {self.train.prompts_per_step}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _batch_invariance_reaches_the_kernel(self) -> Config:
+        schemes = [self.rollout.scheme, *(stage.scheme for stage in self.rollout.schedule)]
+        for scheme in schemes:
+            if self.rollout.batch_invariant and scheme in ("w4a16", "mxfp4a16", "nvfp4a16"):
+                raise ValueError(
+                    f"rollout.batch_invariant: vLLM's mode does not reach its {scheme} kernels, whose sums depend on "
+                    "the batch; use w8a8_int8 or none as rollout.scheme"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _response_fits(self) -> Config:
+        if self.rollout.sampling.max_new_tokens >= self.rollout.max_model_len:
+            raise ValueError(
+                f"rollout.sampling.max_new_tokens: {self.rollout.sampling.max_new_tokens} leaves no room for a prompt "
+                f"in rollout.max_model_len {self.rollout.max_model_len}"
+            )
+        return self

@@ -1,0 +1,197 @@
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from rich.console import Console
+
+from launch.run.report import Summary, _draw_pool, draw_curves, read_series, read_summary, render_summary, write_report
+from qarl.errors import DataError
+
+SUMMARY = Summary(
+    run="sort <demo>",
+    scheme="w8a8_int8",
+    kernels=["CPUInt8ScaledMMLinearKernel"],
+    steps=54,
+    rollouts=13824,
+    train_seconds=83.4,
+    tokens_per_s=1234.5,
+    eval_before={"greedy": 0.861, "pass@1": 0.412, "level_02/pass@1": 0.7, "level_12/pass@1": 0.051},
+    eval_after={"greedy": 0.953, "pass@1": 0.823, "level_02/pass@1": 0.99, "level_12/pass@1": 0.513},
+    controls={"teacher": 0.347, "sft_continued/pass@1": 0.436},
+    mismatch_aligned={"mean": 0.0, "max": 0.0, "k3": 0.0},
+    mismatch_unaligned={"mean": 0.0543, "max": 1.43, "k3": 0.00321},
+    files={"report": "runs/demo/report.html"},
+)
+
+
+def make_run(folder: Path, steps: int = 54) -> Path:
+    """A run folder whose metrics look like those of the quickstart."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for step in range(steps + 1):
+        row: dict[str, float] = {"step": step, "time": float(step)}
+        gain = 1 - math.exp(-step / 20)
+        if step % 12 == 0 or step == steps:
+            row |= {"eval/greedy": 0.86 + 0.09 * gain, "eval/pass@1": 0.41 + 0.4 * gain}
+            row |= {"eval/pass@4": 0.75 + 0.2 * gain, "eval/level_06/pass@1": 0.5 * gain}
+        if step:
+            row |= {"reward/mean": 0.4 + 0.4 * gain + rng.normal(0, 0.03), "perf/tokens_per_s": 1250.0}
+            row |= {"mismatch/logp_abs_max": 0.0, "mismatch/logp_abs_mean": 0.0}
+            row |= {"mismatch/unaligned_logp_abs_max": rng.lognormal(0, 0.3)}
+            row |= {"mismatch/unaligned_logp_abs_mean": 0.05 * rng.lognormal(0, 0.1)}
+            times = {"sample": 0.4, "reward": 0.02, "prox": 0.15, "update": 0.6, "publish": 0.08}
+            times = {name: t * rng.lognormal(0, 0.1) for name, t in times.items()}
+            row |= {f"timing_s/{name}": t for name, t in times.items()} | {"timing_s/step": sum(times.values()) + 0.05}
+            row |= {"actor/clip_fraction": 0.1 * rng.lognormal(0, 0.3), "actor/clip_fraction_neg": 0.04}
+            row |= {"pool/unseen": max(0.0, 500 - 8 * step), "pool/low": 3.0 * step, "pool/high": 5.0 * step}
+            row |= {"pool/success_mean": 0.5, "actor/lr": 1e-4, "timing_s/pool": 1e-3}
+            row |= {f"pool/success_hist_{k}": rng.dirichlet(np.ones(10))[0] for k in range(10)}
+            row |= {"augment/accepted": 3.0 * step, "augment/rejected_leak": 0.4 * step}
+        rows.append(row)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+class Page(HTMLParser):
+    """The cells and images of a page, and whether every tag is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.images: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(str(dict(attrs)["src"]))
+        elif tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_page_is_self_contained_and_holds_the_figures(tmp_path: Path) -> None:
+    write_report(make_run(tmp_path), SUMMARY)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert not re.search(r"(src|href)=[\"'](?!data:)", text)
+    cells = set(page.text)
+    expected = {"sort <demo>", "0.861 → 0.953", "0.412 → 0.823", "0.051 → 0.513", "level 12", "teacher", "0.347"}
+    expected |= {"SFT continued, pass@1", "0.436", "exactly 0", "5.43e-02", "1.43e+00", "3.21e-03", "54, 13,824"}
+    expected |= {"CPUInt8ScaledMMLinearKernel", "1,234", "0:01:23", "runs/demo/report.html", "actor/lr", "0.0001"}
+    assert expected <= cells
+    (image,) = page.images
+    png = base64.b64decode(image.removeprefix("data:image/png;base64,"))
+    assert png == (tmp_path / "curves.png").read_bytes()
+
+
+def test_picture_is_a_png_with_something_in_every_panel(tmp_path: Path) -> None:
+    write_report(make_run(tmp_path), SUMMARY)
+    pixels = imread(io.BytesIO((tmp_path / "curves.png").read_bytes()))[..., :3]
+    assert pixels.shape[0] > 1000
+    assert pixels.shape[1] > 1000
+    top = pixels.shape[0] // 20  # below the title
+    for rows in np.array_split(pixels[top:], 4, axis=0):
+        for panel in np.array_split(rows, 2, axis=1):
+            coloured = panel.max(axis=-1) - panel.min(axis=-1) > 0.2
+            assert coloured.mean() > 0.001
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        {"reward/mean": {1: 0.5}},
+        {"mismatch/logp_abs_max": {1: 0.0, 2: 0.0}},
+        {"mismatch/logp_abs_max": {1: math.inf, 2: math.nan, 3: 1e-9}},
+        {"timing_s/step": {1: 1.0}},
+        {"eval/greedy": {0: 0.5}},
+        {f"pool/success_hist_{k}": {1: 0.1} for k in range(10)},
+        {f"pool/success_hist_{k}": {1: 0.1, 5: math.nan, 9: 0.2} for k in range(9)},
+        {"augment/accepted": {1: 0.0}, "augment/rejected_leak": {1: 2.0, 2: 3.0}},
+    ],
+)
+def test_short_and_odd_runs_are_drawn(series: dict[str, dict[int, float]]) -> None:
+    assert draw_curves(series, SUMMARY).startswith(b"\x89PNG")
+
+
+def test_every_count_of_a_pool_is_drawn() -> None:
+    """A bounded pool with an archive has more of them than there are colours."""
+    ax = Figure().subplots()
+    names = [*(f"state_{i}" for i in range(12)), "size"]
+    _draw_pool(ax, {f"pool/{name}": {1: 9.0, 2: 8.0} for name in names}, SUMMARY)
+    assert [line.get_label() for line in ax.lines] == names
+    assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == len(names)
+
+
+def test_series_merge_the_log_calls_of_a_step(tmp_path: Path) -> None:
+    rows = [{"step": 1, "time": 0.0, "b": 1.0}, {"step": 1, "time": 1.0, "a": "nan"}, {"step": 2, "time": 2.0, "b": 3}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    series = read_series(tmp_path)
+    assert list(series) == ["a", "b"]
+    assert series["b"] == {1: 1.0, 2: 3.0}
+    assert math.isnan(series["a"][1])
+
+
+def test_nothing_logged_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no metrics"):
+        write_report(tmp_path, SUMMARY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_terminal_summary_fits_eighty_columns() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render_summary(SUMMARY))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for figure in ["0.412 -> 0.823", "0.700 -> 0.990", "level 12", "0.347", "exactly 0", "1.43e+00", "1,234"]:
+        assert figure in text
+    assert "CPUInt8ScaledMMLinearKernel" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_summary_without_comparison_says_so() -> None:
+    bare = Summary("r", "bf16", [], 1, 8, 1.0, 1.0, {"greedy": 0.5}, {}, mismatch_aligned={"mean": 1e-3})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render_summary(bare))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "0.500 -> ?" in text
+    assert "not measured" in text
+    assert "Controls" not in text
+
+
+rates = st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False))
+
+
+@given(before=rates, aligned=rates, kernels=st.lists(st.text()), seconds=st.floats(allow_nan=False))
+def test_summary_survives_json(
+    before: dict[str, float], aligned: dict[str, float], kernels: list[str], seconds: float
+) -> None:
+    summary = Summary("r", "s", kernels, 1, 2, seconds, 3.0, before, {}, mismatch_aligned=aligned)
+    text = summary.to_json()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert Summary.from_json(text) == summary
+
+
+def test_read_summary_returns_what_was_written_or_says_why_not(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no summary"):
+        read_summary(tmp_path)
+    write_report(make_run(tmp_path, steps=2), SUMMARY)
+    assert read_summary(tmp_path) == SUMMARY
+    (tmp_path / "summary.json").write_text('{"run": 3}')
+    with pytest.raises(DataError, match=r"summary\.json: not a run summary: run"):
+        read_summary(tmp_path)

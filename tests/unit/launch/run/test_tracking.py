@@ -1,0 +1,226 @@
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from launch import tracking
+from launch.run.report import read_series
+from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLE_COLUMNS, SAMPLES_FILE, RunTracker, read_log
+from qarl.config.run import Config
+from qarl.config.io import validate
+from qarl.errors import DataError, ResourceError
+from qarl.metrics import Histogram
+from qarl.types import AugmentOutcome, Prompt, Sample, Score
+
+HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
+STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_service() -> Iterator[None]:
+    """W&B's service ends with this file: named in the environment, it would serve the runs that other tests kill."""
+    yield
+    import wandb
+
+    wandb.teardown()
+    assert "WANDB_SERVICE" not in os.environ
+
+
+def config(mode: str = "disabled", **tracked: object) -> Config:
+    tree = {"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_mode": mode, **tracked}}
+    return validate(tree, "test")
+
+
+def sample(text: str = "12") -> Sample:
+    prompt = Prompt("p", "21=", "12", (1, 2))
+    return Sample(prompt, (3, 4), np.array([-1.0, -0.5], np.float32), text, "stop", version=7)
+
+
+def steps(path: Path) -> list[int]:
+    return [row["step"] for row in read_log(path)]
+
+
+def test_each_log_call_is_a_whole_line_at_once(tmp_path: Path) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.log(1, STEP)
+    assert read_log(tmp_path / METRICS_FILE)[0].items() >= {"step": 1, **STEP}.items()  # before close
+    tracker.log(2, {"a": math.nan, "b": math.inf})
+    tracker.close()
+    tracker.close()
+    text = (tmp_path / METRICS_FILE).read_text().splitlines()[1]
+    row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert math.isnan(float(row["a"]))
+    assert float(row["b"]) == math.inf
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_a_histogram_is_edges_and_counts(tmp_path: Path) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.log(1, {**STEP, "w_hist": HISTOGRAM})
+    tracker.close()
+    (row,) = read_log(tmp_path / METRICS_FILE)
+    assert row["w_hist"] == {"edges": [0.5, 1.0, 2.0], "counts": [3, 4]}
+    assert read_series(tmp_path).keys() == STEP.keys()
+
+
+def test_what_became_of_new_problems_is_kept_up_to_the_start_of_a_resumed_run(tmp_path: Path) -> None:
+    tree = config().model_dump()
+    tree["pool"]["augment"]["per_step"] = 1
+    growing = validate(tree, "test")
+    outcomes = [AugmentOutcome("p", "21", "", "", "12"), AugmentOutcome("q", "x", "parse", "no digits")]
+    for start in (0, 1):
+        tracker = RunTracker(growing, tmp_path, start, 3)
+        tracker.augmented(start + 1, outcomes)
+        tracker.close()
+    rows = read_log(tmp_path / AUGMENT_FILE)
+    assert [row["step"] for row in rows] == [1, 1, 2, 2]
+    assert rows[2:] == [{"step": 2, **asdict(outcome)} for outcome in outcomes]
+    (tmp_path / "other").mkdir()
+    RunTracker(config(), tmp_path / "other", 0, 3).close()
+    assert not (tmp_path / "other" / AUGMENT_FILE).exists()
+
+
+@given(logged=st.lists(st.integers(0, 9)), start=st.integers(0, 9), cut=st.integers(0, 40))
+def test_resume_keeps_exactly_the_whole_lines_up_to_its_start(
+    tmp_path_factory: pytest.TempPathFactory, logged: list[int], start: int, cut: int
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / METRICS_FILE
+    lines = [json.dumps({"step": step, "time": 0.0, "x": "é"}, ensure_ascii=False) + "\n" for step in logged]
+    data = "".join(lines).encode()
+    path.write_bytes(data[: max(0, len(data) - cut)])
+    whole = [json.loads(line)["step"] for line in path.read_bytes().split(b"\n")[:-1]]
+
+    tracker = RunTracker(config(), folder, start, 20)
+    tracker.log(start + 1, {"x": 1.0})
+    tracker.close()
+
+    kept = [step for step in whole if step <= start] if start else []
+    assert steps(path) == [*kept, start + 1]
+    assert not list(folder.glob("*.part"))
+
+
+def test_damage_inside_a_log_is_named(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: not a JSON object"):
+        RunTracker(config(), tmp_path, 2, 3)
+
+
+def test_samples_are_kept_with_their_scores(tmp_path: Path) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.table(2, [sample(), sample("x\n[b]")], [Score(1.0), Score(0.0)])
+    tracker.close()
+    rows = read_log(tmp_path / SAMPLES_FILE)
+    assert [rows[0][name] for name in SAMPLE_COLUMNS] == ["21=", "12", "12", 1.0, "stop", 7, -0.75]
+    assert rows[1]["response"] == "x\n[b]"
+    assert {row["table"] for row in rows} == {"samples"}
+    assert rows[0].keys() == {"step", "table", *SAMPLE_COLUMNS}
+    RunTracker(config(), tmp_path, 1, 3).close()
+    assert read_log(tmp_path / SAMPLES_FILE) == []
+
+
+def test_a_table_may_have_more_columns(tmp_path: Path) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.table(2, [sample()], [Score(1.0)], "error_tokens", [{"error_share": 0.5, "error_tokens": "repeated 0-1"}])
+    tracker.close()
+    (row,) = read_log(tmp_path / SAMPLES_FILE)
+    assert (row["table"], row["error_share"], row["error_tokens"]) == ("error_tokens", 0.5, "repeated 0-1")
+    assert row["response"] == "12"
+
+
+def test_without_a_terminal_each_step_is_a_plain_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.log(0, {"eval/greedy": 0.86, "eval/level_06/pass@1": 0.1})
+    tracker.log(1, STEP)
+    tracker.log(2, {**STEP, "mismatch/logp_abs_max": 0.0123})
+    tracker.note("[red]as it is[/red] " + "x" * 100)
+    tracker.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 0/3  held-out  greedy 0.860"
+    assert lines[1] == "step 1/3  reward 0.500  |d log p| max 0  1,870 tokens/s  ETA -"
+    assert "|d log p| max 0.012 " in lines[2]
+    assert lines[2].endswith("ETA 0:00:00")
+    assert lines[3] == "[red]as it is[/red] " + "x" * 100
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_terminal_shows_a_bar_when_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    out = io.StringIO()
+    terminal = Console(file=out, force_terminal=True, force_interactive=True, width=120)
+    monkeypatch.setattr(tracking, "Console", lambda: terminal)
+    tracker = RunTracker(config(progress=wanted), tmp_path, 1, 3)
+    tracker.note("before the bar")
+    hidden, shown = "\x1b[?25l", "\x1b[?25h"
+    assert hidden not in out.getvalue()
+    tracker.log(2, STEP)
+    tracker.note("above the bar")
+    tracker.close()
+    text = out.getvalue()
+    assert (hidden in text) == wanted
+    assert text.count(hidden) == text.count(shown)  # the cursor comes back
+    assert "above the bar" in text
+    assert "step 2/3" in text
+    assert "|d log p| max 0" in text
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """Records of the one .wandb file in `folder`, read by W&B's own tool."""
+    (file,) = folder.glob("run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_wandb_offline_holds_the_metrics_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    # Nothing answers there: an offline run must not ask, and its table files stay out of the home folder.
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    ids = set()
+    for start in (0, 1):
+        tracker = RunTracker(config("offline"), tmp_path, start, 2)
+        tracker.log(start + 1, {**STEP, "w_hist": HISTOGRAM})
+        tracker.table(start + 1, [sample()], [Score(1.0)])
+        tracker.close()
+        found = records(tmp_path / "wandb" / "latest-run")
+        history = [record["history"]["item"] for record in found if record["type"] == "history"]
+        assert history[-2].items() >= {"step": start + 1, **STEP}.items()
+        drawn = {name: value for name, value in history[-2].items() if name.startswith("w_hist")}
+        assert "histogram" in str(drawn)
+        assert "[3, 4]" in str(drawn)
+        assert history[-1]["samples._type"] == "table-file"
+        metrics = [record["metric"] for record in found if record["type"] == "metric"]
+        assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "step" for metric in metrics)
+        ids |= {record["run"]["run_id"] for record in found if record["type"] == "run"}
+    assert ids == {(tmp_path / "wandb_id").read_text()}
+
+
+def test_wandb_online_without_login_names_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    with pytest.raises(ResourceError, match=r"tracking\.wandb_mode=offline"):
+        RunTracker(config("online"), tmp_path, 0, 2)
+
+
+def test_disabled_never_imports_wandb(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from launch.run.tracking import RunTracker; from qarl.config.io import *; "
+        "t = RunTracker(validate({'model': {'path': 'm'}, 'task': {'kind': 'sorting'}, "
+        f"'tracking': {{'wandb_mode': 'disabled'}}}}, 't'), Path({str(tmp_path)!r}), 0, 1); "
+        "t.log(1, {'reward/mean': 1.0}); t.table(1, [], []); t.close(); sys.exit('wandb' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

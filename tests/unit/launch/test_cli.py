@@ -1,0 +1,408 @@
+"""The command line: what is wrong is said in one line, with exit code 2, before anything is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import yaml
+
+from configs import __file__ as configs_init
+from launch import cli
+from launch.cli import config_path, main
+from launch.cluster.placement import bundles, check_resources, device_of
+from launch.run.resume import check_same_run
+from launch.demo.tiny_model import make_tokenizer
+from launch.train import _set_aside
+from qarl.config.run import Config
+from qarl.config.io import documentation, load_config, to_yaml, validate
+from qarl.errors import ConfigError, ResourceError, RolloutError
+from rollout.engine import engine_env
+
+SHIPPED = Path(configs_init).parent
+LIGHT = ["rollout.num_cpus_per_worker=0.1", "learner.num_cpus_per_rank=0.1"]
+"""So that the checks of the machine pass on any machine."""
+
+
+@pytest.fixture(autouse=True)
+def as_from_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In an empty folder, without the traceback switch; the handler that `main` sets is taken back."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(os.environ):  # `main` adds to it
+        os.environ.pop("QARL_TRACEBACK", None)
+        yield
+    signal.signal(signal.SIGTERM, before)
+
+
+Fail = Callable[..., str]
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
+    """Runs a command that must fail with exit code 2; returns its one line on stderr."""
+
+    def run(*argv: str) -> str:
+        capsys.readouterr()
+        assert main(argv) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("qarl: ")
+        assert not Path("runs").exists()  # nothing was started
+        return line
+
+    return run
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    """A model directory without weights worth the name: enough for what is checked before a run."""
+    path = tmp_path / "model"
+    make_tokenizer(64).save_pretrained(path)
+    (path / "config.json").write_text('{"model_type": "qwen3"}')
+    (path / "model.safetensors").touch()
+    return path
+
+
+def make_config(**sections: dict[str, Any]) -> Config:
+    tree: dict[str, Any] = {"model": {"path": "none"}, "task": {"kind": "sorting"}}
+    return validate(tree | sections, "test")
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["quickstart", "train.stepz=3"], ["'train.stepz'", "did you mean 'train.steps'?"]),
+        (["quickstart", "train.steps=many"], ["train.steps", "valid integer", "'many'"]),
+        (["quickstart", "train.steps"], ["override 'train.steps' is not key=value"]),
+        (["quickstart", "train.steps=[1,"], ["overrides", "not YAML"]),
+        (["quickstart", "train.group_size=1"], ["train.group_size", "use 2 or more"]),
+        (["quickstart", "learner.minibatches=33"], ["learner.minibatches", "train.prompts_per_step is 32"]),
+        (["no_such_config"], ["no_such_config.yaml: no such config file", "qarl config list"]),
+        (["here/nothing.yaml"], ["here/nothing.yaml: no such config file"]),
+    ],
+)
+@pytest.mark.parametrize("command", [["train"], ["config", "show"]], ids=" ".join)
+def test_a_bad_config_is_one_line(fail: Fail, command: list[str], argv: list[str], words: list[str]) -> None:
+    line = fail(*command, *argv)
+    assert all(word in line for word in words)
+
+
+def test_a_model_path_where_nothing_is(fail: Fail) -> None:
+    line = fail("train", "quickstart", *LIGHT, "model.path=nowhere", "model.build=null")
+    assert line.startswith("qarl: nowhere: no such model directory; ")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_model_path_that_is_no_model(fail: Fail, model_dir: Path, missing: str) -> None:
+    (model_dir / missing).unlink()
+    assert f"{model_dir}: not a model directory" in fail("train", "quickstart", *LIGHT, f"model.path={model_dir}")
+
+
+def test_a_model_path_that_is_a_file(fail: Fail) -> None:
+    Path("file").touch()
+    assert "file: not a directory" in fail("train", "quickstart", *LIGHT, "model.path=file")
+
+
+GOOD_ROW = '{"question": "1+1?", "answer": "2"}'
+
+
+@pytest.mark.parametrize(
+    ("train_rows", "where", "reason"),
+    [
+        ("", "train.jsonl", "the file has no rows"),
+        (None, "train.jsonl", "cannot read: No such file or directory"),
+        (f'{GOOD_ROW}\n{{"question": "1+2?"', "train.jsonl:2", "not a JSON row"),
+        (f'{GOOD_ROW}\n\n{{"question": "1+2?"}}', "train.jsonl:3", "no key 'answer'"),
+        ('{"question": "1+2?", "answer": 3}', "train.jsonl:1", "'answer' is int, not text"),
+        ('{"question": "2+2?", "answer": "4"}', "train.jsonl", "every question is also in"),
+        (GOOD_ROW, "task.chat", "the tokenizer has no chat template"),
+    ],
+)
+def test_bad_data_names_file_and_line(
+    fail: Fail, model_dir: Path, train_rows: str | None, where: str, reason: str
+) -> None:
+    if train_rows is not None:
+        Path("train.jsonl").write_text(train_rows)
+    Path("heldout.jsonl").write_text('{"question": "2+2?", "answer": "4"}')
+    assert reason in (line := fail("train", dataset_config(model_dir, chat=where == "task.chat"), *LIGHT))
+    assert line.startswith(f"qarl: {where}: ")
+
+
+def test_prompts_that_do_not_fit(fail: Fail, model_dir: Path) -> None:
+    Path("train.jsonl").write_text(GOOD_ROW)
+    Path("heldout.jsonl").write_text('{"question": "2+2?", "answer": "4"}')
+    room = ["rollout.max_model_len=10", "rollout.sampling.max_new_tokens=8"]
+    line = fail("train", dataset_config(model_dir, chat=False), *LIGHT, *room)
+    assert line == "qarl: no training prompt fits in 2 tokens; raise rollout.max_model_len"
+
+
+def dataset_config(model_dir: Path, chat: bool) -> str:
+    task = {"kind": "dataset", "train_path": "train.jsonl", "heldout_path": "heldout.jsonl", "chat": chat}
+    Path("c.yaml").write_text(json.dumps({"model": {"path": str(model_dir)}, "task": task}))
+    return "c.yaml"
+
+
+def test_more_gpus_than_there_are(fail: Fail) -> None:
+    line = fail(
+        "train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=999", "cluster.colocate=false"
+    )
+    assert "999 rollout workers and 1 learner ranks ask for 1000 GPUs, " in line
+    assert "cluster.colocate=true" in line
+    line = fail("train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=2")
+    assert "only one rollout worker and one learner rank can share a GPU" in line
+
+
+def test_a_cluster_that_does_not_answer(fail: Fail) -> None:
+    line = fail("train", "quickstart", *LIGHT, "cluster.address=127.0.0.1:1")
+    assert line.startswith("qarl: cluster.address: no Ray cluster answers at 127.0.0.1:1 (")
+
+
+def test_more_cpus_than_there_are(fail: Fail) -> None:
+    line = fail("train", "quickstart", "cluster.device=cpu", "rollout.num_workers=9999")
+    assert "ask for 10000 CPUs, " in line
+
+
+# --- how main ends ---------------------------------------------------------------------------------------------------
+
+
+def raising(error: BaseException) -> Callable[[object], None]:
+    def run(_: object) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (RolloutError("all dead", "fleet"), 1, "qarl: fleet: all dead"),
+        (ConfigError("bad"), 2, "qarl: bad"),
+        (KeyboardInterrupt(), 130, "qarl: interrupted; the same command continues from the last checkpoint"),
+    ],
+)
+def test_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    monkeypatch.setattr(cli, "_train", raising(error))
+    assert main(["train", "quickstart"]) == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QARL_TRACEBACK", "1")
+    with pytest.raises(ConfigError):
+        main(["config", "show", "no_such_config"])
+
+
+def test_sigterm_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_train", lambda _: signal.raise_signal(signal.SIGTERM))
+    assert main(["train", "quickstart"]) == 130
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"], ["train"], ["config"]])
+def test_unknown_commands_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "qarl" in capsys.readouterr().err
+
+
+# --- config commands -------------------------------------------------------------------------------------------------
+
+
+def test_config_list_introduces_every_shipped_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == {path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.glob("**/*.yaml")}
+    assert all(len(line.split(maxsplit=1)[1]) > 20 and "#" not in line for line in lines.values())
+
+
+def test_config_show_is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "quickstart", "seed=3"]) == 0
+    shown = capsys.readouterr().out
+    assert yaml.safe_load(shown)["model"]["path"] == "runs/models/sorter-seed3"
+    Path("shown.yaml").write_text(shown)
+    assert load_config("shown.yaml") == load_config(SHIPPED / "quickstart.yaml", ["seed=3"])
+
+
+def test_config_keys_explains_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "keys"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = list(documentation())
+    assert [line.partition(" = ")[0] for line in lines[::2]] == [key for key, _, _ in rows]
+    assert [line.strip() for line in lines[1::2]] == [description for _, _, description in rows]
+
+
+def test_config_path_prefers_files(tmp_path: Path) -> None:
+    assert config_path("quickstart") == SHIPPED / "quickstart.yaml"
+    assert config_path("mine.yaml") == Path("mine.yaml")
+    (tmp_path / "quickstart").touch()
+    assert config_path("quickstart") == Path("quickstart")
+
+
+# --- resources -------------------------------------------------------------------------------------------------------
+
+
+def test_bundles_are_workers_then_ranks() -> None:
+    config = make_config(
+        rollout={"num_workers": 2, "num_cpus_per_worker": 3.0},
+        learner={"num_ranks": 3, "num_cpus_per_rank": 0.5},
+    )
+    assert bundles(config, "cpu") == ([{"CPU": 3.0}] * 2, [{"CPU": 0.5}] * 3)
+    assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 1.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
+    check_resources(config, "cpu", {"CPU": 7.5})
+    check_resources(config, "cuda", {"CPU": 7.5, "GPU": 5.0})
+    with pytest.raises(ResourceError, match=r"ask for 7\.5 CPUs, 7 are there"):
+        check_resources(config, "cpu", {"CPU": 7.0})
+    with pytest.raises(ResourceError, match="ask for 5 GPUs, 0 are there"):
+        check_resources(config, "cuda", {"CPU": 100.0})
+
+
+def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
+    for asked, flag in ((True, "1"), (False, "0")):
+        config = make_config(rollout={"batch_invariant": asked})
+        assert engine_env("cuda", config.rollout)["VLLM_BATCH_INVARIANT"] == flag
+        assert "VLLM_BATCH_INVARIANT" not in engine_env("cpu", config.rollout)
+    config = make_config(rollout={"batch_invariant": True})
+    check_resources(config, "cuda", {"CPU": 2.0, "GPU": 2.0})
+    with pytest.raises(ConfigError, match=r"rollout\.batch_invariant: is a mode of the GPU engine.*set it to false"):
+        check_resources(config, "cpu", {"CPU": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("transport", "colocate", "device", "reason"),
+    [
+        ("nccl", False, "cpu", "nccl is a transport between GPUs; set it to object_store"),
+        ("ipc", True, "cpu", "ipc is a transport between GPUs; set it to object_store"),
+        ("nccl", True, "cuda", "NCCL cannot have two processes on one GPU; set it to ipc or object_store"),
+        ("ipc", False, "cuda", "ipc reads the memory of a GPU that worker and learner share"),
+        ("nccl", False, "cuda", ""),
+        ("ipc", True, "cuda", ""),
+        ("object_store", True, "cuda", ""),
+    ],
+)
+def test_a_transport_needs_its_placement(transport: str, colocate: bool, device: str, reason: str) -> None:
+    config = make_config(rollout={"transport": transport}, cluster={"colocate": colocate})
+    there = {"CPU": 2.0, "GPU": 2.0}
+    if not reason:
+        check_resources(config, device, there)
+        return
+    with pytest.raises(ConfigError, match=re.escape(f"rollout.transport: {reason}")):
+        check_resources(config, device, there)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_a_scheme_that_the_engine_lacks_is_an_error_before_any_actor(kernel: str) -> None:
+    """The learner's reference kernel is no way out: a run needs an engine."""
+    there = {"CPU": 8.0, "GPU": 8.0}
+    later = [{"from_step": 3, "scheme": "nvfp4a16"}]
+    config = make_config(rollout={"scheme": "w4a16", "schedule": later}, learner={"kernel": kernel})
+    with pytest.raises(
+        ConfigError, match=r"rollout\.scheme: vLLM has no nvfp4a16 kernel on cpu; take w8a8_int8, w4a16"
+    ):
+        check_resources(config, "cpu", there)
+    check_resources(config, "cuda", there)
+
+
+def test_colocated_actors_share_the_gpus() -> None:
+    config = make_config(cluster={"colocate": True})
+    assert bundles(config, "cuda") == ([{"CPU": 1.0, "GPU": 0.5}], [{"CPU": 1.0, "GPU": 0.5}])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_device_that_is_set_is_taken(device: str) -> None:
+    assert device_of(make_config(cluster={"device": device})) == device
+
+
+# --- one folder, one run ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("train", {"steps": 7}, True),
+        ("eval", {"every": 7}, True),
+        ("tracking", {"progress": False}, True),
+        ("cluster", {"device": "cpu"}, True),
+        ("rollout", {"num_workers": 2}, True),
+        ("train", {"group_size": 7}, False),
+        ("rollout", {"scheme": "none"}, False),
+        ("seed", 7, False),
+        ("task", {"kind": "sorting", "levels": [2]}, False),
+    ],
+)
+def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same: bool) -> None:
+    check_same_run(make_config(), tmp_path)  # an empty folder is anyone's
+    (tmp_path / "config.yaml").write_text(to_yaml(make_config()))
+    check_same_run(make_config(), tmp_path)
+    other = make_config(**{key: value})
+    if same:
+        check_same_run(other, tmp_path)
+        return
+    changed = key if key == "seed" else f"{key}.{list(value)[-1]}"
+    with pytest.raises(ConfigError, match=rf"was made with other settings \({changed}\)"):
+        check_same_run(other, tmp_path)
+
+
+def test_starting_over_keeps_the_last_finished_run(tmp_path: Path) -> None:
+    run, aside = tmp_path / "run", tmp_path / "run.replaced"
+
+    def make(name: str, finished: bool) -> None:
+        run.mkdir()
+        (run / "config.yaml").write_text(name)
+        if finished:
+            (run / "summary.json").write_text("{}")
+
+    assert _set_aside(run) is None
+    make("first", finished=True)
+    assert _set_aside(run) == aside
+    make("failed", finished=False)
+    assert _set_aside(run) == aside
+    assert (aside / "config.yaml").read_text() == "first"
+    make("second", finished=True)
+    assert _set_aside(run) == aside
+    assert (aside / "config.yaml").read_text() == "second"
+    run.mkdir()
+    with pytest.raises(ConfigError, match="is no run's folder"):
+        _set_aside(run)
+
+
+def test_another_run_in_the_folder_is_one_line(fail: Fail) -> None:
+    Path("old/checkpoints/step_000001").mkdir(parents=True)
+    Path("old/checkpoints/step_000001/state.json").write_text('{"schema": 1, "step": 1}')
+    Path("old/config.yaml").write_text(to_yaml(make_config()))
+    line = fail("train", "quickstart", *LIGHT, "run.dir=.", "run.name=old")
+    assert "old was made with other settings (" in line
+    assert "run.resume=false" in line
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_bench_pool_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "pool", "--sizes", "50", "60", "--batch", "4", "--steps", "3"]) == 0
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows[2:]] == [[n, s] for s in ("50", "60") for n in ("frontier", "uniform", "re-sort")]
+    assert {len(row) for row in rows} == {12}
+    assert all(cell for row in rows[2:] if row[0] != "re-sort" for cell in row)
+
+
+@pytest.mark.parametrize("size", ["0", "many"])
+def test_bench_pool_wants_positive_sizes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "pool", "--sizes", size])
+    assert f"invalid positive_int value: '{size}'" in capsys.readouterr().err

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qarl.config.run import RewardConfig
+from qarl.errors import QarlError
+from qarl.protocols import RewardService
+from qarl.types import Prompt, Sample, Score
+from rewards import exact, math
+from rewards.service import ProcessRewardService
+
+ROOT = Path(__file__).parents[3]
+DATA = ROOT.parent / "shared" / "data"
+
+VERIFIERS = '''
+import os, signal, sys, time
+
+def verify(text, finish_reason, answer):
+    """Does what `text` says; right when that is nothing and `answer` is "right"."""
+    if text == "print":
+        print("noise on stdout", flush=True)
+    if text == "raise":
+        raise ValueError("two\\nlines")
+    if text == "pid":
+        raise ValueError(os.getpid())
+    if text == "hang":
+        time.sleep(1000)
+    if text == "exit":
+        os._exit(3)
+    if text == "leave":
+        sys.exit(4)
+    if text == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if text == "two":
+        return 2.0
+    if text == "slow":
+        time.sleep(0.3)
+    if text.startswith("/"):
+        with open(text, "w") as file:
+            file.write(str(os.getpid()))
+        if answer == "hang":
+            time.sleep(1000)
+    return float(answer == "right")
+'''
+
+# What the verifier above makes of a text, for the answer "right".
+FAILURES = {
+    "raise": "raised ValueError: two lines",
+    "two": "raised ValueError: reward 2.0 is not in [0, 1]",
+    "exit": "process exited with code 3",
+    "leave": "raised SystemExit: 4",
+    "segv": "process was killed by SIGSEGV",
+}
+
+
+def make_sample(text: str, answer: str = "right", prompt_id: str = "p", finish_reason: str = "stop") -> Sample:
+    prompt = Prompt(id=prompt_id, text="", answer=answer, token_ids=(1,))
+    return Sample(prompt, (2,), np.zeros(1, np.float32), text, finish_reason, version=0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def verifier_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("verifiers")
+    (folder / "toy_verifier.py").write_text(VERIFIERS)
+    (folder / "slow_start.py").write_text("import time\ntime.sleep(1.0)\nfrom toy_verifier import verify\n")
+    (folder / "dead_start.py").write_text("import os\nos._exit(7)\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield
+
+
+def make_service(
+    faults: list[str], workers: int = 2, timeout_s: float = 5.0, module: str = "toy_verifier"
+) -> ProcessRewardService:
+    config = RewardConfig(num_workers=workers, timeout_s=timeout_s)
+    return ProcessRewardService(config, faults.append, verifier=f"{module}:verify")
+
+
+# --- exact
+
+
+@given(text=st.text(), answer=st.text())
+def test_exact_wants_the_whole_completion(text: str, answer: str) -> None:
+    assert exact.verify(text, "stop", answer) == float(text == answer)
+    assert exact.verify(answer, "stop", answer) == 1.0
+    assert exact.verify(answer, "length", answer) == 0.0
+    assert exact.verify(answer + " ", "stop", answer) == 0.0
+
+
+# --- math
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("72", "72"),
+        ("She sold 48 + 24 = 72 clips.", "72"),
+        ("48/2 = 24\n#### 72", "72"),
+        ("The answer is off by one: 71.\n#### 72\n", "72"),
+        ("#### 1,000", "1000"),
+        ("It costs $1,000", "1,000"),
+        (r"so $\boxed{\frac{14}{3}}$", r"\frac{14}{3}"),
+        (r"\boxed{\dfrac{1}{2}}", "0.5"),
+        ("that is 0.5", r"$\frac12$"),
+        ("1/2", r"\frac{1}{2}"),
+        (r"\boxed{3\sqrt{13}}", r"\sqrt{117}"),
+        (r"3\sqrt{13}", r"3\sqrt{13}"),
+        (r"\boxed{\{7, 5, 3\}}", r"\{3, 5, 7\}"),
+        (r"$\boxed{(3,4]}$", "(3,4]"),
+        (r"$\boxed{2(a+5) + b(a+5)}$", "(a+5)(b+2)"),
+        (r"$\boxed{1+\sqrt{19}, 1-\sqrt{19}}$", r"1 \pm \sqrt{19}"),
+        (r"$\boxed{x=5}$", "5"),
+        (r"\boxed{50\%}", "0.5"),
+        (r"$\boxed{90}$", r"90^\circ"),
+        (r"$\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}$", r"\begin{pmatrix} 1 \\ \frac{4}{2} \end{pmatrix}"),
+        (r"$\boxed{\text{Evelyn}}$", r"\text{Evelyn}"),
+    ],
+)
+def test_math_right(text: str, answer: str) -> None:
+    assert math.verify(text, "stop", answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("", "72"),
+        ("I do not know.", "72"),
+        ("#### 73", "72"),
+        ("72 at first, then 73", "72"),
+        (r"$\boxed{72}$ or $\boxed{73}$", "72"),
+        (r"\boxed{70}\boxed{71}\boxed{72}", "72"),
+        (r"$\boxed{1, 72}$", "72"),
+        (r"\boxed{-5}", "5"),
+        (r"\boxed{\frac{3}{14}}", r"\frac{14}{3}"),
+        ("0.33", r"\frac{1}{3}"),
+        (r"\boxed{\{3, 5\}}", r"\{3, 5, 7\}"),
+        (r"$\boxed{[3,4]}$", "(3,4]"),
+        (r"$\boxed{(a+5)(b+3)}$", "(a+5)(b+2)"),
+        (r"\boxed{\frac{1}{", r"\frac{1}{2}"),
+    ],
+)
+def test_math_wrong(text: str, answer: str) -> None:
+    assert math.verify(text, "stop", answer) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["", "$"])
+def test_math_refuses_an_unreadable_reference(answer: str) -> None:
+    with pytest.raises(ValueError, match="cannot read the reference"):
+        math.verify("72", "stop", answer)
+
+
+@pytest.mark.skipif(not (DATA / "gsm8k_test.jsonl").exists(), reason="GSM8K is not here")
+def test_math_on_gsm8k_solutions() -> None:
+    solutions = [json.loads(line)["answer"] for line in (DATA / "gsm8k_test.jsonl").read_text().splitlines()]
+    answers = [solution.rpartition("####")[2].strip() for solution in solutions]
+    altered = [str(int(answer.replace(",", "")) + 1) for answer in answers]
+    assert len(solutions) == 1319
+    assert [a for s, a in zip(solutions, answers, strict=True) if math.verify(s, "stop", a) != 1.0] == []
+    assert [a for s, a in zip(solutions, altered, strict=True) if math.verify(s, "stop", a) != 0.0] == []
+
+
+@pytest.mark.skipif(not (DATA / "math500.json").exists(), reason="MATH-500 is not here")
+def test_math_on_math500_answers() -> None:
+    answers = [row["answer"] for row in json.loads((DATA / "math500.json").read_text())]
+    assert len(answers) == 500
+    assert [a for a in answers if math.verify(rf"Thus $\boxed{{{a}}}$.", "stop", a) != 1.0] == []
+    numbers = [int(a) for a in answers if a.lstrip("-").isdigit()]
+    assert len(numbers) > 250
+    assert [n for n in numbers if math.verify(rf"Thus $\boxed{{{n + 1}}}$.", "stop", str(n)) != 0.0] == []
+
+
+# --- service
+
+
+@pytest.fixture(scope="module")
+def shared_faults() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def service(shared_faults: list[str], verifier_modules: None) -> Iterator[ProcessRewardService]:
+    with make_service(shared_faults) as made:
+        yield made
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.data())
+def test_scores_keep_order_and_each_failure_is_one_line(
+    service: ProcessRewardService, shared_faults: list[str], data: st.DataObject
+) -> None:
+    outcomes = st.sampled_from(["", "no", "print", *FAILURES])
+    texts = data.draw(st.lists(outcomes, max_size=12))
+    samples = [make_sample(text, "wrong" if text == "no" else "right", f"p{i}") for i, text in enumerate(texts)]
+    shared_faults.clear()
+
+    scores = service.score(samples)
+
+    assert scores == [Score(float(text in ("", "print")), FAILURES.get(text, "")) for text in texts]
+    assert sorted(shared_faults) == sorted(
+        f"prompt p{i}: verifier {FAILURES[text]}; the sample gets reward 0"
+        for i, text in enumerate(texts)
+        if text in FAILURES
+    )
+
+
+def test_large_batch_keeps_order(service: ProcessRewardService) -> None:
+    right = [i % 3 == 0 for i in range(300)]
+    samples = [make_sample("x" * 20_000, "right" if r else "wrong") for r in right]
+    assert [score.reward for score in service.score(samples)] == [float(r) for r in right]
+
+
+@pytest.mark.parametrize(("text", "survives"), [("raise", True), ("two", True), ("leave", True), ("exit", False)])
+def test_only_a_process_that_died_is_replaced(text: str, survives: bool) -> None:
+    with make_service([], workers=1) as service:
+        before, _, after = service.score([make_sample("pid"), make_sample(text), make_sample("pid")])
+    assert (before == after) == survives
+
+
+def test_a_verifier_that_hangs_is_killed_and_replaced() -> None:
+    faults: list[str] = []
+    texts = ["", "hang", "", "", "hang", ""]
+    with make_service(faults, timeout_s=1.0) as service:
+        scores = service.score([make_sample(text, prompt_id=f"p{i}") for i, text in enumerate(texts)])
+        again = service.score([make_sample("")] * 4)
+    late = Score(0.0, "timed out after 1.0 s")
+    assert scores == [late if text else Score(1.0) for text in texts]
+    assert sorted(faults) == [f"prompt p{i}: verifier timed out after 1.0 s; the sample gets reward 0" for i in (1, 4)]
+    assert again == [Score(1.0)] * 4
+
+
+def test_a_verifier_that_never_lets_go_of_the_interpreter_is_killed() -> None:
+    faults: list[str] = []
+    with ProcessRewardService(RewardConfig(kind="math", timeout_s=2.0), faults.append) as service:
+        scores = service.score([make_sample(r"\boxed{9^{9^{9^9}}}", "72"), make_sample("so 72", "72")])
+    assert scores == [Score(0.0, "timed out after 2.0 s"), Score(1.0)]
+    assert len(faults) == 1
+
+
+def test_the_time_out_is_per_sample_and_leaves_out_the_start() -> None:
+    faults: list[str] = []
+    # One process, chunks of several samples: a chunk takes longer than the time-out, and so does the start.
+    with make_service(faults, workers=1, timeout_s=0.7, module="slow_start") as service:
+        assert service.score([make_sample("slow")] * 6) == [Score(1.0)] * 6
+    assert faults == []
+
+
+@pytest.mark.parametrize("kind", ["exact", "math"])
+def test_config_names_the_verifier(kind: str) -> None:
+    with ProcessRewardService(RewardConfig.model_validate({"kind": kind}), pytest.fail) as service:
+        scores = service.score([make_sample("72", "72"), make_sample("so 72", "72"), make_sample("", "72")])
+    assert [score.reward for score in scores] == [1.0, float(kind == "math"), 0.0]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reason"),
+    [
+        ("no_such_module:verify", "No module named 'no_such_module'"),
+        ("toy_verifier:absent", "has no attribute 'absent'"),
+        ("dead_start:verify", "exited with code 7"),
+    ],
+)
+def test_a_process_that_cannot_start_is_an_error(verifier: str, reason: str) -> None:
+    with pytest.raises(QarlError, match=f"{verifier}: verifier process could not start: .*{reason}"):
+        ProcessRewardService(RewardConfig(num_workers=2), pytest.fail, verifier=verifier)
+
+
+def test_an_interrupted_call_leaves_nothing_for_the_next() -> None:
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with ProcessRewardService(RewardConfig(num_workers=2), interrupt, verifier="toy_verifier:verify") as service:
+        with pytest.raises(KeyboardInterrupt):
+            service.score([make_sample("raise")] + [make_sample("", "wrong")] * 20)
+        assert service.score([make_sample("")] * 20) == [Score(1.0)] * 20
+
+
+def test_a_process_that_died_idle_is_replaced() -> None:
+    with make_service([], workers=1) as service:
+        (score,) = service.score([make_sample("pid")])
+        os.kill(int(score.error.split()[-1]), signal.SIGKILL)
+        wait_for_end(int(score.error.split()[-1]))
+        assert service.score([make_sample("")]) == [Score(1.0)]
+
+
+def test_close_leaves_no_process() -> None:
+    service: RewardService = make_service([])
+    pids = {int(score.error.split()[-1]) for score in service.score([make_sample("pid")] * 40)}
+    service.close()
+    service.close()
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    with pytest.raises(QarlError, match="closed"):
+        service.score([make_sample("")])
+
+
+def wait_for_end(pid: int, limit_s: float = 30.0) -> None:
+    """Until the process has ended; a zombie, which only its parent can remove, has."""
+    stat = Path(f"/proc/{pid}/stat")
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} still lives")
+
+
+PARENT = """
+import sys, time
+from qarl.config.run import RewardConfig
+from qarl.protocols import RewardService
+from qarl.types import Prompt, Sample
+from rewards.service import ProcessRewardService
+service = ProcessRewardService(RewardConfig(timeout_s=1.0), print, verifier="toy_verifier:verify")
+service.score([Sample(Prompt("p", "", sys.argv[2], (1,)), (2,), None, sys.argv[1], "stop", 0)])
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("answer", ["right", "hang"])
+def test_processes_end_when_the_parent_is_killed(tmp_path: Path, answer: str) -> None:
+    note = tmp_path / "pid"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(note), answer], env=env, cwd=ROOT)
+    try:
+        for _ in range(600):
+            if note.exists() and note.read_text():
+                break
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for_end(int(note.read_text()))
+
+
+def test_verifier_processes_import_nothing_heavy() -> None:
+    heavy = "{'torch', 'ray', 'numpy', 'pydantic', 'qarl', 'vllm'} & set(sys.modules)"
+    code = f"import sys, rewards.child, rewards.exact, rewards.math; print({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

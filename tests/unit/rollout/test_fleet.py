@@ -1,0 +1,296 @@
+"""The fleet and the learner group over real Ray actors: faults, order, errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError, RolloutError
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Bucket, Manifest, Sample, SampleRequest, TrainSequence
+from rollout.fleet import RayFleet
+from rollout.worker import RolloutWorker
+from tests.support.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights, wait_until_gone
+from trainer.ranks import LearnerGroup, SentWeights
+
+ROOT = Path(__file__).parents[3]
+PROMPTS = make_prompts(6)
+REQUESTS = [SampleRequest(prompt, seed=i, temperature=1.0, max_new_tokens=8) for i, prompt in enumerate(PROMPTS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        path = os.pathsep.join([str(ROOT), *sys.path])
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+        )
+        yield
+        ray.shutdown()
+
+
+class Fleet:
+    """A RayFleet with weights of version 1, the orders for its faults, and what it noted."""
+
+    def __init__(self, faults: Path, num_workers: int, timeout_s: float = 60.0, max_restarts: int = 3) -> None:
+        self.faults, self.notes = faults, list[str]()
+        self.spares: dict[int, Any] = {}
+        self.fleet = RayFleet(self._make_actor, QuantScheme(), num_workers, timeout_s, max_restarts, self.notes.append)
+        self.fleet.load(make_weights(1, theta=2.0), probe=())
+
+    def _make_actor(self, worker: int, scheme: QuantScheme) -> Any:
+        return self.spares.pop(worker, None) or start(worker, self.faults)
+
+    def order(self, prompt_id: str, what: str) -> None:
+        (self.faults / prompt_id).write_text(what)
+
+
+def start(worker: int, faults: Path) -> Any:
+    actor = ray.remote(RolloutWorker).options(num_cpus=0)
+    return actor.remote(lambda number: FakeEngine(number, faults=faults), worker)
+
+
+MakeFleet = Callable[..., Fleet]
+
+
+@pytest.fixture
+def make_fleet(tmp_path: Path) -> Iterator[MakeFleet]:
+    made: list[Fleet] = []
+
+    def make(num_workers: int, **settings: float) -> Fleet:
+        made.append(Fleet(tmp_path, num_workers, **settings))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.fleet.close()
+
+
+def expected(theta: float, version: int, requests: Sequence[SampleRequest] = REQUESTS) -> list[tuple[Any, ...]]:
+    engine = FakeEngine()
+    engine.load(make_weights(version, theta))
+    return content(engine.generate(requests))
+
+
+def content(samples: Sequence[Sample]) -> list[tuple[Any, ...]]:
+    return [(s.prompt.id, s.response_ids, s.logprobs_T.tolist(), s.version) for s in samples]
+
+
+def kill(fleet: RayFleet, worker: int) -> None:
+    """Kill a worker, and wait until it is dead: Ray only sets about it."""
+    pid = fleet.infos()[worker].pid
+    ray.kill(fleet.actors[worker])
+    wait_until_gone(pid)
+
+
+# --- the fleet -------------------------------------------------------------------------------------------------------
+
+
+def test_samples_come_in_order_from_all_workers(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    fleet = made.fleet
+    assert [info.worker for info in fleet.infos()] == [0, 1]
+    assert len({info.pid for info in fleet.infos()} | {os.getpid()}) == 3
+    for count in (0, 1, 5, 6):
+        samples = fleet.sample(REQUESTS[:count])
+        assert content(samples) == expected(2.0, 1, REQUESTS[:count])
+    assert [sample.worker for sample in fleet.sample(REQUESTS)] == [0, 0, 0, 1, 1, 1]
+    probes = fleet.load(make_weights(2, theta=3.0), probe=REQUESTS[:2])
+    assert [content(samples) for samples in probes] == [expected(3.0, 2, REQUESTS[:2])] * 2
+    assert made.notes == []
+
+
+def test_close_ends_the_processes(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2).fleet
+    pids = [info.pid for info in fleet.infos()]
+    fleet.close()
+    for pid in pids:
+        wait_until_gone(pid)
+    assert fleet.actors == []
+
+
+def test_a_worker_killed_while_it_samples_is_replaced(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    before = made.fleet.infos()
+    made.order("p4", "die")  # the second request of worker 1
+    assert content(made.fleet.sample(REQUESTS)) == expected(2.0, 1)
+    [note] = made.notes
+    assert note.startswith("rollout worker 1 died during generate")
+    assert note.endswith("(2 replacements left)")
+    after = made.fleet.infos()
+    assert (after[0].pid, after[0].worker, after[1].worker) == (before[0].pid, 0, 1)
+    assert after[1].pid != before[1].pid
+    # It goes on as a member: it takes the next version.
+    probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
+    assert [content(samples) for samples in probes] == [expected(5.0, 2)] * 2
+
+
+def test_a_worker_found_dead_when_weights_arrive_is_replaced(make_fleet: MakeFleet) -> None:
+    made = make_fleet(1)
+    kill(made.fleet, 0)
+    probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
+    assert [content(samples) for samples in probes] == [expected(5.0, 2)]
+    [note] = made.notes
+    assert note.startswith("rollout worker 0 died during load")
+
+
+def test_a_replacement_that_dies_too_is_replaced(make_fleet: MakeFleet) -> None:
+    made = make_fleet(1)
+    made.order("p0", "die")
+    made.order("p1", "die")
+    assert content(made.fleet.sample(REQUESTS)) == expected(2.0, 1)
+    assert len(made.notes) == 2
+
+
+def test_too_many_deaths_stop_the_run(make_fleet: MakeFleet) -> None:
+    made = make_fleet(1, max_restarts=1)
+    made.order("p0", "die")
+    made.order("p1", "die")
+    with pytest.raises(RolloutError, match="died during generate") as caught:
+        made.fleet.sample(REQUESTS)
+    assert caught.value.where == "rollout worker 0"
+    assert "\n" not in str(caught.value)
+    assert len(made.notes) == 1
+
+
+def test_a_worker_that_hangs_is_replaced(make_fleet: MakeFleet, tmp_path: Path) -> None:
+    made = make_fleet(2, timeout_s=60)
+    old = made.fleet.infos()[0].pid
+    made.spares[0] = start(0, tmp_path)
+    new = ray.get(made.spares[0].info.remote()).pid  # up and running: the short time-out is for the hung one alone
+    made.fleet._timeout_s = 3.0
+    made.order("p0", "hang")
+    assert content(made.fleet.sample(REQUESTS)) == expected(2.0, 1)
+    assert made.notes == ["rollout worker 0 did not answer generate within 3 s; replacing it (2 replacements left)"]
+    assert made.fleet.infos()[0].pid == new
+    wait_until_gone(old)
+
+
+def test_refused_weights_reach_the_caller_as_they_were_raised(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    with pytest.raises(PublicationError) as caught:
+        made.fleet.load(make_weights(2, digest=BAD_DIGEST), probe=REQUESTS)
+    assert type(caught.value) is PublicationError
+    assert str(caught.value) == "weights version 2: theta differs from its digest"
+    assert made.notes == []  # a refusal is no death
+
+
+def test_a_bug_in_a_worker_is_no_death(make_fleet: MakeFleet) -> None:
+    made = make_fleet(1)
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute"):
+        made.fleet.sample([None])  # type: ignore[list-item]
+    assert made.notes == []
+
+
+def test_an_engine_that_cannot_start_says_why() -> None:
+    def no_kernel(worker: int) -> FakeEngine:
+        raise KernelError("no low-bit kernel", where=f"worker {worker}")
+
+    notes: list[str] = []
+    actor = ray.remote(RolloutWorker).options(num_cpus=0)
+    fleet = RayFleet(lambda worker, _: actor.remote(no_kernel, worker), QuantScheme(), 1, 60.0, 3, notes.append)
+    with pytest.raises(KernelError) as caught:
+        fleet.infos()
+    fleet.close()
+    assert str(caught.value) == "worker 0: no low-bit kernel"
+    assert notes == []  # another try would fail alike
+
+
+def test_a_worker_found_dead_before_a_transfer_waits_for_the_new_weights(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    kill(made.fleet, 1)
+    receivers = made.fleet.receivers()
+    assert receivers == made.fleet.actors
+    assert made.notes[0].startswith("rollout worker 1 died during info")
+    (sample,) = ray.get(receivers[1].generate.remote(REQUESTS[:1]))
+    assert sample.version == -1  # the learner may no longer have version 1
+    probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
+    assert [content(samples) for samples in probes] == [expected(5.0, 2)] * 2
+
+
+# --- the learner group -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def group() -> Iterator[LearnerGroup]:
+    actor = ray.remote(FakeRank).options(num_cpus=0)
+    made = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
+    yield made
+    made.close()
+
+
+def test_ranks_are_one_learner(group: LearnerGroup) -> None:
+    sequences = [TrainSequence((1,), (i, i + 1), np.zeros(2, np.float32)) for i in range(5)]
+    assert [row.tolist() for row in group.score(sequences)] == [[-i, -i - 1] for i in range(5)]
+    assert [row.tolist() for row in group.score(sequences[:1], aligned=False)] == [[0, -2]]
+    assert group.score([]) == []
+    assert group.update([sequences], [[]]) == {"loss": 1.0, "size": 1.0}
+    weights = group.publish(7)
+    assert weights.manifest.version == 7
+    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
+    with pytest.raises(CheckpointError, match="nowhere: holds no checkpoint") as caught:
+        group.load("nowhere")
+    assert type(caught.value) is CheckpointError
+
+
+class Partner(FakeRank):
+    """Rank 1 fails in the middle of a publication; rank 0 would then wait for it in a collective, for ever."""
+
+    def publish(self, version: int) -> Iterator[Bucket | Manifest]:
+        if self.rank == 1:
+            raise KernelError("NaN in the weight", where="a layer")
+        time.sleep(600)
+        yield from super().publish(version)
+
+
+def test_a_rank_that_fails_to_publish_is_told_at_once() -> None:
+    actor = ray.remote(Partner).options(num_cpus=0)
+    group = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
+    started = time.monotonic()
+    with pytest.raises(KernelError, match="a layer: NaN in the weight"):
+        group.publish(1)
+    assert time.monotonic() - started < 300
+    group.close()
+
+
+def test_weights_that_were_sent_can_be_asked_for(group: LearnerGroup) -> None:
+    sending = LearnerGroup(group.ranks, transfer=lambda: ["a worker"])
+    weights = sending.publish(7)
+    assert isinstance(weights, SentWeights)
+    assert weights.manifest == make_weights(7, theta=4.0).manifest
+    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
+
+
+def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
+    sending = LearnerGroup(group.ranks, transfer=lambda: [], timeout_s=1.0)
+    with pytest.raises(PublicationError, match="transfer of weights version 7: was not through within 1 s") as caught:
+        sending.publish(7)
+    assert caught.value.mend == "the same command continues from the last checkpoint"
+
+
+def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
+    with pytest.raises(QarlError, match="a learner rank died during save") as caught:
+        group.save(str(tmp_path))
+    assert caught.value.mend == "the same command continues from the last checkpoint"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rank_that_cannot_start_says_why() -> None:
+    actor = ray.remote(FakeRank).options(num_cpus=0).remote(0, 1, "no such model")
+    with pytest.raises(ModelError, match="no such model"):
+        LearnerGroup([actor])
+    ray.kill(actor)
