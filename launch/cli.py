@@ -14,8 +14,8 @@ from typing import Any, get_args
 
 from launch.arguments import positive_int
 from launch.tools.bench.commands import add_bench_commands
-from qarl.config.run import Config
 from qarl.config.io import documentation, load_config, to_yaml
+from qarl.config.run import Config
 from qarl.errors import QarlError
 from qarl.quant.scheme import QuantScheme, SchemeName
 
@@ -227,9 +227,9 @@ def _study(args: argparse.Namespace) -> bool:
 def _mismatch(args: argparse.Namespace) -> None:
     from rich.console import Console
 
+    from launch.demo.tiny_model import ensure_model
     from launch.tools.mismatch.measure import PROFILES, Comparison, run
     from launch.tools.mismatch.report import WIDTH, render
-    from launch.demo.tiny_model import ensure_model
 
     model = args.model
     if not Path(model).is_dir():

@@ -14,34 +14,34 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from launch.run.augment import make_augmenter
 from launch.cluster.placement import Placement, check_resources, connect, device_of
-from launch.run.resume import check_same_run
-from launch.run.report import SUMMARY_FILE, Summary, read_summary, render_summary, write_report
 from launch.demo.tiny_model import continue_sft, ensure_model, teacher_accuracy
+from launch.run.augment import make_augmenter
+from launch.run.report import SUMMARY_FILE, Summary, read_summary, render_summary, write_report
+from launch.run.resume import check_same_run
 from launch.run.tracking import METRICS_FILE, RunTracker, read_log
-from qarl.config.run import Config
+from qarl.config.derived import numerics_of
 from qarl.config.io import to_yaml
+from qarl.config.run import Config
+from qarl.config.schedule import scheme_at, schemes_of
+from qarl.config.task import SortingTaskConfig
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.pool import make_pool
 from qarl.quant.experts import check_engine
 from qarl.quant.linear import covered_linears
 from qarl.quant.publish import publish, unquantized_config, write_engine_config
-from qarl.config.schedule import scheme_at, schemes_of
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
 from qarl.tasks import load_task
-from qarl.config.task import SortingTaskConfig
 from qarl.tasks.problems import Encode
 from qarl.types import Prompt, WorkerInfo
 from rewards.service import ProcessRewardService
 from rollout.fleet import RayFleet
 from trainer.checkpoint import CheckpointStore
 from trainer.evaluate import evaluate
-from trainer.ranks import LearnerGroup
-from trainer.learner import numerics_of
 from trainer.loop import Trainer
 from trainer.policy import Policy
+from trainer.ranks import LearnerGroup
 
 
 def train(config: Config, note: Callable[[str], None] = print) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,29 +10,8 @@ import numpy.typing as npt
 
 from qarl.metrics import Value
 from qarl.quant.scheme import QuantScheme
-from qarl.types import (
-    AugmentOutcome,
-    Bucket,
-    GroupResult,
-    Manifest,
-    Prompt,
-    Sample,
-    SampleRequest,
-    Score,
-    TrainSequence,
-    WorkerInfo,
-)
-
-
-class WeightSource(Protocol):
-    """A weight version on its way from learner to engines; how its bytes travel is the source's affair. Picklable."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-
-    def buckets(self) -> Iterator[Bucket]:
-        """The manifest's tensors in order, one bucket in memory at a time; may be read again."""
-        ...
+from qarl.types import AugmentOutcome, GroupResult, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
+from qarl.weights.source import WeightSource
 
 
 class Engine(Protocol):

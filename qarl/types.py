@@ -5,9 +5,8 @@ Suffixes: _T response tokens of one sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -116,45 +115,6 @@ class TrainSequence:
 
 
 @dataclass(frozen=True)
-class PublishedTensor:
-    """One tensor as it travels: raw bytes in a numpy array, its torch dtype by name, and a digest of the bytes.
-
-    bfloat16 has no numpy type: it travels as uint16 with `dtype == "bfloat16"`. The digest is the sender's, for the
-    manifest that follows; empty on the side that receives.
-    """
-
-    name: str
-    dtype: str
-    data: npt.NDArray[Any]
-    digest: str = ""
-
-
-Bucket = tuple[PublishedTensor, ...]
-"""Consecutive tensors that travel together."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a weight version is: its scheme's label, (name, digest) of every tensor in order, and their digest."""
-
-    version: int
-    scheme: str
-    tensors: tuple[tuple[str, str], ...]
-    digest: str
-
-
-@dataclass(frozen=True)
-class PublishedWeights:
-    """A weight version in this process's memory, as one bucket: a `WeightSource`."""
-
-    manifest: Manifest
-    tensors: Bucket
-
-    def buckets(self) -> Iterator[Bucket]:
-        yield self.tensors
-
-
-@dataclass(frozen=True)
 class WorkerInfo:
     """What a rollout worker says of itself at the start: `kernels` are the low-bit kernels that its engine chose."""
 
@@ -163,3 +123,7 @@ class WorkerInfo:
     kernels: tuple[str, ...]
     node: str
     pid: int
+
+
+Numerics = Literal["engine", "portable", "stock"]
+"""How the learner rounds: as the engine, as the engine in pure torch, as transformers."""

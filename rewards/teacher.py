@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from queue import SimpleQueue
 
-from qarl.errors import ConfigError, TeacherError
 from qarl.config.pool import TeacherConfig
+from qarl.errors import ConfigError, TeacherError
 from qarl.prompts.validate import Verdict, last_answer
 
 FIRST_PAUSE_S = 1.0

@@ -17,12 +17,12 @@ from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, QarlError, RolloutError
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
-from qarl.protocols import WeightSource
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
-from qarl.quant.publish import unpack
 from qarl.quant.scheme import FUSED, QuantScheme
-from qarl.types import Bucket, PublishedWeights, Sample, SampleRequest, WorkerInfo
+from qarl.types import Sample, SampleRequest, WorkerInfo
+from qarl.weights.source import Bucket, PublishedWeights, WeightSource
+from qarl.weights.wire import unpack
 
 
 def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:

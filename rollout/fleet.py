@@ -9,9 +9,9 @@ import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
 
 from qarl.errors import QarlError, RolloutError
-from qarl.protocols import WeightSource
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Sample, SampleRequest, WorkerInfo
+from qarl.weights.source import WeightSource
 
 
 class RayFleet:

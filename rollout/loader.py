@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from qarl.errors import PublicationError
 from qarl.numerics import engine_ops
 from qarl.numerics.moe import Experts
-from qarl.protocols import WeightSource
 from qarl.quant.experts import PARTS
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
-from qarl.quant.publish import arrived
 from qarl.quant.scheme import FUSED, KernelKind, QuantScheme
-from qarl.types import Bucket
+from qarl.weights.source import Bucket, WeightSource
+from qarl.weights.wire import arrived
 
 ROWS = 128  # of a layer's GEMM in the read-back
 EXPERT_ROWS = 16  # tokens of each expert in the read-back

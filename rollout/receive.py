@@ -15,8 +15,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-from qarl.quant.publish import to_host
-from qarl.types import Bucket, PublishedTensor
+from qarl.weights.source import Bucket, PublishedTensor
+from qarl.weights.wire import to_host
 
 
 class Inbox:

@@ -20,7 +20,8 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from qarl.errors import PublicationError
-from qarl.quant.publish import BUCKET_BYTES, digest_of
+from qarl.quant.publish import BUCKET_BYTES
+from qarl.weights.wire import digest_of
 from trainer.ranks import DEATHS, free_address
 
 Tensors = Callable[[], Iterator[tuple[str, Tensor]]]

@@ -9,9 +9,9 @@ from typing import Any
 from qarl.config.policy import RolloutConfig
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import patch_cpu, patch_cpu_engine
-from qarl.protocols import WeightSource
 from qarl.quant.scheme import QuantScheme
 from qarl.types import SampleRequest
+from qarl.weights.source import WeightSource
 from rollout.engine import VLLMEngine
 
 Sampled = list[tuple[list[int], list[float]]]

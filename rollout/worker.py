@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-from qarl.protocols import Engine, WeightSource
+from qarl.protocols import Engine
 from qarl.types import Sample, SampleRequest, WorkerInfo
+from qarl.weights.source import WeightSource
 
 
 class RolloutWorker:

@@ -19,19 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
+from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError
 from qarl.metrics import Metrics, maximum, mean
-from qarl.quant.parity import Parity, check_parity, processor_note
-from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
-from qarl.quant.publish import checkpoint_tensors, make_manifest, packed, write_checkpoint
-from qarl.config.schedule import scheme_at, schemes_of
+from qarl.quant.parity import Parity, check_parity, processor_note
+from qarl.quant.publish import checkpoint_tensors, packed, write_checkpoint
 from qarl.quant.scheme import KernelKind, QuantScheme
-from qarl.types import Bucket, Manifest, TrainSequence
+from qarl.types import Numerics, TrainSequence
+from qarl.weights.source import Bucket, Manifest
+from qarl.weights.wire import make_manifest
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
 
@@ -49,22 +51,6 @@ def learner_env(device: str, threads: int) -> dict[str, str]:
     if device == "cuda":
         return common
     return {**common, **PROCESS_ENV, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def numerics_of(config: Config, device: str) -> Numerics:
-    """The numerics profile of a run on `device`; the naive baseline is plain transformers."""
-    if not config.learner.aligned:
-        return "stock"
-    if config.learner.numerics == "auto":
-        return "engine" if device == "cpu" else "portable"
-    return config.learner.numerics
-
-
-def kernel_of(config: Config, numerics: Numerics, device: str) -> KernelKind:
-    """The kind of low-bit GEMM that a run asks for on `device` under `numerics`."""
-    kind = config.learner.kernel
-    portable = numerics == "portable" and device == "cpu"  # no engine op there to leave out on GPU
-    return "torch" if kind == "auto" and portable else kind
 
 
 class LearnerRank:

@@ -14,13 +14,13 @@ import numpy as np
 
 from qarl.advantages import advantages, has_variance
 from qarl.config.run import Config
+from qarl.config.schedule import scheme_at
 from qarl.error_tokens import error_token_metrics, find_error_tokens, worst
 from qarl.errors import CheckpointError, MismatchError, ObjectiveError, PublicationError
 from qarl.metrics import Value
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
 from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
-from qarl.config.schedule import scheme_at
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from trainer.checkpoint import CheckpointStore

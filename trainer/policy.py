@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from qarl.errors import ModelError
 from qarl.numerics.layers import BatchLayout
-from qarl.numerics.profile import Numerics, apply_profile
+from qarl.numerics.profile import apply_profile
 from qarl.quant.linear import align_linears
 from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.types import Numerics
 from trainer.batching import PaddedBatch
 
 ENTROPY_ROWS = 1024

@@ -17,7 +17,8 @@ from qarl.errors import PublicationError, QarlError
 from qarl.metrics import Value, merge
 from qarl.quant.parity import Parity
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Bucket, Manifest, TrainSequence
+from qarl.types import TrainSequence
+from qarl.weights.source import Bucket, Manifest
 
 Logprobs = npt.NDArray[np.float32]
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError)

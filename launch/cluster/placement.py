@@ -15,15 +15,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.preflight import check_settings
 from qarl.config.run import Config
+from qarl.config.schedule import schemes_of
 from qarl.errors import ResourceError
 from qarl.quant.formats import check_processor, engine_kernels
-from qarl.config.schedule import schemes_of
 from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from trainer.ranks import LearnerGroup, free_address
 from trainer.learner import LearnerRank, learner_env
+from trainer.ranks import LearnerGroup, free_address
 
 Bundle = dict[str, float]
 

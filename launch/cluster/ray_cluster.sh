@@ -20,7 +20,7 @@ or RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN); RAY_AUTH_MODE=disabled turns that of
 TEXT
 }
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 ray=$root/.venv/bin/ray
 state=${QARL_CLUSTER_DIR:-$HOME/.qarl/cluster}
 start_timeout_s=120

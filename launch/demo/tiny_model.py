@@ -26,9 +26,9 @@ from transformers import (
 )
 
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import sorting
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.types import Prompt
 
 Note = Callable[[str], None]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from qarl.config.pool import ProgramCheckConfig, VoteConfig
 from qarl.config.run import Config
 from qarl.prompts.augment import Augmenter
-from qarl.config.pool import ProgramCheckConfig, VoteConfig
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator
 from qarl.tasks import sorting

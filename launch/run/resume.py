@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from qarl.config.run import Config
 from qarl.config.io import validate
+from qarl.config.run import Config
 from qarl.errors import ConfigError
 
 RESUMABLE_CHANGES = (

@@ -16,14 +16,14 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from qarl.config.run import Config
 from qarl.config.io import load_config
+from qarl.config.run import Config
+from qarl.config.schedule import scheme_at
 from qarl.errors import CheckpointError, ConfigError, PublicationError
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.linear import requantize
 from qarl.quant.publish import checkpoint_tensors, publish, unquantized_config, write_checkpoint
-from qarl.config.schedule import scheme_at
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest
 from rollout.engine import engine_env

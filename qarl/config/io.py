@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from qarl.config.run import Config
 from qarl.config.base import Node
+from qarl.config.run import Config
 from qarl.errors import ConfigError
 
 AnyNode = TypeVar("AnyNode", bound=Node)

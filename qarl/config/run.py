@@ -1,5 +1,4 @@
-"""The configuration: one typed, strict tree. This file, `config_policy.py`, `tasks/config.py`,
-`prompts/config.py` and `objectives/config.py` are the reference of every key.
+"""The configuration: one typed, strict tree. The files of this folder are the reference of every key.
 
 A config file is YAML; `inherits: other.yaml` (relative to the file) takes another file's values first. Overrides
 `a.b=c` come last. Unknown keys are errors that name the nearest known one.
@@ -18,9 +17,9 @@ from qarl.config.base import (
     PositiveFloat,
     PositiveInt,
 )
-from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
-from qarl.error_tokens import ErrorTokensConfig
+from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
+from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
 from qarl.config.pool import PoolConfig
 from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 

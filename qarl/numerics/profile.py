@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -10,8 +10,8 @@ from qarl.errors import KernelError, ModelError
 from qarl.numerics import engine_ops
 from qarl.numerics.layers import DecoderLayer, Norm, Rotary
 from qarl.numerics.moe import SparseMoe
+from qarl.types import Numerics
 
-Numerics = Literal["engine", "portable", "stock"]
 SUPPORTED_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe")
 LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")  # their frequencies change with the longest sequence of a batch
 

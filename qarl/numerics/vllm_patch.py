@@ -6,7 +6,7 @@
 2. The oneDNN W8A8 handler keeps a raw pointer to its weight-scale tensor, which an in-place reload then frees: the
    engine goes on with garbage scales, silently. The handler gets a private copy that lives as long as it does.
    Upstream: vllm-project/vllm#48312 (weight reload correctness for RL).
-3. The engine's fp8 GEMM, which is `torch._scaled_mm`, runs with oneDNN off (`qarl.quant.fp8.without_onednn` says why).
+3. The engine's fp8 GEMM, which is `torch._scaled_mm`, runs with oneDNN off (`scaled_mm.py` says why).
    torch's own GEMM, from MKL, takes its place, as on hosts without AMX; MKL_CBWR makes MKL give a token one value in
    any batch. On hosts without AVX-512 that takes at least four rows, so that fewer are filled up.
 4. Experts without quantization are laid out for the CPU kernel at the first load only: after an in-place reload it
@@ -26,7 +26,7 @@ import torch
 
 from qarl.errors import KernelError
 from qarl.numerics import processor
-from qarl.quant.fp8 import enough_rows, without_onednn
+from qarl.numerics.scaled_mm import enough_rows, without_onednn
 
 CHECKED_VERSIONS = ("0.32.0",)
 PINNED_ISA = "AVX512_CORE_BF16"

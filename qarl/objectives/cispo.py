@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qarl.config.objective import CISPOConfig
 from qarl.metrics import Metrics, mean
 from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
-from qarl.config.objective import CISPOConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 

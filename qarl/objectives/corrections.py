@@ -23,7 +23,6 @@ from math import exp
 import torch
 from torch import Tensor
 
-from qarl.metrics import Histogram, Metrics, effective_sample_size, mean
 from qarl.config.objective import (
     AdaptiveClip,
     CorrectionConfig,
@@ -34,6 +33,7 @@ from qarl.config.objective import (
     TokenMask,
     TokenTIS,
 )
+from qarl.metrics import Histogram, Metrics, effective_sample_size, mean
 from qarl.objectives.ratios import Ratios, bounded_exp
 
 _EDGES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qarl.metrics import Metrics
 from qarl.config.objective import DAPOConfig
+from qarl.metrics import Metrics
 from qarl.objectives.grpo import clipped_token_loss
 from qarl.objectives.ratios import LossInputs
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qarl.config.objective import GBPOConfig
 from qarl.metrics import Metrics
 from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.band import Band
-from qarl.config.objective import GBPOConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 

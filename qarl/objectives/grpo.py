@@ -10,10 +10,10 @@ from typing import Literal
 
 from torch import Tensor
 
+from qarl.config.objective import GRPOConfig, TokenClip
 from qarl.metrics import Metrics
 from qarl.objectives.aggregate import reduce, token_sums
 from qarl.objectives.band import Band
-from qarl.config.objective import GRPOConfig, TokenClip
 from qarl.objectives.corrections import mismatch_weight, upper_clip_bound
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qarl.metrics import Metrics
 from qarl.config.objective import GSPOConfig, TBPOConfig
+from qarl.metrics import Metrics
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.tbpo import tbpo
 

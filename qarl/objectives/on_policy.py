@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from qarl.config.objective import CorrectionConfig, OnPolicyConfig
 from qarl.metrics import Metrics
 from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
-from qarl.config.objective import CorrectionConfig, OnPolicyConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from qarl.metrics import Metrics
-from qarl.objectives.cispo import cispo
 from qarl.config.objective import (
     CISPOConfig,
     DAPOConfig,
@@ -22,6 +20,8 @@ from qarl.config.objective import (
     RLOOConfig,
     TBPOConfig,
 )
+from qarl.metrics import Metrics
+from qarl.objectives.cispo import cispo
 from qarl.objectives.dapo import dapo
 from qarl.objectives.dr_grpo import dr_grpo
 from qarl.objectives.gbpo import gbpo

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qarl.metrics import Metrics, mean
 from qarl.config.objective import ObjectiveConfig
+from qarl.metrics import Metrics, mean
 from qarl.objectives.ratios import LARGEST_LOG, LossInputs, check_finite, token_log_ratio
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from qarl.metrics import Metrics
 from qarl.config.objective import RLOOConfig
+from qarl.metrics import Metrics
 from qarl.objectives.on_policy import log_prob_loss
 from qarl.objectives.ratios import LossInputs
 

@@ -6,10 +6,10 @@ from math import inf
 
 from torch import Tensor
 
+from qarl.config.objective import SequenceTIS, TBPOConfig
 from qarl.metrics import Metrics, mean
 from qarl.objectives.aggregate import ratio_metrics, sequence_weight, token_sums
 from qarl.objectives.band import Band
-from qarl.config.objective import SequenceTIS, TBPOConfig
 from qarl.objectives.corrections import mismatch_weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 

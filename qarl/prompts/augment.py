@@ -19,13 +19,13 @@ from itertools import zip_longest
 from random import Random
 from typing import Any
 
-from qarl.errors import CheckpointError, RolloutError
 from qarl.config.pool import AugmentConfig
-from qarl.tasks.text import HeldoutIndex, TextIndex
+from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import Validator
 from qarl.seeds import derive_seed
 from qarl.tasks.problems import Problems
+from qarl.tasks.text import HeldoutIndex, TextIndex
 from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest
 
 VERSION = 1

@@ -22,8 +22,8 @@ from random import Random
 from statistics import fmean
 from typing import Any
 
-from qarl.errors import ConfigError, DataError
 from qarl.config.pool import PoolConfig
+from qarl.errors import ConfigError, DataError
 from qarl.prompts.heap import LazyHeap, sortable
 from qarl.prompts.lineage import Forest, child_rate
 from qarl.prompts.state import VERSION, Archived, Gauges, parse, prompt_to_json, row_to_json

@@ -8,8 +8,8 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qarl.errors import DataError
 from qarl.config.pool import PoolConfig
+from qarl.errors import DataError
 from qarl.types import GroupResult
 
 COLUMNS = {

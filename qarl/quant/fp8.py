@@ -5,20 +5,16 @@ Suffixes: M tokens, K input features, N output features; C, B blocks of N, of K.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qarl.errors import KernelError
-from qarl.numerics import processor
+from qarl.numerics.scaled_mm import enough_rows, without_onednn
 from qarl.quant.int8 import finite_amax
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
-FEWEST_ROWS = 4  # of a GEMM on a processor without AVX-512
 BLOCK = 128  # side of a weight block, and activations that share a scale with it
 SMALLEST_ACTIVATION_SCALE = 1.0 / (LARGEST * 512.0)  # the engine's
 
@@ -96,30 +92,6 @@ def quantize_activation_groups(x_MK: Tensor) -> tuple[Tensor, Tensor]:
     groups = x_MK.float().view(x_MK.shape[0], -1, BLOCK)
     scale = (groups.abs().amax(2, keepdim=True) / LARGEST).clamp(min=SMALLEST_ACTIVATION_SCALE)
     return (groups / scale).clamp(-LARGEST, LARGEST).to(E4M3).flatten(1), scale.squeeze(2)
-
-
-@contextmanager
-def without_onednn() -> Iterator[None]:
-    """torch's own GEMM in place of oneDNN's.
-
-    On hosts with AMX torch hands `_scaled_mm` of fp8 to oneDNN, which knows it for AMX-FP8 only: pinned to AVX-512 it
-    falls to its scalar reference, hundreds of times slower, and otherwise fails.
-    """
-    enabled = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
-
-
-def enough_rows(q_x_MK: Tensor) -> Tensor:
-    """With zero rows up to a fewest number, on processors without AVX-512.
-
-    MKL sums one to three rows in an order of their own there, and a token would not have one value in any batch.
-    """
-    if processor.has_avx512() or len(q_x_MK) >= FEWEST_ROWS:
-        return q_x_MK
-    return torch.cat((q_x_MK, q_x_MK.new_zeros(FEWEST_ROWS - len(q_x_MK), q_x_MK.shape[1])))
 
 
 def w8a8_forward(x_MK: Tensor, q_NK: Tensor, scale: Tensor, bias_N: Tensor | None) -> Tensor:

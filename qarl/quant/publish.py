@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qarl.errors import ModelError, PublicationError
-from qarl.protocols import WeightSource
+from qarl.errors import ModelError
 from qarl.quant.experts import QuantizedExperts, expert_weights, is_stack
 from qarl.quant.formats import quantization_config
 from qarl.quant.linear import Gather, QuantizedLinear, whole
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Bucket, Manifest, PublishedTensor, PublishedWeights
+from qarl.weights.source import Bucket, PublishedTensor, PublishedWeights
+from qarl.weights.wire import pack, seal
 
 BUCKET_BYTES = 64 * 2**20
-_WITHOUT_NUMPY = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
-"""dtypes that numpy lacks, and those that carry their bits."""
 
 
 def checkpoint_tensors(
@@ -76,40 +70,6 @@ def publish(model: nn.Module, scheme: QuantScheme, version: int, gather: Gather 
     return seal(version, scheme.label, [tensor for bucket in packed(model, gather) for tensor in bucket])
 
 
-def seal(version: int, scheme: str, tensors: Sequence[PublishedTensor]) -> PublishedWeights:
-    """`tensors` with their manifest."""
-    return PublishedWeights(make_manifest(version, scheme, [(t.name, t.digest) for t in tensors]), tuple(tensors))
-
-
-def make_manifest(version: int, scheme: str, tensors: Sequence[tuple[str, str]]) -> Manifest:
-    """The manifest of (name, digest) pairs; its own digest covers version, scheme, names and digests."""
-    lines = "\n".join(" ".join(pair) for pair in tensors)
-    digest = hashlib.blake2b(f"{version} {scheme}\n{lines}".encode(), digest_size=16).hexdigest()
-    return Manifest(version, scheme, tuple(tensors), digest)
-
-
-def unpack(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, tensor) in order, each checked against the manifest before it is given out.
-
-    Raises:
-        PublicationError: a manifest, a tensor or a set of tensors that is not what was published.
-    """
-    manifest = weights.manifest
-    where = f"weights version {manifest.version}"
-    if make_manifest(manifest.version, manifest.scheme, manifest.tensors) != manifest:
-        raise PublicationError("the manifest differs from its digest", where)
-    expected = iter(manifest.tensors)
-    for tensor in (tensor for bucket in weights.buckets() for tensor in bucket):
-        name, digest = next(expected, ("nothing", ""))
-        if tensor.name != name:
-            raise PublicationError(f"{tensor.name} came where {name} was expected", where)
-        if _digest(name, tensor.dtype, tensor.data) != digest:
-            raise PublicationError(f"{name} differs from its digest", where)
-        yield name, to_torch(tensor)
-    if missing := next(expected, None):
-        raise PublicationError(f"{missing[0]} is missing", where)
-
-
 def write_checkpoint(tensors: Iterator[tuple[str, Tensor]], directory: Path, source: Path, scheme: QuantScheme) -> None:
     """Write a Hugging Face checkpoint folder: `tensors`, and config and tokenizer files of `source`.
 
@@ -152,45 +112,3 @@ def unquantized_config(model: Path) -> dict[str, Any]:
             mend="give the full-precision model; qarl quantizes it as rollout.scheme says",
         )
     return config
-
-
-def pack(name: str, tensor: Tensor) -> PublishedTensor:
-    """One tensor with its digest, copied to host memory."""
-    copied = to_host(name, tensor)
-    return replace(copied, digest=_digest(name, copied.dtype, copied.data))
-
-
-def to_host(name: str, tensor: Tensor) -> PublishedTensor:
-    """One tensor without a digest, copied to host memory: whoever gave `tensor` goes on changing its own."""
-    return PublishedTensor(name, _name(tensor.dtype), _bits(tensor).copy())
-
-
-def digest_of(name: str, tensor: Tensor) -> str:
-    """The digest of a tensor as `pack` would give it."""
-    return _digest(name, _name(tensor.dtype), _bits(tensor))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _bits(tensor: Tensor) -> np.ndarray:
-    host = tensor.detach().contiguous().cpu()
-    return host.view(_WITHOUT_NUMPY.get(host.dtype, host.dtype)).numpy()
-
-
-def arrived(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, tensor) in order, unchecked: of weights that `unpack` has gone through."""
-    return ((tensor.name, to_torch(tensor)) for bucket in weights.buckets() for tensor in bucket)
-
-
-def to_torch(tensor: PublishedTensor) -> Tensor:
-    """The tensor, in memory of its own."""
-    # Arrays from the object store are read-only and shared; torch wants its own.
-    return torch.from_numpy(tensor.data.copy()).view(getattr(torch, tensor.dtype))
-
-
-def _digest(name: str, dtype: str, data: np.ndarray) -> str:
-    digest = hashlib.blake2b(f"{name}|{dtype}|{data.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(data).view(np.uint8).data)
-    return digest.hexdigest()

@@ -6,9 +6,9 @@ import random
 from collections import defaultdict
 from collections.abc import Callable
 
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError
 from qarl.tasks import dataset, sorting
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.tasks.problems import Encode, problems_of
 from qarl.types import Prompt
 

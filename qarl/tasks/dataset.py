@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from qarl.errors import DataError
-from qarl.tasks.text import plain
 from qarl.config.task import DatasetTaskConfig
+from qarl.errors import DataError
 from qarl.tasks.files import raw_rows
+from qarl.tasks.text import plain
 
 LARGEST_LEVEL = 2**53
 """Levels are sorted as floats, which are exact up to here."""

@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from qarl.errors import ConfigError
-from qarl.tasks.text import words
-from qarl.tasks import dataset, sorting
 from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
+from qarl.errors import ConfigError
+from qarl.tasks import dataset, sorting
+from qarl.tasks.text import words
 from qarl.types import Prompt
 
 Encode = Callable[[str], Sequence[int]]

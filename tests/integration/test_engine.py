@@ -19,13 +19,15 @@ from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError
 from qarl.mismatch import Mismatch
 from qarl.numerics import engine_ops, processor
-from qarl.quant.parity import check_parity
 from qarl.prompts.pool import make_pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
 from qarl.quant.linear import requantize, switch_scheme
-from qarl.quant.publish import checkpoint_tensors, pack, publish, seal, write_checkpoint
+from qarl.quant.parity import check_parity
+from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Prompt, PublishedWeights, Sample, SampleRequest, TrainSequence
+from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+from qarl.weights.source import PublishedWeights
+from qarl.weights.wire import pack, seal
 from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512

@@ -14,8 +14,8 @@ import torch
 from launch.cluster.placement import Placement, connect
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
-from qarl.quant.publish import write_engine_config
 from qarl.config.schedule import scheme_at
+from qarl.quant.publish import write_engine_config
 from rollout.engine import engine_env
 from tests.integration.test_transfer import Run
 

@@ -17,10 +17,10 @@ from vllm.model_executor.layers.quantization.utils.nvfp4_emulation_utils import 
 from vllm.model_executor.layers.quantization.utils.quant_utils import GroupShape
 
 from qarl.config.policy import RolloutConfig
-from qarl.quant.parity import check_parity
 from qarl.numerics.vllm_patch import patch_cpu, patch_cpu_engine
 from qarl.quant import fp4, fp8
 from qarl.quant.formats import format_of, quantization_config
+from qarl.quant.parity import check_parity
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint, write_engine_config
 from qarl.quant.scheme import FloatScheme, QuantScheme, SchemeName
 from rollout.engine import VLLMEngine

@@ -11,17 +11,17 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from qarl.config.run import Config
 from qarl.config.io import load_config
+from qarl.config.run import Config
 from qarl.mismatch import Logprobs
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import TrainSequence
 from trainer.batching import PaddedBatch
-from trainer.ranks import LearnerGroup, free_address
 from trainer.learner import LearnerRank, checkpoint_weights, learner_env
 from trainer.policy import Policy
+from trainer.ranks import LearnerGroup, free_address
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,14 +10,14 @@ import torch
 
 from launch.demo.tiny_model import ensure_model
 from qarl.config.policy import ModelConfig, RolloutConfig, SFTConfig, TinyModelConfig
+from qarl.config.task import SortingTaskConfig
 from qarl.numerics import processor
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
-from qarl.config.task import SortingTaskConfig
 from qarl.types import Sample
 from rollout.engine import VLLMEngine
-from tests.support.hosts import EXACT_W8A8, needs_avx512
 from tests.integration.test_engine import gap, requests
+from tests.support.hosts import EXACT_W8A8, needs_avx512
 from trainer.policy import Policy
 
 TOKENS = 256

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import rollout.loader
 from qarl.errors import PublicationError, RolloutError
-from qarl.protocols import WeightSource
-from qarl.quant.publish import packed, publish, seal
-from qarl.types import Bucket, Manifest, PublishedTensor, PublishedWeights
+from qarl.quant.publish import packed, publish
+from qarl.weights.source import Bucket, Manifest, PublishedTensor, PublishedWeights, WeightSource
+from qarl.weights.wire import seal
 from rollout.engine import VLLMEngine
 from tests.integration.test_engine import SCHEME, gap, perturbed, requests
 from trainer.policy import Policy

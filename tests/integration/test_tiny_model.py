@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launch import tiny_model
+from launch.demo import tiny_model
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import load_task, sorting
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 
 TASK = SortingTaskConfig()
 BUILD = TinyModelConfig(

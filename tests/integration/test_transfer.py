@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import ray
 
-from qarl.config.run import Config
 from qarl.config.io import load_config
+from qarl.config.run import Config
 from qarl.errors import PublicationError
 from qarl.quant.publish import write_engine_config
 from qarl.quant.scheme import QuantScheme
@@ -22,8 +22,8 @@ from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
 from tests.support.fakes import wait_until_gone
 from tests.support.wire import without_gpus
-from trainer.ranks import LearnerGroup, free_address
 from trainer.learner import LearnerRank, learner_env
+from trainer.ranks import LearnerGroup, free_address
 
 ROOT = Path(__file__).parents[2]
 SCHEME = QuantScheme()

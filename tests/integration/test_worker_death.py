@@ -15,8 +15,8 @@ import ray
 import torch
 
 from launch.cluster.placement import Placement, connect
-from qarl.config.run import Config
 from qarl.config.io import load_config
+from qarl.config.run import Config
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest

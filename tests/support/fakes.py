@@ -17,21 +17,9 @@ import numpy.typing as npt
 
 from qarl.errors import CheckpointError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
-from qarl.protocols import WeightSource
 from qarl.quant.scheme import QuantScheme
-from qarl.types import (
-    AugmentOutcome,
-    Bucket,
-    Manifest,
-    Prompt,
-    PublishedTensor,
-    PublishedWeights,
-    Sample,
-    SampleRequest,
-    Score,
-    TrainSequence,
-    WorkerInfo,
-)
+from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
+from qarl.weights.source import Bucket, Manifest, PublishedTensor, PublishedWeights, WeightSource
 
 BAD_DIGEST = "bad"
 

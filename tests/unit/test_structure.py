@@ -45,6 +45,16 @@ LIGHT_MODULES = (
     "qarl.protocols",
     "qarl.prompts.pool",
 )
+FLOORS = (
+    {"types", "errors", "metrics", "seeds"},
+    {"numerics", "weights"},
+    {"quant"},
+    {"config"},
+    {"tasks", "objectives", "advantages", "mismatch", "error_tokens"},
+    {"prompts"},
+    {"protocols"},
+)
+"""Rooms of `qarl`, lowest first: a room imports only rooms of lower floors."""
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).glob("**/*.py"))
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -85,6 +95,22 @@ def loaded_by(*imports: str) -> set[str]:
 def test_imports_go_one_way(file: Path) -> None:
     package = name(file).partition("/")[0]
     assert imported(file) & {*PACKAGES, "configs", "tests"} <= MAY_IMPORT[package]
+
+
+def room(path: str) -> str:
+    """The folder or file of `qarl` that "qarl/quant/linear.py" or "qarl.quant.linear" lies in: "quant"."""
+    return path.replace("/", ".").split(".")[1]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if name(file).startswith("qarl/")], ids=name)
+def test_no_import_inside_qarl_climbs(file: Path) -> None:
+    floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+    own = room(name(file))
+    if own == "__init__":
+        return
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    rooms = {room(str(node.module)) for node in nodes if str(node.module).startswith("qarl.")}
+    assert {other for other in rooms - {own} if floor[other] >= floor[own]} == set()
 
 
 @pytest.mark.parametrize("library", IMPORTERS)

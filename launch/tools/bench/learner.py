@@ -22,13 +22,12 @@ from transformers.utils import logging as transformers_logging
 
 from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.errors import ConfigError
-from qarl.numerics.profile import Numerics
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.quant.formats import check_processor, format_of
 from qarl.quant.kernels import Kernel, choose_kernel
 from qarl.quant.linear import QuantizedLinear, align_linears
 from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
-from qarl.types import TrainSequence
+from qarl.types import Numerics, TrainSequence
 from trainer.batching import PaddedBatch
 from trainer.policy import Policy
 

@@ -20,17 +20,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from launch.tools.bench.compare import HEADER, Case, compare
 from launch.demo.tiny_model import make_tokenizer
+from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, KernelError
 from qarl.quant.formats import engine_kernels, format_of
 from qarl.quant.linear import quantized_linears, requantize
-from qarl.quant.publish import checkpoint_tensors, make_manifest, packed, unpack, write_engine_config
+from qarl.quant.publish import checkpoint_tensors, packed, write_engine_config
 from qarl.quant.scheme import QuantScheme
+from qarl.weights.wire import make_manifest, unpack
 from rollout.engine import VLLMEngine, engine_env
-from trainer.ranks import StoredWeights
 from trainer.policy import Policy
+from trainer.ranks import StoredWeights
 
 SCHEMES = (QuantScheme(), QuantScheme("w4a16"), QuantScheme("fp8_channel"))
 VOCABULARY, HEAD_DIM = 4096, 64

@@ -23,19 +23,18 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from launch.tools.mismatch.report import Cell, Gap, write_report
 from launch.demo.tiny_model import check_model_dir
+from launch.tools.mismatch.report import Cell, Gap, write_report
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, DataError, KernelError, RolloutError
 from qarl.mismatch import Logprobs
-from qarl.numerics.profile import Numerics
 from qarl.numerics.revert import RULES, revert_rule
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.reference import use_reference
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.seeds import derive_seed
-from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+from qarl.types import Numerics, Prompt, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine, engine_env
 from trainer.batching import PaddedBatch
 from trainer.policy import Policy

@@ -1,4 +1,4 @@
-"""This machine's rates, by a few seconds of GEMMs: the row of `launch.tools.plan.devices` that `qarl plan --measure` uses."""
+"""This machine's rates, by a few seconds of GEMMs: the row of `devices.py` that `qarl plan --measure` uses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qarl.errors import KernelError
 from launch.tools.plan.devices import Arithmetic, Device
 from launch.tools.plan.formats import LEARNER_KERNELS
+from qarl.errors import KernelError
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel, low_bit_kernels
 from qarl.quant.scheme import QuantScheme

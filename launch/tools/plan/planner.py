@@ -14,13 +14,9 @@ from typing import Any, get_args
 import torch
 from transformers import AutoConfig
 
-from launch.preflight import check_settings
 from launch.demo.tiny_model import architecture, make_tokenizer
-from qarl.config.run import Config
-from qarl.errors import ConfigError, KernelError, ModelError, ResourceError
-from qarl.numerics.engine_ops import BLOCK_SIZE
-from qarl.numerics.profile import apply_profile
-from qarl.plan import speed
+from launch.preflight import check_settings
+from launch.tools.plan import speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.formats import LEARNER_KERNELS, REFERENCE, LearnerKernel, plan_format
 from launch.tools.plan.memory import (
@@ -35,15 +31,19 @@ from launch.tools.plan.memory import (
 )
 from launch.tools.plan.result import Estimate, LayerRow, Plan, Times
 from launch.tools.plan.shapes import Matrix, meta_model, shapes_of
+from qarl.config.derived import kernel_of, numerics_of
+from qarl.config.run import Config
+from qarl.config.schedule import schemes_of
+from qarl.errors import ConfigError, KernelError, ModelError, ResourceError
+from qarl.numerics.engine_ops import BLOCK_SIZE
+from qarl.numerics.profile import apply_profile
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor
 from qarl.quant.fp8 import check_cuda
 from qarl.quant.kernels import kernel_kind
 from qarl.quant.linear import covered_linears
 from qarl.quant.publish import unquantized_config
-from qarl.config.schedule import schemes_of
 from qarl.quant.scheme import QuantScheme, SchemeName
-from trainer.learner import kernel_of, numerics_of
 from trainer.loop import PROBE_PROMPTS, PROBE_TOKENS
 
 GIB = 2**30

@@ -16,12 +16,12 @@ from typing import Annotated, Literal
 from omegaconf import OmegaConf
 from pydantic import Field, model_validator
 
-from launch.run.resume import check_same_run
 from launch.run.report import SUMMARY_FILE, Series, read_series, read_summary
+from launch.run.resume import check_same_run
 from launch.run.tracking import METRICS_FILE
-from qarl.config.run import Config
 from qarl.config.base import Fraction, Node
 from qarl.config.io import load_config, read_tree, validate_as
+from qarl.config.run import Config
 from qarl.errors import ConfigError, DivergenceError
 
 RUNS = "runs/studies"

@@ -18,11 +18,11 @@ from configs import __file__ as configs_init
 from launch import cli
 from launch.cli import config_path, main
 from launch.cluster.placement import bundles, check_resources, device_of
-from launch.run.resume import check_same_run
 from launch.demo.tiny_model import make_tokenizer
+from launch.run.resume import check_same_run
 from launch.train import _set_aside
-from qarl.config.run import Config
 from qarl.config.io import documentation, load_config, to_yaml, validate
+from qarl.config.run import Config
 from qarl.errors import ConfigError, ResourceError, RolloutError
 from rollout.engine import engine_env
 

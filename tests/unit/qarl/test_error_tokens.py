@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.error_tokens import (
     ErrorTokens,
-    ErrorTokensConfig,
     compression_ratio,
     error_token_metrics,
     find_error_tokens,

@@ -13,8 +13,8 @@ import pytest
 
 from launch.run.augment import make_augmenter
 from qarl.config.io import validate
-from qarl.errors import ConfigError, TeacherError
 from qarl.config.pool import AugmentConfig, TeacherConfig
+from qarl.errors import ConfigError, TeacherError
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Verdict
 from qarl.tasks import load_task

@@ -13,7 +13,7 @@ from torch import nn
 from qarl.errors import PublicationError
 from qarl.quant.publish import publish
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Bucket, Manifest, PublishedWeights
+from qarl.weights.source import Bucket, Manifest, PublishedWeights
 from rollout.engine import VLLMEngine
 
 SCHEME = QuantScheme("none")

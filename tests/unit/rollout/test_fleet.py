@@ -15,7 +15,8 @@ import ray
 
 from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError, RolloutError
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Bucket, Manifest, Sample, SampleRequest, TrainSequence
+from qarl.types import Sample, SampleRequest, TrainSequence
+from qarl.weights.source import Bucket, Manifest
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
 from tests.support.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights, wait_until_gone

@@ -16,12 +16,13 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from qarl.errors import PublicationError
-from qarl.quant.publish import BUCKET_BYTES, checkpoint_tensors, publish, to_host, unpack
+from qarl.quant.publish import BUCKET_BYTES, checkpoint_tensors, publish
 from qarl.quant.scheme import QuantScheme, SchemeName
-from qarl.types import PublishedWeights
+from qarl.weights.source import PublishedWeights
+from qarl.weights.wire import to_host, unpack
 from rollout.receive import Inbox
-from trainer.policy import Policy
 from rollout.send import PolicySource, Sender, Workers
+from trainer.policy import Policy
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.run.augment import make_augmenter
-from qarl.config.run import Config
 from qarl.config.io import validate
+from qarl.config.run import Config
+from qarl.config.task import SortingTaskConfig
 from qarl.errors import CheckpointError, DivergenceError, MismatchError, PublicationError, RolloutError
 from qarl.prompts.pool import make_pool
 from qarl.tasks import load_task
-from qarl.config.task import SortingTaskConfig
 from qarl.tasks.sorting import is_heldout, solve
-from qarl.types import PublishedWeights, Sample, SampleRequest, Score, TrainSequence
+from qarl.types import Sample, SampleRequest, Score, TrainSequence
+from qarl.weights.source import PublishedWeights
 from tests.support.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, Fuse, Killed, make_prompts
 from trainer.checkpoint import CheckpointStore
 from trainer.collect import Group

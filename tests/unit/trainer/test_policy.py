@@ -17,10 +17,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qarl.errors import ModelError
-from qarl.numerics.profile import Numerics
 from qarl.quant.linear import quantized_linears, requantize
 from qarl.quant.scheme import QuantScheme
-from qarl.types import TrainSequence
+from qarl.types import Numerics, TrainSequence
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy, entropy_of
 

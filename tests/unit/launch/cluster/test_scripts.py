@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import jobs
+from launch.cluster import jobs
 from qarl.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).parents[4]

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from launch import tracking
+from launch.run import tracking
 from launch.run.report import read_series
 from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLE_COLUMNS, SAMPLES_FILE, RunTracker, read_log
-from qarl.config.run import Config
 from qarl.config.io import validate
+from qarl.config.run import Config
 from qarl.errors import DataError, ResourceError
 from qarl.metrics import Histogram
 from qarl.types import AugmentOutcome, Prompt, Sample, Score
@@ -218,7 +218,8 @@ def test_wandb_online_without_login_names_the_mend(tmp_path: Path, monkeypatch: 
 
 def test_disabled_never_imports_wandb(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from launch.run.tracking import RunTracker; from qarl.config.io import *; "
+        "import sys; from pathlib import Path; "
+        "from launch.run.tracking import RunTracker; from qarl.config.io import *; "
         "t = RunTracker(validate({'model': {'path': 'm'}, 'task': {'kind': 'sorting'}, "
         f"'tracking': {{'wandb_mode': 'disabled'}}}}, 't'), Path({str(tmp_path)!r}), 0, 1); "
         "t.log(1, {'reward/mean': 1.0}); t.table(1, [], []); t.close(); sys.exit('wandb' in sys.modules)"

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import launch.tools.export
-from launch.tools.export import export
 from launch.demo.tiny_model import make_tokenizer
+from launch.tools.export import export
 from qarl.config.io import load_config, to_yaml
 from qarl.errors import CheckpointError, ConfigError, KernelError, PublicationError
 from qarl.quant.publish import unquantized_config

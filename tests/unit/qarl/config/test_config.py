@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qarl.config.run import Config
 from qarl.config.io import documentation, load_config, to_yaml, validate
-from qarl.errors import ConfigError
+from qarl.config.run import Config
 from qarl.config.task import DatasetTaskConfig
+from qarl.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[4] / "configs").glob("*.yaml"))
 BATCH_INVARIANT = "rollout.batch_invariant=true"

@@ -24,9 +24,10 @@ from qarl.numerics.moe import Experts, Router, SparseMoe
 from qarl.quant.experts import QuantizedExperts, check_engine
 from qarl.quant.formats import format_of, quantization_config
 from qarl.quant.linear import QuantizedLinear, align_linears, requantize
-from qarl.quant.publish import checkpoint_tensors, publish, unpack, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.reference import use_reference
 from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
+from qarl.weights.wire import unpack
 from tests.support.hosts import needs_avx512
 
 EXPERTS, CHOSEN, WIDTH, INNER = 4, 2, 64, 32

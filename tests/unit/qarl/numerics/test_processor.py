@@ -14,9 +14,9 @@ from launch.train import _check_scheme, _Job
 from qarl.config.io import load_config
 from qarl.errors import ConfigError, KernelError
 from qarl.numerics import processor
-from qarl.quant.parity import Parity, processor_note
 from qarl.numerics.processor import cut_off, round_as_engine
 from qarl.quant import fp8
+from qarl.quant.parity import Parity, processor_note
 from qarl.quant.scheme import QuantScheme
 
 CPU = torch.device("cpu")

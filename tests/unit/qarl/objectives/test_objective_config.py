@@ -10,7 +10,6 @@ from typing import Any, get_args
 import pytest
 
 from qarl.config.io import documentation, load_config, to_yaml, validate
-from qarl.errors import ConfigError
 from qarl.config.objective import (
     AdaptiveClip,
     GRPOConfig,
@@ -22,6 +21,7 @@ from qarl.config.objective import (
     TokenMask,
     TokenTIS,
 )
+from qarl.errors import ConfigError
 from qarl.objectives.registry import OBJECTIVES
 
 KINDS = get_args(get_args(ObjectiveConfig)[0])

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qarl.errors import DivergenceError, ObjectiveError
 from qarl.config.objective import DAPOConfig, GRPOConfig, TBPOConfig
+from qarl.errors import DivergenceError, ObjectiveError
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.objectives.regularizers import kl_penalty

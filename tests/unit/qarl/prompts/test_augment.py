@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from qarl.config.pool import AugmentConfig, PoolConfig, VoteConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.augment import REASONS, Augmenter, beginning
-from qarl.config.pool import AugmentConfig, PoolConfig, VoteConfig
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator, Verdict
 from qarl.tasks import sorting
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.tasks.problems import DatasetProblems, SortingProblems, problems_of
 from qarl.types import AugmentOutcome, GroupResult, Prompt, Sample, SampleRequest
 

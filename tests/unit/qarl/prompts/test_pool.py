@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from qarl.config.pool import ArchiveConfig, LineageConfig, PoolConfig, RetireConfig
 from qarl.errors import CheckpointError, ConfigError, DataError
 from qarl.prompts.allocation import allocate
-from qarl.config.pool import ArchiveConfig, LineageConfig, PoolConfig, RetireConfig
 from qarl.prompts.heap import sortable
 from qarl.prompts.pool import Pool, make_pool
 from qarl.prompts.state import parse

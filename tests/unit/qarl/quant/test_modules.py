@@ -25,9 +25,10 @@ from qarl.errors import ConfigError, KernelError, PublicationError
 from qarl.quant.formats import engine_kernels, format_of, quantization_config
 from qarl.quant.int8 import quantize_weight
 from qarl.quant.linear import align_linears, quantized_linears, requantize
-from qarl.quant.publish import checkpoint_tensors, packed, publish, unpack, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, packed, publish, write_checkpoint
 from qarl.quant.scheme import FloatScheme, QuantScheme, SchemeName
-from qarl.types import PublishedTensor, PublishedWeights
+from qarl.weights.source import PublishedTensor, PublishedWeights
+from qarl.weights.wire import unpack
 
 SCHEME = QuantScheme()
 PLAIN = QuantScheme("none")

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, DataError
 from qarl.tasks import dataset, load_task, sorting
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.tasks.problems import problems_of
 
 Notes = list[str]

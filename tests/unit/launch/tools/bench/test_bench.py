@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from launch.cli import main
 from launch.tools.bench.compare import Case, compare
 from launch.tools.bench.publish import count_bytes, make_model, quantized_again
-from launch.cli import main
 from qarl.numerics import engine_ops, processor
 from qarl.quant.kernels import low_bit_kernels
-from qarl.quant.publish import checkpoint_tensors, pack, publish
+from qarl.quant.publish import checkpoint_tensors, publish
 from qarl.quant.scheme import QuantScheme
+from qarl.weights.wire import pack
 from trainer.policy import Policy
 
 
@@ -36,7 +37,7 @@ def test_ratios_are_medians_of_rounds_taken_in_turn() -> None:
 def test_bench_learner_measures_layers_blocks_and_profiles(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launch.bench import learner
+    from launch.tools.bench import learner
 
     monkeypatch.setattr(learner, "BATCH_TOKENS", 80)
     monkeypatch.setattr(learner, "_cost_of_the_pin", lambda: "")  # two processes, for one line

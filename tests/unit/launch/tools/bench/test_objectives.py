@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from launch.bench import objectives
+from launch.tools.bench import objectives
 from qarl.config.objective import DrGRPOConfig
 from qarl.objectives.registry import OBJECTIVES
 

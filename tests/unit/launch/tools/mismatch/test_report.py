@@ -15,11 +15,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from launch import mismatch
 from launch.cli import main
+from launch.demo.tiny_model import make_tokenizer
+from launch.tools.mismatch import measure as mismatch
 from launch.tools.mismatch.measure import Comparison, _common, make_prompts, one_step, run, score
 from launch.tools.mismatch.report import WIDTH, Cell, Gap, draw, render, write_report
-from launch.demo.tiny_model import make_tokenizer
 from qarl.errors import ConfigError, DataError, KernelError, QarlError, RolloutError
 from qarl.mismatch import Mismatch
 from qarl.quant.linear import quantized_linears

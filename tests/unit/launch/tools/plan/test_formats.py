@@ -8,9 +8,9 @@ from typing import get_args
 
 import pytest
 
-from qarl.errors import ConfigError
 from launch.tools.plan.devices import CPU, GPUS, Device, device_called
 from launch.tools.plan.formats import FORMATS, LEARNER_KERNELS, plan_format
+from qarl.errors import ConfigError
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import low_bit_kernels
 from qarl.quant.scheme import QuantScheme, SchemeName

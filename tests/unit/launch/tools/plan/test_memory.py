@@ -8,8 +8,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qarl.numerics.layers import BatchLayout
-from qarl.numerics.profile import apply_profile
 from launch.tools.plan.formats import LEARNER_KERNELS, plan_format
 from launch.tools.plan.memory import (
     Engine,
@@ -21,6 +19,8 @@ from launch.tools.plan.memory import (
     working_bytes,
 )
 from launch.tools.plan.shapes import Shapes
+from qarl.numerics.layers import BatchLayout
+from qarl.numerics.profile import apply_profile
 from qarl.quant.linear import align_linears
 from qarl.quant.publish import publish
 from qarl.quant.scheme import GROUPED, QuantScheme, SchemeName

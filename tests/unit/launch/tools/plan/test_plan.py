@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from launch import plan as command
 from launch.cli import main
-from launch.tools.plan.planner import make_plan, model_config
-from qarl.config.run import Config
-from qarl.config.io import load_config
-from qarl.errors import ConfigError
-from qarl.numerics import processor
+from launch.tools.plan import command
 from launch.tools.plan.devices import CPU, GPUS, Device
 from launch.tools.plan.measure import measure
+from launch.tools.plan.planner import make_plan, model_config
 from launch.tools.plan.result import Estimate, Plan, Times, _range
+from qarl.config.io import load_config
+from qarl.config.run import Config
+from qarl.errors import ConfigError
+from qarl.numerics import processor
 from tests.support.plan_models import QWEN2_5_7B, QWEN3_30B_A3B
 
 ROOT = Path(__file__).parents[5]

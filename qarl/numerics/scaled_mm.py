@@ -1,0 +1,37 @@
+"""How engine and learner call torch's GEMM of fp8 values on CPU. Suffixes: M tokens, K input features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from qarl.numerics import processor
+
+FEWEST_ROWS = 4  # of a GEMM on a processor without AVX-512
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """torch's own GEMM in place of oneDNN's.
+
+    On hosts with AMX torch hands `_scaled_mm` of fp8 to oneDNN, which knows it for AMX-FP8 only: pinned to AVX-512 it
+    falls to its scalar reference, hundreds of times slower, and otherwise fails.
+    """
+    enabled = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=enabled, _fp32_precision=None)
+
+
+def enough_rows(q_x_MK: Tensor) -> Tensor:
+    """With zero rows up to a fewest number, on processors without AVX-512.
+
+    MKL sums one to three rows in an order of their own there, and a token would not have one value in any batch.
+    """
+    if processor.has_avx512() or len(q_x_MK) >= FEWEST_ROWS:
+        return q_x_MK
+    return torch.cat((q_x_MK, q_x_MK.new_zeros(FEWEST_ROWS - len(q_x_MK), q_x_MK.shape[1])))
