@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError
 
-from qarl.errors import QarlError, RolloutError
+from qarl.errors import RolloutError
 from qarl.quant.scheme import QuantScheme
+from qarl.remote import deaths, get
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import WeightSource
 
@@ -103,12 +104,10 @@ class RayFleet:
     def _result(self, worker: int, ref: Any, method: str, args: tuple[Any, ...]) -> Any:
         while True:
             try:
-                return ray.get(ref, timeout=self._timeout_s)
-            except RayTaskError as error:
-                raise _cause(error) from None
+                return get(ref, self._timeout_s)
             except GetTimeoutError:
                 reason = f"did not answer {method} within {self._timeout_s:g} s"
-            except (RayActorError, OutOfMemoryError, NodeDiedError) as error:
+            except deaths() as error:
                 reason = f"died during {method} ({type(error).__name__})"
             self._replace(worker, reason)
             ref = getattr(self._actors[worker], method).remote(*args)
@@ -127,8 +126,3 @@ class RayFleet:
         self._actors[worker] = self._make_actor(worker, self._scheme)
         if self._weights is not None:
             self._result(worker, self._actors[worker].load.remote(self._weights), "load", (self._weights,))
-
-
-def _cause(error: RayTaskError) -> Exception:
-    cause = error.cause
-    return cause if isinstance(cause, QarlError) else error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, Literal
 
@@ -21,10 +21,10 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from qarl.errors import PublicationError
 from qarl.quant.publish import BUCKET_BYTES
+from qarl.remote import as_they_end, deaths, free_address
+from qarl.weights.source import Tensors
 from qarl.weights.wire import digest_of
-from trainer.ranks import DEATHS, free_address
 
-Tensors = Callable[[], Iterator[tuple[str, Tensor]]]
 Transport = Literal["nccl", "ipc"]
 
 
@@ -125,15 +125,14 @@ class Workers:
         each = args or [()] * len(self._handles)
         calls = enumerate(zip(self._handles, each, strict=True))
         running = {handle.transfer.remote(method, *arg): worker for worker, (handle, arg) in calls}
-        while running:  # whoever ends first: the others may wait for one that died, for ever
-            (ended, *_), _ = ray.wait(list(running), num_returns=1)
-            worker = running.pop(ended)
+        for ended in as_they_end(list(running)):
+            worker = running[ended]
             try:
                 ray.get(ended)
             except RayTaskError as error:
                 cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
                 raise PublicationError(f"refused {method} ({cause})", where=f"rollout worker {worker}") from error
-            except DEATHS as error:
+            except deaths() as error:
                 raise PublicationError(
                     f"died during {method} ({type(error).__name__})",
                     where=f"rollout worker {worker}",

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +32,10 @@ from qarl.quant.parity import Parity, check_parity, processor_note
 from qarl.quant.publish import checkpoint_tensors, packed, write_checkpoint
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Numerics, TrainSequence
-from qarl.weights.source import Bucket, Manifest
+from qarl.weights.source import Bucket, MakeSender, Manifest, WeightSender
 from qarl.weights.wire import make_manifest
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
-
-if TYPE_CHECKING:
-    from rollout.send import Sender
 
 Logprobs = npt.NDArray[np.float32]
 RATIO_DEV, CLIPPED = "actor/seq_ratio_max_dev", "actor/clip_fraction"
@@ -60,9 +57,18 @@ class LearnerRank:
         config: the run's config; `model.path` is what it starts from.
         device: "cpu" or "cuda".
         rank, world_size, master: for torch.distributed; `master` is "host:port".
+        make_sender: builds what `send` sends with; None when weights go through the object store.
     """
 
-    def __init__(self, config: Config, device: str, rank: int, world_size: int, master: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        device: str,
+        rank: int,
+        world_size: int,
+        master: str,
+        make_sender: MakeSender | None = None,
+    ) -> None:
         host, _, port = master.rpartition(":")
         os.environ.update(
             RANK=str(rank),
@@ -73,7 +79,7 @@ class LearnerRank:
             MASTER_PORT=port,
         )
         self._config, self._rank, self._world_size = config, rank, world_size
-        self._device = torch.device(device)
+        self._device, self._make_sender = torch.device(device), make_sender
 
     def start(self) -> None:
         """Load the model and start DeepSpeed; not in the constructor, whose errors Ray hands on as text only.
@@ -96,7 +102,7 @@ class LearnerRank:
                 scheme if config.learner.aligned else QuantScheme("none"), self._numerics
             ).requires_grad_(False)
         self._twins: dict[str, Policy] = {}
-        self._sender: Sender | None = None
+        self._sender: WeightSender | None = None
 
     def parity(self) -> list[Parity]:
         """How this process's arithmetic compares with the engine's ops."""
@@ -161,13 +167,10 @@ class LearnerRank:
         Raises:
             PublicationError: a worker died, or could not take what was sent.
         """
-        from rollout.send import Sender
-
-        transport = self._config.rollout.transport
-        assert transport != "object_store"
+        assert self._make_sender is not None
         if self._sender is None:
-            self._sender = Sender(
-                transport, self._rank, lambda: checkpoint_tensors(self._quantized_policy().model, self._gather)
+            self._sender = self._make_sender(
+                self._rank, lambda: checkpoint_tensors(self._quantized_policy().model, self._gather)
             )
         names = self._sender.send(receivers)
         return make_manifest(version, self._scheme.label, names) if self._rank == 0 else None

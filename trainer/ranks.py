@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,18 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 
 from qarl.errors import PublicationError, QarlError
 from qarl.metrics import Value, merge
 from qarl.quant.parity import Parity
 from qarl.quant.scheme import QuantScheme
+from qarl.remote import as_they_end, deaths, get
 from qarl.types import TrainSequence
 from qarl.weights.source import Bucket, Manifest
 
 Logprobs = npt.NDArray[np.float32]
-DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError)
-"""What Ray raises for an actor whose process is gone."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +101,14 @@ class LearnerGroup:
                 return _stored(self.ranks, version)
             receivers = self._transfer()
             running = [rank.send.remote(version, receivers) for rank in self.ranks]
-            manifests = []
-            while running:  # as in `_stored`
-                ended, running = ray.wait(running, num_returns=1, timeout=self._timeout_s)
-                if not ended:  # NCCL waits for ever for a worker that has died
-                    raise PublicationError(
-                        f"was not through within {self._timeout_s:g} s",
-                        where=f"transfer of weights version {version}",
-                        mend="the same command continues from the last checkpoint",
-                    )
-                manifests += ray.get(ended)  # raises what the rank raised
+            try:
+                manifests = [get(ended) for ended in as_they_end(running, self._timeout_s)]
+            except TimeoutError as error:  # NCCL waits for ever for a worker that has died
+                raise PublicationError(
+                    f"was not through within {self._timeout_s:g} s",
+                    where=f"transfer of weights version {version}",
+                    mend="the same command continues from the last checkpoint",
+                ) from error
         return SentWeights(next(filter(None, manifests)), tuple(self.ranks))
 
     def switch(self, scheme: QuantScheme) -> bool:
@@ -136,14 +132,7 @@ class LearnerGroup:
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         with _readable_errors(method):
-            return ray.get([getattr(rank, method).remote(*args) for rank in self.ranks])
-
-
-def free_address() -> str:
-    """ "host:port" of this node, where nobody listens yet."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+            return get([getattr(rank, method).remote(*args) for rank in self.ranks])
 
 
 def _stored(ranks: Sequence[Any], version: int) -> StoredWeights:
@@ -151,10 +140,9 @@ def _stored(ranks: Sequence[Any], version: int) -> StoredWeights:
     streams = [rank.publish.options(num_returns="streaming").remote(version) for rank in ranks]
     running = [stream.completed() for stream in streams]
     order = dict(zip(running, streams, strict=True))
-    while running:  # whoever ends first: the others of a rank that failed wait for it in a collective, for ever
-        (ended, *_), running = ray.wait(running, num_returns=1)
+    for ended in as_they_end(running):
         refs = list(order[ended])
-        last = ray.get(refs[-1:])  # raises what the rank raised
+        last = get(refs[-1:])  # raises what the rank raised
         if last:
             manifest, buckets = last[0], refs[:-1]
     return StoredWeights(manifest, tuple(buckets))
@@ -164,9 +152,7 @@ def _stored(ranks: Sequence[Any], version: int) -> StoredWeights:
 def _readable_errors(method: str) -> Iterator[None]:
     try:
         yield
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, QarlError) else error) from None
-    except DEATHS as error:
+    except deaths() as error:
         raise QarlError(
             f"a learner rank died during {method} ({type(error).__name__})",
             mend="the same command continues from the last checkpoint",

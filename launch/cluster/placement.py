@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -19,11 +20,13 @@ from qarl.config.schedule import schemes_of
 from qarl.errors import ResourceError
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.scheme import QuantScheme
+from qarl.remote import free_address
+from qarl.weights.source import Tensors, WeightSender
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
 from trainer.learner import LearnerRank, learner_env
-from trainer.ranks import LearnerGroup, free_address
+from trainer.ranks import LearnerGroup
 
 Bundle = dict[str, float]
 
@@ -155,14 +158,25 @@ class Placement:
         env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))
         master = ray.get(ray.remote(free_address).options(**self.options(first, {})).remote())
         actor = ray.remote(LearnerRank)
+        transport = config.rollout.transport
+        make_sender = None if transport == "object_store" else partial(make_weight_sender, transport)
         return LearnerGroup(
             [
-                actor.options(**self.options(first + rank, env)).remote(config, device, rank, count, master)
+                actor.options(**self.options(first + rank, env)).remote(
+                    config, device, rank, count, master, make_sender
+                )
                 for rank in range(count)
             ],
-            transfer=None if config.rollout.transport == "object_store" else fleet.receivers,
+            transfer=None if make_sender is None else fleet.receivers,
             timeout_s=config.rollout.timeout_s,
         )
+
+
+def make_weight_sender(transport: Literal["nccl", "ipc"], rank: int, tensors: Tensors) -> WeightSender:
+    """vLLM's transfer engine for a learner rank, in that rank's process, which imports vLLM for it."""
+    from rollout.send import Sender
+
+    return Sender(transport, rank, tensors)
 
 
 class _EngineFactory:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,22 @@ class WeightSource(Protocol):
     def buckets(self) -> Iterator[Bucket]:
         """The manifest's tensors in order, one bucket in memory at a time; may be read again."""
         ...
+
+
+Tensors = Callable[[], "Iterator[tuple[str, Tensor]]"]
+"""The learner's (checkpoint name, tensor) in order, from the beginning at every call. Collective under ZeRO-3."""
+
+
+class WeightSender(Protocol):
+    """The learner's end of a transfer that bypasses the object store."""
+
+    def send(self, receivers: Sequence[Any]) -> list[tuple[str, str]]:
+        """Send all tensors to the workers with these handles; returns names and digests of what was sent (rank 0).
+
+        Raises PublicationError when a worker died or refused what was sent, or the connection broke.
+        """
+        ...
+
+
+MakeSender = Callable[[int, Tensors], WeightSender]
+"""Builds the sender of the learner rank with this number, in that rank's process; picklable."""

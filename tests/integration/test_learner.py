@@ -17,11 +17,12 @@ from qarl.mismatch import Logprobs
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.remote import free_address
 from qarl.types import TrainSequence
 from trainer.batching import PaddedBatch
 from trainer.learner import LearnerRank, checkpoint_weights, learner_env
 from trainer.policy import Policy
-from trainer.ranks import LearnerGroup, free_address
+from trainer.ranks import LearnerGroup
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,10 +15,10 @@ from launch.tools.plan.memory import BUCKET
 from launch.tools.plan.planner import make_plan, model_config
 from qarl.config.io import load_config
 from qarl.config.run import Config
+from qarl.remote import free_address
 from qarl.types import TrainSequence
 from rollout.engine import VLLMEngine
 from trainer.learner import LearnerRank, learner_env
-from trainer.ranks import free_address
 
 ROOT = Path(__file__).parents[2]
 SMALL = 4096

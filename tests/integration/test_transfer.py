@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import ray
 
+from launch.cluster.placement import make_weight_sender
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.errors import PublicationError
 from qarl.quant.publish import write_engine_config
 from qarl.quant.scheme import QuantScheme
+from qarl.remote import free_address
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
@@ -23,7 +25,7 @@ from rollout.worker import RolloutWorker
 from tests.support.fakes import wait_until_gone
 from tests.support.wire import without_gpus
 from trainer.learner import LearnerRank, learner_env
-from trainer.ranks import LearnerGroup, free_address
+from trainer.ranks import LearnerGroup
 
 ROOT = Path(__file__).parents[2]
 SCHEME = QuantScheme()
@@ -88,7 +90,7 @@ def run(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Run]:
         return actor(RolloutWorker, env).remote(partial(make_engine, config, folder, damage), worker)
 
     fleet = RayFleet(make_actor, SCHEME, 2, 600.0, 3, notes.append)
-    rank = actor(Rank, learner_env("cpu", 1)).remote(config, "cpu", 0, 1, master)
+    rank = actor(Rank, learner_env("cpu", 1)).remote(config, "cpu", 0, 1, master, partial(make_weight_sender, "nccl"))
     yield Run(fleet, LearnerGroup([rank], transfer=fleet.receivers), damage, notes)
     ray.shutdown()
 

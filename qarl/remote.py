@@ -1,0 +1,62 @@
+"""What trainer and rollout share about Ray.
+
+The one file of qarl that names Ray, and it imports Ray inside its functions only.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from qarl.errors import QarlError
+
+
+def get(refs: Any, timeout_s: float | None = None) -> Any:
+    """`ray.get`, but a QarlError comes as the actor raised it; its `__cause__` shows the actor's traceback.
+
+    Raises:
+        QarlError: the actor raised it.
+        RayError: everything else, as `ray.get` does; see `deaths`.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(refs, timeout=timeout_s)
+    except RayTaskError as error:
+        if isinstance(error.cause, QarlError):
+            raise error.cause from error
+        raise
+
+
+def deaths() -> tuple[type[Exception], ...]:
+    """What Ray raises for an actor whose process is gone."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+
+    return RayActorError, OutOfMemoryError, NodeDiedError
+
+
+def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator[Any]:
+    """Yield each of `refs` as soon as its call has ended: when one fails, others may wait for it forever.
+
+    Raises:
+        TimeoutError: no call ended within `timeout_s`.
+    """
+    import ray
+
+    running = list(refs)
+    while running:
+        ended, running = ray.wait(running, num_returns=1, timeout=timeout_s)
+        if not ended:
+            raise TimeoutError
+        yield ended[0]
+
+
+def free_address() -> str:
+    """ "host:port" of this node, a port that nothing listens on yet."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
