@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Usage: launch/setup.sh [cpu|gpu]
-# Installs qarl and everything it needs into .venv. A second run with nothing changed does nothing.
+# Installs qarl and everything it needs into .venv, in the versions of requirements/cpu.txt or gpu.txt (made by
+# launch/lock.sh). A second run with nothing changed does nothing.
 # QARL_EXTRA=cpu|gpu chooses as the argument does; PYTHON names the Python 3.11 to use;
 # QARL_SETUP_DRY_RUN=1 only prints the decisions.
 set -euo pipefail
@@ -55,7 +56,7 @@ install() {
     "$python" -m venv "${clear[@]}" .venv || die "$python cannot make a virtual environment; install its venv module"
     echo "$extra unfinished" >"$stamp"
     say "installing the '$extra' packages into .venv (2-3 minutes, about 5 GB; log: $log)"
-    .venv/bin/python -m pip install -e ".[$extra,dev]" >"$log" 2>&1 || explain_failure
+    .venv/bin/python -m pip install -e ".[$extra,dev]" -c "requirements/$extra.txt" >"$log" 2>&1 || explain_failure
     if [ "$extra" = cpu ]; then
         # The registry's builds of these do not match the CPU torch: vLLM's model registry, which runs in a process
         # of its own, would fail with "operator torchvision::nms does not exist". Nothing here needs them.
@@ -76,7 +77,7 @@ main() {
     local extra python want
     extra=$(choose_extra "$@")
     # The path counts too: console scripts and the editable install break when the tree moves.
-    want="$extra $({ pwd && cat pyproject.toml launch/setup.sh; } | sha256sum | cut -d' ' -f1)"
+    want="$extra $({ pwd && cat pyproject.toml "requirements/$extra.txt" launch/setup.sh; } | sha256sum | cut -d' ' -f1)"
     if [ -z "${QARL_SETUP_DRY_RUN:-}" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ] && is_311 .venv/bin/python; then
         say ".venv is up to date ($extra)"
         return

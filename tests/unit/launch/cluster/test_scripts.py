@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from launch.cluster import jobs
 from qarl.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).parents[4]
-SCRIPTS = [ROOT / "launch/setup.sh", ROOT / "launch/cluster/ray_cluster.sh", ROOT / ".ci/run"]
+CLUSTER = ROOT / "launch/cluster/ray_cluster.sh"
+SCRIPTS = [ROOT / "launch/setup.sh", ROOT / "launch/lock.sh", CLUSTER, ROOT / ".ci/run"]
 CONFIG = str(ROOT / "configs/quickstart.yaml")
 
 
@@ -46,6 +48,19 @@ def test_make_hands_overrides_to_the_quickstart() -> None:
     )
 
 
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_the_lock_pins_every_direct_dependency(extra: str) -> None:
+    """`launch/lock.sh` must run again after a change of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / f"requirements/{extra}.txt").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if not line.startswith("#"))
+    extras = project["optional-dependencies"]
+    for requirement in (*project["dependencies"], *extras[extra], *extras["dev"]):
+        name, version = requirement.split("==")
+        assert locked[name.partition("[")[0].lower()] == version
+    assert not [line for line in lines if "://" in line or " @ " in line]
+
+
 # --- setup.sh, with stand-ins for Python, pip and nvidia-smi ---------------------------------------------------------
 
 FAKE_PYTHON = """#!/bin/sh
@@ -61,8 +76,9 @@ esac
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of what setup.sh reads, a fake Python 3.11 that records what it is asked, and no GPU."""
-    (tmp_path / "launch").mkdir()
-    for name in ("launch/setup.sh", "pyproject.toml"):
+    for folder in ("launch", "requirements"):
+        (tmp_path / folder).mkdir()
+    for name in ("launch/setup.sh", "pyproject.toml", "requirements/cpu.txt", "requirements/gpu.txt"):
         shutil.copy(ROOT / name, tmp_path / name)
     program(tmp_path / "bin/python3.11", FAKE_PYTHON)
     program(tmp_path / "bin/nvidia-smi", "#!/bin/sh\nexit 1\n")
@@ -118,7 +134,11 @@ def test_setup_names_the_missing_python(tree: Path) -> None:
 
 def test_setup_installs_once_until_something_changes(tree: Path) -> None:
     assert setup(tree).returncode == 0
-    first = ["-m venv .venv", "-m pip install -e .[cpu,dev]", "-m pip uninstall -y torchvision torchaudio torchcodec"]
+    first = [
+        "-m venv .venv",
+        "-m pip install -e .[cpu,dev] -c requirements/cpu.txt",
+        "-m pip uninstall -y torchvision torchaudio torchcodec",
+    ]
     assert calls(tree) == first
 
     again = setup(tree)
@@ -134,7 +154,7 @@ def test_setup_installs_once_until_something_changes(tree: Path) -> None:
 def test_setup_never_puts_one_engine_on_top_of_the_other(tree: Path) -> None:
     assert setup(tree, "cpu").returncode == 0
     assert setup(tree, "gpu").returncode == 0
-    assert calls(tree)[3:] == ["-m venv --clear .venv", "-m pip install -e .[gpu,dev]"]
+    assert calls(tree)[3:] == ["-m venv --clear .venv", "-m pip install -e .[gpu,dev] -c requirements/gpu.txt"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +199,7 @@ def test_setup_explains_a_failed_install_and_tries_again(tree: Path, pip_says: s
     ids=" ".join,
 )
 def test_cluster_misuse_is_one_line_and_exit_2(args: list[str], tmp_path: Path) -> None:
-    done = run(SCRIPTS[1], *args, QARL_CLUSTER_DIR=str(tmp_path))
+    done = run(CLUSTER, *args, QARL_CLUSTER_DIR=str(tmp_path))
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -196,14 +216,14 @@ def test_cluster_misuse_is_one_line_and_exit_2(args: list[str], tmp_path: Path) 
     ],
 )
 def test_cluster_says_what_is_absent(args: list[str], says: str, tmp_path: Path) -> None:
-    done = run(SCRIPTS[1], *args, QARL_CLUSTER_DIR=str(tmp_path), RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="t")
+    done = run(CLUSTER, *args, QARL_CLUSTER_DIR=str(tmp_path), RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="t")
     assert done.returncode == 1
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_worker_without_the_token_is_told_so(tmp_path: Path) -> None:
-    worker = [SCRIPTS[1], "worker", "--address", "127.0.0.1:1"]
+    worker = [CLUSTER, "worker", "--address", "127.0.0.1:1"]
     done = run(*worker, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none"))
     assert done.returncode == 1
     assert f"no token at {tmp_path / 'none'}" in done.stderr
@@ -214,7 +234,7 @@ def test_down_leaves_a_process_alone_that_only_has_the_recorded_pid(tmp_path: Pa
     node.parent.mkdir()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as stranger:
         node.write_text(f"pid={stranger.pid}\nmark={tmp_path}/head:1:1\n")
-        done = run(SCRIPTS[1], "down", QARL_CLUSTER_DIR=str(tmp_path))
+        done = run(CLUSTER, "down", QARL_CLUSTER_DIR=str(tmp_path))
         survived = stranger.poll() is None
         stranger.kill()
     assert done.stdout == "ray_cluster: 'head' ended\n"
