@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +13,10 @@ import torch
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError
-from qarl.mismatch import Mismatch
 from qarl.numerics import engine_ops, processor
 from qarl.prompts.pool import make_pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
-from qarl.quant.linear import requantize, switch_scheme
+from qarl.quant.linear import switch_scheme
 from qarl.quant.parity import check_parity
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.scheme import QuantScheme
@@ -31,32 +26,13 @@ from qarl.weights.wire import pack, seal
 from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
+from tests.support.real_engine import SCHEME, gap, perturbed, requests, stock_vllm
 from trainer.batching import PaddedBatch
 from trainer.checkpoint import CheckpointStore
 from trainer.loop import Trainer
 from trainer.policy import Policy
 
 ROOT = Path(__file__).parents[2]
-SCHEME = QuantScheme()
-
-
-def requests(count: int, tokens: int, seed: int = 0) -> list[SampleRequest]:
-    rng = np.random.default_rng(seed)
-    prompts = [
-        Prompt(str(i), "", "", tuple(int(t) for t in rng.integers(4, 256, rng.integers(3, 40)))) for i in range(count)
-    ]
-    return [SampleRequest(prompt, i, 1.0, tokens) for i, prompt in enumerate(prompts)]
-
-
-def learner_logprobs(policy: Policy, samples: Sequence[Sample]) -> list[np.ndarray]:
-    sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples]
-    with torch.no_grad():
-        logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu")))
-    return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(samples)]
-
-
-def gap(policy: Policy, samples: Sequence[Sample]) -> Mismatch:
-    return Mismatch.between(learner_logprobs(policy, samples), [s.logprobs_T for s in samples])
 
 
 @pytest.fixture(scope="module")
@@ -272,16 +248,6 @@ def test_a_learner_that_changed_its_scheme_is_exact_in_the_new_one(
     assert publish(changing.model, SCHEME, 0).manifest == before.manifest
 
 
-def perturbed(policy: Policy, scheme: QuantScheme = SCHEME) -> Policy:
-    changed = Policy(policy.model.config._name_or_path, policy.model.dtype, scheme, "engine")
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in changed.parameters():
-            parameter.mul_(1 + 0.02 * torch.randn_like(parameter))
-    requantize(changed)
-    return changed
-
-
 def corrupt_scale(weights: PublishedWeights, fix_digests: bool) -> PublishedWeights:
     tensors = list(weights.tensors)
     index = next(i for i, t in enumerate(tensors) if t.name.endswith("layers.1.mlp.down_proj.weight_scale"))
@@ -292,34 +258,6 @@ def corrupt_scale(weights: PublishedWeights, fix_digests: bool) -> PublishedWeig
         return dataclasses.replace(weights, tensors=tuple(tensors))
     tensors[index] = pack(tensors[index].name, torch.from_numpy(data))
     return seal(weights.manifest.version, weights.manifest.scheme, tensors)
-
-
-STOCK = """
-import json, os, sys, torch
-from qarl.numerics.vllm_patch import _no_amx
-torch.cpu._is_amx_tile_supported = _no_amx
-FIRST
-from vllm import LLM, SamplingParams
-path, tokens, asked = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
-llm = LLM(path, dtype="bfloat16", enforce_eager=True, max_model_len=768, max_num_seqs=64, block_size=128)
-params = [SamplingParams(temperature=1.0, max_tokens=tokens, seed=seed, logprobs=0) for _, seed in asked]
-outputs = llm.generate([{"prompt_token_ids": ids} for ids, _ in asked], params, use_tqdm=False)
-first = [o.outputs[0] for o in outputs]
-rows = [(list(o.token_ids), [e[t].logprob for t, e in zip(o.token_ids, o.logprobs)]) for o in first]
-print("RESULT" + json.dumps(rows), flush=True)
-"""
-
-
-def stock_vllm(
-    path: Path, asked: list[tuple[list[int], int]], tokens: int, first: str = ""
-) -> list[tuple[list[int], list[float]]]:
-    """Sample with plain vLLM, on pinned kernels, in a new process that begins with the statement `first`."""
-    command = [sys.executable, "-c", STOCK.replace("FIRST", first), str(path), str(tokens), json.dumps(asked)]
-    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
-    assert lines, done.stdout[-2000:] + done.stderr[-2000:]
-    rows: list[tuple[list[int], list[float]]] = json.loads(lines[0].removeprefix("RESULT"))
-    return rows
 
 
 def test_an_op_that_differs_is_named(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from qarl.quant.parity import check_parity
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint, write_engine_config
 from qarl.quant.scheme import FloatScheme, QuantScheme, SchemeName
 from rollout.engine import VLLMEngine
-from tests.integration.test_engine import gap, perturbed, requests, stock_vllm
+from tests.support.real_engine import gap, perturbed, requests, stock_vllm
 from trainer.policy import Policy
 
 CHANNEL = QuantScheme("fp8_channel")

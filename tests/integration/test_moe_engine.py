@@ -16,8 +16,8 @@ from qarl.quant.parity import check_parity
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from rollout.engine import VLLMEngine
-from tests.integration.test_engine import gap, requests
 from tests.support.hosts import EXACT_W8A8, needs_avx512
+from tests.support.real_engine import gap, requests
 from trainer.policy import Policy
 
 LINEAR, EXPERTS = "CPUInt8ScaledMMLinearKernel", "CPUExpertsInt8"

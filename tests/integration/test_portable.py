@@ -16,8 +16,8 @@ from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Sample
 from rollout.engine import VLLMEngine
-from tests.integration.test_engine import gap, requests
 from tests.support.hosts import EXACT_W8A8, needs_avx512
+from tests.support.real_engine import gap, requests
 from trainer.policy import Policy
 
 TOKENS = 256

@@ -16,7 +16,7 @@ from qarl.quant.publish import packed, publish
 from qarl.weights.source import Bucket, Manifest, PublishedTensor, PublishedWeights, WeightSource
 from qarl.weights.wire import seal
 from rollout.engine import VLLMEngine
-from tests.integration.test_engine import SCHEME, gap, perturbed, requests
+from tests.support.real_engine import SCHEME, gap, perturbed, requests
 from trainer.policy import Policy
 
 UP_0, UP_1 = (f"model.layers.{layer}.mlp.up_proj.weight_scale" for layer in (0, 1))

@@ -22,7 +22,7 @@ from qarl.mismatch import Mismatch
 from qarl.numerics import processor
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks.sorting import is_heldout
-from tests.integration.test_engine import learner_logprobs, stock_vllm
+from tests.support.real_engine import learner_logprobs, stock_vllm
 from trainer.policy import Policy
 
 ROOT = Path(__file__).parents[2]

@@ -13,62 +13,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarl.errors import KernelError, ModelError
 from qarl.numerics import processor
 from qarl.numerics.layers import BatchLayout, DecoderLayer, EngineAttention, Norm, Rotary, Rotate, causal_attention
 from qarl.numerics.processor import cut_off, round_as_engine
 from qarl.numerics.profile import apply_profile
+from tests.support.numerics_models import KINDS, batch, log_probs, portable, tiny_model
 
 CPU = torch.device("cpu")
-KINDS = ("qwen3", "qwen2", "llama", "qwen3_moe")
 # A sum of some tens of float32 products of order one: relative errors of 2^-24 each.
 FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def tiny_model(kind: str, **changes: Any) -> Any:
-    """A random float32 model in training mode."""
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "vocab_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "initializer_range": 0.2,
-    }
-    if kind == "qwen3_moe":
-        shape |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(shape | changes)))
-    for parameter in model.parameters():
-        if parameter.ndim == 1:  # norms start at one and biases at zero: neither would be tested
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    return model.train()
-
-
-def portable(model: Any) -> Any:
-    apply_profile(model, "portable", CPU)
-    return model
-
-
-def log_probs(model: Any, ids_BT: Tensor, lengths: list[int]) -> Tensor:
-    """Log-probs of the real tokens but the first of each sequence: [N]."""
-    length = ids_BT.shape[1]
-    mask_BT = torch.arange(length) < torch.tensor(lengths)[:, None]
-    if isinstance(model.model.norm, Norm):
-        context: dict[str, Any] = {"layout": BatchLayout([1] * len(lengths), lengths, length, paged=False)}
-    else:
-        context = {"attention_mask": mask_BT}
-    logits_BTV = model.lm_head(model.model(input_ids=ids_BT, use_cache=False, **context)[0])
-    logp_BTV = torch.log_softmax(logits_BTV.float(), -1)[:, :-1]
-    return logp_BTV.gather(2, ids_BT[:, 1:, None]).squeeze(2)[mask_BT[:, 1:]]
-
-
-def batch() -> tuple[Tensor, list[int]]:
-    return torch.randint(0, 64, (3, 12), generator=torch.manual_seed(1)), [12, 7, 2]
 
 
 def gradients(model: Any) -> dict[str, Tensor]:

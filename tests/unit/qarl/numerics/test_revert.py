@@ -14,7 +14,7 @@ from qarl.quant.formats import format_of
 from qarl.quant.linear import align_linears
 from qarl.quant.reference import use_reference
 from qarl.quant.scheme import QuantScheme
-from tests.unit.qarl.numerics.test_layers import KINDS, batch, log_probs, portable, tiny_model
+from tests.support.numerics_models import KINDS, batch, log_probs, portable, tiny_model
 
 DTYPES = (torch.float32, torch.bfloat16)
 

@@ -1,0 +1,79 @@
+"""What tests of a real engine share: requests, the learner's log-probs, and plain vLLM in another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qarl.mismatch import Mismatch
+from qarl.quant.linear import requantize
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+from trainer.batching import PaddedBatch
+from trainer.policy import Policy
+
+SCHEME = QuantScheme()
+
+
+def requests(count: int, tokens: int, seed: int = 0) -> list[SampleRequest]:
+    rng = np.random.default_rng(seed)
+    prompts = [
+        Prompt(str(i), "", "", tuple(int(t) for t in rng.integers(4, 256, rng.integers(3, 40)))) for i in range(count)
+    ]
+    return [SampleRequest(prompt, i, 1.0, tokens) for i, prompt in enumerate(prompts)]
+
+
+def learner_logprobs(policy: Policy, samples: Sequence[Sample]) -> list[np.ndarray]:
+    sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples]
+    with torch.no_grad():
+        logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu")))
+    return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(samples)]
+
+
+def gap(policy: Policy, samples: Sequence[Sample]) -> Mismatch:
+    return Mismatch.between(learner_logprobs(policy, samples), [s.logprobs_T for s in samples])
+
+
+def perturbed(policy: Policy, scheme: QuantScheme = SCHEME) -> Policy:
+    changed = Policy(policy.model.config._name_or_path, policy.model.dtype, scheme, "engine")
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(1 + 0.02 * torch.randn_like(parameter))
+    requantize(changed)
+    return changed
+
+
+STOCK = """
+import json, os, sys, torch
+from qarl.numerics.vllm_patch import _no_amx
+torch.cpu._is_amx_tile_supported = _no_amx
+FIRST
+from vllm import LLM, SamplingParams
+path, tokens, asked = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+llm = LLM(path, dtype="bfloat16", enforce_eager=True, max_model_len=768, max_num_seqs=64, block_size=128)
+params = [SamplingParams(temperature=1.0, max_tokens=tokens, seed=seed, logprobs=0) for _, seed in asked]
+outputs = llm.generate([{"prompt_token_ids": ids} for ids, _ in asked], params, use_tqdm=False)
+first = [o.outputs[0] for o in outputs]
+rows = [(list(o.token_ids), [e[t].logprob for t, e in zip(o.token_ids, o.logprobs)]) for o in first]
+print("RESULT" + json.dumps(rows), flush=True)
+"""
+
+
+def stock_vllm(
+    path: Path, asked: list[tuple[list[int], int]], tokens: int, first: str = ""
+) -> list[tuple[list[int], list[float]]]:
+    """Sample with plain vLLM, on pinned kernels, in a new process that begins with the statement `first`."""
+    command = [sys.executable, "-c", STOCK.replace("FIRST", first), str(path), str(tokens), json.dumps(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines, done.stdout[-2000:] + done.stderr[-2000:]
+    rows: list[tuple[list[int], list[float]]] = json.loads(lines[0].removeprefix("RESULT"))
+    return rows
