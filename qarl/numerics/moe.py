@@ -51,7 +51,7 @@ class Experts(nn.Module):
         y = sum_k w_k down_k(silu(gate_k(x)) * up_k(x))
 
     On CPU the engine rounds the inner activation and the sum to the model's dtype (cuts them off without AVX-512) and
-    nothing between; on GPU also the projections and each expert's share.
+    nothing between; on GPU also the projections and each expert's contribution.
 
     Args:
         stack: transformers' experts.
@@ -79,10 +79,12 @@ class Experts(nn.Module):
         out_NE = torch.zeros_like(x_NE, dtype=torch.float32)
         for expert, token, slot in _by_expert(ids_NK):
             weights = (self.gate_up_proj[expert], self.down_proj[expert])
-            out_NE.index_add_(0, token, self.share(expert, x_NE[token], weights_NK[token, slot], *weights).float())
+            out_NE.index_add_(
+                0, token, self.contribution(expert, x_NE[token], weights_NK[token, slot], *weights).float()
+            )
         return self.to_dtype(out_NE, x_NE.dtype)
 
-    def share(self, expert: int, x_NE: Tensor, weight_N: Tensor, gate_up_FE: Tensor, down_EI: Tensor) -> Tensor:
+    def contribution(self, expert: int, x_NE: Tensor, weight_N: Tensor, gate_up_FE: Tensor, down_EI: Tensor) -> Tensor:
         """What one expert adds to the tokens that chose it, [N, E]. Differentiable in all tensors."""
         gate_NI, up_NI = F.linear(x_NE.to(self.wide), gate_up_FE.to(self.wide)).chunk(2, dim=-1)
         inner_NI = self.to_dtype(F.silu(gate_NI) * up_NI, x_NE.dtype)
@@ -90,7 +92,7 @@ class Experts(nn.Module):
 
 
 class Mixture(torch.autograd.Function):
-    """Forward as the experts say; backward through `share`, recomputed expert by expert: only the inputs are saved."""
+    """Backward through `contribution`, recomputed expert by expert: only the inputs are saved."""
 
     @staticmethod
     def forward(
@@ -109,8 +111,8 @@ class Mixture(torch.autograd.Function):
             inputs = (x_NE[token], weights_NK[token, slot], gate_up[expert], down[expert])
             leaves = [t.detach().requires_grad_() for t in inputs]
             with torch.enable_grad():
-                share_NE = ctx.experts.share(expert, *leaves)
-            parts = torch.autograd.grad(share_NE, leaves, grads[0][token].to(share_NE.dtype))
+                contribution_NE = ctx.experts.contribution(expert, *leaves)
+            parts = torch.autograd.grad(contribution_NE, leaves, grads[0][token].to(contribution_NE.dtype))
             grad_x.index_add_(0, token, parts[0].float())
             grad_weights[token, slot] = parts[1]
             grad_gate_up[expert], grad_down[expert] = parts[2], parts[3]

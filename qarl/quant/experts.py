@@ -100,8 +100,8 @@ class QuantizedExperts(Experts):
     def switch(self, scheme: QuantScheme, kind: KernelKind) -> None:
         """Compute in `scheme` from now on. Raises KernelError as the constructor."""
         device, dtype = self.down_proj.device, self.down_proj.dtype
-        self.form = format_of(scheme)
-        has_op = device.type == "cpu" and dtype == torch.bfloat16 and "cpu" in self.form.engine_experts
+        self.format_ = format_of(scheme)
+        has_op = device.type == "cpu" and dtype == torch.bfloat16 and "cpu" in self.format_.engine_experts
         if has_op and not processor.has_avx512():
             if kind == "engine":
                 raise KernelError(
@@ -111,19 +111,19 @@ class QuantizedExperts(Experts):
                 )
             has_op = False
         self.engine = has_op and kind in ("auto", "engine") and engine_ops.available()
-        low_bit_input = self.form.activation_bits < 16  # weight-only kernels take the model's dtype
+        low_bit_input = self.format_.activation_bits < 16  # weight-only kernels take the model's dtype
         self.wide = torch.float32 if device.type == "cpu" and low_bit_input else dtype
         # Beside the engine's op, which has no backward, torch's kernel of the same grid needs no layout of its own.
-        self.kernel = choose_kernel(scheme, self.form, device, self.wide, "torch" if self.engine else kind)
+        self.kernel = choose_kernel(scheme, self.format_, device, self.wide, "torch" if self.engine else kind)
         self.requantize()
 
     def parts(self) -> dict[str, Quantized]:
         """The quantized weight of every projection by its name, `3.up_proj`. Raises KernelError for NaN, infinity."""
         if not self._parts:
             for part, weight in expert_weights(self):
-                shared = (self._amax(part),) if self.form.joint else ()
+                shared = (self._amax(part),) if self.format_.joint else ()
                 try:
-                    self._parts[part] = self.form.quantize(weight, *shared)
+                    self._parts[part] = self.format_.quantize(weight, *shared)
                 except KernelError as error:
                     raise KernelError(error.what, where=f"{self.name}.{part}", mend=error.mend) from error
         return self._parts
@@ -145,7 +145,7 @@ class QuantizedExperts(Experts):
             self._packed = engine_ops.Int8Experts(*map(self._stacked, ("weight", "weight_scale")))
         return self._packed(x_NE, ids_NK, weights_NK)
 
-    def share(self, expert: int, x_NE: Tensor, weight_N: Tensor, gate_up_FE: Tensor, down_EI: Tensor) -> Tensor:
+    def contribution(self, expert: int, x_NE: Tensor, weight_N: Tensor, gate_up_FE: Tensor, down_EI: Tensor) -> Tensor:
         gate, up = gate_up_FE.chunk(2)
         gate_NI = self._linear(f"{expert}.gate_proj", x_NE, gate)
         up_NI = self._linear(f"{expert}.up_proj", x_NE, up)

@@ -74,11 +74,11 @@ def quantization_config(scheme: QuantScheme) -> dict[str, Any] | None:
     """
     if not scheme.quantizes:
         return None
-    form = format_of(scheme)
-    group = {"weights": form.weights, "input_activations": form.input_activations, "output_activations": None}
+    format_ = format_of(scheme)
+    group = {"weights": format_.weights, "input_activations": format_.input_activations, "output_activations": None}
     return {
         "quant_method": "compressed-tensors",
-        "format": form.compression,
+        "format": format_.compression,
         "quantization_status": "compressed",
         "ignore": scheme.library_ignore(),
         "config_groups": {"group_0": {"targets": ["Linear"], **group}},
@@ -204,12 +204,12 @@ def _fp8_channel(_: QuantScheme) -> Format:
 
 def _fp8_tensor(scheme: QuantScheme) -> Format:
     """On CPU vLLM lacks the op (`static_scaled_fp8_quant`) with which it unites the scales of fused layers."""
-    form = _fp8_channel(scheme)
+    format_ = _fp8_channel(scheme)
     return replace(
-        form,
+        format_,
         quantize=_named("weight weight_scale", fp8.quantize_tensor),
         weights=_float(8, strategy="tensor"),
-        engine_kernels={"cuda": form.engine_kernels["cuda"]},
+        engine_kernels={"cuda": format_.engine_kernels["cuda"]},
         joint=True,
     )
 
@@ -253,12 +253,12 @@ def _mxfp4a16(_: QuantScheme) -> Format:
 
 
 def _mxfp4(scheme: QuantScheme) -> Format:
-    form = _mxfp4a16(scheme)
+    format_ = _mxfp4a16(scheme)
     return replace(
-        form,
+        format_,
         round_activation=fp4.round_mx,
         activation_bits=4,
-        input_activations={**form.weights, "dynamic": True},
+        input_activations={**format_.weights, "dynamic": True},
         engine_kernels={"cuda": ("FlashInferMxFp4LinearKernel", "B12xMxFp4LinearKernel", "EmulationMxfp4LinearKernel")},
     )
 
@@ -287,20 +287,20 @@ def _nvfp4a16(_: QuantScheme) -> Format:
 
 def _nvfp4(scheme: QuantScheme) -> Format:
     """The activations' global scale is `fp4.INPUT_GLOBAL_SCALE` in every layer: there is no calibration."""
-    form = _nvfp4a16(scheme)
+    format_ = _nvfp4a16(scheme)
     backends = ["FlashInferCuteDsl", "FlashInferCutlass", "FlashInferB12x", "FlashInferTrtllm", "FlashInferCudnn"]
     backends += ["Cutlass", "Fbgemm", "B12x", "Torch", "Emulation"]
 
     def quantize(weight_NK: Tensor, *amax: Tensor) -> Quantized:
         scale = torch.tensor([fp4.INPUT_GLOBAL_SCALE], device=weight_NK.device)
-        return form.quantize(weight_NK, *amax) | {"input_global_scale": scale}
+        return format_.quantize(weight_NK, *amax) | {"input_global_scale": scale}
 
     return replace(
-        form,
+        format_,
         quantize=quantize,
         round_activation=fp4.round_nv,
         activation_bits=4,
-        input_activations={**form.weights, "dynamic": "local", "observer": "static_minmax"},
+        input_activations={**format_.weights, "dynamic": "local", "observer": "static_minmax"},
         engine_kernels={"cuda": tuple(f"{backend}NvFp4LinearKernel" for backend in backends)},
     )
 

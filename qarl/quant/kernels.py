@@ -70,7 +70,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def choose_kernel(
-    scheme: QuantScheme, form: Format, device: torch.device, dtype: torch.dtype, kind: KernelKind = "auto"
+    scheme: QuantScheme, format_: Format, device: torch.device, dtype: torch.dtype, kind: KernelKind = "auto"
 ) -> Kernel:
     """The kernel of `kind` for `scheme` on `device`; `auto` takes the engine's own op, else torch's.
 
@@ -79,7 +79,9 @@ def choose_kernel(
     """
     chosen = kernel_kind(scheme, device.type, dtype, kind)
     if chosen == "reference":
-        return Kernel("float32 reference", lambda q, bias: (q, bias), lambda x, prepared: form.reference(x, *prepared))
+        return Kernel(
+            "float32 reference", lambda q, bias: (q, bias), lambda x, prepared: format_.reference(x, *prepared)
+        )
     return _KERNELS[scheme.name, chosen, device.type](dtype)
 
 
@@ -203,10 +205,10 @@ def _fp8_cuda(scheme: SchemeName, dtype: torch.dtype) -> Kernel:
 
 def _fp4_torch(scheme: SchemeName, dtype: torch.dtype) -> Kernel:
     """The weight in the model's dtype (exact in bfloat16 for mxfp4), multiplied by torch."""
-    form = format_of(QuantScheme(scheme))
+    format_ = format_of(QuantScheme(scheme))
     return Kernel(
         "torch dequantized",
-        lambda q, bias: (form.dequantize(q).to(dtype), bias),
+        lambda q, bias: (format_.dequantize(q).to(dtype), bias),
         lambda x, prepared: torch.nn.functional.linear(x, *prepared),
     )
 

@@ -20,7 +20,7 @@ Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 """Makes sharded parameters whole within its context (ZeRO-3)."""
 
 
-def whole(_: list[nn.Parameter]) -> AbstractContextManager[object]:
+def gather_nothing(_: list[nn.Parameter]) -> AbstractContextManager[object]:
     """The `Gather` of a model that is not sharded."""
     return nullcontext()
 
@@ -36,12 +36,12 @@ class QuantizedLinear(nn.Linear):
     """
 
     def __init__(
-        self, linear: nn.Linear, name: str, form: Format, kernel: Kernel, siblings: tuple[str, ...] = ()
+        self, linear: nn.Linear, name: str, format_: Format, kernel: Kernel, siblings: tuple[str, ...] = ()
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.name, self.form, self.kernel = name, form, kernel
+        self.name, self.format_, self.kernel = name, format_, kernel
         self.siblings = siblings or (name,)
         self.amax: Tensor | None = None
         self._quantized: Quantized | None = None
@@ -53,15 +53,15 @@ class QuantizedLinear(nn.Linear):
         Raises KernelError: NaN or infinity, or a joint format whose `amax` is not known.
         """
         if self._quantized is None:
-            if self.form.joint and self.amax is None and len(self.siblings) > 1:
+            if self.format_.joint and self.amax is None and len(self.siblings) > 1:
                 raise KernelError(
                     f"shares its scale with {', '.join(self.siblings)}, whose largest magnitude was not taken",
                     where=self.name,
                     mend="call requantize(model, gather)",
                 )
-            shared = (self.amax,) if self.form.joint else ()
+            shared = (self.amax,) if self.format_.joint else ()
             try:
-                self._quantized = self.form.quantize(self.weight.detach(), *shared)
+                self._quantized = self.format_.quantize(self.weight.detach(), *shared)
             except KernelError as error:
                 raise KernelError(error.what, where=self.name, mend=error.mend) from error
         return self._quantized
@@ -89,14 +89,14 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
     covered = covered_linears(model, scheme)
     if not covered:
         return []
-    form = format_of(scheme)
+    format_ = format_of(scheme)
     some = next(model.parameters())
-    chosen = choose_kernel(scheme, form, some.device, some.dtype, kernel)
+    chosen = choose_kernel(scheme, format_, some.device, some.dtype, kernel)
     for name, module in covered.items():
         aligned: nn.Module
         if isinstance(module, nn.Linear):
             siblings = tuple(sibling for sibling in scheme.siblings(name) if sibling in covered)
-            aligned = QuantizedLinear(module, name, form, chosen, siblings)
+            aligned = QuantizedLinear(module, name, format_, chosen, siblings)
         else:
             aligned = QuantizedExperts(module, name, scheme, kernel)
         model.set_submodule(name, aligned)
@@ -113,7 +113,7 @@ def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Modul
     """
     if not scheme.quantizes:
         return {}
-    form, stacks = format_of(scheme), expert_stacks(model)
+    format_, stacks = format_of(scheme), expert_stacks(model)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     shapes = {name: linear.weight.shape for name, linear in linears.items()}
     for name, stack in stacks.items():
@@ -125,26 +125,28 @@ def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Modul
     if not covered:
         raise ConfigError("every linear layer of the model is ignored", where="rollout.ignore")
     for name in covered:
-        _check(name, shapes, scheme, form)
+        _check(name, shapes, scheme, format_)
     whole_stacks = {name: stack for name, stack in stacks.items() if covers_experts(scheme, name, stack)}
     return {name: linears[name] for name in covered if name in linears} | whole_stacks
 
 
-def switch_scheme(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto", gather: Gather = whole) -> None:
+def switch_scheme(
+    model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto", gather: Gather = gather_nothing
+) -> None:
     """Let the aligned layers of `model` compute in another scheme; which layers they are does not change.
 
     Raises KernelError as `align_linears`.
     """
-    form = format_of(scheme)
+    format_ = format_of(scheme)
     for _, module in quantized_linears(model):
-        module.form = form
-        module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, kernel)
+        module.format_ = format_
+        module.kernel = choose_kernel(scheme, format_, module.weight.device, module.weight.dtype, kernel)
     for experts in quantized_experts(model):
         experts.switch(scheme, kernel)
     requantize(model, gather)
 
 
-def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, form: Format) -> None:
+def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, format_: Format) -> None:
     for sibling in scheme.siblings(name):
         if sibling in shapes and not scheme.covers(sibling):
             raise ConfigError(
@@ -154,8 +156,8 @@ def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, form: 
             )
     (n, k), fused = shapes[name], [sibling for sibling in scheme.siblings(name) if sibling in shapes]
     for features, multiple, side in (
-        (k, form.k_multiple, "input"),
-        (n, form.n_multiple if name != fused[-1] else 1, "output"),
+        (k, format_.k_multiple, "input"),
+        (n, format_.n_multiple if name != fused[-1] else 1, "output"),
     ):
         if features % multiple:
             mend = ", or set a rollout.group_size that divides it" if scheme.name in GROUPED else ""
@@ -178,7 +180,7 @@ def quantized_experts(model: nn.Module) -> Iterator[QuantizedExperts]:
     return (module for module in model.modules() if isinstance(module, QuantizedExperts))
 
 
-def requantize(model: nn.Module, gather: Gather = whole) -> None:
+def requantize(model: nn.Module, gather: Gather = gather_nothing) -> None:
     """Call after every optimizer step and every load of weights.
 
     In joint formats it takes the magnitudes that siblings share, of weights that `gather` makes whole.
@@ -189,7 +191,7 @@ def requantize(model: nn.Module, gather: Gather = whole) -> None:
         layer.requantize()
     for experts in quantized_experts(model):
         experts.requantize()
-    for names in dict.fromkeys(layer.siblings for layer in layers.values() if layer.form.joint):
+    for names in dict.fromkeys(layer.siblings for layer in layers.values() if layer.format_.joint):
         group = [layers[name] for name in names]
         with gather([parameter for layer in group for parameter in layer.parameters(recurse=False)]):
             amax = torch.stack([_amax(layer) for layer in group]).max()

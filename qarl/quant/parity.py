@@ -64,11 +64,11 @@ def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: K
     linear: list[tuple[Tensor, Tensor]] = []
     head: list[tuple[Tensor, Tensor]] = []
     if scheme.quantizes:
-        form, cpu = format_of(scheme), torch.device("cpu")
-        ours = choose_kernel(scheme, form, cpu, dtype, kernel)
-        theirs = choose_kernel(scheme, form, cpu, dtype)
+        format_, cpu = format_of(scheme), torch.device("cpu")
+        ours = choose_kernel(scheme, format_, cpu, dtype, kernel)
+        theirs = choose_kernel(scheme, format_, cpu, dtype)
         for k, n in ((hidden, inner), (inner, hidden)):
-            quantized = form.quantize(random(n, k).to(dtype))
+            quantized = format_.quantize(random(n, k).to(dtype))
             our_weight, their_weight = ours.prepare(quantized, None), theirs.prepare(quantized, None)
             for m in TOKENS:
                 x = (random(m, k) * random(m, 1)).to(dtype)

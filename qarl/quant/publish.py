@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qarl.errors import ModelError
 from qarl.quant.experts import QuantizedExperts, expert_weights, is_stack
 from qarl.quant.formats import quantization_config
-from qarl.quant.linear import Gather, QuantizedLinear, whole
+from qarl.quant.linear import Gather, QuantizedLinear, gather_nothing
 from qarl.quant.scheme import QuantScheme
 from qarl.weights.source import Bucket, PublishedTensor, PublishedWeights
 from qarl.weights.wire import pack, seal
@@ -23,7 +23,7 @@ BUCKET_BYTES = 64 * 2**20
 
 
 def checkpoint_tensors(
-    model: nn.Module, gather: Gather = whole, quantized: bool = True
+    model: nn.Module, gather: Gather = gather_nothing, quantized: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, tensor) of every parameter, one module at a time.
 
@@ -50,7 +50,7 @@ def checkpoint_tensors(
                 yield prefix + key, parameter.detach()
 
 
-def packed(model: nn.Module, gather: Gather = whole, limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
+def packed(model: nn.Module, gather: Gather = gather_nothing, limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
     """The model's tensors in host memory, with digests; a bucket ends with the tensor that fills `limit` bytes.
 
     No more than one bucket, and one module made whole, is in memory here at a time.
@@ -65,7 +65,7 @@ def packed(model: nn.Module, gather: Gather = whole, limit: int = BUCKET_BYTES) 
         yield tuple(bucket)
 
 
-def publish(model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = whole) -> PublishedWeights:
+def publish(model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = gather_nothing) -> PublishedWeights:
     """All tensors of the model as version `version`, in memory."""
     return seal(version, scheme.label, [tensor for bucket in packed(model, gather) for tensor in bucket])
 

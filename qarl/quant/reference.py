@@ -20,15 +20,15 @@ def use_reference(model: nn.Module, scheme: QuantScheme, weight_grid: bool, acti
         weight_grid: W lies on the format's grid; otherwise it is the layer's own weight.
         activation_grid: A rounds as the format does; otherwise A(x) = x.
     """
-    form = format_of(scheme)
+    format_ = format_of(scheme)
     if not weight_grid:
-        form = replace(form, quantize=lambda w, *_: {"weight": w}, dequantize=lambda q: q["weight"].float())
+        format_ = replace(format_, quantize=lambda w, *_: {"weight": w}, dequantize=lambda q: q["weight"].float())
     if not activation_grid:
-        form = replace(form, round_activation=lambda x: x.float())
+        format_ = replace(format_, round_activation=lambda x: x.float())
     for _, module in quantized_linears(model):
-        module.form = form
-        module.kernel = choose_kernel(scheme, form, module.weight.device, module.weight.dtype, "reference")
+        module.format_ = format_
+        module.kernel = choose_kernel(scheme, format_, module.weight.device, module.weight.dtype, "reference")
     for experts in quantized_experts(model):
-        experts.form, experts.engine = form, False
-        experts.kernel = choose_kernel(scheme, form, experts.down_proj.device, experts.wide, "reference")
+        experts.format_, experts.engine = format_, False
+        experts.kernel = choose_kernel(scheme, format_, experts.down_proj.device, experts.wide, "reference")
     requantize(model)

@@ -1,23 +1,32 @@
-"""Rows out of files: JSONL, Parquet, and folders that Hugging Face `datasets` saved. What they hold is not judged here.
+"""Rows out of files: JSONL, Parquet, and folders that Hugging Face `datasets` saved (Arrow streams).
 
-A row is (where, values): `where` names it for messages, `train.jsonl:3` by line or `train.parquet:row 3`, from 1.
+A row is (where, values): `where` names it in messages, `train.jsonl:3` by line or `train.parquet:row 3`, from 1. What a
+row holds is checked by its reader. pyarrow is slow to import, so only the functions that need it import it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qarl.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow
+
 RawRow = tuple[str, dict[str, Any]]
+STATE_FILE = "state.json"
+"""Of a folder made by `Dataset.save_to_disk`: names the Arrow files."""
+SPLITS_FILE = "dataset_dict.json"
+"""Of a folder made by `DatasetDict.save_to_disk`: names the splits, each a folder of the other kind."""
+BATCH_ROWS = 10_000
 
 
 def raw_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
-    """The rows of `path` in order; of a columnar file only `columns`. Blank lines of JSONL are skipped.
+    """The rows of `path` in order; only `columns` of Parquet and Arrow files. Blank lines of JSONL are skipped.
 
     Raises:
         DataError: the file is missing or not what its name says, a line is no JSON object, or a column is missing.
@@ -26,10 +35,12 @@ def raw_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
         if not Path(path).is_dir() and not path.endswith(".parquet"):
             yield from _lines(path)
             return
-        from qarl.tasks.columnar import parquet_rows, saved_rows  # late: pyarrow is slow to import
+        from pyarrow import ArrowException
 
-        read = saved_rows if Path(path).is_dir() else parquet_rows
-        yield from read(path, columns)
+        try:
+            yield from (_saved_rows if Path(path).is_dir() else _parquet_rows)(path, columns)
+        except ArrowException as error:
+            raise DataError(f"cannot read: {' '.join(str(error).split())}", where=path) from None
     except OSError as error:
         what = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise DataError(f"cannot read: {what}", where=path) from None
@@ -52,3 +63,52 @@ def _lines(path: str) -> Iterator[RawRow]:
             if line.strip():
                 where = f"{path}:{number}"
                 yield where, json_object(line, where)
+
+
+def _parquet_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        _check(file.schema_arrow, columns, path)
+        yield from _rows(path, file.iter_batches(BATCH_ROWS, columns=sorted(columns)))
+
+
+def _saved_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
+    """The rows of a folder that `Dataset.save_to_disk` made."""
+    folder = Path(path)
+    if (folder / SPLITS_FILE).is_file():
+        splits = json_object((folder / SPLITS_FILE).read_bytes(), f"{path}/{SPLITS_FILE}").get("splits")
+        raise DataError(f"holds the splits {splits}", where=path, mend=f"name one of them, such as {path}/train")
+    if not (folder / STATE_FILE).is_file():
+        mend = "make it with Dataset.save_to_disk, or name a file in it"
+        raise DataError(f"a folder without {STATE_FILE}, which `datasets` writes", where=path, mend=mend)
+    state = json_object((folder / STATE_FILE).read_bytes(), f"{path}/{STATE_FILE}")
+    try:
+        yield from _rows(path, _batches([folder / file["filename"] for file in state["_data_files"]], columns))
+    except (KeyError, TypeError):
+        raise DataError("does not list its Arrow files", where=f"{path}/{STATE_FILE}") from None
+
+
+def _batches(files: Iterable[Path], columns: set[str]) -> Iterator[pyarrow.RecordBatch]:
+    import pyarrow
+    import pyarrow.ipc
+
+    for file in files:
+        with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as stream:
+            _check(stream.schema, columns, str(file))
+            for batch in stream:
+                yield batch.select(sorted(columns))
+
+
+def _rows(path: str, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[RawRow]:
+    number = 0
+    for batch in batches:
+        for values in batch.to_pylist():
+            number += 1
+            yield f"{path}:row {number}", values
+
+
+def _check(schema: pyarrow.Schema, columns: set[str], where: str) -> None:
+    if missing := columns.difference(schema.names):
+        what = f"no column '{min(missing)}', there are {sorted(schema.names)}"
+        raise DataError(what, where=where, mend="set task.question_key, task.answer_key or task.level_key")

@@ -23,9 +23,9 @@ def test_low_bit_linear(scheme: QuantScheme, k: int, n: int, bias: bool, cuda: t
     x_MK = torch.randn(1000, k, generator=generator, device=cuda).bfloat16()
     weight_NK = torch.randn(n, k, generator=generator, device=cuda).bfloat16()
     bias_N = torch.randn(n, generator=generator, device=cuda).bfloat16() if bias else None
-    form = format_of(scheme)
-    kernel = choose_kernel(scheme, form, cuda, torch.bfloat16)
-    prepared = kernel.prepare(form.quantize(weight_NK), bias_N)
+    format_ = format_of(scheme)
+    kernel = choose_kernel(scheme, format_, cuda, torch.bfloat16)
+    prepared = kernel.prepare(format_.quantize(weight_NK), bias_N)
     whole_MN = kernel.forward(x_MK, prepared)
     for rows in (slice(0, 1), slice(999, 1000), slice(3, 20), slice(100, 228), slice(5, 700)):
         assert torch.equal(kernel.forward(x_MK[rows], prepared), whole_MN[rows]), rows

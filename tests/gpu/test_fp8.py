@@ -23,14 +23,14 @@ KERNELS: list[SchemeName] = ["fp8_tensor", "fp8_channel", "fp8_block", "mxfp4a16
 def layer_of(name: SchemeName, inputs: int, outputs: int, bias: bool, cuda: torch.device) -> QuantizedLinear:
     """An aligned layer; skips where the device has no such kernel, once the error has said so."""
     torch.manual_seed(0)
-    scheme, form = QuantScheme(name), format_of(QuantScheme(name))
+    scheme, format_ = QuantScheme(name), format_of(QuantScheme(name))
     capability = torch.cuda.get_device_capability()
     if capability != (9, 0) if name == "fp8_block" else name.startswith("fp8") and capability < (8, 9):
         with pytest.raises(KernelError, match=f"this one has {capability[0]}.{capability[1]}"):
-            choose_kernel(scheme, form, cuda, torch.bfloat16)
+            choose_kernel(scheme, format_, cuda, torch.bfloat16)
         pytest.skip(f"{name} has no kernel on this device")
     linear = nn.Linear(inputs, outputs, bias=bias).bfloat16().to(cuda)
-    return QuantizedLinear(linear, "layer", form, choose_kernel(scheme, form, cuda, torch.bfloat16))
+    return QuantizedLinear(linear, "layer", format_, choose_kernel(scheme, format_, cuda, torch.bfloat16))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -44,9 +44,9 @@ def test_kernel_computes_its_reference(
     x = (torch.randn(tokens, inputs) * torch.rand(tokens, 1) * 4).bfloat16().to(cuda)
     y = layer(x)
     assert y.dtype == torch.bfloat16
-    value = layer.form.dequantize(layer.quantized()).double()
+    value = layer.format_.dequantize(layer.quantized()).double()
     exact = F.linear(
-        layer.form.round_activation(x).double(), value, None if layer.bias is None else layer.bias.double()
+        layer.format_.round_activation(x).double(), value, None if layer.bias is None else layer.bias.double()
     )
     # One rounding of the output; Hopper's fp8 tensor cores keep some 14 bits of a partial sum.
     assert (y.double() - exact).abs().max() <= 2**-7 * exact.abs().max()
@@ -66,14 +66,14 @@ def test_gradient_is_straight_through(name: SchemeName, cuda: torch.device) -> N
 
 @pytest.mark.parametrize("name", get_args(FloatScheme))
 def test_grids_are_the_cpus_bit_for_bit(name: SchemeName, cuda: torch.device) -> None:
-    form = format_of(QuantScheme(name))
+    format_ = format_of(QuantScheme(name))
     weight = torch.randn(256, 384, generator=torch.manual_seed(0)).bfloat16()
     weight[:, 0], weight[1] = -0.0, 1e-39
-    here, there = form.quantize(weight), form.quantize(weight.to(cuda))
+    here, there = format_.quantize(weight), format_.quantize(weight.to(cuda))
     for key, tensor in here.items():
         assert torch.equal(there[key].cpu().view(torch.uint8), tensor.view(torch.uint8)), key
-    assert torch.equal(form.dequantize(there).cpu(), form.dequantize(here))
-    assert torch.equal(form.round_activation(weight.to(cuda)).cpu(), form.round_activation(weight))
+    assert torch.equal(format_.dequantize(there).cpu(), format_.dequantize(here))
+    assert torch.equal(format_.round_activation(weight.to(cuda)).cpu(), format_.round_activation(weight))
 
 
 @pytest.mark.parametrize("name", ["fp8_tensor", "fp8_channel"])

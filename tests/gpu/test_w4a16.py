@@ -37,10 +37,10 @@ def test_kernel_rounds_the_exact_product_once(
     """Exact but for float32 sums that lie near a rounding boundary of bfloat16, or cancel."""
     x_MK, weight_NK = random(m, k, device=cuda), random(n, k, device=cuda)
     bias_N = random(n, device=cuda) if bias else None
-    kernel, form = kernel_of(kind, group, cuda), format_of(QuantScheme("w4a16", group_size=group))
-    quantized = form.quantize(weight_NK)
+    kernel, format_ = kernel_of(kind, group, cuda), format_of(QuantScheme("w4a16", group_size=group))
+    quantized = format_.quantize(weight_NK)
     y_MN = kernel.forward(x_MK, kernel.prepare(quantized, bias_N))
-    exact_MN = x_MK.double() @ form.dequantize(quantized).bfloat16().double().t()
+    exact_MN = x_MK.double() @ format_.dequantize(quantized).bfloat16().double().t()
     if bias_N is not None:
         exact_MN += bias_N.double()
     assert y_MN.dtype == torch.bfloat16
@@ -53,8 +53,8 @@ def test_kernel_rounds_the_exact_product_once(
 @pytest.mark.parametrize("group", [32, 128])
 def test_quantized_weight_is_the_cpus_bit_for_bit(group: int, cuda: torch.device) -> None:
     weight_NK = random(64, 256, device=torch.device("cpu"))
-    form = format_of(QuantScheme("w4a16", group_size=group))
-    ours, expected = form.quantize(weight_NK.to(cuda)), form.quantize(weight_NK)
+    format_ = format_of(QuantScheme("w4a16", group_size=group))
+    ours, expected = format_.quantize(weight_NK.to(cuda)), format_.quantize(weight_NK)
     for name, tensor in expected.items():
         assert torch.equal(ours[name].cpu(), tensor), name
     assert torch.equal(int4.unpack(ours["weight_packed"]).cpu(), int4.unpack(expected["weight_packed"]))
@@ -65,8 +65,8 @@ def test_a_batch_wider_than_int32_offsets(cuda: torch.device) -> None:
     m, k, n = 2**16 + 1, 2**15, 32
     if torch.cuda.mem_get_info()[0] < 8 * 2**30:
         pytest.skip("needs 8 GiB of free GPU memory")
-    kernel, form = kernel_of("triton", 128, cuda), format_of(QuantScheme("w4a16", group_size=128))
-    prepared = kernel.prepare(form.quantize(random(n, k, device=cuda)), None)
+    kernel, format_ = kernel_of("triton", 128, cuda), format_of(QuantScheme("w4a16", group_size=128))
+    prepared = kernel.prepare(format_.quantize(random(n, k, device=cuda)), None)
     x_MK = torch.zeros(m, k, dtype=torch.bfloat16, device=cuda)
     x_MK[-1] = random(k, device=cuda)
     y_MN = kernel.forward(x_MK, prepared)

@@ -81,16 +81,16 @@ def _cost_of_the_pin() -> str:
 def _linears(hidden: Sequence[int]) -> Iterator[Case]:
     """Single W8A8 layers beside the bfloat16 layer that they stand for, and what is done once per optimizer step."""
     scheme = QuantScheme("w8a8_int8", ())
-    form = format_of(scheme)
-    kernels = [choose_kernel(scheme, form, CPU, torch.bfloat16, kind) for kind in KINDS]
+    format_ = format_of(scheme)
+    kernels = [choose_kernel(scheme, format_, CPU, torch.bfloat16, kind) for kind in KINDS]
 
     def prepare(kernel: Kernel, weight_NK: Tensor) -> None:
-        kernel.prepare(form.quantize(weight_NK), None)
+        kernel.prepare(format_.quantize(weight_NK), None)
 
     for width in hidden:
         for inputs, outputs in ((width, width), (width, 3 * width), (3 * width, width)):
             plain = nn.Linear(inputs, outputs, bias=False, dtype=torch.bfloat16)
-            layers = {kernel.name: QuantizedLinear(plain, "", form, kernel) for kernel in kernels}
+            layers = {kernel.name: QuantizedLinear(plain, "", format_, kernel) for kernel in kernels}
             x_MK = torch.randn(TOKENS, inputs, dtype=torch.bfloat16)
             what = f"{inputs} to {outputs}"
             yield from _passes(what, {PLAIN: plain, **layers}, x_MK)

@@ -110,12 +110,12 @@ def make_model(folder: Path, hidden: int, layers: int) -> None:
 
 def quantized_again(checkpoint: Path, scheme: QuantScheme) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a full-precision checkpoint file, linear layers quantized on the way."""
-    form = format_of(scheme)
+    format_ = format_of(scheme)
     with safe_open(checkpoint, "pt") as file:
         for name in file.keys():  # noqa: SIM118
             module, _, kind = name.rpartition(".")
             if kind == "weight" and module.endswith("_proj"):
-                for key, tensor in form.quantize(file.get_tensor(name)).items():
+                for key, tensor in format_.quantize(file.get_tensor(name)).items():
                     yield f"{module}.{key}", tensor
             else:
                 yield name, file.get_tensor(name)

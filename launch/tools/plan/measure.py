@@ -69,12 +69,12 @@ def _rates(where: torch.device, seconds: float) -> dict[Arithmetic, float]:
         if arithmetic is None or arithmetic in rates:
             continue
         scheme = QuantScheme(name)
-        form = format_of(scheme)
+        format_ = format_of(scheme)
         try:
-            kernel = choose_kernel(scheme, form, where, torch.bfloat16, kind)
+            kernel = choose_kernel(scheme, format_, where, torch.bfloat16, kind)
         except KernelError:
             continue  # not on this machine: the plan says so of every layer
-        prepared = kernel.prepare(form.quantize(half), None)
+        prepared = kernel.prepare(format_.quantize(half), None)
         rates[arithmetic] = flops / _best(partial(kernel.forward, x_half, prepared), where, seconds)
     return rates
 

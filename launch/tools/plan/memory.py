@@ -18,26 +18,26 @@ LIVE = 1_000_000_000
 
 @dataclass(frozen=True)
 class Variant:
-    """A model in one format: `form` for the matrices named in `quantized`, the model's dtype for all else."""
+    """A model in one format: `format_` for the matrices named in `quantized`, the model's dtype for all else."""
 
     shapes: Shapes
-    form: PlanFormat | None = None
+    format_: PlanFormat | None = None
     quantized: frozenset[str] = frozenset()
 
     def format_of(self, matrix: Matrix) -> PlanFormat | None:
-        return self.form if matrix.name in self.quantized else None
+        return self.format_ if matrix.name in self.quantized else None
 
     def copy_bytes(self, matrix: Matrix) -> int:
         """Bytes of one copy of `matrix` in the engine's memory."""
-        form, b = self.format_of(matrix), self.shapes.dtype_bytes
-        return matrix.n * matrix.k * b if form is None else form.engine_bytes(matrix.n, matrix.k, b)
+        format_, b = self.format_of(matrix), self.shapes.dtype_bytes
+        return matrix.n * matrix.k * b if format_ is None else format_.engine_bytes(matrix.n, matrix.k, b)
 
     @property
     def packed_bytes(self) -> int:
         """Bytes of the published tensors of all quantized matrices."""
         b = self.shapes.dtype_bytes
         formats = ((m, self.format_of(m)) for m in self.shapes.matrices)
-        return sum(m.copies * form.published_bytes(m.n, m.k, b) for m, form in formats if form is not None)
+        return sum(m.copies * format_.published_bytes(m.n, m.k, b) for m, format_ in formats if format_ is not None)
 
     @property
     def published_bytes(self) -> int:

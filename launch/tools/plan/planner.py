@@ -169,11 +169,11 @@ class _Planner:
         return [self._row(pattern, n, k, group, variant) for (pattern, n, k, _), group in groups.items()]
 
     def _row(self, pattern: str, n: int, k: int, group: list[Matrix], variant: Variant) -> LayerRow:
-        form, count = variant.format_of(group[0]), sum(matrix.copies for matrix in group)
-        if form is None:
+        format_, count = variant.format_of(group[0]), sum(matrix.copies for matrix in group)
+        if format_ is None:
             return LayerRow(pattern, count, n, k, False, "", "")
-        fault = form.fault(self._device, n, k)
-        kernel = form.expert_method if count > len(group) else form.engine_kernel(self._device, n, k)
+        fault = format_.fault(self._device, n, k)
+        kernel = format_.expert_method if count > len(group) else format_.engine_kernel(self._device, n, k)
         return LayerRow(pattern, count, n, k, True, "" if fault else kernel, fault)
 
     def _scheme_fault(self, scheme: QuantScheme) -> str:
@@ -230,8 +230,8 @@ class _Planner:
         plain = shapes.parameters * shapes.dtype_bytes
         twin = 0
         if not learner.aligned:
-            twin, quantized = (plain + quantized if variant.form else 0), 0
-        elif self._config.mismatch.unaligned_every and variant.form:
+            twin, quantized = (plain + quantized if variant.format_ else 0), 0
+        elif self._config.mismatch.unaligned_every and variant.format_:
             twin = plain
         return learner_memory(
             shapes,
@@ -259,8 +259,8 @@ class _Planner:
         fitting = engine.sequences(load.prompt_tokens + load.response_tokens)
         slots = min(rollout.max_num_seqs, samples, fitting)
         fault = self._scheme_fault(scheme) or ("" if slots else "its weights leave no room for a KV cache")
-        if variant.form and variant.form.arithmetic not in self._device.rates:
-            fault = fault or f"no {variant.form.arithmetic} rate is known for {self._device.name}"
+        if variant.format_ and variant.format_.arithmetic not in self._device.rates:
+            fault = fault or f"no {variant.format_.arithmetic} rate is known for {self._device.name}"
         estimate = Estimate(
             scheme=scheme.label,
             fault=fault,

@@ -149,8 +149,8 @@ def dense(shapes: Shapes) -> Arithmetic:
 
 def arithmetic_of(variant: Variant, matrix: Matrix) -> Arithmetic:
     """What the engine computes `matrix` in."""
-    form = variant.format_of(matrix)
-    return dense(variant.shapes) if form is None else form.arithmetic
+    format_ = variant.format_of(matrix)
+    return dense(variant.shapes) if format_ is None else format_.arithmetic
 
 
 def _flops(matrix: Matrix, tokens: float) -> float:

@@ -160,7 +160,7 @@ def expert_by_expert(experts: QuantizedExperts, x_NE: Tensor, ids_NK: Tensor, we
     def layer(weight_NK: Tensor) -> QuantizedLinear:
         linear = nn.Linear(*reversed(weight_NK.shape), bias=False)
         linear.weight.data = weight_NK.detach()
-        return QuantizedLinear(linear, "layer", experts.form, experts.kernel)
+        return QuantizedLinear(linear, "layer", experts.format_, experts.kernel)
 
     x_NE = x_NE.to(experts.wide)
     rows = []
@@ -220,12 +220,12 @@ def test_gradient_goes_straight_through() -> None:
     x_NE, ids_NK, weights_NK = tokens(20, torch.float32)
     leaves = [x_NE.requires_grad_(), weights_NK.requires_grad_(), experts.gate_up_proj, experts.down_proj]
     doubles = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    form = experts.form
+    format_ = experts.format_
 
     def linear(x: Tensor, weight: Tensor) -> Tensor:
         value = (
-            form.round_activation(x.detach().float()).double()
-            @ form.dequantize(form.quantize(weight.float())).double().t()
+            format_.round_activation(x.detach().float()).double()
+            @ format_.dequantize(format_.quantize(weight.float())).double().t()
         )
         plain = x @ weight.t()
         return plain + (value - plain).detach()
@@ -402,8 +402,8 @@ def test_published_are_the_bytes_of_the_experts_gemm() -> None:
     ]
     quantized_names = [f"{name}.weight" for name in (*projections, *names) if not name.endswith("experts")]
     assert {name for name, tensor in tensors.items() if tensor.dtype == torch.int8} == set(quantized_names)
-    form, experts = format_of(W8A8), model.model.layers[0].mlp.experts
-    expected = form.quantize(experts.gate_up_proj[1, 32:])
+    format_, experts = format_of(W8A8), model.model.layers[0].mlp.experts
+    expected = format_.quantize(experts.gate_up_proj[1, 32:])
     for key, tensor in expected.items():
         assert torch.equal(tensors[f"model.layers.0.mlp.experts.1.up_proj.{key}"], tensor)
     assert tensors["model.layers.0.mlp.gate.weight"].dtype == torch.bfloat16

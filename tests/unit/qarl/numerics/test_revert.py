@@ -80,10 +80,10 @@ def test_reference_on_both_grids_is_the_kernel_but_for_its_sums(scheme: QuantSch
 @pytest.mark.parametrize("grids", [(True, False), (False, True), (True, True)])
 @torch.no_grad()
 def test_each_operand_goes_to_its_grid_by_itself(scheme: QuantScheme, grids: tuple[bool, bool]) -> None:
-    form, linear = format_of(scheme), layer(scheme, grids, bias=False)
+    format_, linear = format_of(scheme), layer(scheme, grids, bias=False)
     x, weight = X.flatten(0, 1), linear.weight.detach()
-    weight = form.dequantize(form.quantize(weight)) if grids[0] else weight
-    x = form.round_activation(x) if grids[1] else x
+    weight = format_.dequantize(format_.quantize(weight)) if grids[0] else weight
+    x = format_.round_activation(x) if grids[1] else x
     exact = x.double() @ weight.double().t()
     torch.testing.assert_close(linear(X).flatten(0, 1).double(), exact, rtol=5e-3, atol=1e-5)
 

@@ -41,9 +41,9 @@ needs_vllm = pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not 
 
 
 def aligned(linear: nn.Linear, scheme: QuantScheme, kind: str) -> QuantizedLinear:
-    form = format_of(scheme)
-    kernel = choose_kernel(scheme, form, CPU, linear.weight.dtype, kind)  # type: ignore[arg-type]
-    return QuantizedLinear(linear, "layer", form, kernel)
+    format_ = format_of(scheme)
+    kernel = choose_kernel(scheme, format_, CPU, linear.weight.dtype, kind)  # type: ignore[arg-type]
+    return QuantizedLinear(linear, "layer", format_, kernel)
 
 
 def ident(value: object) -> str:
@@ -59,8 +59,8 @@ def test_kernel_computes_its_reference(scheme: QuantScheme, kind: KernelKind, bi
     x = (torch.randn(7, 256) * torch.rand(7, 1) * 4).bfloat16()
     y = layer(x)
     assert y.dtype == torch.bfloat16
-    form, quantized = layer.form, layer.quantized()
-    exact = form.round_activation(x).double() @ form.dequantize(quantized).double().t()
+    format_, quantized = layer.format_, layer.quantized()
+    exact = format_.round_activation(x).double() @ format_.dequantize(quantized).double().t()
     if (scheme.name, kind) == ("w8a8_int8", "engine") and not processor.has_vnni():  # its sums saturate
         q_x, scale_x = quantize_activation(x)
         exact = engine_sums(q_x, quantized["weight"]) * scale_x.double() * quantized["weight_scale"].double().t()

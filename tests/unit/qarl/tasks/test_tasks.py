@@ -309,7 +309,7 @@ def columnar(path: str) -> DatasetTaskConfig:
 
 
 def test_parquet_rows_are_those_of_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qarl.tasks.columnar.BATCH_ROWS", 2)
+    monkeypatch.setattr("qarl.tasks.files.BATCH_ROWS", 2)
     path = parquet(tmp_path / "rows.parquet", ROWS)
     rows = dataset.read_rows(path, columnar(path))
     lines = dataset.read_rows(write(tmp_path / "rows.jsonl", ROWS), columnar(path))

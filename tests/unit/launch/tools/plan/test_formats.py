@@ -46,8 +46,8 @@ def test_kernels_are_the_engines() -> None:
     files = [*executor.glob("kernels/linear/**/*.py"), *executor.glob("layers/quantization/compressed_tensors/**/*.py")]
     sources = "\n".join(file.read_text() for file in files)
     for name in FORMATS:
-        form = plan_format(name)
-        for kernel in (*(kernel.name for kernel in form.kernels), form.expert_method):
+        format_ = plan_format(name)
+        for kernel in (*(kernel.name for kernel in format_.kernels), format_.expert_method):
             assert f"class {kernel}(" in sources
 
 
@@ -104,9 +104,9 @@ def test_why_a_layer_cannot_run(name: str, device: str, n: int, k: int, fault: s
     ],
 )
 def test_which_kernel_runs(name: str, group: int, device: str, n: int, kernel: str) -> None:
-    form, where = plan_format(name, group), CPU if device == "cpu" else gpu(device)
-    assert form.fault(where, n, 4096) == ""
-    assert form.engine_kernel(where, n, 4096) == kernel
+    format_, where = plan_format(name, group), CPU if device == "cpu" else gpu(device)
+    assert format_.fault(where, n, 4096) == ""
+    assert format_.engine_kernel(where, n, 4096) == kernel
 
 
 def test_published_gpus() -> None:
