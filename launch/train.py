@@ -11,11 +11,12 @@ from typing import Any
 
 import ray
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from launch.cluster.placement import Placement, check_resources, connect, device_of
-from launch.demo.tiny_model import continue_sft, ensure_model, teacher_accuracy
+from launch.demo.controls import run_controls
+from launch.demo.tiny_model import ensure_model
 from launch.run.augment import make_augmenter
 from launch.run.report import SUMMARY_FILE, Summary, read_summary, render_summary, write_report
 from launch.run.resume import check_same_run
@@ -24,23 +25,19 @@ from qarl.config.derived import numerics_of
 from qarl.config.io import to_yaml
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
-from qarl.config.task import SortingTaskConfig
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.pool import make_pool
 from qarl.quant.experts import check_engine
 from qarl.quant.linear import covered_linears
-from qarl.quant.publish import publish, unquantized_config, write_engine_config
+from qarl.quant.publish import unquantized_config, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
-from qarl.tasks import load_task
-from qarl.tasks.problems import Encode
+from qarl.tasks import make_task
+from qarl.tasks.task import Task, encoder
 from qarl.types import Prompt, WorkerInfo
 from rewards.service import ProcessRewardService
-from rollout.fleet import RayFleet
 from trainer.checkpoint import CheckpointStore
-from trainer.evaluate import evaluate
 from trainer.loop import Trainer
-from trainer.policy import Policy
 from trainer.ranks import LearnerGroup
 
 
@@ -71,8 +68,8 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     ensure_model(config.model, config.task, config.seed, note)
     _check_scheme(config, local_device)
     tokenizer = AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
-    encode = _encoder(config, tokenizer)
-    prompts, heldout = _load_prompts(config, encode, note)
+    task = make_task(config.task, encoder(tokenizer, config.task.chat))
+    prompts, heldout = _load_prompts(config, task, note)
     aside = None if config.run.resume else _set_aside(run_dir)
     if aside is not None:
         note(f"starting over; the old run lies in {aside} until this one has ended well")
@@ -82,7 +79,7 @@ def train(config: Config, note: Callable[[str], None] = print) -> None:
     try:
         if config.cluster.address is None:
             connect(config)
-        _Job(config, run_dir, checkpoints, tracker).run(prompts, heldout, encode, saved)
+        _Job(config, run_dir, checkpoints, tracker).run(task, prompts, heldout, saved)
     finally:
         tracker.close()
         ray.shutdown()
@@ -115,9 +112,9 @@ class _Job:
 
     def run(
         self,
+        task: Task,
         prompts: list[Prompt],
         heldout: list[Prompt],
-        encode: Encode,
         saved: tuple[str, dict[str, Any]] | None,
     ) -> None:
         config, note = self._config, self._tracker.note
@@ -135,7 +132,7 @@ class _Job:
                 note(f"rollout worker {info.worker}: vLLM on {place}, {scheme_at(config.rollout, 1).label}, {kernels}")
             exact = self._check_numerics(learner)
             pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
-            augmenter = make_augmenter(config, pool, prompts, heldout, encode)
+            augmenter = make_augmenter(config, task, pool, prompts, heldout)
             trainer = Trainer(
                 config, learner, fleet, rewards, pool, self._tracker, heldout, self._checkpoints, exact, augmenter
             )
@@ -145,7 +142,8 @@ class _Job:
             after = trainer.run()
             files = self._export(learner)
             infos += fleet.infos()  # a later stage has other kernels
-            controls = self._controls(trainer.progress.train_seconds, fleet, rewards, heldout)
+            seconds, target = trainer.progress.train_seconds, self._run_dir / "control_sft"
+            controls = run_controls(config, task, target, seconds, fleet, rewards, heldout, note)
             fleet.close()
             learner.close()
             if augmenter:
@@ -178,29 +176,6 @@ class _Job:
             files["quantized model"] = str(self._run_dir / f"final-{self._scheme.name}")
             learner.export(files["quantized model"], quantized=True)
         return files
-
-    def _controls(
-        self, seconds: float, fleet: RayFleet, rewards: ProcessRewardService, heldout: Sequence[Prompt]
-    ) -> dict[str, float]:
-        config, note = self._config, self._tracker.note
-        build = config.model.build
-        result: dict[str, float] = {}
-        if not isinstance(config.task, SortingTaskConfig) or build is None:
-            return result
-        prompts = heldout[: config.eval.final_num_prompts]
-        seed = derive_seed(config.seed, "controls")
-        if config.controls.teacher:
-            result["teacher"] = teacher_accuracy(prompts, build.sft.swap_prob, seed, n_draws=16)
-        if config.controls.sft_continued:
-            note(f"control: supervised training continued for the {seconds:.0f} s that RL took")
-            target = self._run_dir / "control_sft"
-            continue_sft(config.model.path, str(target), config.model, config.task, seconds, seed, note)
-            # It is only published: no forward, so any kernel will do on this machine.
-            policy = Policy(target, getattr(torch, config.model.dtype), self._scheme, "stock", kernel="reference")
-            fleet.load(publish(policy.model, self._scheme, config.train.steps + 1), probe=())
-            scores = evaluate(fleet, rewards, prompts, config)
-            result |= {f"sft_continued/{name}": value for name, value in scores.items() if "/" not in name}
-        return result
 
     def _summary(
         self,
@@ -241,25 +216,9 @@ def _mismatch(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
     }
 
 
-def _encoder(config: Config, tokenizer: PreTrainedTokenizerBase) -> Encode:
-    """Prompt text to token ids, as one user turn where the task is a chat."""
-    chat = not isinstance(config.task, SortingTaskConfig) and config.task.chat
-    if chat and not tokenizer.chat_template:
-        raise ConfigError("the tokenizer has no chat template", where="task.chat", mend="set task.chat=false")
-
-    def encode(text: str) -> list[int]:
-        if not chat:
-            return tokenizer.encode(text)
-        messages = [{"role": "user", "content": text}]
-        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        return ids
-
-    return encode
-
-
-def _load_prompts(config: Config, encode: Encode, note: Callable[[str], None]) -> tuple[list[Prompt], list[Prompt]]:
+def _load_prompts(config: Config, task: Task, note: Callable[[str], None]) -> tuple[list[Prompt], list[Prompt]]:
     wanted = max(config.eval.num_prompts, config.eval.final_num_prompts)
-    train, heldout = load_task(config.task, config.seed, wanted, encode, note)
+    train, heldout = task.load(config.seed, wanted, note)
     room = config.rollout.max_model_len - config.rollout.sampling.max_new_tokens
     kept = [[p for p in prompts if len(p.token_ids) <= room] for prompts in (train, heldout)]
     if dropped := len(train) + len(heldout) - len(kept[0]) - len(kept[1]):

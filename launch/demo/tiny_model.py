@@ -6,9 +6,7 @@ import errno
 import json
 import os
 import random
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +15,6 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -26,12 +22,10 @@ from transformers import (
 )
 
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
+from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, ModelError
-from qarl.tasks import sorting
-from qarl.types import Prompt
-
-Note = Callable[[str], None]
+from qarl.tasks import make_task
+from qarl.tasks.task import Log, Teacher
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHARACTERS = "0123456789="
@@ -39,12 +33,12 @@ DECAY_SHARE = 0.3
 """The learning rate falls linearly over this last share of the warm start."""
 RECIPE = "qarl_build.json"
 """In a built model's directory: what it was built from."""
-NOTE_EVERY = 50
+LOG_EVERY = 50
 """SFT steps between progress lines."""
 _IGNORED = -100  # the label that cross_entropy skips
 
 
-def ensure_model(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfig, seed: int, note: Note) -> None:
+def ensure_model(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:
     """Make sure that `config.path` is a model directory, building it when nothing is there and `build` is set.
 
     Raises:
@@ -56,82 +50,40 @@ def ensure_model(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfi
         if config.build is not None and (path / RECIPE).is_file():
             _check_recipe(path, _recipe(config, task))
         elif config.build is not None:
-            _note_differences(path, found, config.build, note)
+            _note_differences(path, found, config.build, log)
     elif config.build is None:
         raise ModelError("no such model directory", config.path, "download a model there or set model.build={}")
-    elif not isinstance(task, SortingTaskConfig):
-        raise ModelError(
-            f"nothing is there, and model.build can only warm-start on the sorting task, not {task.kind}",
-            config.path,
-            "download a model there",
-        )
     else:
         try:
-            build(config, task, seed, note)
+            build(config, task, seed, log)
         except ModelError:
             if not (path / RECIPE).is_file():
                 raise
-            note(f"{path}: another run has made it meanwhile")
+            log(f"{path}: another run has made it meanwhile")
             _check_recipe(path, _recipe(config, task))
 
 
-def build(config: ModelConfig, task: SortingTaskConfig, seed: int, note: Note) -> None:
+def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:
     """Make the tiny model of `config.build`, warm-start it in float32, and save it at `config.path` in `config.dtype`.
 
     Equal seeds give equal weights on machines of one kind. The directory appears only when it is complete.
 
     Raises:
-        ModelError: something is at the path already, it cannot be written, or the vocabulary is too small.
+        ModelError: the task has no teacher, something is at the path already, it cannot be written, or the vocabulary
+            is too small.
         ConfigError: `model.build` is not set, or bad levels.
     """
-    tiny, target = _build_section(config), Path(config.path)
-    sorting.check_levels(task.levels)
+    tiny, target, teacher = build_section(config), Path(config.path), teacher_of(config, task)
     if target.exists():
         raise ModelError("something is there already", config.path, "remove it or choose another model.path")
-    _make_parent(target)
+    make_parent(target)
     tokenizer = make_tokenizer(tiny.vocab_size)
-    with _own_torch_state(seed):
+    with own_torch_state(seed):
         model = Qwen3ForCausalLM(architecture(tiny, tokenizer))
-        note(f"{target}: making a Qwen3 of {model.num_parameters():,} parameters, {tiny.sft.steps} SFT steps")
+        log(f"{target}: making a Qwen3 of {model.num_parameters():,} parameters, {tiny.sft.steps} SFT steps")
         rng = random.Random(f"sft/{seed}")
-        _train(model, tokenizer, tiny.sft, task.levels, rng, step_schedule(tiny.sft), f"/{tiny.sft.steps}", note)
-    _save(model, tokenizer, target, config.dtype, _recipe(config, task))
-
-
-def continue_sft(
-    source: str, target: str, config: ModelConfig, task: SortingTaskConfig, seconds: float, seed: int, note: Note
-) -> int:
-    """Train the model of directory `source` on fresh demonstrations for `seconds`; replaces directory `target`.
-
-    The control for RL: same teacher, same optimizer, as much time. The learning rate warms up to its peak again and
-    then falls linearly to 0 over the time.
-
-    Returns:
-        Number of optimizer steps made.
-
-    Raises:
-        ModelError: `source` is no model directory or `target` cannot be written.
-        ConfigError: `model.build` is not set.
-    """
-    sft = _build_section(config).sft
-    check_model_dir(Path(source))
-    _make_parent(Path(target))
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    with _own_torch_state(seed):
-        rng = random.Random(f"sft-continued/{seed}")
-        steps = _train(model, tokenizer, sft, task.levels, rng, time_schedule(sft, seconds), "", note)
-    if Path(target).exists():
-        shutil.rmtree(target)
-    _save(model, tokenizer, Path(target), config.dtype, {})
-    return steps
-
-
-def teacher_accuracy(prompts: Sequence[Prompt], swap_prob: float, seed: int, n_draws: int) -> float:
-    """Share of `n_draws` demonstrations per prompt in which the teacher's answer is right (in [0, 1])."""
-    rng = random.Random(f"teacher/{seed}")
-    right = [sorting.teacher(p.answer, rng, swap_prob) == p.answer for p in prompts for _ in range(n_draws)]
-    return sum(right) / len(right)
+        train(model, tokenizer, tiny.sft, teacher, rng, step_schedule(tiny.sft), f"/{tiny.sft.steps}", log)
+    save(model, tokenizer, target, config.dtype, _recipe(config, task))
 
 
 def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -157,41 +109,22 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 def step_schedule(sft: SFTConfig) -> list[float]:
     """Learning rate factor of each step: linear warm-up, flat, linear decay over the last 30%."""
     decay_steps = DECAY_SHARE * sft.steps
-    return [_warmup(sft, step) * min(1.0, (sft.steps - step) / decay_steps) for step in range(sft.steps)]
+    return [warmup(sft, step) * min(1.0, (sft.steps - step) / decay_steps) for step in range(sft.steps)]
 
 
-def time_schedule(sft: SFTConfig, seconds: float) -> Iterator[float]:
-    """Learning rate factors until `seconds` have passed: linear warm-up, times a linear fall to 0 by the clock."""
-    start, step = time.monotonic(), 0
-    while (left := 1.0 - (time.monotonic() - start) / seconds) > 0:
-        yield _warmup(sft, step) * left
-        step += 1
-
-
-def demonstrations(levels: Sequence[int], n: int, swap_prob: float, rng: random.Random) -> list[tuple[str, str]]:
-    """`n` fresh (prompt text, teacher's answer), level uniform, never of a held-out answer."""
-    demos: list[tuple[str, str]] = []
-    while len(demos) < n:
-        digits = sorting.random_digits(rng.choice(levels), rng)
-        answer = sorting.solve(digits)
-        if not sorting.is_heldout(answer):
-            demos.append((f"{digits}=", sorting.teacher(answer, rng, swap_prob)))
-    return demos
-
-
-def _warmup(sft: SFTConfig, step: int) -> float:
+def warmup(sft: SFTConfig, step: int) -> float:
     return min(1.0, (step + 1) / max(1, sft.warmup_steps))
 
 
-def _train(
+def train(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     sft: SFTConfig,
-    levels: Sequence[int],
+    teacher: Teacher,
     rng: random.Random,
     lr_factors: Iterable[float],
     total: str,
-    note: Note,
+    log: Log,
 ) -> int:
     """One optimizer step per learning rate factor, each on fresh demonstrations; returns their number."""
     optimizer = torch.optim.AdamW(
@@ -203,16 +136,16 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = sft.lr * factor
         if sft.pack_tokens:
-            loss = _packed_loss(model, _packs(tokenizer, sft, levels, rng))
+            loss = _packed_loss(model, _packs(tokenizer, sft, teacher, rng))
         else:
-            loss = _loss(model, tokenizer, demonstrations(levels, sft.batch_size, sft.swap_prob, rng))
+            loss = _loss(model, tokenizer, teacher.demonstrations(sft.batch_size, sft.swap_prob, rng))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), sft.max_grad_norm)
         optimizer.step()
         steps += 1
-        if steps % NOTE_EVERY == 0:
-            note(f"SFT {steps}{total} loss {loss.item():.3f}")
+        if steps % LOG_EVERY == 0:
+            log(f"SFT {steps}{total} loss {loss.item():.3f}")
     return steps
 
 
@@ -235,13 +168,11 @@ def _loss(
     )
 
 
-def _packs(
-    tokenizer: PreTrainedTokenizerFast, sft: SFTConfig, levels: Sequence[int], rng: random.Random
-) -> torch.Tensor:
+def _packs(tokenizer: PreTrainedTokenizerFast, sft: SFTConfig, teacher: Teacher, rng: random.Random) -> torch.Tensor:
     """Rows of `pack_tokens` tokens cut from one stream of fresh demonstrations: [B, L]."""
     stream: list[int] = []
     while len(stream) < sft.batch_size * sft.pack_tokens:
-        for text, answer in demonstrations(levels, sft.batch_size, sft.swap_prob, rng):
+        for text, answer in teacher.demonstrations(sft.batch_size, sft.swap_prob, rng):
             stream += [*tokenizer.encode(text + answer), tokenizer.eos_token_id]
     return torch.tensor(stream[: sft.batch_size * sft.pack_tokens]).view(sft.batch_size, -1)
 
@@ -262,10 +193,14 @@ def architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Q
     )
 
 
-def _recipe(config: ModelConfig, task: SortingTaskConfig | DatasetTaskConfig) -> dict[str, Any]:
+def _recipe(config: ModelConfig, task: TaskConfig) -> dict[str, Any]:
     """What a built model depends on, besides the seed: one warm start may serve runs of several seeds."""
-    levels = task.levels if isinstance(task, SortingTaskConfig) else None
-    return {"dtype": config.dtype, "levels": levels, **_build_section(config).model_dump(mode="json")}
+    teacher = make_task(task).teacher
+    return {
+        "dtype": config.dtype,
+        **(teacher.settings if teacher else {}),
+        **build_section(config).model_dump(mode="json"),
+    }
 
 
 def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
@@ -279,7 +214,7 @@ def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
         )
 
 
-def _save(
+def save(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, target: Path, dtype: str, recipe: dict[str, Any]
 ) -> None:
     """Write a Hugging Face directory, complete or not at all; `recipe` is what it was built from.
@@ -305,13 +240,21 @@ def _save(
             raise ModelError("another run has made it meanwhile", str(target), "the same command takes it") from error
 
 
-def _build_section(config: ModelConfig) -> TinyModelConfig:
+def teacher_of(config: ModelConfig, task: TaskConfig) -> Teacher:
+    """Raises ModelError for a task without a teacher, and ConfigError for bad levels."""
+    if teacher := make_task(task).teacher:
+        return teacher
+    what = f"nothing is there, and model.build needs a task with a teacher, which {task.kind} has not"
+    raise ModelError(what, config.path, "download a model there")
+
+
+def build_section(config: ModelConfig) -> TinyModelConfig:
     if config.build is None:
         raise ConfigError("not set, but it says how the model is warm-started", where="model.build")
     return config.build
 
 
-def _make_parent(target: Path) -> None:
+def make_parent(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -339,16 +282,16 @@ def check_model_dir(path: Path) -> dict[str, Any]:
         raise ModelError("config.json is not a JSON object", str(path), "download the model again") from None
 
 
-def _note_differences(path: Path, found: dict[str, Any], tiny: TinyModelConfig, note: Note) -> None:
+def _note_differences(path: Path, found: dict[str, Any], tiny: TinyModelConfig, log: Log) -> None:
     """A model that exists is used as it is: say where that is not what `model.build` asks for."""
     wanted = tiny.model_dump(exclude={"sft"})
     differing = [f"{key} {found.get(key)} (not {value})" for key, value in wanted.items() if found.get(key) != value]
     if differing:
-        note(f"{path}: exists and is used, although model.build differs: {', '.join(differing)}")
+        log(f"{path}: exists and is used, although model.build differs: {', '.join(differing)}")
 
 
 @contextmanager
-def _own_torch_state(seed: int) -> Iterator[None]:
+def own_torch_state(seed: int) -> Iterator[None]:
     """Seeded torch on one thread, leaving the caller's random state and thread count as they were.
 
     One thread gives the same weights on any number of cores, and does not crawl when the other cores are busy.

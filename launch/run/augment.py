@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from qarl.config.pool import ProgramCheckConfig, VoteConfig
 from qarl.config.run import Config
 from qarl.prompts.augment import Augmenter
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator
-from qarl.tasks import sorting
-from qarl.tasks.problems import problems_of
+from qarl.tasks.task import Task
 from qarl.types import Prompt
 from rewards.teacher import Teacher
 
 
 def make_augmenter(
-    config: Config,
-    pool: Pool,
-    prompts: Sequence[Prompt],
-    heldout: Sequence[Prompt],
-    encode: Callable[[str], Sequence[int]],
+    config: Config, task: Task, pool: Pool, prompts: Sequence[Prompt], heldout: Sequence[Prompt]
 ) -> Augmenter | None:
     """None when `pool.augment.per_step` is 0. Raises ConfigError when the teacher's key is not set."""
     if not config.pool.augment.per_step:
@@ -29,8 +24,8 @@ def make_augmenter(
     return Augmenter(
         config.pool.augment,
         pool,
-        problems_of(config.task, encode),
-        _validator(config),
+        task,
+        _validator(config, task),
         prompts,
         heldout,
         (sampling.temperature, sampling.max_new_tokens),
@@ -39,8 +34,9 @@ def make_augmenter(
     )
 
 
-def _validator(config: Config) -> Validator:
+def _validator(config: Config, task: Task) -> Validator:
     chosen = config.pool.augment.validator
     if isinstance(chosen, ProgramCheckConfig):
-        return ProgramCheck(sorting.solve)  # the only task with a program, as the config has checked
+        assert task.solve is not None  # the config has checked it
+        return ProgramCheck(task.solve)
     return SelfConsistency(chosen) if isinstance(chosen, VoteConfig) else Teacher(chosen)

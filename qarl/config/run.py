@@ -21,7 +21,7 @@ from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
 from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
 from qarl.config.pool import PoolConfig
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
+from qarl.config.task import TaskConfig
 
 
 class RunConfig(Node):
@@ -147,7 +147,7 @@ class Config(Node):
     """Where the run's files go."""
     model: ModelConfig = Field(default=...)
     """The policy. Required."""
-    task: Annotated[SortingTaskConfig | DatasetTaskConfig, Field(discriminator="kind")] = Field(default=...)
+    task: TaskConfig = Field(default=...)
     """The problems. Required."""
     reward: RewardConfig = RewardConfig()
     """The verifier."""
@@ -216,7 +216,7 @@ class Config(Node):
     @model_validator(mode="after")
     def _task_has_the_program(self) -> Config:
         augment = self.pool.augment
-        if augment.per_step and augment.validator.kind == "program" and self.task.kind != "sorting":
+        if augment.per_step and augment.validator.kind == "program" and not self.task.has_program:
             raise ValueError(
                 f"pool.augment.validator.kind: task {self.task.kind} has no program to check with; use vote or teacher"
             )

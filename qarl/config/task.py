@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from qarl.config.base import (
 class SortingTaskConfig(Node):
     """Generated task: sort the digits of `529172=` into `122579`. Held out when crc32(answer) is 0 mod 10."""
 
+    has_program: ClassVar[bool] = True  # a program answers every question
+    chat: ClassVar[bool] = False
     kind: Literal["sorting"] = "sorting"
     """Which task."""
     num_prompts: PositiveInt = 2048
@@ -28,6 +30,7 @@ class DatasetTaskConfig(Node):
 
     A path is a JSONL file, a Parquet file (`.parquet`), or a folder that Hugging Face `datasets` saved."""
 
+    has_program: ClassVar[bool] = False
     kind: Literal["dataset"] = "dataset"
     """Which task."""
     train_path: str = Field(default=...)
@@ -46,3 +49,7 @@ class DatasetTaskConfig(Node):
     """Text of the prompt; `{question}` is replaced."""
     chat: bool = True
     """Wrap the prompt as a user turn of the tokenizer's chat template."""
+
+
+TaskConfig = Annotated[SortingTaskConfig | DatasetTaskConfig, Field(discriminator="kind")]
+"""Every kind of task; `qarl/tasks` has the class of each."""

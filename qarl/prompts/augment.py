@@ -24,7 +24,7 @@ from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import Validator
 from qarl.seeds import derive_seed
-from qarl.tasks.problems import Problems
+from qarl.tasks.task import Task
 from qarl.tasks.text import HeldoutIndex, TextIndex
 from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest
 
@@ -51,9 +51,9 @@ class Augmenter:
 
     Args:
         config, seed: what to ask for, and the run's seed.
-        problems: the task's questions.
+        task: makes and reads the questions.
         known: prompts whose questions are taken: those of the task.
-        heldout: further held-out questions, besides those that `problems` lists.
+        heldout: further held-out questions, besides those that `task` lists.
         sampling: temperature and longest response, in tokens, of the requests.
         longest_prompt: in tokens, of what is asked and of what is made.
     """
@@ -62,7 +62,7 @@ class Augmenter:
         self,
         config: AugmentConfig,
         pool: Pool,
-        problems: Problems,
+        task: Task,
         validator: Validator,
         known: Iterable[Prompt],
         heldout: Iterable[Prompt],
@@ -70,12 +70,12 @@ class Augmenter:
         longest_prompt: int,
         seed: int,
     ) -> None:
-        self._config, self._pool, self._problems, self._validator = config, pool, problems, validator
+        self._config, self._pool, self._task, self._validator = config, pool, task, validator
         self._sampling, self._longest_prompt, self._seed = sampling, longest_prompt, seed
-        self._heldout = HeldoutIndex(config.ngram, problems.heldout_questions())
+        self._heldout = HeldoutIndex(config.ngram, task.heldout_questions())
         for prompt in heldout:
-            self._heldout.add(problems.question(prompt))
-        self._known = TextIndex(config.ngram, map(problems.question, known))
+            self._heldout.add(task.question(prompt))
+        self._known = TextIndex(config.ngram, map(task.question, known))
         self._queued: list[str] = []  # every question that was ever in the queue
         self._queue: deque[Candidate] = deque()
         self._asked: list[Prompt] = []  # parents, in the order of the last requests
@@ -95,7 +95,7 @@ class Augmenter:
             if verdict.answer is None:
                 self._conclude(candidate.parent_id, candidate.question, "invalid", verdict.reason)
                 continue
-            prompt = self._problems.prompt(candidate.question, verdict.answer, candidate.level)
+            prompt = self._task.prompt(candidate.question, verdict.answer, candidate.level)
             reason = "" if self._pool.add(prompt, candidate.parent_id) else "full"
             self._conclude(candidate.parent_id, candidate.question, reason, answer=verdict.answer)
 
@@ -109,7 +109,7 @@ class Augmenter:
         for parent in rng.sample(parents, min(config.per_step, room, len(parents))):
             self._counts["requested"] += 1
             text = self._fill(parent)
-            tokens = tuple(self._problems.encode(text))
+            tokens = tuple(self._task.encode(text))
             if len(tokens) > self._longest_prompt:
                 self._conclude(parent.id, text, "length", f"asking takes {len(tokens)} tokens")
                 continue
@@ -118,7 +118,7 @@ class Augmenter:
         for candidate in self._queue:
             if self._validator.votes and not candidate.replies:
                 self._voting.append(candidate)
-                prompt = self._problems.prompt(candidate.question, "", candidate.level)
+                prompt = self._task.prompt(candidate.question, "", candidate.level)
                 requests += [self._request(prompt, step, index) for index in range(self._validator.votes)]
         self._requested = [request.prompt.id for request in requests]
         return requests
@@ -186,7 +186,7 @@ class Augmenter:
         self._validator.close()
 
     def _fill(self, parent: Prompt) -> str:
-        question = self._problems.question(parent)
+        question = self._task.question(parent)
         parts = {"question": question, "answer": parent.answer, "beginning": beginning(question)}
         return re.sub(r"\{(question|answer|beginning)\}", lambda match: parts[match[1]], self._config.template)
 
@@ -198,10 +198,10 @@ class Augmenter:
         """Queue the question that the reply holds, or refuse it."""
         text = sample.text
         if self._config.template.endswith("{beginning}"):
-            text = beginning(self._problems.question(parent)) + text
+            text = beginning(self._task.question(parent)) + text
         found = re.findall(self._config.pattern, text, re.DOTALL)
         question = found[0].strip() if len(found) == 1 and sample.finish_reason == "stop" else ""
-        if not self._problems.is_well_formed(question):
+        if not self._task.is_well_formed(question):
             what = "cut short" if sample.finish_reason != "stop" else f"the pattern matches {len(found)} times"
             self._conclude(parent.id, text, "parse", what if not question else "not of the task's form")
             return
@@ -216,13 +216,13 @@ class Augmenter:
     def _check(self, question: str) -> tuple[str, str]:
         """Why `question` may not join the queue, and the detail; empty when it may."""
         config = self._config
-        if self._problems.is_heldout(question):
+        if self._task.is_heldout(question):
             return "leak", "held out by the task's rule"
         if (overlap := self._heldout.overlap(question)) >= config.max_heldout_overlap:
             return "leak", f"overlap {overlap:.2f} with a held-out question"
         if (overlap := self._known.overlap(question)) >= config.max_overlap:
             return "duplicate", f"overlap {overlap:.2f}"
-        tokens = len(self._problems.prompt(question, "", 0).token_ids)
+        tokens = len(self._task.prompt(question, "", 0).token_ids)
         if tokens > self._longest_prompt:
             return "length", f"{tokens} tokens"
         if config.budget and len(self._queued) >= config.budget:

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from qarl.config.task import DatasetTaskConfig
-from qarl.errors import DataError
+from qarl.errors import ConfigError, DataError
 from qarl.tasks.files import raw_rows
-from qarl.tasks.text import plain
+from qarl.tasks.task import Encode, Log, Task, log_shortage, take_evenly
+from qarl.tasks.text import plain, words
+from qarl.types import Prompt
 
 LARGEST_LEVEL = 2**53
 """Levels are sorted as floats, which are exact up to here."""
+
+
+class DatasetTask(Task):
+    """Rows of files. Raises ConfigError unless the prompt template has `{question}` once."""
+
+    def __init__(self, config: DatasetTaskConfig, encode: Encode) -> None:
+        super().__init__(encode)
+        self._config = config
+        self._before, found, self._after = config.prompt_template.partition("{question}")
+        if not found or "{question}" in self._after:
+            raise ConfigError("'{question}' does not occur in it once", "task.prompt_template")
+
+    def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
+        train, heldout = load_rows(self._config, log)
+        random.Random(seed).shuffle(heldout)
+        by_level: dict[int, list[Row]] = defaultdict(list)
+        for row in heldout:
+            by_level[row.level].append(row)
+        chosen = take_evenly([iter(by_level[level]) for level in sorted(by_level)], num_heldout)
+        log_shortage("held-out", len(chosen), num_heldout, log)
+        train_prompts, heldout_prompts = (
+            [self.prompt(row.question, row.answer, row.level) for row in rows] for rows in (train, chosen)
+        )
+        return train_prompts, heldout_prompts
+
+    def prompt(self, question: str, answer: str, level: int) -> Prompt:
+        text = f"{self._before}{question}{self._after}"
+        digest = hashlib.sha1(question.encode(), usedforsecurity=False).hexdigest()
+        return Prompt(f"row/{digest}", text, answer, tuple(self.encode(text)), level)
+
+    def question(self, prompt: Prompt) -> str:
+        return prompt.text.removeprefix(self._before).removesuffix(self._after)
+
+    def is_well_formed(self, question: str) -> bool:
+        return bool(words(question))
+
+    def heldout_questions(self) -> Iterable[str]:
+        return (row.question for row in read_rows(self._config.heldout_path, self._config))
 
 
 @dataclass(frozen=True)
@@ -30,23 +73,23 @@ class Row:
         return " ".join(self.question.split())
 
 
-def load_rows(config: DatasetTaskConfig, note: Callable[[str], None]) -> tuple[list[Row], list[Row]]:
+def load_rows(config: DatasetTaskConfig, log: Log) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows in file order, each question once and in one of the two only.
 
     Repeated questions (the first stays) and training rows whose question is held out, in whatever case or typography,
-    are dropped; `note` gets a line with their number and the first of them.
+    are dropped; `log` gets a line with their number and the first of them.
 
     Raises:
         DataError: a file is missing or empty, a row is broken, or no training row is left.
     """
-    train = _distinct(read_rows(config.train_path, config), config.train_path, note)
-    heldout = _distinct(read_rows(config.heldout_path, config), config.heldout_path, note)
+    train = _distinct(read_rows(config.train_path, config), config.train_path, log)
+    heldout = _distinct(read_rows(config.heldout_path, config), config.heldout_path, log)
     secret = {plain(key) for key in heldout}  # training rows differ by case: A and a may be two
     leaked = {key: row for key, row in train.items() if plain(key) in secret}
     kept = [row for key, row in train.items() if key not in leaked]
     if leaked:
         first, dropped = next(iter(leaked.values())), len(leaked)
-        note(f"{config.train_path}: dropped {dropped} rows whose question is held out, the first is {first.where}")
+        log(f"{config.train_path}: dropped {dropped} rows whose question is held out, the first is {first.where}")
     if not kept:
         raise DataError(f"every question is also in {config.heldout_path}", where=config.train_path)
     return kept, list(heldout.values())
@@ -103,11 +146,11 @@ def _value(row: dict[str, Any], key: str, option: str, where: str) -> Any:
     return row[key]
 
 
-def _distinct(rows: list[Row], path: str, note: Callable[[str], None]) -> dict[str, Row]:
+def _distinct(rows: list[Row], path: str, log: Log) -> dict[str, Row]:
     """The rows by key, the first of equal ones."""
     first: dict[str, Row] = {}
     repeated = [row for row in rows if first.setdefault(row.key, row) is not row]
     if repeated:
         again, before = repeated[0].where, first[repeated[0].key].where
-        note(f"{path}: dropped {len(repeated)} rows with a question seen before, the first is {again}, as {before}")
+        log(f"{path}: dropped {len(repeated)} rows with a question seen before, the first is {again}, as {before}")
     return first

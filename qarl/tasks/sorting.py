@@ -3,14 +3,75 @@
 from __future__ import annotations
 
 import random
+import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
+from qarl.config.task import SortingTaskConfig
 from qarl.errors import ConfigError
+from qarl.tasks.task import Encode, Log, Task, log_shortage, take_evenly
+from qarl.types import Prompt
 
-T = TypeVar("T")
+
+class SortingTask(Task):
+    """Digits to be sorted. Raises ConfigError on bad levels."""
+
+    def __init__(self, config: SortingTaskConfig, encode: Encode) -> None:
+        super().__init__(encode)
+        check_levels(config.levels)
+        self._config, self._lengths = config, range(min(config.levels), max(config.levels) + 1)
+        self.solve, self.teacher = solve, SortingTeacher(config.levels)
+
+    def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
+        splits = []
+        for split, n in (("training", self._config.num_prompts), ("held-out", num_heldout)):
+            found = generate(self._config.levels, n, seed, heldout=split == "held-out")
+            if not found:
+                what = f"levels {self._config.levels} have no {split} problem"
+                raise ConfigError(what, "task.levels", "add a longer level")
+            log_shortage(split, len(found), n, log)
+            splits.append([self.prompt(digits, solve(digits)) for digits in found])
+        return splits[0], splits[1]
+
+    def prompt(self, question: str, answer: str, level: int = 0) -> Prompt:
+        """The level is the number of digits, whatever `level` says."""
+        text = f"{question}="
+        return Prompt(f"sorting/{question}", text, answer, tuple(self.encode(text)), len(question))
+
+    def question(self, prompt: Prompt) -> str:
+        return prompt.text.removesuffix("=")
+
+    def is_well_formed(self, question: str) -> bool:
+        """Digits, as many as the shortest level has, or the longest, or any number between."""
+        return re.fullmatch("[0-9]+", question) is not None and len(question) in self._lengths
+
+    def is_heldout(self, question: str) -> bool:
+        return is_heldout(solve(question))
+
+
+class SortingTeacher:
+    """Sorts digits and slips now and then."""
+
+    def __init__(self, levels: Sequence[int]) -> None:
+        self.settings = {"levels": list(levels)}
+
+    def demonstrations(self, n: int, swap_prob: float, rng: random.Random) -> list[tuple[str, str]]:
+        """`n` fresh pairs of prompt text and answer, level uniform, never of a held-out answer."""
+        demos: list[tuple[str, str]] = []
+        while len(demos) < n:
+            digits = random_digits(rng.choice(self.settings["levels"]), rng)
+            right = solve(digits)
+            if not is_heldout(right):
+                demos.append((f"{digits}=", self.answer(right, swap_prob, rng)))
+        return demos
+
+    def answer(self, right: str, swap_prob: float, rng: random.Random) -> str:
+        """`right` with slips: from the left, each neighbouring pair of digits is swapped with `swap_prob`."""
+        digits = list(right)
+        for i in range(len(digits) - 1):
+            if rng.random() < swap_prob:
+                digits[i], digits[i + 1] = digits[i + 1], digits[i]
+        return "".join(digits)
 
 
 def solve(digits: str) -> str:
@@ -21,15 +82,6 @@ def solve(digits: str) -> str:
 def is_heldout(answer: str) -> bool:
     """Whether problems with this answer (sorted digits) are for evaluation only: one multiset in ten."""
     return zlib.crc32(answer.encode()) % 10 == 0
-
-
-def teacher(answer: str, rng: random.Random, swap_prob: float) -> str:
-    """A sloppy demonstration: scanning from the left, each neighbouring pair is swapped with `swap_prob`."""
-    digits = list(answer)
-    for i in range(len(digits) - 1):
-        if rng.random() < swap_prob:
-            digits[i], digits[i + 1] = digits[i + 1], digits[i]
-    return "".join(digits)
 
 
 def random_digits(level: int, rng: random.Random) -> str:
@@ -54,21 +106,6 @@ def check_levels(levels: Sequence[int]) -> None:
     """Raises ConfigError unless `levels` are distinct positive numbers of digits."""
     if not levels or min(levels) < 1 or len(set(levels)) < len(levels):
         raise ConfigError(f"levels {list(levels)} are not distinct positive numbers of digits", where="task.levels")
-
-
-def take_evenly(streams: Iterable[Iterator[T]], n: int) -> list[T]:
-    """Up to `n` items, one from each stream in turn; streams that end drop out."""
-    return list(islice(_in_turn(list(streams)), n))
-
-
-def _in_turn(streams: list[Iterator[T]]) -> Iterator[T]:
-    while streams:
-        alive = []
-        for stream in streams:
-            for item in islice(stream, 1):  # none when the stream has ended
-                alive.append(stream)
-                yield item
-        streams = alive
 
 
 def _problems(level: int, seed: int, heldout: bool) -> Iterator[str]:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launch.demo import tiny_model
+from launch.demo import controls, tiny_model
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, ModelError
-from qarl.tasks import load_task, sorting
+from qarl.tasks import make_task, sorting
 
 TASK = SortingTaskConfig()
+TEACHER = sorting.SortingTeacher(TASK.levels)
 BUILD = TinyModelConfig(
     hidden_size=64,
     num_hidden_layers=2,
@@ -42,7 +43,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     notes: list[str] = []
     path = tmp_path_factory.mktemp("tiny") / "models" / "sorter"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_model, "NOTE_EVERY", 20)
+        patch.setattr(tiny_model, "LOG_EVERY", 20)
         tiny_model.ensure_model(config_at(path), TASK, 0, notes.append)
     return path, notes
 
@@ -99,19 +100,10 @@ def test_saved_weights_are_the_trained_ones_in_the_dtype(tmp_path: Path) -> None
     trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
-        tiny_model._save(model, tokenizer, tmp_path / name, name, {})
+        tiny_model.save(model, tokenizer, tmp_path / name, name, {})
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
         assert loaded.keys() == trained.keys()
         assert all(torch.equal(loaded[key], trained[key].to(dtype)) for key in trained)
-
-
-def test_demonstrations_never_show_a_heldout_answer() -> None:
-    demos = tiny_model.demonstrations(TASK.levels, 4000, 0.2, random.Random(0))
-    answers = [sorting.solve(answer) for _, answer in demos]
-    assert [sorting.solve(text.rstrip("=")) for text, _ in demos] == answers
-    assert not any(map(sorting.is_heldout, answers))
-    counts = {level: sum(len(answer) == level for answer in answers) for level in TASK.levels}
-    assert all(400 < count < 600 for count in counts.values())
 
 
 def test_loss_counts_the_answer_and_the_end_only() -> None:
@@ -132,7 +124,7 @@ def test_loss_counts_the_answer_and_the_end_only() -> None:
 def test_packs_are_one_stream_of_demonstrations() -> None:
     tokenizer = tiny_model.make_tokenizer(64)
     sft = SFTConfig(batch_size=3, pack_tokens=50, swap_prob=0.0)
-    ids_BL = tiny_model._packs(tokenizer, sft, TASK.levels, random.Random(0))
+    ids_BL = tiny_model._packs(tokenizer, sft, TEACHER, random.Random(0))
     assert ids_BL.shape == (3, 50)
     texts = tokenizer.decode(ids_BL.flatten().tolist()).replace(" ", "").split("<eos>")[:-1]  # the last is cut
     assert len(texts) > 3
@@ -169,20 +161,20 @@ def test_step_schedule() -> None:
 
 def test_time_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 100.0, 102.5, 105.0, 110.0])
-    monkeypatch.setattr(tiny_model.time, "monotonic", lambda: next(clock))
-    assert list(tiny_model.time_schedule(SFTConfig(warmup_steps=2), 10.0)) == [0.5, 0.75, 0.5]
+    monkeypatch.setattr(controls.time, "monotonic", lambda: next(clock))
+    assert list(controls.time_schedule(SFTConfig(warmup_steps=2), 10.0)) == [0.5, 0.75, 0.5]
 
 
 def test_continued_sft_trains_on(
     built: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiny_model, "time_schedule", lambda sft, seconds: [1.0] * 40)
-    monkeypatch.setattr(tiny_model, "NOTE_EVERY", 20)
+    monkeypatch.setattr(controls, "time_schedule", lambda sft, seconds: [1.0] * 40)
+    monkeypatch.setattr(tiny_model, "LOG_EVERY", 20)
     notes: list[str] = []
     target = tmp_path / "control"
     target.mkdir()
     (target / "old").touch()
-    steps = tiny_model.continue_sft(str(built[0]), str(target), config_at(built[0]), TASK, 1.0, 0, notes.append)
+    steps = controls.continue_sft(str(built[0]), str(target), config_at(built[0]), TASK, 1.0, 0, notes.append)
     assert steps == 40
     assert losses(notes)[-1] < losses(built[1])[-1]
     assert not (target / "old").exists()
@@ -192,14 +184,14 @@ def test_continued_sft_trains_on(
 
 def test_continued_sft_needs_its_settings(built: tuple[Path, list[str]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.build: not set"):
-        tiny_model.continue_sft(str(built[0]), str(tmp_path / "t"), config_at(built[0], None), TASK, 1.0, 0, quiet)
+        controls.continue_sft(str(built[0]), str(tmp_path / "t"), config_at(built[0], None), TASK, 1.0, 0, quiet)
 
 
 def test_teacher_accuracy() -> None:
-    _, heldout = load_task(SortingTaskConfig(levels=[8]), 0, 50, tiny_model.make_tokenizer(64).encode, quiet)
-    assert tiny_model.teacher_accuracy(heldout, 0.0, 0, 2) == 1.0
+    _, heldout = make_task(SortingTaskConfig(levels=[8]), tiny_model.make_tokenizer(64).encode).load(0, 50, quiet)
+    assert controls.teacher_accuracy(TEACHER, heldout, 0.0, 0, 2) == 1.0
     # Eight digits with some repeats: a little above .8 ** 7 = .21.
-    assert 0.2 < tiny_model.teacher_accuracy(heldout, 0.2, 0, 40) < 0.45
+    assert 0.2 < controls.teacher_accuracy(TEACHER, heldout, 0.2, 0, 40) < 0.45
 
 
 def test_an_existing_model_is_used_and_differences_are_told(built: tuple[Path, list[str]], tmp_path: Path) -> None:
@@ -227,7 +219,7 @@ def test_two_runs_may_make_the_same_model_at_once(
 ) -> None:
     path = tmp_path / "sorter"
     notes: list[str] = []
-    monkeypatch.setattr(tiny_model, "_train", lambda *_: shutil.copytree(built[0], path))  # the other one is faster
+    monkeypatch.setattr(tiny_model, "train", lambda *_: shutil.copytree(built[0], path))  # the other one is faster
     tiny_model.ensure_model(config_at(path), TASK, 0, notes.append)
     assert notes[-1] == f"{path}: another run has made it meanwhile"
     assert [entry.name for entry in tmp_path.iterdir()] == ["sorter"]
@@ -251,7 +243,7 @@ def test_nothing_there_and_nothing_to_build(tmp_path: Path) -> None:
         tiny_model.ensure_model(config_at(path, None), TASK, 0, quiet)
     assert str(caught.value) == f"{path}: no such model directory; download a model there or set model.build={{}}"
     task = DatasetTaskConfig(train_path="t", heldout_path="h")
-    with pytest.raises(ModelError, match="only warm-start on the sorting task, not dataset"):
+    with pytest.raises(ModelError, match="needs a task with a teacher, which dataset has not"):
         tiny_model.ensure_model(config_at(path), task, 0, quiet)
 
 
@@ -301,5 +293,5 @@ def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(tokenizer, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
-        tiny_model._save(model, tokenizer, tmp_path / "model", "float32", {})
+        tiny_model.save(model, tokenizer, tmp_path / "model", "float32", {})
     assert list(tmp_path.iterdir()) == []

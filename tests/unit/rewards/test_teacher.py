@@ -17,7 +17,7 @@ from qarl.config.pool import AugmentConfig, TeacherConfig
 from qarl.errors import ConfigError, TeacherError
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Verdict
-from qarl.tasks import load_task
+from qarl.tasks import make_task
 from rewards import teacher as teacher_module
 from rewards.teacher import Teacher
 from tests.unit.qarl.prompts.test_augment import Case, Listed, tagged
@@ -226,8 +226,9 @@ def test_the_config_chooses_the_validator(stub: Stub) -> None:
     ]:
         augment = {"per_step": 1, "validator": section}
         config = validate({"model": {"path": "m"}, "task": sorts, "pool": {"augment": augment}}, "test")
-        prompts, heldout = load_task(config.task, 0, 3, lambda text: [1], print)
-        augmenter = make_augmenter(config, Pool(prompts, config.pool, 0), prompts, heldout, lambda text: [1])
+        task = make_task(config.task, lambda text: [1])
+        prompts, heldout = task.load(0, 3, print)
+        augmenter = make_augmenter(config, task, Pool(prompts, config.pool, 0), prompts, heldout)
         assert augmenter is not None
         assert type(augmenter._validator) is kind
         augmenter.close()

@@ -19,7 +19,7 @@ from qarl.config.run import Config
 from qarl.config.task import SortingTaskConfig
 from qarl.errors import CheckpointError, DivergenceError, MismatchError, PublicationError, RolloutError
 from qarl.prompts.pool import make_pool
-from qarl.tasks import load_task
+from qarl.tasks import make_task
 from qarl.tasks.sorting import is_heldout, solve
 from qarl.types import Sample, SampleRequest, Score, TrainSequence
 from qarl.weights.source import PublishedWeights
@@ -31,7 +31,8 @@ from trainer.loop import Trainer, _masked, _split
 
 PROMPTS = make_prompts(24)
 HELDOUT = make_prompts(9, prefix="h")
-DIGITS, HELDOUT_DIGITS = load_task(SortingTaskConfig(num_prompts=24), 0, 9, lambda text: [1], print)
+TASK = make_task(SortingTaskConfig(num_prompts=24), lambda text: [1])
+DIGITS, HELDOUT_DIGITS = TASK.load(0, 9, print)
 GROUP = 4
 AUGMENT = {"per_step": 3, "template": "{question}={beginning}", "pattern": "([0-9]+)", "reach": 0.5}
 EAGER = {"exploration": 0.0, "cooldown_steps": 0}
@@ -69,7 +70,7 @@ class Run:
         self.learner, self.fleet, self.tracker = FakeLearner(), FakeFleet(engines), FakeTracker()
         prompts, heldout = (DIGITS, HELDOUT_DIGITS) if config.pool.augment.per_step else (PROMPTS, HELDOUT)
         self.pool = make_pool(prompts, config.pool, seed=1)
-        self.augmenter = make_augmenter(config, self.pool, prompts, heldout, lambda text: [1])
+        self.augmenter = make_augmenter(config, TASK, self.pool, prompts, heldout)
         checkpoints = CheckpointStore(directory, config.train.keep_checkpoints)
         guard = self.fuse.guard
         self.trainer = Trainer(

@@ -16,8 +16,9 @@ from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.augment import REASONS, Augmenter, beginning
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator, Verdict
-from qarl.tasks import sorting
-from qarl.tasks.problems import DatasetProblems, SortingProblems, problems_of
+from qarl.tasks import make_task, sorting
+from qarl.tasks.dataset import DatasetTask
+from qarl.tasks.task import Task
 from qarl.types import AugmentOutcome, GroupResult, Prompt, Sample, SampleRequest
 
 SORTING = AugmentConfig(per_step=4, template="{question}={beginning}", pattern="^([0-9]+)$")
@@ -29,7 +30,7 @@ def encode(text: str) -> list[int]:
     return [ord(char) for char in text]
 
 
-class Listed(DatasetProblems):
+class Listed(DatasetTask):
     """Problems of rows, with these held-out questions."""
 
     def __init__(self, heldout: Sequence[str]) -> None:
@@ -69,7 +70,7 @@ class Case:
 
     def __init__(
         self,
-        problems: SortingProblems | DatasetProblems,
+        problems: Task,
         questions: Sequence[str],
         config: AugmentConfig,
         validator: Validator | None = None,
@@ -102,7 +103,7 @@ class Case:
 
 
 def sorting_case(*questions: str, **settings: Any) -> Case:
-    problems = problems_of(SortingTaskConfig(levels=[2, 4, 6]), encode)
+    problems = make_task(SortingTaskConfig(levels=[2, 4, 6]), encode)
     return Case(problems, questions, settings.pop("config", SORTING), **settings)
 
 
@@ -119,7 +120,7 @@ def tagged(question: str) -> str:
 
 
 def test_only_measured_prompts_near_the_target_are_parents() -> None:
-    problems = problems_of(SortingTaskConfig(levels=[2]), encode)
+    problems = make_task(SortingTaskConfig(levels=[2]), encode)
     prompts = [problems.prompt(f"{n}0", "", 0) for n in range(1, 6)]
     pool = Pool(prompts, PoolConfig(cooldown_steps=0, prior_strength=1e-9), seed=0)
     pool.draw(5, 0)

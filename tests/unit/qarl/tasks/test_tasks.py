@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 
 from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, DataError
-from qarl.tasks import dataset, load_task, sorting
-from qarl.tasks.problems import problems_of
+from qarl.tasks import KINDS, dataset, make_task, sorting
+from qarl.tasks.task import take_evenly
 
 Notes = list[str]
+TEACHER = sorting.SortingTeacher([2])
 SAVED = str(Path(__file__).parents[3] / "data" / "saved_dataset")
 
 
@@ -60,19 +61,19 @@ def test_solve_and_split_of_a_known_problem() -> None:
 @given(st.text("0123456789", min_size=1, max_size=12), st.integers(), st.floats(0, 1))
 def test_teacher_keeps_the_digits(digits: str, seed: int, swap_prob: float) -> None:
     answer = sorting.solve(digits)
-    demo = sorting.teacher(answer, random.Random(seed), swap_prob)
+    demo = TEACHER.answer(answer, swap_prob, random.Random(seed))
     assert sorting.solve(demo) == answer
 
 
 def test_teacher_at_the_ends_of_its_sloppiness() -> None:
-    assert sorting.teacher("0123", random.Random(0), 0.0) == "0123"
+    assert TEACHER.answer("0123", 0.0, random.Random(0)) == "0123"
     # Every pair is swapped in one scan from the left: the first digit travels to the end.
-    assert sorting.teacher("0123", random.Random(0), 1.0) == "1230"
+    assert TEACHER.answer("0123", 1.0, random.Random(0)) == "1230"
 
 
 def test_teacher_swaps_as_often_as_it_is_told() -> None:
     rng = random.Random(0)
-    swapped = sum(sorting.teacher("01", rng, 0.2) == "10" for _ in range(10_000))
+    swapped = sum(TEACHER.answer("01", 0.2, rng) == "10" for _ in range(10_000))
     assert 0.18 < swapped / 10_000 < 0.22
 
 
@@ -116,7 +117,7 @@ def test_impossible_levels(levels: list[int]) -> None:
 
 @given(st.lists(st.lists(st.integers(), max_size=8), max_size=5), st.integers(0, 50))
 def test_take_evenly(streams: list[list[int]], n: int) -> None:
-    taken = sorting.take_evenly([iter([(i, x) for x in stream]) for i, stream in enumerate(streams)], n)
+    taken = take_evenly([iter([(i, x) for x in stream]) for i, stream in enumerate(streams)], n)
     assert len(taken) == min(n, sum(map(len, streams)))
     counts = Counter(i for i, _ in taken)
     for i, stream in enumerate(streams):
@@ -125,9 +126,29 @@ def test_take_evenly(streams: list[list[int]], n: int) -> None:
         assert counts[i] == len(stream) or counts[i] >= max(counts.values(), default=0) - 1
 
 
+def test_every_kind_of_task_has_its_class_and_its_config_tells_what_it_has(tmp_path: Path) -> None:
+    configs = [SortingTaskConfig(), config_of(tmp_path, qa("a"), qa("b"))]
+    assert [config.kind for config in configs] == list(KINDS)
+    for config in configs:
+        task = make_task(config)
+        assert (task.solve is not None) == config.has_program
+        with pytest.raises(AssertionError, match="without a tokenizer"):
+            task.prompt("12", "12", 0)
+
+
+def test_demonstrations_never_show_a_heldout_answer() -> None:
+    levels = SortingTaskConfig().levels
+    demos = sorting.SortingTeacher(levels).demonstrations(4000, 0.2, random.Random(0))
+    answers = [sorting.solve(answer) for _, answer in demos]
+    assert [sorting.solve(text.rstrip("=")) for text, _ in demos] == answers
+    assert not any(map(sorting.is_heldout, answers))
+    counts = {level: sum(len(answer) == level for answer in answers) for level in levels}
+    assert all(400 < count < 600 for count in counts.values())
+
+
 def test_load_sorting() -> None:
     notes: Notes = []
-    train, heldout = load_task(SortingTaskConfig(num_prompts=400), 3, 64, encode, notes.append)
+    train, heldout = make_task(SortingTaskConfig(num_prompts=400), encode).load(3, 64, notes.append)
     assert (len(train), len(heldout), notes) == (400, 64, [])
     assert not {sorting.solve(p.answer) for p in train} & {sorting.solve(p.answer) for p in heldout}
     assert len({p.id for p in train + heldout}) == 464
@@ -135,12 +156,12 @@ def test_load_sorting() -> None:
     digits = prompt.id.removeprefix("sorting/")
     assert (prompt.text, prompt.answer, prompt.level) == (f"{digits}=", sorting.solve(digits), len(digits))
     assert prompt.token_ids == tuple(encode(prompt.text))
-    assert (train, heldout) == load_task(SortingTaskConfig(num_prompts=400), 3, 64, encode, notes.append)
+    assert (train, heldout) == make_task(SortingTaskConfig(num_prompts=400), encode).load(3, 64, notes.append)
 
 
 def test_shortage_is_noted() -> None:
     notes: Notes = []
-    train, heldout = load_task(SortingTaskConfig(num_prompts=500, levels=[2]), 0, 50, encode, notes.append)
+    train, heldout = make_task(SortingTaskConfig(num_prompts=500, levels=[2]), encode).load(0, 50, notes.append)
     assert len(train) + len(heldout) == 100
     assert notes == [
         f"only {len(train)} of 500 training prompts exist",
@@ -152,7 +173,7 @@ def test_shortage_is_noted() -> None:
 def test_an_empty_split_is_an_error(monkeypatch: pytest.MonkeyPatch, all_heldout: bool, split: str) -> None:
     monkeypatch.setattr(sorting, "is_heldout", lambda answer: all_heldout)
     with pytest.raises(ConfigError, match=f"no {split} problem"):
-        load_task(SortingTaskConfig(num_prompts=5, levels=[1]), 0, 5, encode, quiet)
+        make_task(SortingTaskConfig(num_prompts=5, levels=[1]), encode).load(0, 5, quiet)
 
 
 # --- rows of files
@@ -171,7 +192,7 @@ def test_load_rows(tmp_path: Path) -> None:
         prompt_template="Solve {question} in \\boxed{}.",
     )
     notes: Notes = []
-    (train,), (heldout,) = load_task(config, 0, 1, encode, notes.append)
+    (train,), (heldout,) = make_task(config, encode).load(0, 1, notes.append)
     assert (train.text, train.answer, train.level) == ("Solve 2+2? {x} in \\boxed{}.", "4", 2)
     assert train.token_ids == tuple(encode(train.text))
     # sha1 of the question: ids in checkpoints must not change.
@@ -183,7 +204,7 @@ def test_load_rows(tmp_path: Path) -> None:
 def test_duplicates_and_heldout_questions_leave_the_pool(tmp_path: Path) -> None:
     config = config_of(tmp_path, qa("a", "b", "a", "c", " b "), qa("c", "d", "d"))
     notes: Notes = []
-    train, heldout = load_task(config, 0, 2, encode, notes.append)
+    train, heldout = make_task(config, encode).load(0, 2, notes.append)
     assert [p.text for p in train] == ["a", "b"]
     assert sorted(p.text for p in heldout) == ["c", "d"]
     assert [note.replace(str(tmp_path), "") for note in notes] == [
@@ -198,7 +219,7 @@ def test_duplicates_and_heldout_questions_leave_the_pool(tmp_path: Path) -> None
 def test_a_question_is_heldout_in_any_case_and_typography(tmp_path: Path, question: str) -> None:
     notes: Notes = []
     config = config_of(tmp_path, qa("a", question, "A"), qa("What is 2+2?"))
-    train, _ = load_task(config, 0, 1, encode, notes.append)
+    train, _ = make_task(config, encode).load(0, 1, notes.append)
     assert [p.text for p in train] == ["a", "A"]  # among training rows, case tells questions apart
     assert notes == [
         f"{config.train_path}: dropped 1 rows whose question is held out, the first is {config.train_path}:2"
@@ -207,14 +228,14 @@ def test_a_question_is_heldout_in_any_case_and_typography(tmp_path: Path, questi
 
 def test_a_question_is_heldout_even_when_evaluation_does_not_take_it(tmp_path: Path) -> None:
     config = config_of(tmp_path, qa("a", "b", "c", "d"), qa("a", "b", "c"))
-    train, heldout = load_task(config, 0, 1, encode, quiet)
+    train, heldout = make_task(config, encode).load(0, 1, quiet)
     assert ([p.text for p in train], len(heldout)) == (["d"], 1)
 
 
 def test_heldout_rows_are_taken_evenly_over_levels(tmp_path: Path) -> None:
     rows = qa(*"abcdefgh", level=1) + qa("i", level=2) + qa(*"jklm", level=3)
     config = config_of(tmp_path, qa("z", level=1), rows, level_key="level")
-    _, heldout = load_task(config, 0, 7, encode, quiet)
+    _, heldout = make_task(config, encode).load(0, 7, quiet)
     assert Counter(p.level for p in heldout) == {1: 3, 2: 1, 3: 3}
 
 
@@ -279,7 +300,7 @@ def test_files_without_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("template", ["Hello", "{question}, again: {question}"])
 def test_a_template_holds_the_question_once(tmp_path: Path, template: str) -> None:
     with pytest.raises(ConfigError, match=r"task\.prompt_template"):
-        load_task(config_of(tmp_path, qa("a"), qa("b"), prompt_template=template), 0, 1, encode, quiet)
+        make_task(config_of(tmp_path, qa("a"), qa("b"), prompt_template=template), encode).load(0, 1, quiet)
 
 
 @given(st.text(), st.text(), st.text())
@@ -288,10 +309,10 @@ def test_a_prompt_holds_its_question_and_every_other_character(before: str, ques
     if template.count("{question}") != 1:
         return
     config = DatasetTaskConfig(train_path="t", heldout_path="h", prompt_template=template)
-    problems = problems_of(config, lambda text: [])
-    prompt = problems.prompt(question, "4", 7)
+    task = make_task(config, lambda text: [])
+    prompt = task.prompt(question, "4", 7)
     assert prompt.text == before + question + after
-    assert (problems.question(prompt), prompt.answer, prompt.level) == (question, "4", 7)
+    assert (task.question(prompt), prompt.answer, prompt.level) == (question, "4", 7)
 
 
 # --- Parquet and saved datasets

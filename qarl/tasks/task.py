@@ -1,0 +1,126 @@
+"""What every kind of task provides. A new kind is one class here in `qarl/tasks` and one line in its registry.
+
+A question is the problem itself, without the text that the task's template puts around it.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from qarl.errors import ConfigError
+from qarl.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+Log = Callable[[str], None]
+"""Takes one line for the reader of the terminal."""
+Encode = Callable[[str], Sequence[int]]
+"""A prompt's text to token ids, chat template and special tokens included."""
+
+
+class Teacher(Protocol):
+    """Shows a model how a task is done, with mistakes."""
+
+    settings: dict[str, Any]
+    """What its demonstrations depend on, ready for JSON."""
+
+    def demonstrations(self, n: int, swap_prob: float, rng: random.Random) -> list[tuple[str, str]]:
+        """`n` pairs of prompt text and answer, never of a held-out problem."""
+        ...
+
+    def answer(self, right: str, swap_prob: float, rng: random.Random) -> str:
+        """The teacher's answer to a problem whose right answer is `right`."""
+        ...
+
+
+class Task(ABC):
+    """The problems of a run.
+
+    Attributes:
+        encode: makes the token ids of a prompt's text.
+        solve: the program that answers every well-formed question; None where there is none.
+        teacher: makes demonstrations for a warm start; None where there is none.
+    """
+
+    solve: Callable[[str], str] | None = None
+    teacher: Teacher | None = None
+
+    def __init__(self, encode: Encode) -> None:
+        self.encode = encode
+
+    @abstractmethod
+    def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
+        """Training prompts and up to `num_heldout` held-out prompts, disjoint, with ids that are stable across runs.
+
+        Every prefix of the held-out prompts is spread over their levels as evenly as the data allows.
+
+        Args:
+            seed: which problems are generated, or in which order held-out rows are taken.
+            num_heldout: held-out prompts requested; `log` gets a line when there are fewer.
+
+        Raises:
+            DataError: a data file or row is wrong.
+            ConfigError: one of the splits has no problem.
+        """
+
+    @abstractmethod
+    def prompt(self, question: str, answer: str, level: int) -> Prompt:
+        """A prompt whose id depends on the question alone."""
+
+    @abstractmethod
+    def question(self, prompt: Prompt) -> str:
+        """The question that `prompt` was made of."""
+
+    @abstractmethod
+    def is_well_formed(self, question: str) -> bool:
+        """Whether a text that the policy wrote is a question of this task."""
+
+    def is_heldout(self, question: str) -> bool:
+        """Whether the task's own rule keeps this question for evaluation."""
+        return False
+
+    def heldout_questions(self) -> Iterable[str]:
+        """All questions kept for evaluation, where the task lists them; empty where a rule tells them."""
+        return ()
+
+
+def encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encode:
+    """Encodes a prompt's text; with `chat`, as one user turn. Raises ConfigError without a chat template."""
+    if not chat:
+        return tokenizer.encode
+    if not tokenizer.chat_template:
+        raise ConfigError("the tokenizer has no chat template", "task.chat", "set task.chat=false")
+
+    def encode(text: str) -> list[int]:
+        messages = [{"role": "user", "content": text}]
+        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        return ids
+
+    return encode
+
+
+def log_shortage(split: str, found: int, requested: int, log: Log) -> None:
+    """Log a line when there are fewer prompts than requested."""
+    if found < requested:
+        log(f"only {found} of {requested} {split} prompts exist")
+
+
+def take_evenly(streams: Iterable[Iterator[T]], n: int) -> list[T]:
+    """Up to `n` items, one from each stream in turn; streams that end drop out."""
+    return list(islice(_in_turn(list(streams)), n))
+
+
+def _in_turn(streams: list[Iterator[T]]) -> Iterator[T]:
+    while streams:
+        alive = []
+        for stream in streams:
+            for item in islice(stream, 1):  # none when the stream has ended
+                alive.append(stream)
+                yield item
+        streams = alive
