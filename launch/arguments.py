@@ -1,9 +1,50 @@
-"""Kinds of numbers on the command line."""
+"""What several commands share: configs on the command line, and kinds of numbers. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import argparse
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qarl.config.run import Config
+    from qarl.quant.scheme import QuantScheme
+
+
+def config_path(name: str, folder: str = "") -> Path:
+    """The config called `name`: a file, or by its stem a config shipped in `folder` of `configs/`."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return path
+    return Path(str(resources.files("configs"))) / folder / f"{name}.yaml"
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add a config and its overrides."""
+    parser.add_argument("config", help="a YAML file, or the name of a shipped config (see `qarl config list`)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config that the arguments name. Raises ConfigError."""
+    from qarl.config.io import load_config
+
+    return load_config(config_path(args.config), args.overrides)
+
+
+def schemes() -> dict[str, QuantScheme]:
+    """Every scheme by its label."""
+    from typing import get_args
+
+    from qarl.quant.scheme import QuantScheme, SchemeName
+
+    found = [QuantScheme(name, group_size=size) for name in get_args(SchemeName) for size in (32, 64, 128)]
+    return {scheme.label: scheme for scheme in found}
+
 
 def positive_int(text: str) -> int:
+    """Raises ValueError below 1."""
     number = int(text)
     if number < 1:
         raise ValueError(text)
@@ -11,6 +52,7 @@ def positive_int(text: str) -> int:
 
 
 def multiple_of_128(text: str) -> int:
+    """Raises ValueError for anything else."""
     number = positive_int(text)
     if number % 128:
         raise ValueError(text)

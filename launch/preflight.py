@@ -1,20 +1,241 @@
-"""What a config asks of its device and placement that they do not have; needs no Ray."""
+"""What is wrong with a run, as far as the input alone tells: one list of faults, before anything starts.
+
+`train`, `plan`, `export` and `submit` use it; a fault that only some machines have is checked against a `Machine`.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from launch.demo.tiny_model import architecture, check_model, make_tokenizer
+from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
-from qarl.errors import ConfigError, ResourceError
+from qarl.config.schedule import schemes_of
+from qarl.errors import ConfigError, ModelError, QarlError, ResourceError, UsageError
+from qarl.numerics.profile import apply_profile
+from qarl.quant.experts import check_engine
+from qarl.quant.formats import check_processor, engine_kernels
+from qarl.quant.kernels import kernel_kind
+from qarl.quant.linear import covered_linears
+from qarl.quant.publish import unquantized_config
+from qarl.quant.scheme import QuantScheme
+from qarl.tasks import make_task
+
+Bundle = dict[str, float]
+"""Resources of one actor: CPU, and GPU where it has one."""
 
 
-def check_settings(config: Config, device: str) -> None:
-    """Raises ConfigError or ResourceError for settings that contradict each other, or that `device` does not have."""
+class PreflightError(UsageError):
+    """The input cannot make a run: a line for each fault."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on; infinite counts where they are not known.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        cpus, gpus: of this machine, or of the whole cluster.
+        memory: bytes of main memory, likewise.
+        is_here: whether the actors run on this machine, whose processor decides on kernels.
+    """
+
+    device: str
+    cpus: float = inf
+    gpus: float = inf
+    memory: float = inf
+    is_here: bool = False
+
+    @staticmethod
+    def of(config: Config, cpus: float, gpus: float, memory: float) -> Machine:
+        """With the device that `cluster.device` says: "auto" takes CUDA where there is a GPU."""
+        device = config.cluster.device
+        if device == "auto":
+            device = "cuda" if gpus >= 1 else "cpu"
+        return Machine(device, cpus, gpus, memory, is_here=config.cluster.address is None)
+
+
+def preflight(config: Config) -> Machine:
+    """The machine that `config` runs on; joins the cluster of `cluster.address`, starts nothing.
+
+    Raises:
+        PreflightError: the run cannot work there; a line for each fault.
+        ResourceError: no cluster answers.
+    """
+    machine = find_machine(config)
+    check(faults(config, machine))
+    return machine
+
+
+def find_machine(config: Config) -> Machine:
+    """This machine, or the cluster of `cluster.address`, which is joined. Raises ResourceError: none answers."""
+    if config.cluster.address is None:
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return Machine.of(config, float(os.cpu_count() or 1), float(torch.cuda.device_count()), memory)
+    from launch.cluster.connect import connect, resources  # Ray is slow to import
+
+    connect(config)
+    found = resources()
+    return Machine.of(config, found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", 0.0))
+
+
+def check(found: list[QarlError]) -> None:
+    """Raises PreflightError when there are faults."""
+    if found:
+        raise PreflightError("\n".join(dict.fromkeys(map(str, found))))
+
+
+def faults(config: Config, machine: Machine) -> list[QarlError]:
+    """Everything wrong with `config` on `machine`; empty when the run can start."""
+    found = setting_faults(config, machine)
+    try:
+        check_model(config.model, config.task)
+        model = meta_model(model_config(config))
+    except QarlError as error:
+        return [*found, error]
+    for scheme in schemes_of(config.rollout):
+        found += scheme_faults(config, scheme, model, machine)
+    return found + _failures(partial(check_numerics, config, model, machine.device))
+
+
+def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
+    """Settings that contradict each other, or that `machine` lacks, whatever the model."""
+    return _failures(
+        partial(_check_batch_invariance, config, machine.device),
+        partial(_check_transport, config, machine.device),
+        partial(_check_colocation, config, machine.device),
+        partial(_check_resources, config, machine),
+        partial(make_task, config.task),
+    )
+
+
+def faults_on_any_machine(config: Config) -> list[QarlError]:
+    """What is wrong wherever `config` runs."""
+    lists = [faults(config, Machine(device)) for device in ("cpu", "cuda")]
+    common = set.intersection(*({str(fault) for fault in found} for found in lists))
+    return [fault for fault in lists[0] if str(fault) in common]
+
+
+def scheme_faults(config: Config, scheme: QuantScheme, model: Any, machine: Machine) -> list[QarlError]:
+    """Why engine or learner cannot compute `model`, which may be on the meta device, in `scheme`."""
+    found = engine_faults(config, scheme, model, machine)
+    if not found and _knows_kernels(machine):
+        found = _failures(partial(learner_kernel, config, scheme, machine.device))
+    return found
+
+
+def engine_faults(config: Config, scheme: QuantScheme, model: Any, machine: Machine) -> list[QarlError]:
+    """Why the engine cannot compute `model` in `scheme`."""
+    found = _failures(partial(engine_kernels, scheme, machine.device))
+    if machine.is_here and not found:
+        found = _failures(partial(check_processor, scheme, machine.device))
+    found += _failures(partial(covered_linears, model, scheme))
+    if not found and _knows_kernels(machine):
+        found = _failures(partial(check_engine, scheme, model.config.to_dict(), config.model.dtype, machine.device))
+    return found
+
+
+def _knows_kernels(machine: Machine) -> bool:
+    """On CPU the processor decides on kernels."""
+    return machine.is_here or machine.device == "cuda"
+
+
+def check_numerics(config: Config, model: Any, device: str) -> None:
+    """Gives `model`, best on the meta device, its numerics. Raises ModelError, KernelError: they do not cover it."""
+    numerics = numerics_of(config, device)
+    if numerics == "engine" and device == "cpu":
+        numerics = "portable"  # covers the same models, and does not load the engine's library
+    apply_profile(model, numerics, torch.device(device))
+
+
+def learner_kernel(config: Config, scheme: QuantScheme, device: str) -> str:
+    """The kind of the learner's GEMM in `scheme`. Raises KernelError: there is none."""
+    if not (scheme.quantizes and config.learner.aligned):
+        return "dense"
+    kind = kernel_of(config, numerics_of(config, device), device)
+    return kernel_kind(scheme, device, getattr(torch, config.model.dtype), kind)
+
+
+def model_config(config: Config) -> Any:
+    """The transformers config of the model: of its folder, or of what `model.build` will make there.
+
+    Raises ModelError when there is none, or the model is quantized already.
+    """
+    path = Path(config.model.path)
+    if not path.exists() and config.model.build is None:
+        raise ModelError("no such model directory", config.model.path, "download a model there or set model.build={}")
+    if path.exists():
+        try:
+            unquantized_config(path)
+            return AutoConfig.from_pretrained(str(path), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ModelError(str(error).splitlines()[0], where=config.model.path) from error
+    return architecture(config.model.build, make_tokenizer(config.model.build.vocab_size))
+
+
+def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
+    """Resources of each rollout worker and of each learner rank."""
+    gpus = 0.5 if config.cluster.colocate else 1.0
+    worker: Bundle = {"CPU": config.rollout.num_cpus_per_worker}
+    rank: Bundle = {"CPU": config.learner.num_cpus_per_rank}
+    if device == "cuda":
+        worker["GPU"] = rank["GPU"] = gpus
+    return [worker] * config.rollout.num_workers, [rank] * config.learner.num_ranks
+
+
+def meta_model(config: Any) -> Any:
+    """The model of a transformers config, without memory. Raises ModelError for what is no causal language model."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except ValueError as error:
+        raise ModelError(str(error).splitlines()[0], where=config.model_type) from error
+
+
+def _failures(*checks: Callable[[], Any]) -> list[QarlError]:
+    """What the checks raise."""
+    found = []
+    for check in checks:
+        try:
+            check()
+        except QarlError as error:
+            found.append(error)
+    return found
+
+
+def _check_batch_invariance(config: Config, device: str) -> None:
     if device == "cpu" and config.rollout.batch_invariant:
         raise ConfigError(
             "is a mode of the GPU engine; on CPU the pinned kernels give a token one value in any batch",
-            where="rollout.batch_invariant",
-            mend="set it to false",
+            "rollout.batch_invariant",
+            "set it to false",
         )
-    _check_transport(config, device)
+
+
+def _check_transport(config: Config, device: str) -> None:
+    transport, where = config.rollout.transport, "rollout.transport"
+    if transport != "object_store" and device == "cpu":
+        raise ConfigError(f"{transport} is a transport between GPUs", where, "set it to object_store")
+    if transport == "nccl" and config.cluster.colocate:
+        raise ConfigError("NCCL cannot have two processes on one GPU", where, "set it to ipc or object_store")
+    if transport == "ipc" and not config.cluster.colocate:
+        raise ConfigError(
+            "ipc reads the memory of a GPU that worker and learner share",
+            where,
+            "set it to nccl or object_store, or cluster.colocate to true",
+        )
+
+
+def _check_colocation(config: Config, device: str) -> None:
     pairs = (config.rollout.num_workers, config.learner.num_ranks)
     if device == "cuda" and config.cluster.colocate and pairs != (1, 1):
         raise ResourceError(
@@ -22,19 +243,16 @@ def check_settings(config: Config, device: str) -> None:
         )
 
 
-def _check_transport(config: Config, device: str) -> None:
-    transport = config.rollout.transport
-    if transport != "object_store" and device == "cpu":
-        raise ConfigError(
-            f"{transport} is a transport between GPUs", where="rollout.transport", mend="set it to object_store"
-        )
-    if transport == "nccl" and config.cluster.colocate:
-        raise ConfigError(
-            "NCCL cannot have two processes on one GPU", where="rollout.transport", mend="set it to ipc or object_store"
-        )
-    if transport == "ipc" and not config.cluster.colocate:
-        raise ConfigError(
-            "ipc reads the memory of a GPU that worker and learner share",
-            where="rollout.transport",
-            mend="set it to nccl or object_store, or cluster.colocate to true",
-        )
+def _check_resources(config: Config, machine: Machine) -> None:
+    """Waiting for what a whole cluster lacks would never end."""
+    workers, ranks = bundles(config, machine.device)
+    for kind, available in (("GPU", machine.gpus), ("CPU", machine.cpus)):
+        requested = sum(bundle.get(kind, 0.0) for bundle in workers + ranks)
+        if requested > available:
+            share = "let one pair share a GPU (cluster.colocate=true), " if kind == "GPU" else ""
+            raise ResourceError(
+                f"{config.rollout.num_workers} rollout workers and {config.learner.num_ranks} learner ranks request "
+                f"{requested:g} {kind}s, {available:g} are available",
+                "",
+                f"lower rollout.num_workers or learner.num_ranks, {share}or add nodes",
+            )

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.preflight import check, faults_on_any_machine
 from qarl.config.io import load_config
 from qarl.errors import QarlError, UsageError
 
@@ -43,11 +44,12 @@ def submit(config_path: str, overrides: list[str], address: str, wait: bool = Tr
 
     Raises:
         ConfigError: the config or an override is wrong.
+        PreflightError: the run cannot work on any machine.
         UsageError: `address` is not an HTTP address.
         ClusterError: nothing answers there, the token is wrong, or the connection broke.
     """
     overrides = [*overrides, "cluster.address=auto"]
-    load_config(config_path, overrides)
+    check(faults_on_any_machine(load_config(config_path, overrides)))
     return run_job(entrypoint(config_path, overrides), address, wait)
 
 

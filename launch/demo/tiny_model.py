@@ -45,22 +45,31 @@ def ensure_model(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> 
         ModelError: nothing is there and nothing can be built, or what is there is no model directory.
     """
     path = Path(config.path)
+    check_model(config, task)
     if path.exists():
-        found = check_model_dir(path)
+        if config.build is not None and not (path / RECIPE).is_file():
+            _log_differences(path, config.build, log)
+        return
+    try:
+        build(config, task, seed, log)
+    except ModelError:
+        if not (path / RECIPE).is_file():
+            raise
+        log(f"{path}: another run has made it meanwhile")
+        _check_recipe(path, _recipe(config, task))
+
+
+def check_model(config: ModelConfig, task: TaskConfig) -> None:
+    """Raises ModelError as `ensure_model` does, and ConfigError for bad levels; builds nothing."""
+    path = Path(config.path)
+    if path.exists():
+        check_model_dir(path)
         if config.build is not None and (path / RECIPE).is_file():
             _check_recipe(path, _recipe(config, task))
-        elif config.build is not None:
-            _note_differences(path, found, config.build, log)
     elif config.build is None:
         raise ModelError("no such model directory", config.path, "download a model there or set model.build={}")
     else:
-        try:
-            build(config, task, seed, log)
-        except ModelError:
-            if not (path / RECIPE).is_file():
-                raise
-            log(f"{path}: another run has made it meanwhile")
-            _check_recipe(path, _recipe(config, task))
+        teacher_of(config, task)
 
 
 def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:
@@ -282,9 +291,9 @@ def check_model_dir(path: Path) -> dict[str, Any]:
         raise ModelError("config.json is not a JSON object", str(path), "download the model again") from None
 
 
-def _note_differences(path: Path, found: dict[str, Any], tiny: TinyModelConfig, log: Log) -> None:
+def _log_differences(path: Path, tiny: TinyModelConfig, log: Log) -> None:
     """A model that exists is used as it is: say where that is not what `model.build` asks for."""
-    wanted = tiny.model_dump(exclude={"sft"})
+    wanted, found = tiny.model_dump(exclude={"sft"}), check_model_dir(path)
     differing = [f"{key} {found.get(key)} (not {value})" for key, value in wanted.items() if found.get(key) != value]
     if differing:
         log(f"{path}: exists and is used, although model.build differs: {', '.join(differing)}")

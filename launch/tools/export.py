@@ -16,14 +16,13 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from launch.preflight import Machine, check, engine_faults, meta_model, model_config
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
 from qarl.errors import CheckpointError, ConfigError, PublicationError
-from qarl.quant.experts import check_engine
-from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.linear import requantize
-from qarl.quant.publish import checkpoint_tensors, publish, unquantized_config, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest
 from rollout.engine import engine_env
@@ -42,9 +41,9 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     bit for bit (on CPU both with kernels pinned as in a run); else there is no folder. Returns a line for the user.
 
     Raises:
-        ConfigError: `run_dir` is no run's, `out` exists, or vLLM has no kernel of the scheme here.
+        ConfigError: `run_dir` is no run's, or `out` exists.
+        PreflightError: vLLM has no kernel of the scheme here, or none for the model's experts.
         CheckpointError: the run has no whole checkpoint, or one of another model.
-        KernelError: vLLM has no kernel for the model's experts in the scheme.
         PublicationError: the folder cannot be written, or vLLM cannot load it, or computes something else from it.
     """
     transformers_logging.disable_progress_bar()
@@ -64,11 +63,9 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     of_run = scheme_at(config.rollout, step)
     scheme = of_run if scheme is None else QuantScheme.of(scheme.name, config.rollout.ignore, scheme.group_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine_kernels(scheme, device)
-    check_processor(scheme, device)
     if not Path(config.model.path).is_dir():
         raise ConfigError(f"{config.model.path} is not here", "model.path", "start this where the run was started")
-    check_engine(scheme, unquantized_config(Path(config.model.path)), config.model.dtype, device)
+    check(engine_faults(config, scheme, meta_model(model_config(config)), Machine(device, is_here=True)))
     os.environ["DS_ACCELERATOR"] = device
     policy = Policy(config.model.path, getattr(torch, config.model.dtype), scheme, "stock", kernel="reference")
     try:

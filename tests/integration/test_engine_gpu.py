@@ -11,7 +11,8 @@ import pytest
 import ray
 import torch
 
-from launch.cluster.placement import Placement, connect
+from launch.cluster.connect import connect
+from launch.cluster.placement import Placement
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
 from qarl.config.schedule import scheme_at

@@ -10,9 +10,10 @@ import pytest
 import ray
 import torch
 
+from launch.preflight import model_config
 from launch.tools.plan.devices import CPU
 from launch.tools.plan.memory import BUCKET
-from launch.tools.plan.planner import make_plan, model_config
+from launch.tools.plan.planner import make_plan
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.remote import free_address

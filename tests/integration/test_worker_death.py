@@ -14,7 +14,8 @@ import pytest
 import ray
 import torch
 
-from launch.cluster.placement import Placement, connect
+from launch.cluster.connect import connect
+from launch.cluster.placement import Placement
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.quant.publish import publish, write_engine_config

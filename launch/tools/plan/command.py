@@ -12,9 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from launch.preflight import model_config
 from launch.tools.plan.devices import GPUS, Device, device_called
 from launch.tools.plan.measure import measure
-from launch.tools.plan.planner import make_plan, model_config
+from launch.tools.plan.planner import make_plan
 from launch.tools.plan.result import Plan
 from qarl.config.run import Config
 from qarl.errors import ConfigError

@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from transformers import AutoConfig
 
-from launch.demo.tiny_model import architecture, make_tokenizer
-from launch.preflight import check_settings
+from launch.preflight import Machine, check_numerics, scheme_faults, setting_faults
 from launch.tools.plan import speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.formats import LEARNER_KERNELS, REFERENCE, LearnerKernel, plan_format
@@ -34,15 +31,10 @@ from launch.tools.plan.shapes import Matrix, meta_model, shapes_of
 from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
-from qarl.errors import ConfigError, KernelError, ModelError, ResourceError
+from qarl.errors import KernelError, ModelError
 from qarl.numerics.engine_ops import BLOCK_SIZE
-from qarl.numerics.profile import apply_profile
-from qarl.quant.experts import check_engine
-from qarl.quant.formats import check_processor
 from qarl.quant.fp8 import check_cuda
 from qarl.quant.kernels import kernel_kind
-from qarl.quant.linear import covered_linears
-from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import QuantScheme, SchemeName
 from trainer.loop import PROBE_PROMPTS, PROBE_TOKENS
 
@@ -91,6 +83,7 @@ class _Planner:
         rollout, train = config.rollout, config.train
         longest = rollout.sampling.max_new_tokens
         self._config, self._device = config, device
+        self._machine = Machine(device.kind, is_here=config.cluster.address is None)
         self._model = meta_model(model, getattr(torch, config.model.dtype))
         self._shapes = shapes_of(self._model)
         self._numerics = numerics_of(config, device.kind)
@@ -181,14 +174,8 @@ class _Planner:
         for row in self._layers(scheme):
             if row.fault:
                 return f"{row.name}: {row.fault}"
-        try:
-            covered_linears(self._model, scheme)
-            if self._config.cluster.address is None:
-                check_processor(scheme, self._device.kind)
-            check_engine(scheme, self._model.config.to_dict(), self._config.model.dtype, self._device.kind)
-        except (ConfigError, KernelError) as error:
-            return str(error)
-        return self._gemm(scheme).fault
+        found = scheme_faults(self._config, scheme, self._model, self._machine)
+        return str(found[0]) if found else self._gemm(scheme).fault
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
@@ -321,10 +308,7 @@ class _Planner:
 
     def _faults(self, learner: dict[int, Learner], engine: Engine) -> Iterator[str]:
         """Why the run cannot work."""
-        try:
-            check_settings(self._config, self._device.kind)
-        except (ConfigError, ResourceError) as error:
-            yield str(error)
+        yield from map(str, setting_faults(self._config, self._machine))
         for scheme in self._schemes:
             where = f"{scheme.label} on {self._device.name}"
             rows = [row for row in self._layers(scheme) if row.fault]
@@ -335,9 +319,7 @@ class _Planner:
             if not rows and (fault := self._scheme_fault(scheme)):
                 yield f"{where}: {fault}"
         try:
-            # The exact profile covers the same models, and would start the engine's library to say so.
-            profile = "portable" if self._numerics == "engine" and not self._on_cuda else self._numerics
-            apply_profile(self._model, profile, torch.device(self._device.kind))
+            check_numerics(self._config, self._model, self._device.kind)
         except (ModelError, KernelError) as error:
             yield str(error)
         stage = self._config.learner.zero_stage
@@ -365,23 +347,6 @@ class _Planner:
                 f"engines and learner together need {_gib(needed)}, this machine has {_gib(self._device.memory)}; "
                 "lower learner.micro_batch_size, rollout.kv_cache_gib or rollout.num_workers"
             )
-
-
-def model_config(config: Config) -> Any:
-    """The transformers config of the model: of its folder, or of what `model.build` will make there.
-
-    Raises ModelError when there is none, or the model is quantized already.
-    """
-    path = Path(config.model.path)
-    if path.exists() or config.model.build is None:
-        if not path.exists():
-            raise ModelError("no such model directory", config.model.path, "its config.json is all that a plan needs")
-        try:
-            unquantized_config(path)
-            return AutoConfig.from_pretrained(str(path), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ModelError(str(error).splitlines()[0], where=config.model.path) from error
-    return architecture(config.model.build, make_tokenizer(config.model.build.vocab_size))
 
 
 def _gib(size: float) -> str:

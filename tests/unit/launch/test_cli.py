@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,20 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from transformers import AutoConfig
 
 from configs import __file__ as configs_init
-from launch import cli
-from launch.cli import config_path, main
-from launch.cluster.placement import bundles, check_resources, device_of
+from launch.arguments import config_path
+from launch.cli import COMMANDS, main
+from launch.commands import train as train_command
 from launch.demo.tiny_model import make_tokenizer
+from launch.preflight import Machine, bundles, meta_model, scheme_faults, setting_faults
+from launch.run.folder import set_aside
 from launch.run.resume import check_same_run
-from launch.train import _set_aside
 from qarl.config.io import documentation, load_config, to_yaml, validate
 from qarl.config.run import Config
-from qarl.errors import ConfigError, ResourceError, RolloutError
+from qarl.config.schedule import schemes_of
+from qarl.errors import ConfigError, RolloutError
 from rollout.engine import engine_env
 
 SHIPPED = Path(configs_init).parent
@@ -156,10 +161,13 @@ def test_more_gpus_than_there_are(fail: Fail) -> None:
     line = fail(
         "train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=999", "cluster.colocate=false"
     )
-    assert "999 rollout workers and 1 learner ranks ask for 1000 GPUs, " in line
+    assert "999 rollout workers and 1 learner ranks request 1000 GPUs, " in line
     assert "cluster.colocate=true" in line
-    line = fail("train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=2")
-    assert "only one rollout worker and one learner rank can share a GPU" in line
+
+
+def test_two_workers_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "quickstart", *LIGHT, "cluster.device=cuda", "rollout.num_workers=2"]) == 2
+    assert "only one rollout worker and one learner rank can share a GPU" in capsys.readouterr().err
 
 
 def test_a_cluster_that_does_not_answer(fail: Fail) -> None:
@@ -169,7 +177,7 @@ def test_a_cluster_that_does_not_answer(fail: Fail) -> None:
 
 def test_more_cpus_than_there_are(fail: Fail) -> None:
     line = fail("train", "quickstart", "cluster.device=cpu", "rollout.num_workers=9999")
-    assert "ask for 10000 CPUs, " in line
+    assert "request 10000 CPUs, " in line
 
 
 # --- how main ends ---------------------------------------------------------------------------------------------------
@@ -197,7 +205,7 @@ def test_exit_codes(
     code: int,
     line: str,
 ) -> None:
-    monkeypatch.setattr(cli, "_train", raising(error))
+    monkeypatch.setattr(train_command, "run", raising(error))
     assert main(["train", "quickstart"]) == code
     assert capsys.readouterr().err == f"{line}\n"
 
@@ -209,7 +217,7 @@ def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sigterm_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_train", lambda _: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(train_command, "run", lambda _: signal.raise_signal(signal.SIGTERM))
     assert main(["train", "quickstart"]) == 130
 
 
@@ -257,6 +265,10 @@ def test_config_path_prefers_files(tmp_path: Path) -> None:
 # --- resources -------------------------------------------------------------------------------------------------------
 
 
+def settings_of(config: Config, device: str, **counts: float) -> list[str]:
+    return [str(fault) for fault in setting_faults(config, Machine(device, **counts))]
+
+
 def test_bundles_are_workers_then_ranks() -> None:
     config = make_config(
         rollout={"num_workers": 2, "num_cpus_per_worker": 3.0},
@@ -264,12 +276,11 @@ def test_bundles_are_workers_then_ranks() -> None:
     )
     assert bundles(config, "cpu") == ([{"CPU": 3.0}] * 2, [{"CPU": 0.5}] * 3)
     assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 1.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
-    check_resources(config, "cpu", {"CPU": 7.5})
-    check_resources(config, "cuda", {"CPU": 7.5, "GPU": 5.0})
-    with pytest.raises(ResourceError, match=r"ask for 7\.5 CPUs, 7 are there"):
-        check_resources(config, "cpu", {"CPU": 7.0})
-    with pytest.raises(ResourceError, match="ask for 5 GPUs, 0 are there"):
-        check_resources(config, "cuda", {"CPU": 100.0})
+    assert settings_of(config, "cpu", cpus=7.5) == settings_of(config, "cuda", cpus=7.5, gpus=5.0) == []
+    [fault] = settings_of(config, "cpu", cpus=7.0)
+    assert "request 7.5 CPUs, 7 are available" in fault
+    [fault] = settings_of(config, "cuda", gpus=0.0)
+    assert "request 5 GPUs, 0 are available" in fault
 
 
 def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
@@ -278,9 +289,9 @@ def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
         assert engine_env("cuda", config.rollout)["VLLM_BATCH_INVARIANT"] == flag
         assert "VLLM_BATCH_INVARIANT" not in engine_env("cpu", config.rollout)
     config = make_config(rollout={"batch_invariant": True})
-    check_resources(config, "cuda", {"CPU": 2.0, "GPU": 2.0})
-    with pytest.raises(ConfigError, match=r"rollout\.batch_invariant: is a mode of the GPU engine.*set it to false"):
-        check_resources(config, "cpu", {"CPU": 2.0})
+    assert settings_of(config, "cuda") == []
+    [fault] = settings_of(config, "cpu")
+    assert re.match(r"rollout\.batch_invariant: is a mode of the GPU engine.*set it to false", fault)
 
 
 @pytest.mark.parametrize(
@@ -297,25 +308,22 @@ def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
 )
 def test_a_transport_needs_its_placement(transport: str, colocate: bool, device: str, reason: str) -> None:
     config = make_config(rollout={"transport": transport}, cluster={"colocate": colocate})
-    there = {"CPU": 2.0, "GPU": 2.0}
-    if not reason:
-        check_resources(config, device, there)
-        return
-    with pytest.raises(ConfigError, match=re.escape(f"rollout.transport: {reason}")):
-        check_resources(config, device, there)
+    found = settings_of(config, device)
+    assert len(found) == bool(reason)
+    assert all(fault.startswith(f"rollout.transport: {reason}") for fault in found)
 
 
 @pytest.mark.parametrize("kernel", ["auto", "reference"])
 def test_a_scheme_that_the_engine_lacks_is_an_error_before_any_actor(kernel: str) -> None:
     """The learner's reference kernel is no way out: a run needs an engine."""
-    there = {"CPU": 8.0, "GPU": 8.0}
     later = [{"from_step": 3, "scheme": "nvfp4a16"}]
     config = make_config(rollout={"scheme": "w4a16", "schedule": later}, learner={"kernel": kernel})
-    with pytest.raises(
-        ConfigError, match=r"rollout\.scheme: vLLM has no nvfp4a16 kernel on cpu; take w8a8_int8, w4a16"
-    ):
-        check_resources(config, "cpu", there)
-    check_resources(config, "cuda", there)
+    model = meta_model(AutoConfig.for_model("qwen3", num_hidden_layers=1, vocab_size=64))
+    first, second = schemes_of(config.rollout)
+    [fault] = scheme_faults(config, second, model, Machine("cpu"))
+    assert str(fault).startswith("rollout.scheme: vLLM has no nvfp4a16 kernel on cpu; take w8a8_int8, w4a16")
+    assert scheme_faults(config, first, model, Machine("cpu")) == []
+    assert [scheme_faults(config, scheme, model, Machine("cuda")) for scheme in (first, second)] == [[], []]
 
 
 def test_colocated_actors_share_the_gpus() -> None:
@@ -325,7 +333,55 @@ def test_colocated_actors_share_the_gpus() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_device_that_is_set_is_taken(device: str) -> None:
-    assert device_of(make_config(cluster={"device": device})) == device
+    config = make_config(cluster={"device": device})
+    assert Machine.of(config, 1.0, 1.0, 0.0).device == Machine.of(config, 1.0, 0.0, 0.0).device == device
+    auto = make_config()
+    assert [Machine.of(auto, 1.0, gpus, 0.0).device for gpus in (0.0, 1.0)] == ["cpu", "cuda"]
+
+
+def test_all_faults_are_told_at_once_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["rollout.batch_invariant=true", "rollout.transport=nccl", "rollout.num_workers=9999", "task.levels=[0]"]
+    assert main(["train", "quickstart", "cluster.device=cpu", "rollout.scheme=w8a8_int8", *wrong]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    keys = ["rollout.batch_invariant", "rollout.transport", "9999 rollout workers", "task.levels"]
+    assert [line.startswith(f"qarl: {key}") for line, key in zip(lines, keys, strict=True)] == [True] * 4
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    overrides = ["cluster.device=cpu", "rollout.num_workers=2", *LIGHT]
+    assert main(["train", "quickstart", *overrides, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "run: runs/quickstart, from the beginning"
+    assert [line for line in lines if line.startswith(("rollout worker", "learner rank"))] == [
+        "rollout worker 0: 0.1 CPU",
+        "rollout worker 1: 0.1 CPU",
+        "learner rank 0: 0.1 CPU",
+    ]
+    assert any(line.startswith("machine: cpu, ") for line in lines)
+    assert any(line.startswith("scheme: w8a8_int8, engine kernels CPUInt8ScaledMMLinearKernel, ") for line in lines)
+    assert any(line.startswith("plan: ") for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does_and_gives_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert f"\nexamples:\n  qarl {command}" in text
+    sentence = text.split("\n\n")[1]
+    assert sentence[0].isupper()
+    assert sentence.endswith(".")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from launch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=SHIPPED.parent, capture_output=True, text=True, timeout=60)
+    assert not {"torch", "ray", "pydantic", "omegaconf"} & set(done.stdout.split())
 
 
 # --- one folder, one run ---------------------------------------------------------------------------------------------
@@ -359,7 +415,7 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same:
 
 
 def test_starting_over_keeps_the_last_finished_run(tmp_path: Path) -> None:
-    run, aside = tmp_path / "run", tmp_path / "run.replaced"
+    run, backup_dir = tmp_path / "run", tmp_path / "run.replaced"
 
     def make(name: str, finished: bool) -> None:
         run.mkdir()
@@ -367,18 +423,18 @@ def test_starting_over_keeps_the_last_finished_run(tmp_path: Path) -> None:
         if finished:
             (run / "summary.json").write_text("{}")
 
-    assert _set_aside(run) is None
+    assert set_aside(run) is None
     make("first", finished=True)
-    assert _set_aside(run) == aside
+    assert set_aside(run) == backup_dir
     make("failed", finished=False)
-    assert _set_aside(run) == aside
-    assert (aside / "config.yaml").read_text() == "first"
+    assert set_aside(run) == backup_dir
+    assert (backup_dir / "config.yaml").read_text() == "first"
     make("second", finished=True)
-    assert _set_aside(run) == aside
-    assert (aside / "config.yaml").read_text() == "second"
+    assert set_aside(run) == backup_dir
+    assert (backup_dir / "config.yaml").read_text() == "second"
     run.mkdir()
     with pytest.raises(ConfigError, match="is no run's folder"):
-        _set_aside(run)
+        set_aside(run)
 
 
 def test_another_run_in_the_folder_is_one_line(fail: Fail) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import launch.tools.export
 from launch.demo.tiny_model import make_tokenizer
+from launch.preflight import PreflightError
 from launch.tools.export import export
 from qarl.config.io import load_config, to_yaml
 from qarl.errors import CheckpointError, ConfigError, KernelError, PublicationError
@@ -110,7 +111,7 @@ def test_what_cannot_be_exported_is_told_before_anything_is_read(run: Path, tmp_
     (tmp_path / "out.unproven").rmdir()
     with pytest.raises(ConfigError, match="is no run's folder"):
         export(tmp_path / "model", tmp_path / "out", None)
-    with pytest.raises(ConfigError, match="vLLM has no mxfp4 kernel"):
+    with pytest.raises(PreflightError, match="vLLM has no mxfp4 kernel"):
         export(run, tmp_path / "out", QuantScheme("mxfp4"))
     (run / "checkpoints" / "step_000002").rename(run / "checkpoints" / "step_000002.part")
     with pytest.raises(CheckpointError, match="the run has no checkpoint yet"):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from launch.cluster.placement import check_resources
-from launch.train import _check_scheme, _Job
+from launch.preflight import Machine, engine_faults, faults, meta_model, model_config
+from launch.train import _Job
 from qarl.config.io import load_config
-from qarl.errors import ConfigError, KernelError
+from qarl.config.schedule import schemes_of
 from qarl.numerics import processor
 from qarl.numerics.processor import cut_off, round_as_engine
 from qarl.quant import fp8
@@ -72,7 +72,7 @@ def test_saturating_sums_are_told_where_they_matter(monkeypatch: pytest.MonkeyPa
 def test_a_run_says_it_once_beside_the_parity(note: str) -> None:
     lines: list[str] = []
     job = object.__new__(_Job)
-    job._config, job._device, job._tracker = load_config(QUICKSTART, []), "cpu", SimpleNamespace(note=lines.append)
+    job._config, job._device, job._log = load_config(QUICKSTART, []), "cpu", lines.append
     learner = SimpleNamespace(parity=lambda: [Parity("head", 0, 8)], processor_note=lambda: note)
     assert job._check_numerics(learner)
     assert lines == [*([note] if note else []), "numerics engine: head exact"]
@@ -82,16 +82,16 @@ def test_a_run_says_it_once_beside_the_parity(note: str) -> None:
 def test_w4a16_without_avx512_is_an_error_before_any_actor(later: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "has_avx512", lambda: False)
     asked = ["rollout.schedule=[{from_step: 9, scheme: w4a16}]"] if later else ["rollout.scheme=w4a16"]
-    there = {"CPU": 8.0, "GPU": 8.0}
-    with pytest.raises(
-        ConfigError,
-        match=r"rollout\.scheme: vLLM has no w4a16 kernel on a processor without AVX-512; take w8a8_int8, w4a8, fp8",
-    ):
-        check_resources(load_config(QUICKSTART, asked), "cpu", there)
-    check_resources(load_config(QUICKSTART, asked), "cuda", there)
-    check_resources(load_config(QUICKSTART, [*asked, "cluster.address=head:6379"]), "cpu", there)
+
+    def found(machine: Machine) -> list[str]:
+        return [fault for fault in map(str, faults(load_config(QUICKSTART, asked), machine)) if "AVX-512" in fault]
+
+    [fault] = found(Machine("cpu", is_here=True))
+    start = "rollout.scheme: vLLM has no w4a16 kernel on a processor without AVX-512; take w8a8_int8, w4a8, fp8"
+    assert fault.startswith(start)
+    assert found(Machine("cuda", is_here=True)) == found(Machine("cpu")) == []
     monkeypatch.setattr(processor, "has_avx512", lambda: True)
-    check_resources(load_config(QUICKSTART, asked), "cpu", there)
+    assert found(Machine("cpu", is_here=True)) == []
 
 
 def test_int8_experts_without_avx512_are_an_error_before_any_actor(
@@ -102,9 +102,13 @@ def test_int8_experts_without_avx512_are_an_error_before_any_actor(
     AutoConfig.for_model("qwen3_moe", vocab_size=64, **sizes, **heads).save_pretrained(tmp_path)
     config = load_config(QUICKSTART, [f"model.path={tmp_path}"])
     monkeypatch.setattr(processor, "has_avx512", lambda: False)
-    with pytest.raises(KernelError, match="experts in w8a8_int8 with bfloat16 on cpu without AVX-512; add 're:"):
-        _check_scheme(config, "cpu")
-    _check_scheme(config, None)
-    _check_scheme(config, "cuda")
+    scheme, model = schemes_of(config.rollout)[0], meta_model(model_config(config))
+
+    def found(machine: Machine) -> list[str]:
+        return list(map(str, engine_faults(config, scheme, model, machine)))
+
+    [fault] = found(Machine("cpu", is_here=True))
+    assert "experts in w8a8_int8 with bfloat16 on cpu without AVX-512; add 're:" in fault
+    assert found(Machine("cpu")) == found(Machine("cuda", is_here=True)) == []
     monkeypatch.setattr(processor, "has_avx512", lambda: True)
-    _check_scheme(config, "cpu")
+    assert found(Machine("cpu", is_here=True)) == []

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from launch.cli import main
+from launch.preflight import model_config
 from launch.tools.plan import command
 from launch.tools.plan.devices import CPU, GPUS, Device
 from launch.tools.plan.measure import measure
-from launch.tools.plan.planner import make_plan, model_config
+from launch.tools.plan.planner import make_plan
 from launch.tools.plan.result import Estimate, Plan, Times, _range
 from qarl.config.io import load_config
 from qarl.config.run import Config
@@ -86,7 +87,7 @@ def test_a_model_that_is_not_there_is_one_line(run: Run) -> None:
     code, _, err = run("gsm8k_qwen2.5_0.5b")
     assert code == 2
     assert err == [
-        "qarl: models/Qwen2.5-0.5B-Instruct: no such model directory; its config.json is all that a plan needs"
+        "qarl: models/Qwen2.5-0.5B-Instruct: no such model directory; download a model there or set model.build={}"
     ]
 
 

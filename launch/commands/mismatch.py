@@ -1,0 +1,73 @@
+"""Measure where the gap between a learner and the engine comes from, switching one thing at a time."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import config_path, positive_int, schemes
+
+EXAMPLES = """\
+  qarl mismatch models/qwen --scheme w8a8_int8 fp8_channel
+  qarl mismatch mismatch_model --lengths 256 --num-sequences 16"""
+PROFILES = ("unaligned", "stock", "portable", "engine")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a Hugging Face folder, or a config: its model, built when it does not exist")
+    add("--scheme", nargs="+", default=["w8a8_int8"], choices=schemes(), help="formats to test (default: w8a8_int8)")
+    add(
+        "--ignore",
+        nargs="*",
+        default=["lm_head"],
+        metavar="LAYER",
+        help="layers to keep in full precision",
+    )
+    dtypes = ["bfloat16", "float32"]
+    add("--dtype", nargs="+", default=dtypes[:1], choices=dtypes, help="model dtypes to test (default: bfloat16)")
+    lengths = "lengths of the responses, in tokens (default: 256 1500)"
+    add("--lengths", nargs="+", type=positive_int, default=[256, 1500], metavar="TOKENS", help=lengths)
+    add("--numerics", nargs="+", default=["all"], choices=["all", *PROFILES], help="learners to compare (default: all)")
+    add("--num-sequences", type=positive_int, default=64, help="responses, sampled in one batch (default: 64)")
+    add("--prompt-tokens", type=positive_int, default=16, help="length of the random prompts (default: 16)")
+    add("--prompts", type=Path, metavar="FILE", help="text file of prompts, one a line, instead of random ones")
+    add("--lr", type=float, default=1e-6, help="learning rate of the step that measures staleness (default: 1e-6)")
+    add("--stale-model", metavar="FOLDER", help="model that takes the place of that step, such as a later checkpoint")
+    add("--kv-cache-gib", type=positive_int, default=2, help="size of the engine's KV cache, in GiB (default: 2)")
+    add("--seed", type=int, default=0, help="seed of prompts and responses (default: 0)")
+    out = "folder for mismatch.json and mismatch.png (default: runs/mismatch)"
+    add("--out", type=Path, default=Path("runs/mismatch"), help=out)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from launch.demo.tiny_model import ensure_model
+    from launch.tools.mismatch.measure import PROFILES, Comparison, run
+    from launch.tools.mismatch.report import WIDTH, render
+    from qarl.config.io import load_config
+    from qarl.quant.scheme import QuantScheme
+
+    model = args.model
+    if not Path(model).is_dir():
+        config = load_config(config_path(model))
+        ensure_model(config.model, config.task, config.seed, print)
+        model = config.model.path
+    requested = Comparison(
+        model=model,
+        schemes=[QuantScheme.of(s.name, args.ignore, s.group_size) for s in map(schemes().__getitem__, args.scheme)],
+        dtypes=args.dtype,
+        lengths=args.lengths,
+        profiles=PROFILES if "all" in args.numerics else args.numerics,
+        num_sequences=args.num_sequences,
+        prompt_tokens=args.prompt_tokens,
+        prompts=args.prompts,
+        lr=args.lr,
+        stale_model=args.stale_model,
+        kv_cache_gib=args.kv_cache_gib,
+        seed=args.seed,
+    )
+    Console(width=WIDTH).print(render(run(requested, args.out)))
+    print(f"\n{args.out}/mismatch.json, {args.out}/mismatch.png")
+    return 0

@@ -1,0 +1,35 @@
+"""Run the arms of an experiment, each with several seeds, and write a report that compares them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import config_path
+
+EXAMPLES = """\
+  qarl study tbpo --seeds 0 1
+  qarl study my_study.yaml --arms naive exact
+  qarl study pool --report-only"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("name", help="a YAML file, or the name of a file in configs/study")
+    add("--seeds", type=int, nargs="+", default=[], help="seeds of each arm (default: those of the file)")
+    add("--arms", nargs="+", default=[], metavar="ARM", help="arms to run (default: all)")
+    add("--out", metavar="FOLDER", type=Path, help="folder of the report (default: runs/studies/NAME)")
+    add("--report-only", action="store_true", help="run nothing; report the runs that exist")
+
+
+def run(args: argparse.Namespace) -> int:
+    from launch.tools.study.arms import RUNS, load_study, plan, results, run_study
+    from launch.tools.study.report import write_study_report
+
+    study = load_study(config_path(args.name, "study"), args.arms, args.seeds)
+    runs = plan(study)
+    if not args.report_only:
+        run_study(runs)
+    found = list(results(runs))
+    print(f"report: {write_study_report(study, runs, found, args.out or Path(RUNS, study.name))}")
+    return int(any(result.status == "failed" for result in found))

@@ -1,0 +1,49 @@
+"""Run the training run that a config describes, or continue it from its last checkpoint.
+
+With --dry-run, check everything that can be checked before a start, show what would run where, and start nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.arguments import add_config, read_config
+
+if TYPE_CHECKING:
+    from qarl.config.run import Config
+
+EXAMPLES = """\
+  qarl train quickstart
+  qarl train quickstart train.steps=10 seed=1 run.name=short
+  qarl train my_config.yaml --dry-run"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--dry-run", action="store_true", help="check the run and show its placement; start nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_config(args)
+    _ray_environment(config)
+    if args.dry_run:
+        from launch.dry_run import dry_run
+
+        return dry_run(config)
+    from launch.train import train  # late: torch and ray are slow to import, and a bad config needs neither
+
+    train(config)
+    return 0
+
+
+def _ray_environment(config: Config) -> None:
+    """Ray reads these once, when it is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CPU actors' view of accelerators
+    has_token = "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists()
+    if config.cluster.address is None:
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # our own Ray listens on this machine only
+    elif has_token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
