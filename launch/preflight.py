@@ -170,16 +170,16 @@ def model_config(config: Config) -> Any:
 
     Raises ModelError when there is none, or the model is quantized already.
     """
-    path = Path(config.model.path)
-    if not path.exists() and config.model.build is None:
-        raise ModelError("no such model directory", config.model.path, "download a model there or set model.build={}")
-    if path.exists():
-        try:
-            unquantized_config(path)
-            return AutoConfig.from_pretrained(str(path), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ModelError(str(error).splitlines()[0], where=config.model.path) from error
-    return architecture(config.model.build, make_tokenizer(config.model.build.vocab_size))
+    path, build = Path(config.model.path), config.model.build
+    if not path.exists():
+        if build is None:
+            raise ModelError("no such model directory", str(path), "download a model there or set model.build={}")
+        return architecture(build, make_tokenizer(build.vocab_size))
+    try:
+        unquantized_config(path)
+        return AutoConfig.from_pretrained(str(path), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(str(error).splitlines()[0], where=str(path)) from error
 
 
 def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
