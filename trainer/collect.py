@@ -82,7 +82,7 @@ class Collector:
         used: list[Group] = []
         if self._augmenter:
             with self._timed("augment"):
-                self._augmenter.settle()
+                self._augmenter.resolve_pending()
         for turn in range(1 + refills):
             with self._timed("pool"):
                 prompts = self._pool.draw(wanted - len(used), step)

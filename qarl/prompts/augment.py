@@ -84,7 +84,7 @@ class Augmenter:
         self._counts: Counter[str] = Counter()
         self._outcomes: list[AugmentOutcome] = []
 
-    def settle(self) -> None:
+    def resolve_pending(self) -> None:
         """Put the problems whose verdict is known into the pool, in the order of the queue."""
         while self._queue:
             candidate = self._queue[0]

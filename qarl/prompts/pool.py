@@ -1,47 +1,37 @@
-"""The prompt pool: rollouts go to the prompts that the policy solves about as often as the target says.
+"""The prompt pool: rollouts go to prompts that the policy solves about as often as the target says.
 
-After HeaPA (github.com/horizon-rl/HeaPA), with two heaps that meet at a target success rate instead of the median.
-Every prompt is in exactly one state:
+After HeaPA (github.com/horizon-rl/HeaPA), with a target success rate in place of the median. States of a prompt:
 
-    cold (nothing known) | low (success rate <= target) | high (> target)  --draw-->  in flight  --observe-->  cooling
-         ^------------------------- abort -------------------------------------------'                    or retired
-         ^------------------------- after cooldown_steps, or recheck_after_steps -----------------------------'
+                     +------------------------- eligible ---------------------------+
+    add, reinsert -> | cold (nothing known)  low (rate <= target)  high (> target)  |
+                     +--------------------------------------------------------------+
+                        | draw      ^ abort              ^ after cooldown_steps  ^ after recheck_after_steps
+                        v           |                    |                       |
+                        in flight --+-- observe --> cooling, or, when solved or hopeless, retired
 
-`docs/prompt_pool.md` tells what it costs and how it differs from what was published.
+Any prompt that is not in flight may be evicted to the archive, from which it may be reinserted.
+`docs/prompt_pool.md` describes the costs and the differences to the published pool.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from enum import IntEnum
 from itertools import islice
 from random import Random
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeGuard
+
+from sortedcontainers import SortedKeyList
 
 from qarl.config.pool import PoolConfig
 from qarl.errors import ConfigError, DataError
-from qarl.prompts.heap import LazyHeap, sortable
 from qarl.prompts.lineage import Forest, child_rate
-from qarl.prompts.state import VERSION, Archived, Gauges, parse, prompt_to_json, row_to_json
-from qarl.prompts.stats import BINS, Statistics, check_counts, is_flat
+from qarl.prompts.state import VERSION, Archived, Gauges, columns, parse, prompt_to_json, row
+from qarl.prompts.stats import BINS, Record, Statistics, Status, check_counts, is_flat
 from qarl.prompts.strategies import STRATEGIES
 from qarl.types import GroupResult, Prompt
-
-
-class State(IntEnum):
-    """Where a prompt is; the first three are eligible for a draw."""
-
-    COLD = 0
-    LOW = 1
-    HIGH = 2
-    IN_FLIGHT = 3
-    COOLING = 4
-    RETIRED = 5
-    ABSENT = 6  # a slot whose prompt was evicted
 
 
 class Pool:
@@ -69,9 +59,8 @@ class Pool:
         self._forgotten: set[str] = set()  # the task's ids that are in neither pool nor archive
         self._lineage = Forest()
         self._gauges = Gauges(arrivals=len(prompts))
-        stats = Statistics(config)
-        stats.fill([self._rng.random() for _ in prompts])
-        self._fill(list(prompts), stats, cooling=frozenset(), retired=frozenset())
+        records = [Record(prompt, self._rng.random(), arrival=i) for i, prompt in enumerate(prompts)]
+        self._fill(records, cooling=frozenset(), retired=frozenset())
 
     def draw(self, n: int, step: int) -> list[Prompt]:
         """min(n, eligible) distinct prompts, now in flight; never one that is in flight, cooling or retired.
@@ -81,7 +70,7 @@ class Pool:
         """
         check_counts(n=n, step=step)
         for last in [last for last in self._waking if last < step]:
-            self._release(list(self._waking.pop(last)))
+            self._release(self._waking.pop(last))
         if step > self._gauges.reinsert_step:
             self._gauges.reinsert_step = step
             self._reinsert(step)
@@ -89,38 +78,36 @@ class Pool:
         if refresh_every and step >= self._gauges.refresh_step + refresh_every:
             self._gauges.refresh_step = step
             self.refresh()
-        drawn = self._strategy.select(n, step)
-        self._drawn_at.update(dict.fromkeys(drawn, step))
-        self._move(drawn, State.IN_FLIGHT)
-        self._far.discard(drawn)
-        return [self._prompt(slot) for slot in drawn]
+        drawn = self._strategy.choose(n, step)
+        for record in drawn:
+            record.drawn_at = step
+            self._move(record, Status.IN_FLIGHT)
+            self._set_evictable(record, False)
+        return [record.prompt for record in drawn]
 
     def observe(self, results: Sequence[GroupResult], step: int) -> None:
         """Record the rewards of prompts in flight, however many each has; the prompts then cool, or retire.
 
         A result of a prompt that is not in flight, or of an earlier draw than the one in flight (late, duplicate,
         unknown), changes nothing and is counted.
-        Raises DataError, before anything is recorded, when rewards are missing or outside [0, 1], or `step` is none.
+        Raises DataError, before anything is recorded, when rewards are missing or outside [0, 1], or `step` is not a
+        valid step.
         """
         check_counts(step=step)
         are_flat = [is_flat(result) for result in results]
-        stats, draws, slots, clock = self._stats, self._drawn_at, self._slots, self._strategy.clock
-        observed, flat_groups, errors = [], [], []
+        flat_groups, errors = [], []
         for result, flat in zip(results, are_flat, strict=True):
-            slot, rewards = slots.get(result.prompt_id, -1), result.rewards
-            if slot not in draws or result.drawn_at not in (None, draws[slot]):
+            record = self._records.get(result.prompt_id)
+            if not _in_flight(record) or result.drawn_at not in (None, record.drawn_at):
                 self._gauges.unknown_results += 1
                 continue
-            del draws[slot]
-            if not stats.visits[slot] and stats.known(slot):
-                errors.append(abs(stats.estimate[slot] - fmean(rewards)))
-            stats.learn(slot, rewards, step, self._rng.random())
-            stats.alarm_base[slot] = clock
-            observed.append(slot)
+            if not record.visits and record.known:
+                errors.append(abs(record.estimate - fmean(result.rewards)))
+            self._stats.learn(record, result.rewards, step, self._rng.random())
+            record.alarm_base = self._strategy.clock
+            self._rest(record, Status.RETIRED if self._may_retire(record) else Status.COOLING)
+            self._set_evictable(record)
             flat_groups.append(flat)
-        settled = {slot for slot in observed if self._is_settled(slot)}
-        self._rest([slot for slot in observed if slot not in settled], State.COOLING)
-        self._rest(sorted(settled), State.RETIRED)
         if flat_groups:
             self._gauges.zero_variance_share = fmean(flat_groups)
         if errors:
@@ -128,37 +115,37 @@ class Pool:
 
     def abort(self, prompt_ids: Sequence[str]) -> None:
         """Return prompts in flight, unobserved, to the state that they were drawn from; others are left alone."""
-        slots = [self._slots.get(prompt_id, -1) for prompt_id in prompt_ids]
-        self._release([slot for slot in slots if self._drawn_at.pop(slot, None) is not None])
+        for record in map(self._records.get, prompt_ids):
+            if _in_flight(record):
+                self._release([record])
+                self._set_evictable(record)
 
     def spread(self, prompt_id: str) -> float:
-        """Standard deviation expected of a reward of this prompt, in [0, 0.5]. Raises KeyError when it is not here."""
-        return self._stats.spread(self._slots[prompt_id])
+        """Expected standard deviation of a reward of this prompt, in [0, 0.5]. Raises KeyError when it is not here."""
+        return self._stats.spread(self._records[prompt_id])
 
     def frontier(self, prompt_ids: Sequence[str], reach: float) -> list[str]:
         """Those of `prompt_ids` that have been measured and whose success rate lies within `reach` of the target."""
-        slots = {prompt_id: self._slots[prompt_id] for prompt_id in prompt_ids if prompt_id in self._slots}
-        stats = self._stats
-        return [i for i, slot in slots.items() if stats.visits[slot] and stats.distance(slot) <= reach]
+        records = {i: self._records[i] for i in prompt_ids if i in self._records}
+        return [i for i, record in records.items() if record.visits and self._stats.distance(record) <= reach]
 
     def add(self, prompt: Prompt, parent_id: str = "", difficulty: float = 1.0) -> bool:
         """Take in a new prompt, made `difficulty` times as hard from `parent_id` (see lineage.py).
 
-        At capacity the prompt furthest from the target leaves, unless all are in flight or none is further than the
-        new one, which is then refused: False. A parent that is no longer in the pool counts as none.
+        At capacity, evict the prompt farthest from the target. If the new prompt is at least as far, or all others are
+        in flight, reject it and return False. A parent that is no longer in the pool is ignored.
 
         Raises:
             DataError: the id is in the pool, in the archive or the task's, or `difficulty` is out of bounds.
         """
-        if prompt.id in self._slots or prompt.id in self._archive or prompt.id in self._forgotten:
+        if prompt.id in self._records or prompt.id in self._archive or prompt.id in self._forgotten:
             raise DataError(f"prompt id '{prompt.id}' is not unique", "prompt pool", mend="give it its own id")
-        estimate = math.nan
-        if (parent := self._slots.get(parent_id)) is not None:
+        record = Record(prompt, self._rng.random(), alarm_base=self._strategy.clock)
+        if (parent := self._records.get(parent_id)) is not None:
             self._lineage.link(prompt.id, parent_id, difficulty)
-            estimate = child_rate(self._stats.rate(parent), difficulty)
+            record.estimate = child_rate(parent.rate, difficulty)
         self._grown.add(prompt.id)
-        known = {"ticket": self._rng.random(), "alarm_base": self._strategy.clock, "estimate": estimate}
-        if self._enter(prompt, known):
+        if self._enter(record):
             return True
         self._gauges.refused += 1
         self._grown.discard(prompt.id)
@@ -166,35 +153,32 @@ class Pool:
 
     def refresh(self) -> None:
         """Re-estimate every prompt with children from them, O(V + E + V log N). Measurements stay what they are."""
-        own = {prompt_id: self._stats.own_rate(self._slots[prompt_id]) for prompt_id in self._lineage.nodes()}
+        own = {prompt_id: self._stats.own_rate(self._records[prompt_id]) for prompt_id in self._lineage.nodes()}
         estimates = self._lineage.aggregate(own, self._config.lineage.aggregate)
-        for prompt_id in self._lineage.parents():
-            slot = self._slots[prompt_id]
-            eligible = self._state[slot] <= State.HIGH
-            if eligible:
-                self._strategy.remove(slot)
-            self._stats.set_estimate(slot, estimates[prompt_id])
-            if eligible:
-                self._release([slot])
-            elif slot in self._far:
-                self._mark_far([slot])
+        for record in [self._records[prompt_id] for prompt_id in self._lineage.parents()]:
+            self._unlist(record)
+            self._stats.set_estimate(record, estimates[record.prompt.id])
+            if record.status <= Status.HIGH:
+                self._release([record])
+            if record.status != Status.IN_FLIGHT:
+                self._set_evictable(record)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later draws depend on, ready for JSON, O(N). Columns are base64, see state.py."""
-        slots = sorted(self._slots.values())
         self._gauges.clock, self._gauges.frontier_width = self._strategy.clock, self._strategy.width
-        everyone = [*map(self._prompt, slots), *(entry.prompt for entry in self._archive.values())]
+        records = list(self._records.values())
+        everyone = [*records, *(old.record for old in self._archive.values())]
         return {
             "version": VERSION,
             "rng": list(self._rng.getstate()[1]),
-            "ids": [self._prompt(slot).id for slot in slots],
-            "columns": self._stats.columns(slots),
-            "in_flight": self._ids(State.IN_FLIGHT),
-            "cooling": self._ids(State.COOLING),
-            "retired": self._ids(State.RETIRED),
-            "grown": [prompt_to_json(prompt) for prompt in everyone if prompt.id in self._grown] if self._grown else [],
+            "ids": list(self._records),
+            "columns": columns(records),
+            "in_flight": self._ids(Status.IN_FLIGHT),
+            "cooling": self._ids(Status.COOLING),
+            "retired": self._ids(Status.RETIRED),
+            "grown": [prompt_to_json(r.prompt) for r in everyone if r.prompt.id in self._grown],
             "lineage": [list(link) for link in self._lineage.links()],
-            "archive": {key: {"row": row_to_json(old.row), "step": old.step} for key, old in self._archive.items()},
+            "archive": {key: {"row": row(old.record), "step": old.step} for key, old in self._archive.items()},
             "forgotten": sorted(self._forgotten),
             "gauges": asdict(self._gauges),
         }
@@ -210,13 +194,11 @@ class Pool:
             ConfigError: more prompts than `config.capacity`; likewise.
         """
         saved = parse(state, self._task)
-        if self._config.capacity is not None and len(saved.prompts) > self._config.capacity:
-            raise ConfigError(f"the state has {len(saved.prompts)} prompts", "pool.capacity", mend="raise it")
-        stats = Statistics(self._config)
-        stats.set_columns(saved.columns)
+        if self._config.capacity is not None and len(saved.records) > self._config.capacity:
+            raise ConfigError(f"the state has {len(saved.records)} prompts", "pool.capacity", mend="raise it")
         self._rng, self._grown, self._lineage = saved.rng, saved.grown, saved.lineage
         self._archive, self._forgotten, self._gauges = saved.archive, saved.forgotten, saved.gauges
-        self._fill(saved.prompts, stats, saved.cooling, saved.retired)
+        self._fill(saved.records, saved.cooling, saved.retired)
 
     def metrics(self) -> dict[str, float]:
         """Counts by state as of the last draw or observe, and how well the draws aim; O(1).
@@ -228,11 +210,11 @@ class Pool:
         the last observe; `frontier_width` is the largest distance to the target among the frontier prompts of the
         last draw. `unknown_results`, `evicted`, `refused` and `reinserted` count since the start of the run.
         """
-        stats, gauges, size = self._stats, self._gauges, len(self._slots)
+        stats, gauges, size = self._stats, self._gauges, len(self._records)
         seen = max(stats.seen(), 1)
         values = {
             "size": size,
-            **{state.name.lower(): self._sizes[state] for state in list(State)[: State.ABSENT]},
+            **{status.name.lower(): self._sizes[status] for status in list(Status)[: Status.ABSENT]},
             "archived": len(self._archive),
             "estimated": stats.unseen_estimated,
             "augmented_share": self._num_grown / max(size, 1),
@@ -250,108 +232,109 @@ class Pool:
 
     # Where a prompt is
 
-    def _fill(self, prompts: list[Prompt], stats: Statistics, cooling: frozenset[str], retired: frozenset[str]) -> None:
-        """Place every prompt anew: `cooling` ones cool, `retired` ones rest, all others are eligible."""
-        self._prompts: list[Prompt | None] = list(prompts)
-        self._slots = {prompt.id: slot for slot, prompt in enumerate(prompts)}
-        self._num_grown = len(self._slots.keys() & self._grown)  # in the pool
-        self._free: list[int] = []
-        self._drawn_at: dict[int, int] = {}  # of those in flight: the step of the draw
-        self._stats = stats
-        self._state = bytearray([State.ABSENT]) * len(prompts)
-        self._sizes = [0] * len(State)
-        self._sizes[State.ABSENT] = len(prompts)
-        self._strategy = STRATEGIES[self._config.strategy](self._config, stats, self._prompts, self._rng)
+    def _fill(self, records: list[Record], cooling: frozenset[str], retired: frozenset[str]) -> None:
+        """Place every record anew: `cooling` and `retired` ones rest, all others are eligible."""
+        self._records = {record.prompt.id: record for record in records}
+        self._num_grown = len(self._records.keys() & self._grown)  # in the pool
+        self._stats = Statistics(self._config)
+        self._sizes = [0] * len(Status)  # by status; that of ABSENT means nothing
+        self._strategy = STRATEGIES[self._config.strategy](self._config, self._stats, self._rng)
         self._strategy.clock, self._strategy.width = self._gauges.clock, self._gauges.frontier_width
-        self._waking: defaultdict[int, set[int]] = defaultdict(set)  # cooling and retired, by their last step of rest
-        self._far = LazyHeap("QQd")  # all that may be evicted, when there is a capacity
-        self._rest([self._slots[prompt_id] for prompt_id in sorted(cooling)], State.COOLING)
-        self._rest([self._slots[prompt_id] for prompt_id in sorted(retired)], State.RETIRED)
-        self._release([slot for slot, at in enumerate(self._state) if at == State.ABSENT])
-
-    def _prompt(self, slot: int) -> Prompt:
-        prompt = self._prompts[slot]
-        assert prompt is not None
-        return prompt
-
-    def _ids(self, state: State) -> list[str]:
-        return sorted(self._prompt(slot).id for slot, at in enumerate(self._state) if at == state)
-
-    def _move(self, slots: Sequence[int], state: State) -> None:
-        at, sizes = self._state, self._sizes
-        for slot in slots:
-            sizes[at[slot]] -= 1
-            at[slot] = state
-        sizes[state] += len(slots)
-
-    def _release(self, slots: Sequence[int]) -> None:
-        """Make eligible."""
-        stats, rates, target = self._stats, self._stats.rates, self._stats.target
-        known = [slot for slot in slots if stats.known(slot)]
-        self._move(slots, State.COLD)
-        self._move([slot for slot in known if rates[slot] <= target], State.LOW)
-        self._move([slot for slot in known if rates[slot] > target], State.HIGH)
-        self._strategy.add(slots)
-        self._mark_far(slots)
-
-    def _rest(self, slots: Sequence[int], state: State) -> None:
-        """Cool or retire."""
-        self._move(slots, state)
-        waking, last_step, steps = self._waking, self._stats.last_step, self._rest_steps(state)
-        for slot in slots:
-            waking[last_step[slot] + steps].add(slot)
-        self._mark_far(slots)
-
-    def _rest_steps(self, state: int) -> int:
-        """After an observation."""
-        return self._config.retire.recheck_after_steps if state == State.RETIRED else self._config.cooldown_steps
-
-    def _mark_far(self, slots: Sequence[int]) -> None:
-        """Let them be evicted, if there is a capacity, by what is known of them now."""
+        self._waking: defaultdict[int, set[Record]] = defaultdict(set)  # cooling and retired, by last step of rest
+        self._evictable = SortedKeyList(key=self._first_evicted)  # all not in flight; empty without a capacity
+        for record in records:
+            self._stats.enter(record)
+            if record.prompt.id in cooling or record.prompt.id in retired:
+                self._rest(record, Status.COOLING if record.prompt.id in cooling else Status.RETIRED)
+        self._release([record for record in records if record.status == Status.ABSENT])
         if self._config.capacity is not None:
-            far, since, ticket = self._strategy.far, self._stats.last_step, self._stats.ticket
-            self._far.push([(sortable(-far(slot)), since[slot] + 1, ticket[slot], slot) for slot in slots])
+            self._evictable.update(records)
 
-    def _is_settled(self, slot: int) -> bool:
+    def _ids(self, status: Status) -> list[str]:
+        return sorted(prompt_id for prompt_id, record in self._records.items() if record.status == status)
+
+    def _move(self, record: Record, status: Status) -> None:
+        self._sizes[record.status] -= 1
+        self._sizes[status] += 1
+        record.status = status
+
+    def _release(self, records: Iterable[Record]) -> None:
+        """Make eligible."""
+        released = list(records)
+        for record in released:
+            known = Status.LOW if record.rate <= self._stats.target else Status.HIGH
+            self._move(record, known if record.known else Status.COLD)
+        self._strategy.add(released)
+
+    def _rest(self, record: Record, status: Status) -> None:
+        """Cool or retire."""
+        self._move(record, status)
+        self._waking[self._last_rest(record)].add(record)
+
+    def _last_rest(self, record: Record) -> int:
+        """The last step at which a cooling or retired prompt rests."""
+        retired = record.status == Status.RETIRED
+        return record.last_step + (self._config.retire.recheck_after_steps if retired else self._config.cooldown_steps)
+
+    def _set_evictable(self, record: Record, evictable: bool = True) -> None:
+        if self._config.capacity is not None:
+            (self._evictable.add if evictable else self._evictable.remove)(record)
+
+    def _first_evicted(self, record: Record) -> tuple[float, ...]:
+        return -self._strategy.eviction_distance(record), record.last_step, record.ticket, record.arrival
+
+    def _unlist(self, record: Record) -> None:
+        """Take `record` out of the sorted lists, before its statistics change or it leaves."""
+        if record.status <= Status.HIGH:
+            self._strategy.remove(record)
+        if record.status != Status.IN_FLIGHT:
+            self._set_evictable(record, False)
+
+    def _may_retire(self, record: Record) -> bool:
         """Whether it looks solved or hopeless after enough visits."""
         retire = self._config.retire
-        if not 0 < retire.after_visits <= self._stats.visits[slot]:
+        if not 0 < retire.after_visits <= record.visits:
             return False
-        measured = self._stats.measured(slot)
-        return measured >= retire.solved_above or measured <= retire.hopeless_below
+        return record.measured >= retire.solved_above or record.measured <= retire.hopeless_below
 
     # Who is in the pool
 
-    def _enter(self, prompt: Prompt, known: Mapping[str, float]) -> bool:
-        """Take `prompt` in; when that is one too many, the furthest leaves: it, on a tie."""
-        victim = self._far.peek() if self._far else None
-        slot = self._free.pop() if self._free else len(self._prompts)
-        if slot == len(self._prompts):
-            self._prompts.append(None)
-            self._state.append(State.ABSENT)
-            self._sizes[State.ABSENT] += 1
-        self._prompts[slot], self._slots[prompt.id] = prompt, slot
-        self._num_grown += prompt.id in self._grown
-        self._stats.put(slot, **{**known, "arrival": self._gauges.arrivals})
+    def _enter(self, record: Record) -> bool:
+        """Take `record` in. If that exceeds capacity, evict the prompt farthest from the target; on a tie reject the
+        new one.
+        """
+        record.arrival = self._gauges.arrivals
         self._gauges.arrivals += 1
-        self._release([slot])
-        if self._config.capacity is None or len(self._slots) <= self._config.capacity:
-            return True
-        if victim is None or self._strategy.far(victim) <= self._strategy.far(slot):
-            self._leave(slot)
-            return False
-        self._evict(victim)
+        self._stats.update_rate(record)
+        if len(self._records) == self._config.capacity:
+            distance, victim = self._strategy.eviction_distance, next(iter(self._evictable), None)
+            if victim is None or distance(victim) <= distance(record):
+                self._lineage.remove(record.prompt.id)
+                return False
+            self._evict(victim)
+        self._records[record.prompt.id] = record
+        self._num_grown += record.prompt.id in self._grown
+        self._stats.enter(record)
+        self._release([record])
+        self._set_evictable(record)
         return True
 
-    def _evict(self, slot: int) -> None:
-        prompt, row = self._prompt(slot), self._stats.row(slot)
-        self._leave(slot)
+    def _evict(self, record: Record) -> None:
+        prompt_id = record.prompt.id
+        self._unlist(record)
+        if record.status in (Status.COOLING, Status.RETIRED):
+            self._waking[self._last_rest(record)].remove(record)
+        self._stats.leave(record)
+        self._move(record, Status.ABSENT)
+        self._lineage.remove(prompt_id)
+        self._num_grown -= prompt_id in self._grown
+        del self._records[prompt_id]
         self._gauges.evicted += 1
-        self._remember(Archived(prompt, row, max(self._gauges.reinsert_step, 0)))
+        self._archive_at(record, max(self._gauges.reinsert_step, 0))
 
-    def _remember(self, old: Archived) -> None:
-        """Archive; the longest archived is forgotten when there is no room."""
-        self._archive[old.prompt.id] = old
+    def _archive_at(self, record: Record, step: int) -> None:
+        """When the archive is full, it forgets the longest archived."""
+        self._archive[record.prompt.id] = Archived(record, step)
         if len(self._archive) > self._config.archive.capacity:
             prompt_id = next(iter(self._archive))
             del self._archive[prompt_id]
@@ -360,33 +343,22 @@ class Pool:
             else:
                 self._forgotten.add(prompt_id)
 
-    def _leave(self, slot: int) -> None:
-        state, prompt_id = self._state[slot], self._prompt(slot).id
-        if state <= State.HIGH:
-            self._strategy.remove(slot)
-        elif state in (State.COOLING, State.RETIRED):
-            self._waking[self._stats.last_step[slot] + self._rest_steps(state)].remove(slot)
-        self._far.discard([slot])
-        self._stats.clear(slot)
-        self._move([slot], State.ABSENT)
-        self._lineage.remove(prompt_id)
-        self._num_grown -= prompt_id in self._grown
-        self._prompts[slot] = None
-        del self._slots[prompt_id]
-        self._free.append(slot)
-
     def _reinsert(self, step: int) -> None:
-        """Let the longest archived prompts back in, up to the quota, where there is room or they are the nearer."""
+        """Try to enter the longest archived prompts, up to the quota; who fails goes to the end of the archive."""
         config = self._config.archive
         oldest = list(islice(self._archive.values(), config.reinsert_per_step))
         for old in oldest:
-            if old.step + config.rest_steps >= step or self._archive.get(old.prompt.id) is not old:
-                continue  # evicted too lately, or forgotten just now
-            del self._archive[old.prompt.id]
-            if self._enter(old.prompt, old.row):
+            if old.step + config.rest_steps >= step or self._archive.get(old.record.prompt.id) is not old:
+                continue  # archived too recently, or forgotten just now
+            del self._archive[old.record.prompt.id]
+            if self._enter(old.record):
                 self._gauges.reinserted += 1
             else:
-                self._remember(Archived(old.prompt, old.row, step))
+                self._archive_at(old.record, step)
+
+
+def _in_flight(record: Record | None) -> TypeGuard[Record]:
+    return record is not None and record.status == Status.IN_FLIGHT
 
 
 def make_pool(prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> Pool:

@@ -5,18 +5,29 @@ from __future__ import annotations
 import base64
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
 from qarl.errors import CheckpointError, DataError
 from qarl.prompts.lineage import Forest
-from qarl.prompts.stats import COLUMNS
+from qarl.prompts.stats import Record
 from qarl.types import Prompt
 
 VERSION = 2
 WHERE = "prompt pool state"
+COLUMNS = {
+    "ticket": "d",
+    "successes": "d",
+    "trials": "d",
+    "estimate": "d",
+    "alarm_base": "d",
+    "arrival": "q",
+    "visits": "q",
+    "last_step": "q",
+}
+"""Fields of a record that are saved, with their type in `array`: float64 or int64."""
 
 
 @dataclass
@@ -38,10 +49,9 @@ class Gauges:
 
 @dataclass(frozen=True)
 class Archived:
-    """An evicted prompt, what was known of it, and the step at which it was last turned away."""
+    """An evicted prompt, and the step at which it was evicted or last rejected."""
 
-    prompt: Prompt
-    row: dict[str, float]
+    record: Record
     step: int
 
 
@@ -50,8 +60,7 @@ class Saved:
     """A checked state."""
 
     rng: Random
-    prompts: list[Prompt]
-    columns: dict[str, array[Any]]
+    records: list[Record]
     in_flight: frozenset[str]
     cooling: frozenset[str]
     retired: frozenset[str]
@@ -62,18 +71,16 @@ class Saved:
     gauges: Gauges
 
 
-def unpack(kind: str, text: str, length: int) -> array[Any]:
-    """A column as `Statistics.columns` wrote it. Raises ValueError when it is damaged."""
-    column: array[Any] = array(kind)
-    column.frombytes(base64.b64decode(text, validate=True))
-    if len(column) != length:
-        raise ValueError(f"{len(column)} values for {length} prompts")
-    return column
+def columns(records: Sequence[Record]) -> dict[str, str]:
+    """One column for each saved field: 8 bytes a value in this machine's order, in base64, which JSON writes fast."""
+    packed = {name: array(kind, [getattr(record, name) for record in records]) for name, kind in COLUMNS.items()}
+    return {name: base64.b64encode(column.tobytes()).decode() for name, column in packed.items()}
 
 
-def row_to_json(row: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON knows no NaN."""
-    return {name: None if value != value else value for name, value in row.items()}
+def row(record: Record) -> dict[str, float | None]:
+    """The saved fields of one record; None for NaN, which JSON lacks."""
+    values = {name: getattr(record, name) for name in COLUMNS}
+    return {name: None if value != value else value for name, value in values.items()}
 
 
 def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
@@ -94,10 +101,10 @@ def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
         saved = _parse(state, {prompt.id: prompt for prompt in task})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, DataError) as error:
         raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
-    ids = {prompt.id for prompt in saved.prompts}
+    ids = {record.prompt.id for record in saved.records}
     resting = [saved.in_flight, saved.cooling, saved.retired]
     together = frozenset().union(*resting)
-    if len(ids) < len(saved.prompts) or sum(map(len, resting)) > len(together) or not together <= ids:
+    if len(ids) < len(saved.records) or sum(map(len, resting)) > len(together) or not together <= ids:
         raise CheckpointError("a prompt is unknown or in two states", WHERE)
     if ids & saved.archive.keys() or not saved.lineage.nodes() <= ids:
         raise CheckpointError("archive or lineage contradict the prompts", WHERE)
@@ -114,19 +121,17 @@ def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
     lineage = Forest()
     for child, parent, difficulty in state["lineage"]:
         lineage.link(child, parent, difficulty)
-    columns = {name: unpack(kind, state["columns"][name], len(ids)) for name, kind in COLUMNS.items()}
-    _check_values(ids, columns)
+    columns = [_unpack(kind, state["columns"][name], len(ids)) for name, kind in COLUMNS.items()]
     return Saved(
         rng=rng,
-        prompts=[known[prompt_id] for prompt_id in ids],
-        columns=columns,
+        records=[_record(known[prompt_id], *values) for prompt_id, *values in zip(ids, *columns, strict=True)],
         in_flight=frozenset(state["in_flight"]),
         cooling=frozenset(state["cooling"]),
         retired=frozenset(state["retired"]),
         grown=set(grown),
         lineage=lineage,
         archive={
-            prompt_id: Archived(known[prompt_id], _row(prompt_id, entry["row"]), int(entry["step"]))
+            prompt_id: Archived(_archived_record(known[prompt_id], entry["row"]), int(entry["step"]))
             for prompt_id, entry in state["archive"].items()
         },
         forgotten=forgotten,
@@ -135,11 +140,11 @@ def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
 
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
-    """Raises TypeError when `row` is none."""
+    """Raises TypeError when `row` is not a valid prompt."""
     prompt = Prompt(**{**row, "token_ids": tuple(row["token_ids"])})
     texts, numbers = (prompt.id, prompt.text, prompt.answer), (*prompt.token_ids, prompt.level)
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
-        raise TypeError(f"{prompt!r:.80} is no prompt")
+        raise TypeError(f"{prompt!r:.80} is not a prompt")
     return prompt
 
 
@@ -150,25 +155,33 @@ def _check_ids(ids: set[str], by_id: Mapping[str, Prompt]) -> None:
         raise CheckpointError(what, WHERE, mend="resume with the task data that the run began with")
 
 
-def _row(prompt_id: str, row: Mapping[str, float | None]) -> dict[str, float]:
+def _unpack(kind: str, text: str, length: int) -> array[Any]:
+    """A column as `columns` wrote it. Raises ValueError when it is damaged."""
+    column: array[Any] = array(kind)
+    column.frombytes(base64.b64decode(text, validate=True))
+    if len(column) != length:
+        raise ValueError(f"{len(column)} values for {length} prompts")
+    return column
+
+
+def _archived_record(prompt: Prompt, row: Mapping[str, float | None]) -> Record:
+    """Raises ValueError, TypeError or OverflowError when a value is missing or not of its column's type."""
     if row.keys() != COLUMNS.keys():
         raise ValueError(f"fields {sorted(row)}")
     values = {name: math.nan if value is None else value for name, value in row.items()}
-    _check_values([prompt_id], {name: array(kind, [values[name]]) for name, kind in COLUMNS.items()})
-    return values
+    return _record(prompt, *(array(kind, [values[name]])[0] for name, kind in COLUMNS.items()))
 
 
-def _check_values(ids: Iterable[str], columns: Mapping[str, Iterable[float]]) -> None:
-    """Raises ValueError, which names the prompt, when a value cannot be; of NaN only a missing estimate's passes."""
-    names = ("ticket", "successes", "trials", "estimate", "alarm_base", "arrival", "visits", "last_step")
-    rows = zip(ids, *(columns[name] for name in names), strict=True)
-    for prompt_id, ticket, successes, trials, estimate, alarm_base, arrival, visits, last_step in rows:
-        measured = 0.0 <= successes <= trials < math.inf and visits >= 0 and (visits > 0) == (trials > 0.0)
-        estimated = estimate != estimate or 0.0 <= estimate <= 1.0
-        visited = last_step >= 0 if visits else last_step == -1
-        ordered = 0.0 <= ticket < 1.0 and 0.0 <= alarm_base < math.inf and arrival >= 0
-        if not (measured and estimated and visited and ordered):
-            raise ValueError(f"prompt '{prompt_id}' has statistics that cannot be")
+def _record(prompt: Prompt, *values: float) -> Record:
+    """From values in the order of COLUMNS. Raises ValueError when one is impossible; only an estimate may be NaN."""
+    ticket, successes, trials, estimate, alarm_base, arrival, visits, last_step = values
+    measured = 0.0 <= successes <= trials < math.inf and visits >= 0 and (visits > 0) == (trials > 0.0)
+    estimated = estimate != estimate or 0.0 <= estimate <= 1.0
+    visited = last_step >= 0 if visits else last_step == -1
+    ordered = 0.0 <= ticket < 1.0 and 0.0 <= alarm_base < math.inf and arrival >= 0
+    if not (measured and estimated and visited and ordered):
+        raise ValueError(f"prompt '{prompt.id}' has impossible statistics")
+    return Record(prompt, **dict(zip(COLUMNS, values, strict=True)))  # type: ignore[arg-type]
 
 
 def _gauges(values: Mapping[str, Any]) -> Gauges:

@@ -1,46 +1,69 @@
-"""What is known of each prompt, in columns: a million prompts would be too many objects."""
+"""What the pool knows of each prompt, and totals over all prompts."""
 
 from __future__ import annotations
 
-import base64
 import math
-from array import array
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 
 from qarl.config.pool import PoolConfig
 from qarl.errors import DataError
-from qarl.types import GroupResult
+from qarl.types import GroupResult, Prompt
 
-COLUMNS = {
-    "ticket": "d",  # random, new at each observation: orders the unseen and breaks ties among the seen
-    "successes": "d",  # decayed sum of rewards
-    "trials": "d",  # decayed number of responses
-    "estimate": "d",  # success rate inferred from relatives; NaN when there is none
-    "alarm_base": "d",  # clock of the `prioritised` strategy at the last observation
-    "arrival": "q",  # rank by entry into the pool
-    "visits": "q",  # observed draws; 0 means that nothing was measured
-    "last_step": "q",  # step of the last observation, -1 before the first
-}
-NEW = {
-    "arrival": 0,
-    "successes": 0.0,
-    "trials": 0.0,
-    "estimate": math.nan,
-    "alarm_base": 0.0,
-    "visits": 0,
-    "last_step": -1,
-}
 BINS = 10
 RATE_UNITS = 2.0**40
-"""Success rates are added up in whole numbers of the inverse of this: exactly, hence equal after a resume."""
+"""Success rates are summed in integer multiples of 1 / RATE_UNITS: the sum is exact, hence equal after a resume."""
 
 LAST_STEP = 2**53
-"""Priorities hold steps as floats, which are exact up to here."""
+"""The largest step and count that a state may hold."""
+
+
+class Status(IntEnum):
+    """Where a prompt is. The first three are eligible for a draw."""
+
+    COLD = 0
+    LOW = 1
+    HIGH = 2
+    IN_FLIGHT = 3
+    COOLING = 4
+    RETIRED = 5
+    ABSENT = 6  # not in the pool: new, archived or rejected
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """One prompt and what is known of it.
+
+    Sorted lists order records by these fields: take a record out of every list before you change one.
+    """
+
+    prompt: Prompt
+    ticket: float  # random in [0, 1), new at each observation: orders unseen prompts and breaks ties among seen ones
+    successes: float = 0.0  # decayed sum of rewards
+    trials: float = 0.0  # decayed number of responses
+    estimate: float = math.nan  # success rate inferred from relatives; NaN when there is none
+    alarm_base: float = 0.0  # clock of the `prioritised` strategy at the last observation
+    arrival: int = 0  # rank by entry into the pool; unique, hence the last tie-breaker
+    visits: int = 0  # observed draws; 0 means that nothing was measured
+    last_step: int = -1  # step of the last observation, -1 before the first
+    rate: float = 0.0  # success rate; follows from the above and the config
+    status: Status = Status.ABSENT
+    drawn_at: int = -1  # step of the last draw
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a measurement or an estimate."""
+        return self.visits > 0 or not math.isnan(self.estimate)
+
+    @property
+    def measured(self) -> float:
+        """Mean reward, recent visits weighing more; NaN when nothing was measured."""
+        return self.successes / self.trials if self.visits else math.nan
 
 
 def check_counts(**counts: int) -> None:
-    """Raises DataError when one of them is negative or beyond LAST_STEP: no later state could be read back."""
+    """Raises DataError when a count is negative or above LAST_STEP: no later state could be read back."""
     for name, count in counts.items():
         if not 0 <= count <= LAST_STEP:
             raise DataError(f"{name} is {count}", where="prompt pool", mend=f"it counts from 0 to {LAST_STEP} at most")
@@ -57,119 +80,70 @@ def is_flat(result: GroupResult) -> bool:
 
 
 class Statistics:
-    """Success statistics by slot. A measurement is decayed rewards over decayed trials; an estimate stands in for the
-    prior and is never mixed into the measurement.
+    """Computes success rates, and keeps totals over the records that were entered.
+
+    A measurement is decayed rewards over decayed trials. An estimate replaces the prior; it never changes the
+    measurement.
     """
 
     def __init__(self, config: PoolConfig) -> None:
         self.target = config.target
-        # As HeaPA published it, the last visit's mean is the difficulty.
-        self.decay = 0.0 if config.strategy == "median" else config.decay
+        # As HeaPA published it, the difficulty is the last visit's mean.
+        self._decay = 0.0 if config.strategy == "median" else config.decay
         self._prior_strength = config.prior_strength
         self._estimate_strength = config.lineage.estimate_strength
-        self.ticket: array[float] = array("d")
-        self.successes: array[float] = array("d")
-        self.trials: array[float] = array("d")
-        self.estimate: array[float] = array("d")
-        self.alarm_base: array[float] = array("d")
-        self.arrival: array[int] = array("q")
-        self.visits: array[int] = array("q")
-        self.last_step: array[int] = array("q")
-        self.rates: array[float] = array("d")
-        """Success rates; they follow from the columns and the config, and are not saved."""
         self.histogram = [0] * BINS
         """Seen prompts by success rate."""
-        self._rate_sum = 0  # times RATE_UNITS
+        self._rate_sum = 0  # over seen prompts, in units of 1 / RATE_UNITS
         self.unseen_estimated = 0
 
-    def __len__(self) -> int:
-        return len(self.ticket)
+    def update_rate(self, record: Record) -> None:
+        """Set the success rate in [0, 1]: the mean of the Beta posterior."""
+        prior, strength = self._prior(record)
+        record.rate = (record.successes + strength * prior) / (record.trials + strength)
 
-    def fill(self, tickets: Sequence[float]) -> None:
-        """Fresh prompts, one for each ticket, that arrived in this order; there were none before."""
-        columns = {name: array(kind, [NEW.get(name, 0)]) * len(tickets) for name, kind in COLUMNS.items()}
-        self.set_columns({**columns, "ticket": array("d", tickets), "arrival": array("q", range(len(tickets)))})
+    def enter(self, record: Record) -> None:
+        """Add `record` to the totals."""
+        self.update_rate(record)
+        self._count(record, 1)
 
-    def put(self, slot: int, ticket: float, **known: float) -> None:
-        """Set a slot (the next new one, or a freed one) to `known`, and to a fresh prompt's values elsewhere."""
-        if slot == len(self):
-            self.rates.append(0.0)
-        for name, value in {"ticket": ticket, **NEW, **known}.items():
-            column = getattr(self, name)
-            if slot == len(column):
-                column.append(value)
-            else:
-                column[slot] = value
-        self._enter(slot)
+    def leave(self, record: Record) -> None:
+        self._count(record, -1)
 
-    def columns(self, slots: Sequence[int]) -> dict[str, str]:
-        """The columns at `slots`: 8 bytes a value in this machine's order, in base64, which JSON writes fast."""
-        kept = {name: array(kind, map(getattr(self, name).__getitem__, slots)) for name, kind in COLUMNS.items()}
-        return {name: base64.b64encode(column.tobytes()).decode() for name, column in kept.items()}
+    def learn(self, record: Record, rewards: Sequence[float], step: int, ticket: float) -> None:
+        """Add one visit's rewards to an entered record."""
+        self.leave(record)
+        record.successes = self._decay * record.successes + sum(rewards)
+        record.trials = self._decay * record.trials + len(rewards)
+        record.visits += 1
+        record.last_step, record.ticket = step, ticket
+        self.enter(record)
 
-    def set_columns(self, columns: Mapping[str, array[Any]]) -> None:
-        """Take over whole columns, all of one length."""
-        for name in COLUMNS:
-            setattr(self, name, columns[name])
-        self.rates = array("d", [0.0]) * len(self)
-        for slot in range(len(self)):
-            self._enter(slot)
+    def set_estimate(self, record: Record, estimate: float) -> None:
+        self.leave(record)
+        record.estimate = estimate
+        self.enter(record)
 
-    def clear(self, slot: int) -> None:
-        """The prompt at `slot` is gone."""
-        self._count(slot, -1)
-        self.visits[slot], self.estimate[slot] = 0, math.nan
+    def distance(self, record: Record) -> float:
+        """Of the success rate to the target."""
+        return abs(record.rate - self.target)
 
-    def row(self, slot: int) -> dict[str, float]:
-        """Everything known of one prompt, as `put` takes it."""
-        return {name: getattr(self, name)[slot] for name in COLUMNS}
-
-    def learn(self, slot: int, rewards: Sequence[float], step: int, ticket: float) -> None:
-        """Add one visit's rewards."""
-        self._count(slot, -1)
-        self.successes[slot] = self.decay * self.successes[slot] + sum(rewards)
-        self.trials[slot] = self.decay * self.trials[slot] + len(rewards)
-        self.visits[slot] += 1
-        self.last_step[slot] = step
-        self.ticket[slot] = ticket
-        self._enter(slot)
-
-    def set_estimate(self, slot: int, estimate: float) -> None:
-        self._count(slot, -1)
-        self.estimate[slot] = estimate
-        self._enter(slot)
-
-    def rate(self, slot: int) -> float:
-        """Success rate in [0, 1]: mean of the Beta posterior whose prior is the estimate, or else the target."""
-        return self.rates[slot]
-
-    def spread(self, slot: int) -> float:
-        """Standard deviation expected of a reward: E sqrt(p (1 - p)) under the Beta posterior of the success rate p."""
-        estimate, strength = self._prior(slot)
-        a = self.successes[slot] + strength * estimate
-        b = self.trials[slot] - self.successes[slot] + strength * (1.0 - estimate)
+    def spread(self, record: Record) -> float:
+        """Expected standard deviation of a reward: E sqrt(p (1 - p)) under the Beta posterior of the success rate p."""
+        prior, strength = self._prior(record)
+        a = record.successes + strength * prior
+        b = record.trials - record.successes + strength * (1.0 - prior)
         if min(a, b) <= 0.0:
-            return 0.0  # all of the posterior lies on one end
+            return 0.0  # the posterior is a point mass at 0 or 1
         beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
         return math.exp(math.lgamma(a + 0.5) + math.lgamma(b + 0.5) - math.lgamma(a + b + 1.0) - beta)
 
-    def own_rate(self, slot: int) -> float:
-        """What the prompt says for itself: its measurement under the plain prior; unseen, what is expected of it."""
-        if not self.visits[slot]:
-            return self.rate(slot)
+    def own_rate(self, record: Record) -> float:
+        """Success rate from the measurement and the plain prior; of an unseen prompt, its rate."""
+        if not record.visits:
+            return record.rate
         prior = self._prior_strength
-        return (self.successes[slot] + prior * self.target) / (self.trials[slot] + prior)
-
-    def measured(self, slot: int) -> float:
-        """Mean reward, recent visits weighing more; NaN when nothing was measured."""
-        return self.successes[slot] / self.trials[slot] if self.visits[slot] else math.nan
-
-    def distance(self, slot: int) -> float:
-        return abs(self.rates[slot] - self.target)
-
-    def known(self, slot: int) -> bool:
-        """Whether there is a measurement or an estimate."""
-        return self.visits[slot] > 0 or self.estimate[slot] == self.estimate[slot]
+        return (record.successes + prior * self.target) / (record.trials + prior)
 
     def seen(self) -> int:
         return sum(self.histogram)
@@ -178,23 +152,16 @@ class Statistics:
         """Mean success rate over seen prompts; the prior mean while there are none."""
         return self._rate_sum / RATE_UNITS / seen if (seen := self.seen()) else self.target
 
-    def _prior(self, slot: int) -> tuple[float, float]:
-        """Its mean and its pseudo-trials."""
-        estimate = self.estimate[slot]
-        if estimate != estimate:  # NaN
+    def _prior(self, record: Record) -> tuple[float, float]:
+        """Mean and pseudo-trials."""
+        if math.isnan(record.estimate):
             return self.target, self._prior_strength
-        return estimate, self._estimate_strength
+        return record.estimate, self._estimate_strength
 
-    def _enter(self, slot: int) -> None:
-        """The columns at `slot` are new: work out the success rate and count it."""
-        estimate, strength = self._prior(slot)
-        self.rates[slot] = (self.successes[slot] + strength * estimate) / (self.trials[slot] + strength)
-        self._count(slot, 1)
-
-    def _count(self, slot: int, sign: int) -> None:
-        if self.visits[slot]:
-            rate = self.rates[slot]
+    def _count(self, record: Record, sign: int) -> None:
+        if record.visits:
+            rate = record.rate
             self.histogram[int(rate * BINS) if rate < 1.0 else BINS - 1] += sign
             self._rate_sum += sign * int(rate * RATE_UNITS)
-        elif self.estimate[slot] == self.estimate[slot]:
+        elif record.known:
             self.unseen_estimated += sign

@@ -20,7 +20,7 @@ from qarl.prompts.validate import ProgramCheck, SelfConsistency, Verdict
 from qarl.tasks import make_task
 from rewards import teacher as teacher_module
 from rewards.teacher import Teacher
-from tests.unit.qarl.prompts.test_augment import Case, Listed, tagged
+from tests.support.augment import Case, Listed, tagged
 
 WAIT_S = 20.0
 
@@ -247,13 +247,13 @@ def test_slow_answers_hold_up_no_step_and_come_in_the_order_of_submission(stub: 
     while len(teacher._results) < 2:  # the two quick ones
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert case.augmenter.outcomes() == []
     first.set()
     outcomes = []
     while len(outcomes) < 3:
         assert time.monotonic() < deadline
-        case.augmenter.settle()
+        case.augmenter.resolve_pending()
         outcomes += case.augmenter.outcomes()
     case.augmenter.close()
     assert [(o.text, o.answer, o.reason) for o in outcomes] == [

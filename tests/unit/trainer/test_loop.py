@@ -337,7 +337,7 @@ def test_dynamic_sampling_replaces_groups_that_tell_nothing(tmp_path: Path) -> N
     assert all(count > 4 for count in sampled)
     assert run.trainer.progress.rollouts == GROUP * sum(sampled)
     # The pool has heard of every group, the dropped ones too, and none was drawn twice in a step.
-    assert sum(run.pool._stats.visits) == sum(sampled)
+    assert sum(record.visits for record in run.pool._records.values()) == sum(sampled)
     training = [r for requests in run.fleet.requests for r in requests if r.prompt in PROMPTS]
     assert len({request.seed for request in training}) == len(training)
 

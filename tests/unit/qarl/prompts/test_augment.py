@@ -4,116 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 
 from qarl.config.pool import AugmentConfig, PoolConfig, VoteConfig
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
+from qarl.config.task import SortingTaskConfig
 from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.augment import REASONS, Augmenter, beginning
 from qarl.prompts.pool import Pool
-from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator, Verdict
+from qarl.prompts.validate import ProgramCheck, SelfConsistency, Verdict
 from qarl.tasks import make_task, sorting
-from qarl.tasks.dataset import DatasetTask
-from qarl.tasks.task import Task
-from qarl.types import AugmentOutcome, GroupResult, Prompt, Sample, SampleRequest
+from qarl.types import AugmentOutcome, GroupResult, Prompt
+from tests.support.augment import SORTING, STORY, Case, Listed, Slow, encode, reply, sorting_case, story_case, tagged
 
-SORTING = AugmentConfig(per_step=4, template="{question}={beginning}", pattern="^([0-9]+)$")
-STORY = "Anna has seven red apples and gives three of them to her brother Ben. How many apples has she left?"
 OTHER = "A train leaves at noon and runs for two hours at sixty miles an hour. How far does it get?"
-
-
-def encode(text: str) -> list[int]:
-    return [ord(char) for char in text]
-
-
-class Listed(DatasetTask):
-    """Problems of rows, with these held-out questions."""
-
-    def __init__(self, heldout: Sequence[str]) -> None:
-        template = "Solve: {question}"
-        super().__init__(DatasetTaskConfig(train_path="t", heldout_path="h", prompt_template=template), encode)
-        self._listed = heldout
-
-    def heldout_questions(self) -> Sequence[str]:
-        return self._listed
-
-
-class Slow:
-    """A validator that knows what it is told, when it is told."""
-
-    votes = 0
-
-    def __init__(self) -> None:
-        self.submitted: list[str] = []
-        self.known: dict[str, Verdict] = {}
-
-    def submit(self, question: str) -> None:
-        self.submitted.append(question)
-
-    def verdict(self, question: str, replies: Sequence[str]) -> Verdict | None:
-        return self.known.get(question)
-
-    def close(self) -> None:
-        pass
-
-
-def reply(request: SampleRequest, text: str, finish_reason: str = "stop") -> Sample:
-    return Sample(request.prompt, (1,), np.zeros(1, np.float32), text, finish_reason, version=0)
-
-
-class Case:
-    """A pool whose prompts were all measured at its target, and an augmenter on it."""
-
-    def __init__(
-        self,
-        problems: Task,
-        questions: Sequence[str],
-        config: AugmentConfig,
-        validator: Validator | None = None,
-        pool: PoolConfig | None = None,
-        heldout: Sequence[str] = (),
-        longest: int = 999,
-    ) -> None:
-        self.prompts = [problems.prompt(question, "answer", 3) for question in questions]
-        self.pool = Pool(self.prompts, pool or PoolConfig(cooldown_steps=0), seed=0)
-        self.pool.observe([GroupResult(p.id, (0.0, 1.0)) for p in self.pool.draw(len(questions), 0)], 0)
-        held = [problems.prompt(question, "", 0) for question in heldout]
-        validator = validator or ProgramCheck(sorting.solve)
-        args = (self.pool, problems, validator, self.prompts, held, (0.7, 9), longest, 5)
-        self.augmenter = Augmenter(config, *args)
-
-    def ask(self, step: int = 1) -> list[SampleRequest]:
-        return self.augmenter.requests(self.prompts, step)
-
-    def read(self, *texts: str, finish_reason: str = "stop") -> list[AugmentOutcome]:
-        """Outcomes when the policy answers the requests of a new step with `texts`."""
-        requests = self.ask()
-        assert len(requests) >= len(texts)
-        samples = [reply(request, text, finish_reason) for request, text in zip(requests, texts, strict=False)]
-        self.augmenter.receive(samples)
-        return self.augmenter.outcomes()
-
-    def metrics(self) -> dict[str, float]:
-        """Those that are not zero, without their prefix."""
-        return {name.removeprefix("augment/"): value for name, value in self.augmenter.metrics().items() if value}
-
-
-def sorting_case(*questions: str, **settings: Any) -> Case:
-    problems = make_task(SortingTaskConfig(levels=[2, 4, 6]), encode)
-    return Case(problems, questions, settings.pop("config", SORTING), **settings)
-
-
-def story_case(validator: Validator | None = None, **settings: Any) -> Case:
-    config = AugmentConfig(per_step=4, ngram=4, **settings.pop("config", {}))
-    return Case(Listed(settings.pop("listed", ())), [STORY], config, validator or Slow(), **settings)
-
-
-def tagged(question: str) -> str:
-    return f"Sure. <problem>{question}</problem>"
 
 
 # --- asking
@@ -196,7 +101,7 @@ def test_a_new_problem_enters_the_pool_one_step_later_with_its_answer() -> None:
     assert case.read("7171") == []
     assert case.metrics() == {"requested": 1, "pending": 1}
     assert case.pool.metrics()["pool/size"] == 1
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     (outcome,) = case.augmenter.outcomes()
     assert outcome == AugmentOutcome("sorting/6543", "657171", "", "", "115677")
     assert case.metrics() == {"requested": 1, "accepted": 1, "acceptance": 1}
@@ -252,7 +157,7 @@ def test_what_is_refused_once_is_not_judged_again() -> None:
     case = story_case(validator)
     case.read(tagged(OTHER))
     validator.known[OTHER] = Verdict(None, "no answer")
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert [(o.reason, o.detail) for o in case.augmenter.outcomes()] == [("invalid", "no answer")]
     assert [o.reason for o in case.read(tagged(OTHER))] == ["duplicate"]
     assert validator.submitted == [OTHER]
@@ -272,16 +177,16 @@ def test_budget_and_queue_are_bounded() -> None:
     case = sorting_case("6543", config=SORTING.model_copy(update={"budget": 2, "max_pending": 1}))
     assert case.read("71") == []
     assert case.ask() == []  # one is waiting
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert [o.reason for o in case.read("72")] == [""]  # that of 6571
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert [o.reason for o in case.read("7371")] == ["", "budget"]
 
 
 def test_a_full_pool_refuses() -> None:
     case = sorting_case("6543", pool=PoolConfig(capacity=1, cooldown_steps=0))
     case.read("71")
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert [o.reason for o in case.augmenter.outcomes()] == ["full"]
     assert set(case.metrics()) <= {"requested", "acceptance", *(f"rejected_{reason}" for reason in REASONS)}
 
@@ -297,10 +202,10 @@ def test_verdicts_are_taken_in_the_order_of_submission_and_never_waited_for() ->
         assert case.read(tagged(question)) == []
     assert validator.submitted == questions
     validator.known = {questions[1]: Verdict("2"), questions[2]: Verdict(None, "unclear")}
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert case.augmenter.outcomes() == []  # the first is not known yet
     validator.known[questions[0]] = Verdict("1")
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert [(o.text, o.answer, o.reason) for o in case.augmenter.outcomes()] == [
         (questions[0], "1", ""),
         (questions[1], "2", ""),
@@ -332,14 +237,14 @@ def test_the_policy_votes_with_the_next_steps_rollouts() -> None:
     votes = SelfConsistency(VoteConfig(num_samples=3, threshold=0.6, answer_pattern="([0-9]+)"))
     case = Case(Listed(()), [STORY], AugmentConfig(per_step=1), votes)
     case.read(tagged("What is 2+2?"))
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     (ask, *cast) = case.ask(step=2)
     assert [request.prompt.text for request in cast] == ["Solve: What is 2+2?"] * 3
     assert len({request.seed for request in (ask, *cast)}) == 4
     texts = [("none", "stop"), ("4", "stop"), ("4", "stop"), ("5", "length")]
     case.augmenter.receive([reply(r, *text) for r, text in zip((ask, *cast), texts, strict=True)])
     assert len(case.ask(step=3)) == 1  # nobody is asked twice
-    case.augmenter.settle()
+    case.augmenter.resolve_pending()
     assert [(o.reason, o.answer) for o in case.augmenter.outcomes()] == [("parse", ""), ("", "4")]
 
 
@@ -356,7 +261,7 @@ def test_a_resumed_augmenter_goes_on_as_the_other() -> None:
     second.augmenter.load_state_dict(through_json(first.augmenter))
     for case in (first, second):
         case.augmenter.outcomes()
-        case.augmenter.settle()
+        case.augmenter.resolve_pending()
     assert first.augmenter.outcomes() == second.augmenter.outcomes()
     assert first.ask(step=2) == second.ask(step=2)
     assert first.read("71") == second.read("71")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from statistics import fmean
-from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -13,10 +12,7 @@ from hypothesis import strategies as st
 
 from qarl.errors import DataError
 from qarl.prompts.lineage import MAX_DIFFICULTY, Forest, child_rate, parent_rate
-
-Mode = Literal["children", "path"]
-MODES: list[Mode] = ["children", "path"]
-Links = list[tuple[str, str, float]]
+from tests.support.pool import MODES, Links, Mode, make_forest
 
 
 @st.composite
@@ -29,13 +25,6 @@ def forests(draw: st.DrawFn, difficulties: st.SearchStrategy[float]) -> Links:
 
 ANY = forests(st.floats(0.25, 4.0))
 EQUAL = forests(st.just(1.0))
-
-
-def make(links: Links) -> Forest:
-    forest = Forest()
-    for link in links:
-        forest.link(*link)
-    return forest
 
 
 def random_values(forest: Forest, rng: random.Random) -> dict[str, float]:
@@ -56,17 +45,17 @@ def oracle(links: Links, values: dict[str, float], node: str, mode: Mode) -> flo
 
 @given(ANY, st.randoms(use_true_random=False), st.sampled_from(MODES))
 def test_aggregate_is_the_definition_in_any_order(links: Links, rng: random.Random, mode: Mode) -> None:
-    forest = make(links)
+    forest = make_forest(links)
     values = random_values(forest, rng)
     result = forest.aggregate(values, mode)
     assert result == {node: pytest.approx(oracle(links, values, node, mode)) for node in forest.nodes()}
-    shuffled = make(rng.sample(links, len(links)))
+    shuffled = make_forest(rng.sample(links, len(links)))
     assert shuffled.aggregate(values, mode) == result  # to the bit
 
 
 @given(EQUAL, st.randoms(use_true_random=False), st.sampled_from(MODES))
 def test_equal_difficulty_stays_within_the_values(links: Links, rng: random.Random, mode: Mode) -> None:
-    forest = make(links)
+    forest = make_forest(links)
     values = random_values(forest, rng)
     if links:
         assert all(min(values.values()) <= v <= max(values.values()) for v in forest.aggregate(values, mode).values())
@@ -74,7 +63,7 @@ def test_equal_difficulty_stays_within_the_values(links: Links, rng: random.Rand
 
 @given(ANY, st.data())
 def test_cycles_and_second_parents_are_rejected(links: Links, data: st.DataObject) -> None:
-    forest = make(links)
+    forest = make_forest(links)
     nodes = sorted(forest.nodes()) or ["n0"]
     child, parent = data.draw(st.sampled_from(nodes)), data.draw(st.sampled_from(nodes))
     above, at = {c: p for c, p, _ in links}, parent
@@ -92,7 +81,7 @@ def test_cycles_and_second_parents_are_rejected(links: Links, data: st.DataObjec
 
 @given(ANY, st.data())
 def test_remove_prunes_and_composes_difficulties(links: Links, data: st.DataObject) -> None:
-    forest = make(links)
+    forest = make_forest(links)
     gone = data.draw(st.sampled_from(sorted(forest.nodes()) or ["n0"]))
     forest.remove(gone)
     above = {c: (p, d) for c, p, d in links}
@@ -132,8 +121,8 @@ def test_a_chain_of_ten_thousand(mode: Mode) -> None:
 def test_path_weighs_by_leaves() -> None:
     links: Links = [("a", "root", 1.0), ("b", "root", 1.0), *((f"a{i}", "a", 1.0) for i in range(3))]
     values = dict.fromkeys(("root", "a", "a0", "a1", "a2"), 1.0) | {"b": 0.0}
-    assert make(links).aggregate(values, "children")["root"] == (1.0 + fmean((1.0, 0.0))) / 2
-    assert make(links).aggregate(values, "path")["root"] == (1.0 + 3 / 4) / 2
+    assert make_forest(links).aggregate(values, "children")["root"] == (1.0 + fmean((1.0, 0.0))) / 2
+    assert make_forest(links).aggregate(values, "path")["root"] == (1.0 + 3 / 4) / 2
 
 
 @pytest.mark.parametrize("difficulty", [0.0, -1.0, math.nan, math.inf, 2 * MAX_DIFFICULTY])
