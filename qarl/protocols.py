@@ -11,7 +11,7 @@ import numpy.typing as npt
 from qarl.metrics import Value
 from qarl.quant.scheme import QuantScheme
 from qarl.types import AugmentOutcome, GroupResult, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
-from qarl.weights.source import WeightSource
+from qarl.weights.source import Channel, TransferStep, WeightSource
 
 
 class Engine(Protocol):
@@ -26,8 +26,12 @@ class Engine(Protocol):
         """One sample per request, in order."""
         ...
 
-    def transfer(self, call: str, *request: dict[str, Any]) -> None:
-        """One call of vLLM's weight transfer API, by name; what it brings waits for the next `load`."""
+    def connect(self, channel: Channel) -> None:
+        """Connect to the learner, which waits for all engines."""
+        ...
+
+    def receive(self, step: TransferStep) -> None:
+        """Take one step of a transfer from the learner. The tensors wait for the next `load`."""
         ...
 
     def load(self, weights: WeightSource) -> None:

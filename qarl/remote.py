@@ -41,15 +41,16 @@ def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator
     """Yield each of `refs` as soon as its call has ended: when one fails, others may wait for it forever.
 
     Raises:
-        TimeoutError: no call ended within `timeout_s`.
+        GetTimeoutError: no call ended within `timeout_s`.
     """
     import ray
+    from ray.exceptions import GetTimeoutError
 
     running = list(refs)
     while running:
         ended, running = ray.wait(running, num_returns=1, timeout=timeout_s)
         if not ended:
-            raise TimeoutError
+            raise GetTimeoutError(f"no call ended within {timeout_s:g} s")
         yield ended[0]
 
 

@@ -1,4 +1,4 @@
-"""vLLM behind the Engine protocol: samples with log-probs, takes published weights in place, all or nothing."""
+"""vLLM behind the Engine protocol: samples with log-probs, and loads published weights in place, all or nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import Sample, SampleRequest, WorkerInfo
-from qarl.weights.source import Bucket, PublishedWeights, WeightSource
+from qarl.weights.source import Bucket, Channel, PublishedWeights, TransferStep, WeightSource
 from qarl.weights.wire import unpack
 
 
@@ -44,17 +44,17 @@ def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
     }
 
 
-def _as_asked(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[str, ...]) -> bool:
+def _is_expected(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[str, ...]) -> bool:
     parent, _, name = layer.rpartition(".")
     covered = all(scheme.covers(f"{parent}.{part}") for part in FUSED.get(name, (name,)))
     return kernel in allowed if covered else not kernel
 
 
 LOAD_ERRORS = (QarlError, OSError, KeyError, ValueError, RuntimeError, AssertionError, AttributeError)
-"""What a source of weights, vLLM's loaders and its kernels raise over weights that are not as they should be."""
+"""What a weight source, vLLM's loaders and its kernels raise for wrong weights."""
 
 
-def _whole(weights: WeightSource) -> Bucket:
+def _all_tensors(weights: WeightSource) -> Bucket:
     return tuple(tensor for bucket in weights.buckets() for tensor in bucket)
 
 
@@ -65,17 +65,18 @@ def _first_line(error: Exception) -> str:
 
 
 class VLLMEngine:
-    """One vLLM engine. It starts without weights: `load` gives it its first version.
+    """One vLLM engine. It starts without weights; the first `load` gives it some.
 
     Args:
-        model_dir: folder with config (and quantization_config) and tokenizer; no weights are read.
-        config, scheme: engine settings and the expected low-bit format.
+        model_dir: folder with config (and quantization_config) and tokenizer; weights in it are not read.
+        config: engine settings.
+        scheme: the expected low-bit format.
         dtype: "bfloat16" or "float32".
         device: "cpu" or "cuda".
         worker: number of this worker, for messages.
     Raises:
         ConfigError: vLLM has no kernel for the scheme on this device or processor.
-        KernelError: the engine selected another one than the scheme's kernels, or has none for experts.
+        KernelError: the engine selected none of the scheme's kernels, or has none for experts.
     """
 
     def __init__(
@@ -91,14 +92,14 @@ class VLLMEngine:
 
         settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         if device == "cpu":
-            # vLLM's CPU sampler cannot keep a request's seed across chunks of its prompt; whole prompts only.
+            # No chunked prefill: vLLM's CPU sampler loses a request's seed between chunks of its prompt.
             settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
-        self._receives = config.transport != "object_store"
-        if self._receives:
+        if config.transport != "object_store":
             from rollout.receive import transfer_settings
 
             settings |= transfer_settings(config.transport)
         self._worker, self._device, self._scheme = worker, device, scheme
+        self._receives = config.transport != "object_store"
         self._held: WeightSource | None = None
         self._llm = LLM(
             str(model_dir),
@@ -116,11 +117,11 @@ class VLLMEngine:
         )
         (layers,) = self._llm.collective_rpc("qarl_kernels")
         self._kernels = tuple(sorted({kernel for kernel in layers.values() if kernel}))
-        wrong = {name: kernel for name, kernel in layers.items() if not _as_asked(name, kernel, scheme, allowed)}
+        wrong = {name: kernel for name, kernel in layers.items() if not _is_expected(name, kernel, scheme, allowed)}
         if wrong or (scheme.quantizes and not self._kernels):
             name, kernel = next(iter(wrong.items()), ("no layer", ""))
             raise KernelError(
-                f"the engine runs {name} with {kernel or 'no low-bit kernel'}, where {scheme.name} wants one of "
+                f"the engine runs {name} with {kernel or 'no low-bit kernel'}, where {scheme.name} needs one of "
                 f"{', '.join(allowed) or 'no low-bit kernel'}",
                 where=f"rollout worker {worker}",
                 mend="use another rollout.scheme on this device",
@@ -134,7 +135,7 @@ class VLLMEngine:
         return WorkerInfo(self._worker, self._device, self._kernels, socket.gethostname(), os.getpid())
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order, with the log-probs of the distribution it was drawn from.
+        """One sample per request, in order, with the log-probs of the distribution that it was drawn from.
 
         Raises:
             RolloutError: no weights are loaded, or a prompt leaves no room in `max_model_len`.
@@ -142,7 +143,7 @@ class VLLMEngine:
         from vllm import SamplingParams
 
         if self._held is None:
-            raise RolloutError("asked to sample before weights were loaded", where=f"rollout worker {self._worker}")
+            raise RolloutError("cannot sample before weights were loaded", where=f"rollout worker {self._worker}")
         if not requests:
             return []
         params = [
@@ -158,22 +159,22 @@ class VLLMEngine:
         prompts = [{"prompt_token_ids": list(r.prompt.token_ids)} for r in requests]
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
-        except ValueError as error:  # vLLM's answer to a prompt that does not fit
+        except ValueError as error:  # a prompt that does not fit
             raise RolloutError(
                 str(error).splitlines()[0], f"rollout worker {self._worker}", "raise rollout.max_model_len"
             ) from error
         return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
 
     def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
-        """Log-probs (nats, temperature 1) of each response when prompt and response are prefilled at once.
+        """Log-probs (nats, temperature 1) of each response, with prompt and response prefilled at once.
 
-        The engine against itself: `generate` computed the same tokens one by one. `max_model_len` must leave room for
-        one token more.
+        This compares the engine with itself: `generate` computed the same tokens one by one. `max_model_len` must leave
+        room for one more token.
         """
         from vllm import SamplingParams
 
-        whole = [{"prompt_token_ids": [*s.prompt.token_ids, *s.response_ids]} for s in samples]
-        outputs = self._llm.generate(whole, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+        sequences = [{"prompt_token_ids": [*s.prompt.token_ids, *s.response_ids]} for s in samples]
+        outputs = self._llm.generate(sequences, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
         rows = []
         for sample, output in zip(samples, outputs, strict=True):
             entries = output.prompt_logprobs[len(sample.prompt.token_ids) :]
@@ -181,30 +182,36 @@ class VLLMEngine:
             rows.append(np.array(logprobs, dtype=np.float32))
         return rows
 
-    def transfer(self, call: str, *request: dict[str, Any]) -> None:
-        """One call of vLLM's weight transfer API, by name. What it brings waits for the next `load`."""
-        getattr(self._llm, call)(*request)
+    def connect(self, channel: Channel) -> None:
+        from rollout.receive import connect
+
+        connect(self._llm, channel)
+
+    def receive(self, step: TransferStep) -> None:
+        from rollout.receive import receive
+
+        receive(self._llm, step)
 
     def load(self, weights: WeightSource) -> None:
-        """Replace the weights in place, compare what the engine then computes with them, and forget cached prefixes.
+        """Replace the weights in place, check what the engine then computes, and clear the prefix cache.
 
-        When a transfer has brought tensors since the last load, these are read; `weights` says what they must be.
+        Tensors that a transfer has brought since the last load are used, and `weights` gives their manifest.
 
         Raises:
-            PublicationError: they are not what their manifest says, are in another scheme, break off, or did not take.
-                The engine then holds the version of before where it can be loaded again: the error says so.
+            PublicationError: the weights differ from their manifest, have another scheme, end early, or the engine does
+                not compute with them. The engine then loads its previous version again; the error says if it could.
         """
-        before, self._held = self._held, None  # a failure below must not sample from half of each
+        previous, self._held = self._held, None  # after a failure below, no sampling from a mixture of two versions
         try:
-            if self._receives:  # kept here: the learner has them until its next update only
-                weights = PublishedWeights(weights.manifest, self._received() or _whole(weights))
+            if self._receives:  # keep them here: the learner has them only until its next update
+                weights = PublishedWeights(weights.manifest, self._received() or _all_tensors(weights))
             self._take(weights)
         except LOAD_ERRORS as error:
-            raise self._put_back(before, weights.manifest.version, error) from error
+            raise self._put_back(previous, weights.manifest.version, error) from error
         self._held = weights
 
     def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
-        """Put a checkpoint's tensors, by name and in order, in place of the engine's, without any proof."""
+        """Replace the engine's weights by a checkpoint's tensors, in order, without any check."""
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
 
     def _received(self) -> Bucket:
@@ -219,18 +226,18 @@ class VLLMEngine:
         if not self._llm.reset_prefix_cache():
             raise PublicationError("the engine kept its prefix cache")
 
-    def _put_back(self, before: WeightSource | None, refused: int, error: Exception) -> PublicationError:
-        """Load `before` again; returns the error that says why `refused` is not loaded, and what is."""
-        mend = "no weights are loaded"
-        if before is not None:
-            version = before.manifest.version
+    def _put_back(self, previous: WeightSource | None, refused: int, error: Exception) -> PublicationError:
+        """Load `previous` again; returns an error that says why version `refused` is not loaded, and which one is."""
+        hint = "no weights are loaded"
+        if previous is not None:
+            version = previous.manifest.version
             try:
-                self._take(before)
+                self._take(previous)
             except LOAD_ERRORS as second:
-                mend = f"version {version} could not be loaded again ({_first_line(second)}): {mend}"
+                hint = f"version {version} could not be loaded again ({_first_line(second)}): {hint}"
             else:
-                self._held, mend = before, f"version {version} is loaded again"
-        return PublicationError(_first_line(error), f"rollout worker {self._worker}, weights version {refused}", mend)
+                self._held, hint = previous, f"version {version} is loaded again"
+        return PublicationError(_first_line(error), f"rollout worker {self._worker}, weights version {refused}", hint)
 
     def _sample(self, request: SampleRequest, output: Any) -> Sample:
         logprobs = [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]

@@ -1,66 +1,54 @@
-"""vLLM's own transfer engines, NCCL and CUDA IPC, on the side of the learner."""
+"""The learner's side of vLLM's transfer engines, NCCL and CUDA IPC."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 from torch import Tensor
-from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    WeightSource,
-)
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerInitInfo, TrainerWeightTransferEngine
+from vllm.distributed.weight_transfer.base import WeightSource as VLLMWeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from qarl.errors import PublicationError
-from qarl.quant.publish import BUCKET_BYTES
 from qarl.remote import as_they_end, deaths, free_address
-from qarl.weights.source import Tensors
-from qarl.weights.wire import digest_of
-
-Transport = Literal["nccl", "ipc"]
+from qarl.weights.source import Channel, Tensors, TransferStep, Transport
+from qarl.weights.wire import BUCKET_BYTES, digest_of
 
 
 class Sender:
-    """Sends the learner's tensors to rollout workers. On every learner rank; rank 0 has the wire.
+    """Sends the learner's tensors to rollout workers: a `WeightSender`. Every learner rank has one; only rank 0 sends.
 
     Args:
         transport: of `rollout.transport`.
         rank: of this process.
-        tensors: (checkpoint name, tensor) in order, from the beginning at every call. Collective under ZeRO-3.
+        tensors: what is sent, on all ranks the same.
     """
 
     def __init__(self, transport: Transport, rank: int, tensors: Tensors) -> None:
         self._transport, self._rank = transport, rank
-        self._source = PolicySource(tensors, digests=rank == 0)
-        self._receivers: list[Any] = []
+        self._source = LearnerTensors(tensors, digests=rank == 0)
+        self._workers: list[Any] = []
         self._engine: TrainerWeightTransferEngine[Any] | None = None
 
-    def send(self, receivers: Sequence[Any]) -> list[tuple[str, str]]:
-        """Send all tensors to the workers with these Ray handles; returns names and digests of what went out (rank 0).
-
-        Raises:
-            PublicationError: a worker died, or could not take what was sent; or the way to it broke.
-        """
+    def send(self, workers: Sequence[Any]) -> list[tuple[str, str]]:
         try:
-            if self._engine is None or self._receivers != list(receivers):
-                # The group of before is left alone: to end a communicator, NCCL may wait for members that have died.
+            if self._engine is None or self._workers != list(workers):
+                # The old group is not closed: NCCL may wait forever for members that have died.
                 self._engine = WeightTransferTrainerFactory.trainer_init(
-                    self._init_info(len(receivers)), client=Workers(receivers), source=self._source
+                    self._init_info(len(workers)), client=Workers(workers), source=self._source
                 )
-                self._receivers = list(receivers)
+                self._workers = list(workers)
             self._engine.send_weights()
-        except RuntimeError as error:  # what NCCL, CUDA and the rendezvous raise
+        except RuntimeError as error:  # of NCCL, CUDA or the rendezvous
             raise PublicationError(
                 f"{type(error).__name__}: {error}".splitlines()[0],
-                where=f"{self._transport} transfer to {len(receivers)} rollout workers",
+                where=f"{self._transport} transfer to {len(workers)} rollout workers",
                 mend="NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without",
             ) from error
         return self._source.digests
@@ -68,15 +56,15 @@ class Sender:
     def _init_info(self, workers: int) -> TrainerInitInfo:
         if self._transport == "ipc":
             largest = max(prod(meta.shape) * meta.dtype.itemsize for meta in self._source.metadata())
-            buffer = max(BUCKET_BYTES, largest)  # it must hold every tensor whole
+            buffer = max(BUCKET_BYTES, largest)  # no tensor may be larger than the buffer
             return IPCTrainerInitInfo(rank=self._rank, packed=True, packed_buffer_size_bytes=buffer)
-        host, _, port = free_address().rpartition(":")  # rank 0's counts
-        # Not packed: packing puts many tensors in buffers of 1 GB; a broadcast for each costs microseconds.
+        host, _, port = free_address().rpartition(":")  # only rank 0 uses it
+        # Not packed: packing needs buffers of 1 GB, and a broadcast for each tensor costs microseconds.
         return NCCLTrainerInitInfo(host, int(port), world_size=1 + workers, packed=False, rank=self._rank)
 
 
-class PolicySource(WeightSource):
-    """The learner's tensors as vLLM's trainer engines read them, with the digests of what they were given."""
+class LearnerTensors(VLLMWeightSource):
+    """The learner's tensors as vLLM's trainer engines read them; keeps the digests of the tensors that it gave out."""
 
     def __init__(self, tensors: Tensors, digests: bool) -> None:
         self._tensors, self._digest = tensors, digests
@@ -97,44 +85,42 @@ class PolicySource(WeightSource):
 
 
 class Workers:
-    """vLLM's weight-sync client for rollout workers that are engines of their own.
+    """The rollout workers as vLLM's trainer engines call them (a `VLLMWeightSyncClient`).
 
-    `RayVLLMWeightSyncClient` gives all handles one rank, as if they were replicas of one engine.
+    vLLM's own `RayVLLMWeightSyncClient` gives all workers one rank, as if they were replicas of one engine.
     """
 
     def __init__(self, handles: Sequence[Any]) -> None:
         self._handles = list(handles)
 
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        ranked: list[dict[str, Any]] = [dict(init_info) for _ in self._handles]
-        for worker, info in enumerate(ranked):
-            if "rank_offset" in info:
-                info["rank_offset"] += worker
-        self._call("init_weight_transfer_engine", [({"init_info": info},) for info in ranked])
+    def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
+        self._call("connect", [Channel(worker, init_info) for worker in range(len(self._handles))])
 
     def start_weight_update(self) -> None:
-        self._call("start_weight_update")
+        self._receive(TransferStep("begin"))
 
-    def update_weights(self, update_info: Any) -> None:
-        self._call("update_weights", [({"update_info": update_info},) for _ in self._handles])
+    def update_weights(self, update_info: Mapping[str, Any]) -> None:
+        self._receive(TransferStep("tensors", update_info))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._call("finish_weight_update")
+        self._receive(TransferStep("end"))
 
-    def _call(self, method: str, args: Sequence[tuple[Any, ...]] = ()) -> None:
-        each = args or [()] * len(self._handles)
-        calls = enumerate(zip(self._handles, each, strict=True))
-        running = {handle.transfer.remote(method, *arg): worker for worker, (handle, arg) in calls}
-        for ended in as_they_end(list(running)):
-            worker = running[ended]
+    def _receive(self, step: TransferStep) -> None:
+        self._call("receive", [step] * len(self._handles))
+
+    def _call(self, method: str, arguments: Sequence[Channel | TransferStep]) -> None:
+        """Call every worker with its argument, all at once."""
+        calls = [getattr(handle, method).remote(arg) for handle, arg in zip(self._handles, arguments, strict=True)]
+        for ended in as_they_end(calls):
+            where = f"rollout worker {calls.index(ended)}"
             try:
                 ray.get(ended)
             except RayTaskError as error:
                 cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
-                raise PublicationError(f"refused {method} ({cause})", where=f"rollout worker {worker}") from error
+                raise PublicationError(f"refused to {method} ({cause})", where) from error
             except deaths() as error:
                 raise PublicationError(
                     f"died during {method} ({type(error).__name__})",
-                    where=f"rollout worker {worker}",
+                    where,
                     mend="the same command continues from the last checkpoint",
                 ) from error

@@ -1,4 +1,4 @@
-"""A model folder as plain `vllm.LLM(path)` reads it: what an exported checkpoint is compared with."""
+"""Samples of plain `vllm.LLM(path)`, which an exported checkpoint is compared with."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from qarl.weights.source import WeightSource
 from rollout.engine import VLLMEngine
 
 Sampled = list[tuple[list[int], list[float]]]
-"""Tokens and log-probs of each response."""
+"""Token ids and log-probs of each response."""
 
 
-def sample_stock(path: Path, config: RolloutConfig, dtype: str, device: str, asked: Sequence[SampleRequest]) -> Sampled:
-    """Sample from the weights on disk, in a process of its own; on CPU by a rollout worker's kernels."""
+def sample_stock(
+    path: Path, config: RolloutConfig, dtype: str, device: str, requests: Sequence[SampleRequest]
+) -> Sampled:
+    """Sample from the weights on disk; on CPU with the kernels of a rollout worker. Run it in a process of its own."""
     settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
     if device == "cpu":
         patch_cpu()
@@ -40,9 +42,9 @@ def sample_stock(path: Path, config: RolloutConfig, dtype: str, device: str, ask
     )
     params = [
         SamplingParams(temperature=r.temperature, max_tokens=r.max_new_tokens, seed=r.seed, logprobs=0, ignore_eos=True)
-        for r in asked
+        for r in requests
     ]
-    prompts = [{"prompt_token_ids": list(request.prompt.token_ids)} for request in asked]
+    prompts = [{"prompt_token_ids": list(request.prompt.token_ids)} for request in requests]
     answers = [output.outputs[0] for output in llm.generate(prompts, params, use_tqdm=False)]
     return [
         (list(a.token_ids), [entry[token].logprob for token, entry in zip(a.token_ids, a.logprobs, strict=True)])
@@ -57,9 +59,9 @@ def sample_published(
     scheme: QuantScheme,
     dtype: str,
     device: str,
-    asked: Sequence[SampleRequest],
+    requests: Sequence[SampleRequest],
 ) -> Sampled:
-    """Sample as a rollout worker that was given `weights`, in a process of its own. `path` has the config."""
+    """Sample as a rollout worker that has loaded `weights`. Run it in a process of its own. `path` has the config."""
     engine = VLLMEngine(path, config, scheme, dtype, device)
     engine.load(weights)
-    return [(list(s.response_ids), [float(x) for x in s.logprobs_T]) for s in engine.generate(asked)]
+    return [(list(s.response_ids), [float(x) for x in s.logprobs_T]) for s in engine.generate(requests)]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 from qarl.protocols import Engine
 from qarl.types import Sample, SampleRequest, WorkerInfo
-from qarl.weights.source import WeightSource
+from qarl.weights.source import Channel, TransferStep, WeightSource
 
 
 class RolloutWorker:
@@ -33,8 +32,11 @@ class RolloutWorker:
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         return self._engine.generate(requests)
 
-    def transfer(self, call: str, *request: dict[str, Any]) -> None:
-        self._engine.transfer(call, *request)
+    def connect(self, channel: Channel) -> None:
+        self._engine.connect(channel)
+
+    def receive(self, step: TransferStep) -> None:
+        self._engine.receive(step)
 
     def load(self, weights: WeightSource) -> None:
         self._engine.load(weights)

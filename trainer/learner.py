@@ -29,13 +29,14 @@ from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.parity import Parity, check_parity, processor_note
-from qarl.quant.publish import checkpoint_tensors, packed, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, write_checkpoint
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Numerics, TrainSequence
-from qarl.weights.source import Bucket, MakeSender, Manifest, WeightSender
-from qarl.weights.wire import make_manifest
+from qarl.weights.source import MakeSender, Manifest, WeightSender
+from qarl.weights.wire import in_buckets, make_manifest
 from trainer.batching import PaddedBatch, micro_batches, pad
 from trainer.policy import Policy
+from trainer.weights import StoredWeights, store
 
 Logprobs = npt.NDArray[np.float32]
 RATIO_DEV, CLIPPED = "actor/seq_ratio_max_dev", "actor/clip_fraction"
@@ -147,33 +148,28 @@ class LearnerRank:
             parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})
         return parts
 
-    def publish(self, version: int) -> Iterator[Bucket | Manifest]:
-        """On rank 0 the current weights in the engine's format, bucket by bucket, and last their manifest.
-
-        The other ranks give nothing, but gather along.
-        """
-        names: list[tuple[str, str]] = []
-        for bucket in packed(self._quantized_policy().model, self._gather):
-            if self._rank == 0:
-                names += [(tensor.name, tensor.digest) for tensor in bucket]
-                yield bucket
-            del bucket  # before the next is packed
+    def publish(self, version: int) -> StoredWeights | None:
+        """Put the current weights, in the engine's format, into Ray's object store; rank 0 returns them."""
         if self._rank == 0:
-            yield make_manifest(version, self._scheme.label, names)
+            return store(in_buckets(self._published_tensors()), version, self._scheme.label)
+        for _ in self._published_tensors():  # gathering sharded parameters is collective
+            pass
+        return None
 
-    def send(self, version: int, receivers: Sequence[Any]) -> Manifest | None:
-        """Send the current weights to rollout workers over vLLM's transfer engine; rank 0 returns their manifest.
+    def send(self, version: int, workers: Sequence[Any]) -> Manifest | None:
+        """Send the current weights to the rollout workers with these handles; rank 0 returns the manifest.
 
         Raises:
-            PublicationError: a worker died, or could not take what was sent.
+            PublicationError: a worker died or refused what was sent, or the connection broke.
         """
         assert self._make_sender is not None
         if self._sender is None:
-            self._sender = self._make_sender(
-                self._rank, lambda: checkpoint_tensors(self._quantized_policy().model, self._gather)
-            )
-        names = self._sender.send(receivers)
-        return make_manifest(version, self._scheme.label, names) if self._rank == 0 else None
+            self._sender = self._make_sender(self._rank, self._published_tensors)
+        digests = self._sender.send(workers)
+        return make_manifest(version, self._scheme.label, digests) if self._rank == 0 else None
+
+    def _published_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return checkpoint_tensors(self._quantized_policy().model, self._gather)
 
     def switch(self, scheme: QuantScheme) -> None:
         """Compute and publish in `scheme` from now on; the layers that are quantized stay the same."""

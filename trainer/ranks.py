@@ -1,69 +1,35 @@
-"""The learner as a whole: its ranks as Ray actors, behind the Learner protocol."""
+"""The learner ranks, Ray actors, behind the `Learner` protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError
 
 from qarl.errors import PublicationError, QarlError
 from qarl.metrics import Value, merge
 from qarl.quant.parity import Parity
 from qarl.quant.scheme import QuantScheme
-from qarl.remote import as_they_end, deaths, get
+from qarl.remote import deaths, get
 from qarl.types import TrainSequence
-from qarl.weights.source import Bucket, Manifest
+from trainer.weights import SentWeights, StoredWeights, publish_to_store, rank_0s_result
 
 Logprobs = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class StoredWeights:
-    """A weight version in Ray's object store, one object a bucket: every worker of a node reads the same memory.
-
-    A `WeightSource`. It lives as long as it is kept: by the fleet, for workers that it may replace.
-    """
-
-    manifest: Manifest
-    refs: tuple[Any, ...]
-
-    def buckets(self) -> Iterator[Bucket]:
-        for ref in self.refs:
-            try:
-                bucket: Bucket = ray.get(ref)
-            except RayError as error:
-                raise PublicationError(f"a bucket is lost ({type(error).__name__})") from error
-            yield bucket
-
-
-@dataclass(frozen=True)
-class SentWeights:
-    """A weight version that a transfer engine has brought to every worker; a later worker asks the learner for it.
-
-    A `WeightSource`. To be read only while the learner has these weights, from a publication to the next update.
-    """
-
-    manifest: Manifest
-    ranks: tuple[Any, ...]
-
-    def buckets(self) -> Iterator[Bucket]:
-        return _stored(self.ranks, self.manifest.version).buckets()
-
-
 class LearnerGroup:
-    """Handles of `LearnerRank` actors; every call goes to all of them, rank 0 first. Waits until they have started.
+    """The learner ranks as one `Learner`. Every call goes to all ranks; the constructor waits until they have started.
 
     Args:
-        ranks: the handles.
-        transfer: gives the handles of the rollout workers that vLLM's transfer engine sends to; without it weights go
-            through the object store.
-        timeout_s: longest wait for a transfer.
+        ranks: handles of `LearnerRank` actors, rank 0 first.
+        transfer: returns the handles of the rollout workers that weights are sent to; None publishes through the object
+            store.
+        timeout_s: longest wait for a transfer, in seconds.
     """
 
     def __init__(
@@ -73,20 +39,20 @@ class LearnerGroup:
         self._all("start")
 
     def parity(self) -> list[Parity]:
-        """Rank 0's comparison with the engine's ops; empty when the profile does not claim to equal them."""
+        """Rank 0's comparison with the engine's ops; empty unless the numerics are the engine's."""
         result: list[Parity] = self._all("parity")[0]
         return result
 
     def processor_note(self) -> str:
-        """What the user should know of rank 0's processor; empty for nothing."""
+        """A warning about rank 0's processor, or an empty string."""
         result: str = self._all("processor_note")[0]
         return result
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[Logprobs]:
         if not sequences:
             return []
-        shares: list[dict[int, Logprobs]] = self._all("score", ray.put(list(sequences)), aligned)
-        merged = {index: row for share in shares for index, row in share.items()}
+        by_rank: list[dict[int, Logprobs]] = self._all("score", ray.put(list(sequences)), aligned)
+        merged = {index: row for rows in by_rank for index, row in rows.items()}
         return [merged[index] for index in range(len(sequences))]
 
     def update(
@@ -98,18 +64,18 @@ class LearnerGroup:
     def publish(self, version: int) -> StoredWeights | SentWeights:
         with _readable_errors("publish"):
             if self._transfer is None:
-                return _stored(self.ranks, version)
-            receivers = self._transfer()
-            running = [rank.send.remote(version, receivers) for rank in self.ranks]
+                return publish_to_store(self.ranks, version)
+            workers = self._transfer()
+            calls = [rank.send.remote(version, workers) for rank in self.ranks]
             try:
-                manifests = [get(ended) for ended in as_they_end(running, self._timeout_s)]
-            except TimeoutError as error:  # NCCL waits for ever for a worker that has died
+                manifest = rank_0s_result(calls, self._timeout_s)
+            except GetTimeoutError as error:  # NCCL waits forever for a worker that has died
                 raise PublicationError(
-                    f"was not through within {self._timeout_s:g} s",
+                    f"did not end within {self._timeout_s:g} s",
                     where=f"transfer of weights version {version}",
                     mend="the same command continues from the last checkpoint",
                 ) from error
-        return SentWeights(next(filter(None, manifests)), tuple(self.ranks))
+        return SentWeights(manifest, tuple(self.ranks))
 
     def switch(self, scheme: QuantScheme) -> bool:
         self._all("switch", scheme)
@@ -133,19 +99,6 @@ class LearnerGroup:
     def _all(self, method: str, *args: Any) -> list[Any]:
         with _readable_errors(method):
             return get([getattr(rank, method).remote(*args) for rank in self.ranks])
-
-
-def _stored(ranks: Sequence[Any], version: int) -> StoredWeights:
-    """The ranks' current weights in the object store."""
-    streams = [rank.publish.options(num_returns="streaming").remote(version) for rank in ranks]
-    running = [stream.completed() for stream in streams]
-    order = dict(zip(running, streams, strict=True))
-    for ended in as_they_end(running):
-        refs = list(order[ended])
-        last = get(refs[-1:])  # raises what the rank raised
-        if last:
-            manifest, buckets = last[0], refs[:-1]
-    return StoredWeights(manifest, tuple(buckets))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Weights on the wire and on disk: the bytes of the learner's GEMM, named and laid out as compressed-tensors does."""
+"""The tensors of the learner's GEMM, named and laid out as compressed-tensors does: to publish, and as a folder."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from qarl.quant.experts import QuantizedExperts, expert_weights, is_stack
 from qarl.quant.formats import quantization_config
 from qarl.quant.linear import Gather, QuantizedLinear, gather_nothing
 from qarl.quant.scheme import QuantScheme
-from qarl.weights.source import Bucket, PublishedTensor, PublishedWeights
+from qarl.weights.source import PublishedWeights
 from qarl.weights.wire import pack, seal
-
-BUCKET_BYTES = 64 * 2**20
 
 
 def checkpoint_tensors(
     model: nn.Module, gather: Gather = gather_nothing, quantized: bool = True
 ) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, tensor) of every parameter, one module at a time.
+    """Yield (checkpoint name, tensor) of every parameter; only one module at a time is gathered.
 
     A quantized linear gives the tensors of its format (W8A8: int8 `X.weight` and `X.weight_scale`). Tied embeddings
     give `lm_head.weight` as well: vLLM's reload keeps the old head when it is left out.
@@ -50,24 +48,9 @@ def checkpoint_tensors(
                 yield prefix + key, parameter.detach()
 
 
-def packed(model: nn.Module, gather: Gather = gather_nothing, limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
-    """The model's tensors in host memory, with digests; a bucket ends with the tensor that fills `limit` bytes.
-
-    No more than one bucket, and one module made whole, is in memory here at a time.
-    """
-    bucket: list[PublishedTensor] = []
-    for name, tensor in checkpoint_tensors(model, gather):
-        bucket.append(pack(name, tensor))
-        if sum(packed.data.nbytes for packed in bucket) >= limit:
-            yield tuple(bucket)
-            bucket = []
-    if bucket:
-        yield tuple(bucket)
-
-
 def publish(model: nn.Module, scheme: QuantScheme, version: int, gather: Gather = gather_nothing) -> PublishedWeights:
     """All tensors of the model as version `version`, in memory."""
-    return seal(version, scheme.label, [tensor for bucket in packed(model, gather) for tensor in bucket])
+    return seal(version, scheme.label, [pack(name, tensor) for name, tensor in checkpoint_tensors(model, gather)])
 
 
 def write_checkpoint(tensors: Iterator[tuple[str, Tensor]], directory: Path, source: Path, scheme: QuantScheme) -> None:

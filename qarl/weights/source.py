@@ -1,10 +1,10 @@
-"""A weight version on its way from learner to engines: its tensors, its manifest, and what carries them."""
+"""A weight version on its way from the learner to the engines: its tensors, its manifest, and how they travel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy.typing as npt
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class PublishedTensor:
     """One tensor as it travels: raw bytes in a numpy array, its torch dtype by name, and a digest of the bytes.
 
-    bfloat16 has no numpy type: it travels as uint16 with `dtype == "bfloat16"`. The digest is the sender's, for the
-    manifest that follows; empty on the side that receives.
+    numpy has no bfloat16: such a tensor travels as uint16 with `dtype == "bfloat16"`. The sender computes the digest,
+    for the manifest; on the receiving side it is empty.
     """
 
     name: str
@@ -40,6 +40,17 @@ class Manifest:
     digest: str
 
 
+class WeightSource(Protocol):
+    """A weight version that an engine can read, wherever its bytes are. Picklable."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def buckets(self) -> Iterator[Bucket]:
+        """The manifest's tensors in order, one bucket in memory at a time. Every call starts again."""
+        ...
+
+
 @dataclass(frozen=True)
 class PublishedWeights:
     """A weight version in this process's memory, as one bucket: a `WeightSource`."""
@@ -51,15 +62,30 @@ class PublishedWeights:
         yield self.tensors
 
 
-class WeightSource(Protocol):
-    """A weight version on its way from learner to engines; how its bytes travel is the source's affair. Picklable."""
+Transport = Literal["nccl", "ipc"]
+"""The values of `rollout.transport` that send weights straight to the workers, not through Ray's object store."""
 
-    @property
-    def manifest(self) -> Manifest: ...
 
-    def buckets(self) -> Iterator[Bucket]:
-        """The manifest's tensors in order, one bucket in memory at a time; may be read again."""
-        ...
+@dataclass(frozen=True)
+class Channel:
+    """The connection that a learner opens to its workers, as one worker needs it to connect.
+
+    `settings` are those of the transfer engine that both sides use; `worker` counts the workers from 0.
+    """
+
+    worker: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TransferStep:
+    """One step of a transfer. A weight version takes a `begin`, one or more `tensors`, and an `end`.
+
+    `tensors` describes to the transfer engine what it receives in this step: names, dtypes, shapes.
+    """
+
+    kind: Literal["begin", "tensors", "end"]
+    tensors: Mapping[str, Any] = field(default_factory=dict)
 
 
 Tensors = Callable[[], "Iterator[tuple[str, Tensor]]"]
@@ -67,12 +93,13 @@ Tensors = Callable[[], "Iterator[tuple[str, Tensor]]"]
 
 
 class WeightSender(Protocol):
-    """The learner's end of a transfer that bypasses the object store."""
+    """The learner's side of a transfer."""
 
-    def send(self, receivers: Sequence[Any]) -> list[tuple[str, str]]:
-        """Send all tensors to the workers with these handles; returns names and digests of what was sent (rank 0).
+    def send(self, workers: Sequence[Any]) -> list[tuple[str, str]]:
+        """Send all tensors to the workers with these Ray handles; rank 0 returns (name, digest) of each.
 
-        Raises PublicationError when a worker died or refused what was sent, or the connection broke.
+        Raises:
+            PublicationError: a worker died or refused what was sent, or the connection broke.
         """
         ...
 

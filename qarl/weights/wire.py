@@ -1,9 +1,9 @@
-"""Tensors as bytes with digests, and back: what a published weight version is made of."""
+"""Tensors as bytes with digests, and back."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from qarl.errors import PublicationError
-from qarl.weights.source import Manifest, PublishedTensor, PublishedWeights, WeightSource
+from qarl.weights.source import Bucket, Manifest, PublishedTensor, PublishedWeights, WeightSource
 
+BUCKET_BYTES = 64 * 2**20
 _WITHOUT_NUMPY = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.uint8}
-"""dtypes that numpy lacks, and those that carry their bits."""
+"""dtypes that numpy lacks, and the integers that carry their bits."""
 
 
 def seal(version: int, scheme: str, tensors: Sequence[PublishedTensor]) -> PublishedWeights:
@@ -30,10 +31,10 @@ def make_manifest(version: int, scheme: str, tensors: Sequence[tuple[str, str]])
 
 
 def unpack(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, tensor) in order, each checked against the manifest before it is given out.
+    """Yield (checkpoint name, tensor) in order, each after its check against the manifest.
 
     Raises:
-        PublicationError: a manifest, a tensor or a set of tensors that is not what was published.
+        PublicationError: the manifest, a tensor or the set of tensors is not what was published.
     """
     manifest = weights.manifest
     where = f"weights version {manifest.version}"
@@ -51,6 +52,26 @@ def unpack(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
         raise PublicationError(f"{missing[0]} is missing", where)
 
 
+def unpack_unchecked(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
+    """Yield (checkpoint name, tensor) in order, of weights that `unpack` has already checked."""
+    return ((tensor.name, to_torch(tensor)) for bucket in weights.buckets() for tensor in bucket)
+
+
+def in_buckets(tensors: Iterable[tuple[str, Tensor]], limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
+    """Pack (name, tensor) pairs into buckets; a bucket ends with the tensor that fills `limit` bytes.
+
+    Only one bucket at a time is in memory here.
+    """
+    bucket: list[PublishedTensor] = []
+    for name, tensor in tensors:
+        bucket.append(pack(name, tensor))
+        if sum(packed.data.nbytes for packed in bucket) >= limit:
+            yield tuple(bucket)
+            bucket = []
+    if bucket:
+        yield tuple(bucket)
+
+
 def pack(name: str, tensor: Tensor) -> PublishedTensor:
     """One tensor with its digest, copied to host memory."""
     copied = to_host(name, tensor)
@@ -58,12 +79,12 @@ def pack(name: str, tensor: Tensor) -> PublishedTensor:
 
 
 def to_host(name: str, tensor: Tensor) -> PublishedTensor:
-    """One tensor without a digest, copied to host memory: whoever gave `tensor` goes on changing its own."""
+    """One tensor without a digest, copied to host memory: the caller may change `tensor` afterwards."""
     return PublishedTensor(name, _name(tensor.dtype), _bits(tensor).copy())
 
 
 def digest_of(name: str, tensor: Tensor) -> str:
-    """The digest of a tensor as `pack` would give it."""
+    """The digest that `pack` gives this tensor."""
     return _digest(name, _name(tensor.dtype), _bits(tensor))
 
 
@@ -76,14 +97,8 @@ def _bits(tensor: Tensor) -> np.ndarray:
     return host.view(_WITHOUT_NUMPY.get(host.dtype, host.dtype)).numpy()
 
 
-def arrived(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, tensor) in order, unchecked: of weights that `unpack` has gone through."""
-    return ((tensor.name, to_torch(tensor)) for bucket in weights.buckets() for tensor in bucket)
-
-
 def to_torch(tensor: PublishedTensor) -> Tensor:
-    """The tensor, in memory of its own."""
-    # Arrays from the object store are read-only and shared; torch wants its own.
+    """The tensor, in memory of its own: arrays from the object store are read-only and shared."""
     return torch.from_numpy(tensor.data.copy()).view(getattr(torch, tensor.dtype))
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 import rollout.loader
 from qarl.errors import PublicationError, RolloutError
-from qarl.quant.publish import packed, publish
+from qarl.quant.publish import checkpoint_tensors, publish
 from qarl.weights.source import Bucket, Manifest, PublishedTensor, PublishedWeights, WeightSource
-from qarl.weights.wire import seal
+from qarl.weights.wire import in_buckets, seal
 from rollout.engine import VLLMEngine
 from tests.support.real_engine import SCHEME, gap, perturbed, requests
 from trainer.policy import Policy
@@ -191,7 +191,7 @@ class Breaking:
 def test_a_transfer_that_breaks_in_the_middle_leaves_the_version_of_before(
     loaded: VLLMEngine, policy: Policy, changed: Policy
 ) -> None:
-    small = tuple(packed(changed.model, limit=200_000))
+    small = tuple(in_buckets(checkpoint_tensors(changed.model), 200_000))
     assert len(small) > 4
     reason = "ConnectionError: the learner's node is gone"
     refused(loaded, policy, Breaking(publish(changed.model, SCHEME, 2), small), reason)
@@ -200,7 +200,7 @@ def test_a_transfer_that_breaks_in_the_middle_leaves_the_version_of_before(
 
 
 def test_a_version_that_cannot_be_put_back_is_told(loaded: VLLMEngine, policy: Policy, changed: Policy) -> None:
-    gone = Breaking(publish(policy.model, SCHEME, 1), tuple(packed(policy.model, limit=200_000)))
+    gone = Breaking(publish(policy.model, SCHEME, 1), tuple(in_buckets(checkpoint_tensors(policy.model), 200_000)))
     loaded._held = gone  # what was loaded can no longer be read
     with pytest.raises(PublicationError, match=r"lm_head.weight is missing") as caught:
         loaded.load(replace(publish(changed.model, SCHEME, 2), tensors=publish(changed.model, SCHEME, 2).tensors[:-1]))
@@ -214,6 +214,6 @@ def test_a_version_that_cannot_be_put_back_is_told(loaded: VLLMEngine, policy: P
 
 def test_a_bucket_ends_with_the_tensor_that_fills_it(policy: Policy) -> None:
     whole = publish(policy.model, SCHEME, 1)
-    buckets = list(packed(policy.model, limit=100_000))
+    buckets = list(in_buckets(checkpoint_tensors(policy.model), 100_000))
     assert [tensor.digest for bucket in buckets for tensor in bucket] == [t.digest for t in whole.tensors]
     assert all(sum(t.data.nbytes for t in bucket[:-1]) < 100_000 for bucket in buckets)

@@ -7,10 +7,10 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ from qarl.errors import CheckpointError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.quant.scheme import QuantScheme
 from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
-from qarl.weights.source import Bucket, Manifest, PublishedTensor, PublishedWeights, WeightSource
+from qarl.weights.source import Channel, Manifest, PublishedTensor, PublishedWeights, TransferStep, WeightSource
+
+if TYPE_CHECKING:
+    from trainer.weights import StoredWeights
 
 BAD_DIGEST = "bad"
 
@@ -56,7 +59,10 @@ class FakeEngine:
     def info(self) -> WorkerInfo:
         return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid())
 
-    def transfer(self, call: str, *request: dict[str, object]) -> None:
+    def connect(self, channel: Channel) -> None:
+        raise NotImplementedError("weights come with `load` only")
+
+    def receive(self, step: TransferStep) -> None:
         raise NotImplementedError("weights come with `load` only")
 
     def load(self, weights: WeightSource) -> None:
@@ -185,14 +191,16 @@ class FakeRank:
         assert len(minibatches) == len(prox_T)
         return [{"loss": mean(self.rank * 3.0, self.rank + 1.0), "size": maximum(float(self.rank))}]
 
-    def publish(self, version: int) -> Iterator[Bucket | Manifest]:
-        if self.rank == 0:
-            weights = make_weights(version, theta=4.0)
-            yield from weights.buckets()
-            yield weights.manifest
+    def publish(self, version: int) -> StoredWeights | None:
+        import ray
 
-    def send(self, version: int, receivers: Sequence[object]) -> Manifest | None:
-        if self.rank == 1 and not receivers:
+        from trainer.weights import StoredWeights
+
+        weights = make_weights(version, theta=4.0)
+        return StoredWeights(weights.manifest, tuple(map(ray.put, weights.buckets()))) if self.rank == 0 else None
+
+    def send(self, version: int, workers: Sequence[object]) -> Manifest | None:
+        if self.rank == 1 and not workers:
             time.sleep(1000)
         return make_weights(version, theta=4.0).manifest if self.rank == 0 else None
 

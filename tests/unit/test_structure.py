@@ -30,6 +30,7 @@ IMPORTERS = {
         "qarl/numerics/vllm_patch.py",
         "rollout/engine.py",
         "rollout/loader.py",
+        "rollout/read_back.py",
         "rollout/stock.py",
         "rollout/receive.py",
         "rollout/send.py",

@@ -26,12 +26,12 @@ from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, KernelError
 from qarl.quant.formats import engine_kernels, format_of
 from qarl.quant.linear import quantized_linears, requantize
-from qarl.quant.publish import checkpoint_tensors, packed, write_engine_config
+from qarl.quant.publish import checkpoint_tensors, write_engine_config
 from qarl.quant.scheme import QuantScheme
-from qarl.weights.wire import make_manifest, unpack
+from qarl.weights.wire import in_buckets, unpack
 from rollout.engine import VLLMEngine, engine_env
 from trainer.policy import Policy
-from trainer.ranks import StoredWeights
+from trainer.weights import StoredWeights, store
 
 SCHEMES = (QuantScheme(), QuantScheme("w4a16"), QuantScheme("fp8_channel"))
 VOCABULARY, HEAD_DIM = 4096, 64
@@ -79,12 +79,7 @@ def measure(scheme: QuantScheme, hidden: int, layers: int, rounds: int) -> tuple
 
         def publish() -> StoredWeights:
             requantize(policy.model)
-            names: list[tuple[str, str]] = []
-            refs = []
-            for bucket in packed(policy.model):
-                names += [(tensor.name, tensor.digest) for tensor in bucket]
-                refs.append(ray.put(bucket))
-            return StoredWeights(make_manifest(0, scheme.label, names), tuple(refs))
+            return store(in_buckets(checkpoint_tensors(policy.model)), 0, scheme.label)
 
         runs = {
             AGAIN: through_disk,
@@ -124,7 +119,7 @@ def quantized_again(checkpoint: Path, scheme: QuantScheme) -> Iterator[tuple[str
 def count_bytes(policy: Policy, scheme: QuantScheme) -> str:
     """Published bytes by those of bfloat16: of the linear layers, and of everything."""
     linear = {name: 2 * module.weight.numel() for name, module in quantized_linears(policy.model)}
-    sent = {tensor.name: tensor.data.nbytes for bucket in packed(policy.model) for tensor in bucket}
+    sent = {name: tensor.nbytes for name, tensor in checkpoint_tensors(policy.model)}
     low_bit = sum(size for name, size in sent.items() if name.rpartition(".")[0] in linear)
     plain = sum(linear.values())
     rest = sum(sent.values()) - low_bit

@@ -18,7 +18,7 @@ HOST_COPY = 6.5e9
 QUANTIZE_BYTES = 40
 """Bytes that quantizing one weight moves: ten passes over float32 values."""
 READ_BACK_ROWS = 128
-"""`ROWS` in rollout/loader.py."""
+"""`ROWS` in rollout/read_back.py."""
 OPTIMIZER_BYTES = 34
 """Bytes that AdamW's step moves per parameter: master and two moments read and written, gradient read (28), the
 parameter written, the gradient cleared (6)."""

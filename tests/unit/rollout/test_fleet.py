@@ -1,47 +1,25 @@
-"""The fleet and the learner group over real Ray actors: faults, order, errors."""
+"""The fleet over real Ray actors: faults, order, errors."""
 
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import ray
 
-from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError, RolloutError
+from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Sample, SampleRequest, TrainSequence
-from qarl.weights.source import Bucket, Manifest
+from qarl.types import Sample, SampleRequest
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from tests.support.fakes import BAD_DIGEST, FakeEngine, FakeRank, make_prompts, make_weights, wait_until_gone
-from trainer.ranks import LearnerGroup, SentWeights
+from tests.support.fakes import BAD_DIGEST, FakeEngine, make_prompts, make_weights, wait_until_gone
 
-ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("local_ray")
 PROMPTS = make_prompts(6)
 REQUESTS = [SampleRequest(prompt, seed=i, temperature=1.0, max_new_tokens=8) for i, prompt in enumerate(PROMPTS)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        path = os.pathsep.join([str(ROOT), *sys.path])
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="error",
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )
-        yield
-        ray.shutdown()
 
 
 class Fleet:
@@ -96,9 +74,6 @@ def kill(fleet: RayFleet, worker: int) -> None:
     pid = fleet.infos()[worker].pid
     ray.kill(fleet.actors[worker])
     wait_until_gone(pid)
-
-
-# --- the fleet -------------------------------------------------------------------------------------------------------
 
 
 def test_samples_come_in_order_from_all_workers(make_fleet: MakeFleet) -> None:
@@ -221,77 +196,3 @@ def test_a_worker_found_dead_before_a_transfer_waits_for_the_new_weights(make_fl
     assert sample.version == -1  # the learner may no longer have version 1
     probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
     assert [content(samples) for samples in probes] == [expected(5.0, 2)] * 2
-
-
-# --- the learner group -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def group() -> Iterator[LearnerGroup]:
-    actor = ray.remote(FakeRank).options(num_cpus=0)
-    made = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
-    yield made
-    made.close()
-
-
-def test_ranks_are_one_learner(group: LearnerGroup) -> None:
-    sequences = [TrainSequence((1,), (i, i + 1), np.zeros(2, np.float32)) for i in range(5)]
-    assert [row.tolist() for row in group.score(sequences)] == [[-i, -i - 1] for i in range(5)]
-    assert [row.tolist() for row in group.score(sequences[:1], aligned=False)] == [[0, -2]]
-    assert group.score([]) == []
-    assert group.update([sequences], [[]]) == {"loss": 1.0, "size": 1.0}
-    weights = group.publish(7)
-    assert weights.manifest.version == 7
-    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
-    with pytest.raises(CheckpointError, match="nowhere: holds no checkpoint") as caught:
-        group.load("nowhere")
-    assert type(caught.value) is CheckpointError
-
-
-class Partner(FakeRank):
-    """Rank 1 fails in the middle of a publication; rank 0 would then wait for it in a collective, for ever."""
-
-    def publish(self, version: int) -> Iterator[Bucket | Manifest]:
-        if self.rank == 1:
-            raise KernelError("NaN in the weight", where="a layer")
-        time.sleep(600)
-        yield from super().publish(version)
-
-
-def test_a_rank_that_fails_to_publish_is_told_at_once() -> None:
-    actor = ray.remote(Partner).options(num_cpus=0)
-    group = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
-    started = time.monotonic()
-    with pytest.raises(KernelError, match="a layer: NaN in the weight"):
-        group.publish(1)
-    assert time.monotonic() - started < 300
-    group.close()
-
-
-def test_weights_that_were_sent_can_be_asked_for(group: LearnerGroup) -> None:
-    sending = LearnerGroup(group.ranks, transfer=lambda: ["a worker"])
-    weights = sending.publish(7)
-    assert isinstance(weights, SentWeights)
-    assert weights.manifest == make_weights(7, theta=4.0).manifest
-    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
-
-
-def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
-    sending = LearnerGroup(group.ranks, transfer=lambda: [], timeout_s=1.0)
-    with pytest.raises(PublicationError, match="transfer of weights version 7: was not through within 1 s") as caught:
-        sending.publish(7)
-    assert caught.value.mend == "the same command continues from the last checkpoint"
-
-
-def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
-    with pytest.raises(QarlError, match="a learner rank died during save") as caught:
-        group.save(str(tmp_path))
-    assert caught.value.mend == "the same command continues from the last checkpoint"
-    assert "\n" not in str(caught.value)
-
-
-def test_a_rank_that_cannot_start_says_why() -> None:
-    actor = ray.remote(FakeRank).options(num_cpus=0).remote(0, 1, "no such model")
-    with pytest.raises(ModelError, match="no such model"):
-        LearnerGroup([actor])
-    ray.kill(actor)

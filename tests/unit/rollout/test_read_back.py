@@ -7,7 +7,7 @@ import torch
 
 from launch.tools.plan.speed import READ_BACK_ROWS
 from qarl.quant.int8 import quantize_weight, w8a8_forward
-from rollout.loader import ROWS, _layer_of, _rows
+from rollout.read_back import ROWS, _layer_of, _rows
 
 
 @pytest.mark.parametrize("inputs", [1, 64, 128, 192, 1000])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,20 @@ from torch import Tensor
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from qarl.errors import PublicationError
-from qarl.quant.publish import BUCKET_BYTES, checkpoint_tensors, publish
+from qarl.quant.publish import checkpoint_tensors, publish
 from qarl.quant.scheme import QuantScheme, SchemeName
-from qarl.weights.source import PublishedWeights
-from qarl.weights.wire import to_host, unpack
-from rollout.receive import Inbox
-from rollout.send import PolicySource, Sender, Workers
+from qarl.weights.source import Channel, PublishedWeights, TransferStep
+from qarl.weights.wire import BUCKET_BYTES, to_host, unpack
+from rollout.receive import Inbox, connect, receive
+from rollout.send import LearnerTensors, Sender, Workers
 from trainer.policy import Policy
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.parametrize("format", ["w8a8_int8", "fp8_channel", "w4a16", "none"])
 def test_what_is_sent_is_what_would_be_published(format: SchemeName, tiny_models: dict[str, Path]) -> None:
     scheme = QuantScheme(format)
     policy = Policy(tiny_models["qwen3"], torch.bfloat16, scheme, "stock", kernel="reference")
-    source = PolicySource(lambda: checkpoint_tensors(policy.model), digests=True)
+    source = LearnerTensors(lambda: checkpoint_tensors(policy.model), digests=True)
     inbox = Inbox()
     buffer = torch.empty(2**20, dtype=torch.uint8)
     for meta, (name, tensor) in zip(source.metadata(), source, strict=True):
@@ -52,7 +45,7 @@ def test_what_is_sent_is_what_would_be_published(format: SchemeName, tiny_models
 
 
 def test_other_ranks_gather_but_digest_nothing() -> None:
-    source = PolicySource(lambda: iter([("theta", torch.ones(3))]), digests=False)
+    source = LearnerTensors(lambda: iter([("theta", torch.ones(3))]), digests=False)
     assert [name for name, _ in source] == ["theta"]
     assert source.digests == []
 
@@ -66,64 +59,86 @@ def test_the_buffer_on_a_shared_gpu_holds_the_largest_tensor(elements: int) -> N
     assert (info.packed, info.packed_buffer_size_bytes) == (True, max(BUCKET_BYTES, 2 * elements))
 
 
-class Taker:
-    """A rollout worker that keeps the calls it gets."""
+class FakeLLM:
+    """Records the calls of vLLM's weight transfer API."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def transfer(self, call: str, *request: dict[str, Any]) -> None:
-        self.calls.append((call, *request))
-        match request:
-            case [{"update_info": "die"}]:
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *request: self.calls.append((name, *request))
+
+
+class FakeWorker:
+    """A rollout worker around a `FakeLLM`, with faults."""
+
+    def __init__(self) -> None:
+        self.llm: Any = FakeLLM()
+
+    def connect(self, channel: Channel) -> None:
+        connect(self.llm, channel)
+
+    def receive(self, step: TransferStep) -> None:
+        receive(self.llm, step)
+        match step.tensors.get("fault"):
+            case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            case [{"update_info": "refuse"}]:
+            case "refuse":
                 raise ValueError("no such tensor\nand more")
-            case [{"update_info": "wait"}]:
+            case "wait":
                 time.sleep(600)
 
-    def seen(self) -> list[tuple[Any, ...]]:
-        return self.calls
+    def calls(self) -> list[tuple[Any, ...]]:
+        return list(self.llm.calls)
 
 
-def test_every_worker_has_a_rank_of_its_own(local_ray: None) -> None:
-    takers = [ray.remote(Taker).options(num_cpus=0).remote() for _ in range(2)]
-    workers = Workers(takers)
-    workers.init_weight_transfer_engine({"rank_offset": 1, "world_size": 3})
+def start_worker() -> Any:
+    return ray.remote(FakeWorker).options(num_cpus=0).remote()
+
+
+@pytest.mark.parametrize("settings", [{"rank_offset": 1, "world_size": 3}, {"packed": True}])
+def test_every_worker_gets_vllms_calls_and_a_rank_of_its_own(settings: dict[str, int], local_ray: None) -> None:
+    handles = [start_worker() for _ in range(2)]
+    workers = Workers(handles)
+    workers.init_weight_transfer_engine(settings)
     workers.start_weight_update()
     workers.update_weights({"names": ["theta"]})
     workers.finish_weight_update()
-    first, second = ray.get([taker.seen.remote() for taker in takers])
-    assert [calls[0][1]["init_info"]["rank_offset"] for calls in (first, second)] == [1, 2]
-    update = ("update_weights", {"update_info": {"names": ["theta"]}})
-    assert first[1:] == second[1:] == [("start_weight_update",), update, ("finish_weight_update",)]
+    ranks = [{"rank_offset": 1}, {"rank_offset": 2}] if "rank_offset" in settings else [{}, {}]
+    for handle, rank in zip(handles, ranks, strict=True):
+        assert ray.get(handle.calls.remote()) == [
+            ("init_weight_transfer_engine", {"init_info": settings | rank}),
+            ("start_weight_update",),
+            ("update_weights", {"update_info": {"names": ["theta"]}}),
+            ("finish_weight_update",),
+        ]
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("fault", "message"),
     [
-        ("die", "rollout worker 0: died during update_weights (ActorDiedError)"),
-        ("refuse", "rollout worker 0: refused update_weights (ValueError: no such tensor)"),
+        ("die", "rollout worker 0: died during receive (ActorDiedError)"),
+        ("refuse", "rollout worker 0: refused to receive (ValueError: no such tensor)"),
     ],
 )
-def test_a_worker_that_fails_is_named(what: str, message: str, local_ray: None) -> None:
-    workers = Workers([ray.remote(Taker).options(num_cpus=0).remote()])
+def test_a_worker_that_fails_is_named(fault: str, message: str, local_ray: None) -> None:
+    workers = Workers([start_worker()])
     with pytest.raises(PublicationError) as caught:
-        workers.update_weights(what)
+        workers.update_weights({"fault": fault})
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
 def test_a_worker_that_dies_is_named_while_another_waits_for_it(local_ray: None) -> None:
-    """As in a broadcast, which has no end for those that are left."""
-    waiting, dying = (ray.remote(Taker).options(num_cpus=0).remote() for _ in range(2))
+    """As in a broadcast, which never ends for those that are left."""
+    waiting, dying = start_worker(), start_worker()
     workers = Workers([waiting, dying])
-    with pytest.raises(PublicationError, match=r"^rollout worker 1: died during update_weights"):
-        workers._call("update_weights", [({"update_info": what},) for what in ("wait", "die")])
+    with pytest.raises(PublicationError, match=r"^rollout worker 1: died during receive"):
+        workers._call("receive", [TransferStep("tensors", {"fault": fault}) for fault in ("wait", "die")])
     ray.kill(waiting)
 
 
-def test_a_link_that_breaks_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def trainer_init(*args: object, **kwargs: object) -> None:
         raise RuntimeError("NCCL error: unhandled system error\nand more")
 

@@ -25,10 +25,10 @@ from qarl.errors import ConfigError, KernelError, PublicationError
 from qarl.quant.formats import engine_kernels, format_of, quantization_config
 from qarl.quant.int8 import quantize_weight
 from qarl.quant.linear import align_linears, quantized_linears, requantize
-from qarl.quant.publish import checkpoint_tensors, packed, publish, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.scheme import FloatScheme, QuantScheme, SchemeName
 from qarl.weights.source import PublishedTensor, PublishedWeights
-from qarl.weights.wire import unpack
+from qarl.weights.wire import in_buckets, unpack
 
 SCHEME = QuantScheme()
 PLAIN = QuantScheme("none")
@@ -311,7 +311,7 @@ def test_no_more_than_one_bucket_is_in_memory_at_a_time() -> None:
     limit = max(sizes)
     assert sum(sizes) > 8 * limit
     tracemalloc.start()  # counts numpy's memory: the message's, not the model's
-    for bucket in packed(model, limit=limit):
+    for bucket in in_buckets(checkpoint_tensors(model), limit):
         del bucket
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

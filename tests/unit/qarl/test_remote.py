@@ -1,0 +1,78 @@
+"""The Ray helpers, over real Ray actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import traceback
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import GetTimeoutError
+
+from qarl.errors import KernelError
+from qarl.remote import as_they_end, deaths, free_address, get
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+class Actor:
+    def answer(self, seconds: float = 0.0) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def fail(self) -> None:
+        try:
+            int("four")
+        except ValueError as error:
+            raise KernelError("no kernel", where="a layer") from error
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def start() -> Any:
+    return ray.remote(Actor).options(num_cpus=0).remote()
+
+
+def test_an_error_of_an_actor_shows_the_actors_traceback() -> None:
+    with pytest.raises(KernelError) as caught:
+        get(start().fail.remote())
+    assert type(caught.value) is KernelError
+    assert str(caught.value) == "a layer: no kernel"
+    printed = "".join(traceback.format_exception(caught.value))  # as Python prints it with QARL_TRACEBACK=1
+    assert "test_remote.py" in printed
+    assert "in fail" in printed
+    assert "ValueError: invalid literal for int()" in printed
+
+
+def test_get_returns_what_actors_return() -> None:
+    actor = start()
+    assert get([actor.answer.remote(), actor.answer.remote(0.25)]) == [0.0, 0.25]
+    with pytest.raises(GetTimeoutError):
+        get(actor.answer.remote(1000.0), timeout_s=0.1)
+    ray.kill(actor)
+
+
+def test_a_killed_process_is_a_death() -> None:
+    with pytest.raises(deaths()):
+        get(start().die.remote())
+
+
+def test_calls_come_as_they_end() -> None:
+    hanging, other = start(), start()
+    never, first, second = hanging.answer.remote(1000.0), other.answer.remote(), other.answer.remote()
+    ended = as_they_end([never, second, first])
+    assert {next(ended), next(ended)} == {first, second}
+    with pytest.raises(GetTimeoutError, match=r"no call ended within 0\.1 s"):
+        next(as_they_end([never], timeout_s=0.1))
+    ray.kill(hanging)
+
+
+def test_a_free_address_can_be_listened_on() -> None:
+    host, _, port = free_address().rpartition(":")
+    with socket.create_server((host, int(port))):
+        pass

@@ -1,0 +1,90 @@
+"""The learner ranks as one learner, over real Ray actors: merging, publication, errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError
+from qarl.types import TrainSequence
+from tests.support.fakes import FakeRank, make_weights
+from trainer.ranks import LearnerGroup
+from trainer.weights import SentWeights, StoredWeights
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+@pytest.fixture
+def group() -> Iterator[LearnerGroup]:
+    actor = ray.remote(FakeRank).options(num_cpus=0)
+    made = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
+    yield made
+    made.close()
+
+
+def test_ranks_are_one_learner(group: LearnerGroup) -> None:
+    sequences = [TrainSequence((1,), (i, i + 1), np.zeros(2, np.float32)) for i in range(5)]
+    assert [row.tolist() for row in group.score(sequences)] == [[-i, -i - 1] for i in range(5)]
+    assert [row.tolist() for row in group.score(sequences[:1], aligned=False)] == [[0, -2]]
+    assert group.score([]) == []
+    assert group.update([sequences], [[]]) == {"loss": 1.0, "size": 1.0}
+    weights = group.publish(7)
+    assert weights.manifest.version == 7
+    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
+    with pytest.raises(CheckpointError, match="nowhere: holds no checkpoint") as caught:
+        group.load("nowhere")
+    assert type(caught.value) is CheckpointError
+
+
+class Partner(FakeRank):
+    """Rank 1 fails in the middle of a publication; rank 0 would then wait for it in a collective, forever."""
+
+    def publish(self, version: int) -> StoredWeights | None:
+        if self.rank == 1:
+            raise KernelError("NaN in the weight", where="a layer")
+        time.sleep(600)
+        return None
+
+
+def test_a_rank_that_fails_to_publish_ends_the_publication_at_once() -> None:
+    actor = ray.remote(Partner).options(num_cpus=0)
+    group = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
+    started = time.monotonic()
+    with pytest.raises(KernelError, match="a layer: NaN in the weight"):
+        group.publish(1)
+    assert time.monotonic() - started < 300
+    group.close()
+
+
+def test_a_worker_that_starts_later_reads_the_weights_that_were_sent(group: LearnerGroup) -> None:
+    sending = LearnerGroup(group.ranks, transfer=lambda: ["a worker"])
+    weights = sending.publish(7)
+    assert isinstance(weights, SentWeights)
+    assert weights.manifest == make_weights(7, theta=4.0).manifest
+    assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
+
+
+def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
+    sending = LearnerGroup(group.ranks, transfer=lambda: [], timeout_s=1.0)
+    with pytest.raises(PublicationError, match="transfer of weights version 7: did not end within 1 s") as caught:
+        sending.publish(7)
+    assert caught.value.mend == "the same command continues from the last checkpoint"
+
+
+def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
+    with pytest.raises(QarlError, match="a learner rank died during save") as caught:
+        group.save(str(tmp_path))
+    assert caught.value.mend == "the same command continues from the last checkpoint"
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rank_that_cannot_start_says_why() -> None:
+    actor = ray.remote(FakeRank).options(num_cpus=0).remote(0, 1, "no such model")
+    with pytest.raises(ModelError, match="no such model"):
+        LearnerGroup([actor])
+    ray.kill(actor)
