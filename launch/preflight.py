@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -21,6 +21,7 @@ from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, ModelError, QarlError, ResourceError, UsageError
+from qarl.hooks import check_call, load_function
 from qarl.numerics.profile import apply_profile
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
@@ -115,6 +116,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_colocation, config, machine.device),
         partial(_check_resources, config, machine),
         partial(make_task, config.task),
+        *(partial(_check_hook, *hook) for hook in _hooks(config)),
     )
 
 
@@ -199,6 +201,21 @@ def meta_model(config: Any) -> Any:
             return AutoModelForCausalLM.from_config(config)
     except ValueError as error:
         raise ModelError(str(error).splitlines()[0], where=config.model_type) from error
+
+
+def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, Any]]]:
+    """Functions of the user's own: name, key, positional arguments, keyword arguments."""
+    if config.objective.kind == "custom":
+        yield config.objective.function, "objective.function", ("inputs",), config.objective.kwargs
+    if config.reward.function is not None:
+        yield config.reward.function, "reward.function", ("text", "finish_reason", "answer"), config.reward.kwargs
+    for name in config.tracking.trackers:
+        if name not in ("jsonl", "wandb"):
+            yield name, "tracking.trackers", ("config", "run_dir"), {}
+
+
+def _check_hook(name: str, where: str, arguments: Sequence[str], kwargs: dict[str, Any]) -> None:
+    check_call(load_function(name, where), arguments, kwargs, where)
 
 
 def _failures(*checks: Callable[[], Any]) -> list[QarlError]:

@@ -1,17 +1,21 @@
-"""The verifier process: `python -m rewards.child FD MODULE:FUNCTION TIMEOUT_S`, started by `rewards.service`.
+"""The verifier process: `python -m rewards.child FD FUNCTION TIMEOUT_S KWARGS`, started by `rewards.service`.
 
 Over the inherited socket FD it says once that it is ready ("", or why it is not), then answers each chunk of
 (text, finish_reason, answer) with one (reward, error) per sample, in order. It ends when the socket closes.
-It imports the standard library and the verifier, nothing else.
+FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON. Besides the standard library it imports the
+verifier, and `qarl.hooks`, which finds it.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import importlib
+import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
+
+from qarl.hooks import load_function
 
 Verifier = Callable[[str, str, str], float]
 
@@ -22,9 +26,8 @@ ORPHAN_GRACE_S = 2.0
 def main() -> None:
     """Serve until the parent closes the socket or dies."""
     connection = Connection(int(sys.argv[1]))
-    module, _, function = sys.argv[2].partition(":")
     try:
-        verify: Verifier = getattr(importlib.import_module(module), function)
+        verify: Verifier = partial(load_function(sys.argv[2], "reward.function"), **json.loads(sys.argv[4]))
     except BaseException as error:  # noqa: BLE001 - whatever its import raises, the parent reports
         connection.send(_one_line(error))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -35,18 +36,19 @@ class ProcessRewardService:
     Args:
         config: which verifier, how many processes, seconds per sample.
         on_fault: takes one line per failed sample.
-        verifier: "module:function" in place of the one that `config.kind` names; called with
-            (text, finish_reason, answer), returns a reward in [0, 1].
+        verifier: "module:function" or "file.py:function" in place of the one that `config` names; called with
+            (text, finish_reason, answer, **config.kwargs), returns a reward in [0, 1].
 
     Raises:
         QarlError: a process cannot start.
     """
 
     def __init__(self, config: RewardConfig, on_fault: Callable[[str], None], *, verifier: str | None = None) -> None:
-        self._verifier = verifier or VERIFIERS[config.kind]
+        self._verifier = verifier or config.function or VERIFIERS[config.kind]
+        self._kwargs = json.dumps(config.kwargs)
         self._timeout_s = config.timeout_s
         self._on_fault = on_fault
-        self._children = [_Child(self._verifier, self._timeout_s) for _ in range(config.num_workers)]
+        self._children = [_Child(self._verifier, self._timeout_s, self._kwargs) for _ in range(config.num_workers)]
         try:
             for child in self._children:
                 child.wait_ready()
@@ -82,7 +84,7 @@ class ProcessRewardService:
         child = self._children[slot]
         if child.process.poll() is not None:
             child.kill()
-            child = _Child(self._verifier, self._timeout_s)
+            child = _Child(self._verifier, self._timeout_s, self._kwargs)
             child.wait_ready()
             self._children[slot] = child
         # Half of an equal share: the last chunks are small, so that all children end together.
@@ -127,7 +129,7 @@ class ProcessRewardService:
 class _Child:
     """One verifier process; `given` are the samples that it has not answered, the first of them due at `deadline`."""
 
-    def __init__(self, verifier: str, timeout_s: float) -> None:
+    def __init__(self, verifier: str, timeout_s: float, kwargs: str) -> None:
         self.verifier = verifier
         self.timeout_s = timeout_s
         self.given: deque[Numbered] = deque()
@@ -137,7 +139,7 @@ class _Child:
             fd = theirs.fileno()
             # Not multiprocessing: it would import the parent's __main__ again, which may be a CLI script.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rewards.child", str(fd), verifier, str(timeout_s)],
+                [sys.executable, "-P", "-m", "rewards.child", str(fd), verifier, str(timeout_s), kwargs],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a verifier prints goes to our stderr

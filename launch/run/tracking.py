@@ -13,28 +13,31 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
+from qarl.hooks import load_function
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from qarl.config.run import Config
 from qarl.errors import DataError, ResourceError
 from qarl.metrics import Histogram, Value
+from qarl.protocols import Tracker
 from qarl.types import AugmentOutcome, Sample, Score
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 AUGMENT_FILE = "augment.jsonl"
+TRACKERS = "tracking.trackers"
 WANDB_ID_FILE = "wandb_id"
 SAMPLE_COLUMNS = ("prompt", "response", "answer", "reward", "finish_reason", "version", "mean_logprob")
 
 
 class RunTracker:
-    """A `qarl.protocols.Tracker` that writes files, shows progress and feeds W&B.
+    """A `qarl.protocols.Tracker` that shows progress in the terminal and passes everything on to others.
 
     A run resumed at `start_step` forgets what was logged of later steps: those are made again.
 
     Args:
-        config: `tracking` decides on the progress bar and W&B.
+        config: `tracking` names the other trackers and decides on the progress bar.
         run_dir: existing folder of the run.
         start_step: last step already done; 0 starts new files and a new W&B run.
         total_steps: steps of the whole run.
@@ -46,12 +49,7 @@ class RunTracker:
 
     def __init__(self, config: Config, run_dir: Path, start_step: int, total_steps: int) -> None:
         self._total = total_steps
-        self._metrics_file = _continue_log(run_dir / METRICS_FILE, start_step)
-        self._samples_file = _continue_log(run_dir / SAMPLES_FILE, start_step)
-        grows = config.pool.augment.per_step > 0
-        self._augment_file = _continue_log(run_dir / AUGMENT_FILE, start_step) if grows else None
-        disabled = config.tracking.wandb_mode == "disabled"
-        self._wandb = None if disabled else _start_wandb(config, run_dir, start_step)
+        self._trackers = [_make(name, config, run_dir, start_step) for name in _names(config)]
         self._console = Console()
         self._bar: Progress | None = None
         if config.tracking.progress and self._console.is_interactive:
@@ -63,19 +61,10 @@ class RunTracker:
         self._first: tuple[int, float] | None = None
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Record the metrics of `step`; several calls a step add up. A histogram is `{"edges": [...], "counts": [...]}`
-        in the file."""
-        values = {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)}
-        histograms = {name: value for name, value in metrics.items() if isinstance(value, Histogram)}
-        row = {"step": step, "time": time.time(), **{name: _strict(value) for name, value in values.items()}}
-        row |= {name: asdict(value) for name, value in histograms.items()}
-        self._metrics_file.write(json.dumps(row) + "\n")
-        if self._wandb is not None:
-            import wandb
-
-            drawn = {n: wandb.Histogram(np_histogram=(list(h.counts), list(h.edges))) for n, h in histograms.items()}
-            self._wandb.log({"step": step, **values, **drawn})
-        self._show(step, values)
+        """Record the metrics of `step`; several calls a step add up."""
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+        self._show(step, {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)})
 
     def table(
         self,
@@ -86,41 +75,26 @@ class RunTracker:
         more: Sequence[Mapping[str, float | str]] = (),
     ) -> None:
         """Record whole responses with their rewards, as the table `name`; `more` columns of each, if any."""
-        rows = [_sample_row(sample, score) for sample, score in zip(samples, scores, strict=True)]
-        if more:
-            rows = [row | dict(columns) for row, columns in zip(rows, more, strict=True)]
-        for row in rows:
-            record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
-            self._samples_file.write(json.dumps(record) + "\n")
-        if self._wandb is not None:
-            import wandb
-
-            columns = list(rows[0]) if rows else list(SAMPLE_COLUMNS)
-            self._wandb.log(
-                {"step": step, name: wandb.Table(columns=columns, data=[list(row.values()) for row in rows])}
-            )
+        for tracker in self._trackers:
+            tracker.table(step, samples, scores, name, more)
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         """Record which problems of the policy were accepted and which not, and why."""
-        assert self._augment_file is not None
-        for outcome in outcomes:
-            self._augment_file.write(json.dumps({"step": step, **asdict(outcome)}) + "\n")
+        for tracker in self._trackers:
+            tracker.augmented(step, outcomes)
 
     def note(self, line: str) -> None:
         """Print one line, above the progress bar where there is one."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        for tracker in self._trackers:
+            tracker.note(line)
 
     def close(self) -> None:
-        """Give the terminal back, close the files, finish the W&B run. Call it in a `finally`; twice does no harm."""
+        """Give the terminal back and close the trackers. Call it in a `finally`; twice does no harm."""
         if self._bar is not None:
             self._bar.stop()
-        self._metrics_file.close()
-        self._samples_file.close()
-        if self._augment_file is not None:
-            self._augment_file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-            self._wandb = None
+        while self._trackers:
+            self._trackers.pop().close()
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
         overall = {n.removeprefix("eval/"): v for n, v in values.items() if n.startswith("eval/") and n.count("/") == 1}
@@ -144,6 +118,104 @@ class RunTracker:
         first_step, first_time = self._first
         seconds = (now - first_time) / (step - first_step) * (self._total - step)
         return str(timedelta(seconds=round(seconds)))
+
+
+class JsonlTracker:
+    """Files of the run folder: metrics, samples and made problems, an object a line."""
+
+    def __init__(self, config: Config, run_dir: Path, start_step: int) -> None:
+        self._metrics_file = _continue_log(run_dir / METRICS_FILE, start_step)
+        self._samples_file = _continue_log(run_dir / SAMPLES_FILE, start_step)
+        grows = config.pool.augment.per_step > 0
+        self._augment_file = _continue_log(run_dir / AUGMENT_FILE, start_step) if grows else None
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """A histogram is `{"edges": [...], "counts": [...]}` in the file."""
+        values = {n: asdict(v) if isinstance(v, Histogram) else _strict(float(v)) for n, v in metrics.items()}
+        self._metrics_file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+
+    def table(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        scores: Sequence[Score],
+        name: str = "samples",
+        more: Sequence[Mapping[str, float | str]] = (),
+    ) -> None:
+        for row in _rows(samples, scores, more):
+            record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
+            self._samples_file.write(json.dumps(record) + "\n")
+
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        assert self._augment_file is not None
+        for outcome in outcomes:
+            self._augment_file.write(json.dumps({"step": step, **asdict(outcome)}) + "\n")
+
+    def note(self, line: str) -> None:
+        pass
+
+    def close(self) -> None:
+        for file in (self._metrics_file, self._samples_file, self._augment_file):
+            if file is not None:
+                file.close()
+
+
+class WandbTracker:
+    """Weights & Biases; `tracking.wandb_mode` says how. Raises ResourceError when it cannot start the run."""
+
+    def __init__(self, config: Config, run_dir: Path, start_step: int) -> None:
+        self._run = _start_wandb(config, run_dir, start_step)
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        import wandb
+
+        drawn = {
+            name: wandb.Histogram(np_histogram=(list(value.counts), list(value.edges)))
+            if isinstance(value, Histogram)
+            else float(value)
+            for name, value in metrics.items()
+        }
+        self._run.log({"step": step, **drawn})
+
+    def table(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        scores: Sequence[Score],
+        name: str = "samples",
+        more: Sequence[Mapping[str, float | str]] = (),
+    ) -> None:
+        import wandb
+
+        rows = _rows(samples, scores, more)
+        columns = list(rows[0]) if rows else list(SAMPLE_COLUMNS)
+        table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
+        self._run.log({"step": step, name: table})
+
+    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
+        pass
+
+    def note(self, line: str) -> None:
+        pass
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _names(config: Config) -> list[str]:
+    """The trackers of a run: those of `tracking.trackers`, but W&B when it is disabled."""
+    disabled = config.tracking.wandb_mode == "disabled"
+    return [name for name in config.tracking.trackers if name != "wandb" or not disabled]
+
+
+def _make(name: str, config: Config, run_dir: Path, start_step: int) -> Tracker:
+    """The tracker that `tracking.trackers` calls `name`. Raises ConfigError: a function that cannot be loaded."""
+    if name == "jsonl":
+        return JsonlTracker(config, run_dir, start_step)
+    if name == "wandb":
+        return WandbTracker(config, run_dir, start_step)
+    tracker: Tracker = load_function(name, TRACKERS)(config, run_dir)
+    return tracker
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -182,6 +254,13 @@ def _continue_log(path: Path, start_step: int) -> TextIO:
 def _strict(value: Any) -> Any:
     """`value`, with the floats that JSON lacks (NaN and the infinities) as strings."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _rows(
+    samples: Sequence[Sample], scores: Sequence[Score], more: Sequence[Mapping[str, float | str]]
+) -> list[dict[str, Any]]:
+    rows = [_sample_row(sample, score) for sample, score in zip(samples, scores, strict=True)]
+    return [row | dict(columns) for row, columns in zip(rows, more, strict=True)] if more else rows
 
 
 def _sample_row(sample: Sample, score: Score) -> dict[str, Any]:

@@ -20,10 +20,25 @@ from qarl.errors import ConfigError
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
-UNIONS = {"task", "objective", "correction", "validator"}
-"""Keys whose section is of one of several kinds."""
-DEFAULT_KINDS = {"objective": "tbpo"}
-"""Kinds of sections that do not name theirs."""
+
+def _unions(model: type[BaseModel]) -> dict[str, str]:
+    """Keys whose section is of one of several kinds, with the kind of their default ("" for none)."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        if field.discriminator is not None:
+            found[name] = getattr(field.default, "kind", "")
+        for section in _sections(field.annotation):
+            found |= _unions(section)
+    return found
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field may hold."""
+    kinds = (annotation, *get_args(annotation))
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+UNIONS = _unions(Config)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -110,7 +125,7 @@ def _forget_other_kinds(base: Any, over: Any) -> Any:
     for key, section in base.items():
         new = over.get(key)
         if key in UNIONS and isinstance(section, dict) and isinstance(new, dict):
-            kind = section.get("kind", DEFAULT_KINDS.get(key))
+            kind = section.get("kind", UNIONS[key])
             if new.get("kind", kind) != kind:
                 continue
         kept[key] = _forget_other_kinds(section, new)
@@ -138,15 +153,10 @@ def _document(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
     for name, field in model.model_fields.items():
         key = prefix + name
         default = "required" if field.is_required() else field.get_default()
-        nested = [t for t in (field.annotation, *get_args(field.annotation)) if _is_model(t)]
         shown = "" if isinstance(default, BaseModel) else str(default)
         yield key, shown, " ".join((field.description or "").split())
-        for section in nested:
+        for section in _sections(field.annotation):
             for row in _document(section, key + "."):
                 if row[0] not in seen:
                     seen.add(row[0])
                     yield row
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

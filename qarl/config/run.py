@@ -6,7 +6,7 @@ A config file is YAML; `inherits: other.yaml` (relative to the file) takes anoth
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,12 +34,24 @@ class RunConfig(Node):
 
 
 class RewardConfig(Node):
-    kind: Literal["exact", "math"] = "exact"
-    """`exact`: the whole completion equals the answer and ends itself. `math`: Math-Verify on the last answer."""
+    kind: Literal["exact", "math", "custom"] = "exact"
+    """`exact`: the whole completion equals the answer and ends itself. `math`: Math-Verify on the last answer.
+    `custom`: `reward.function`."""
+    function: str | None = None
+    """The function of a custom reward, `(text, finish_reason, answer, **kwargs) -> reward in [0, 1]`:
+    `module:function` or `path/to/file.py:function`."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of `reward.function`."""
     num_workers: PositiveInt = 1
     """Verifier processes."""
     timeout_s: PositiveFloat = 5.0
     """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line says so."""
+
+    @model_validator(mode="after")
+    def _function_is_for_custom(self) -> RewardConfig:
+        if (self.kind == "custom") != (self.function is not None) or (self.kwargs and self.function is None):
+            raise ValueError("reward.function: `reward.kind: custom` needs it, and no other kind takes it or kwargs")
+        return self
 
 
 class AdvantageConfig(Node):
@@ -106,6 +118,9 @@ class MismatchConfig(Node):
 
 
 class TrackingConfig(Node):
+    trackers: list[str] = ["jsonl", "wandb"]
+    """Where metrics go: `jsonl` (files of the run folder, which the report reads), `wandb`, and trackers of your own
+    by a function `(config, run_dir) -> Tracker`: `module:function` or `path/to/file.py:function`."""
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     """W&B mode; offline needs no login."""
     wandb_project: str = "qarl"
@@ -114,6 +129,12 @@ class TrackingConfig(Node):
     """Steps between sample tables."""
     progress: bool = True
     """Progress bar in the terminal."""
+
+    @model_validator(mode="after")
+    def _report_has_its_files(self) -> TrackingConfig:
+        if "jsonl" not in self.trackers or len(set(self.trackers)) < len(self.trackers):
+            raise ValueError("tracking.trackers: name each once, and `jsonl`, whose files the report reads")
+        return self
 
 
 class ControlsConfig(Node):

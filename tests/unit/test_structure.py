@@ -48,7 +48,7 @@ LIGHT_MODULES = (
 )
 FLOORS = (
     {"types", "errors", "metrics", "seeds"},
-    {"numerics", "weights", "remote"},
+    {"numerics", "weights", "remote", "hooks"},
     {"quant"},
     {"config"},
     {"tasks", "objectives", "advantages", "mismatch", "error_tokens"},

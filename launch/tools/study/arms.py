@@ -38,8 +38,6 @@ class StudyConfig(Node):
 
     question: str = Field(default=...)
     """What is asked; opens the report."""
-    findings: str = ""
-    """What the figures say, written by hand once they are there; follows the question."""
     base: str = Field(default=...)
     """Config that every run starts from, relative to this file."""
     overrides: list[str] = []

@@ -28,7 +28,10 @@ reach it ({origin})."""
 
 
 def write_study_report(study: Study, runs: Sequence[PlannedRun], results: Sequence[RunResult], out: Path) -> Path:
-    """Write `out`/NAME.md and a PNG for each comparison; returns the page."""
+    """Write `out`/NAME.md and a PNG for each comparison; returns the page.
+
+    What was written by hand into `out`/NAME.findings.md follows the question.
+    """
     out.mkdir(parents=True, exist_ok=True)
     page = out / f"{study.name}.md"
     chosen = {
@@ -36,7 +39,7 @@ def write_study_report(study: Study, runs: Sequence[PlannedRun], results: Sequen
         for title, arms in (study.config.comparisons or {"All arms": list(study.config.arms)}).items()
         if (kept := [arm for arm in arms if arm in study.arms])
     }
-    parts = [_head(study, runs[0])]
+    parts = [_head(study, runs[0], out / f"{study.name}.findings.md")]
     for title, arms in chosen.items():
         by_arm = {arm: [result for result in results if result.arm == arm] for arm in arms}
         picture = f"{study.name}-{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}.png"
@@ -101,7 +104,7 @@ def _by_step(results: Sequence[RunResult], metric: str) -> dict[int, list[float]
 # --- the page
 
 
-def _head(study: Study, run: PlannedRun) -> str:
+def _head(study: Study, run: PlannedRun, findings: Path) -> str:
     train, evaluation = run.config.train, run.config.eval
     facts = [
         f"base config `{Path(study.config.base).stem}`",
@@ -111,7 +114,7 @@ def _head(study: Study, run: PlannedRun) -> str:
         f"seeds {', '.join(map(str, study.seeds))}",
     ]
     lines = [f"# Study: {study.name}", study.config.question.strip()]
-    lines += [study.config.findings.strip()] if study.config.findings else []
+    lines += [findings.read_text().strip()] if findings.is_file() else []
     lines += [f"Made by `{_command(study)}`: " + "; ".join(facts) + "."]
     return "\n\n".join(lines)
 

@@ -339,6 +339,21 @@ def test_a_device_that_is_set_is_taken(device: str) -> None:
     assert [Machine.of(auto, 1.0, gpus, 0.0).device for gpus in (0.0, 1.0)] == ["cpu", "cuda"]
 
 
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("reward={kind: custom, function: 'mine.py:nothing'}", "reward.function: mine.py has no attribute 'nothing'"),
+        ("reward={kind: custom, function: 'mine.py:judge', kwargs: {b: 1}}", "reward.function: judge cannot be called"),
+        ("reward={kind: custom, function: 'none.py:judge'}", "reward.function: no such file: none.py"),
+        ("tracking.trackers=[jsonl, 'mine.py:judge']", "tracking.trackers: judge cannot be called as judge("),
+        ("tracking.trackers=[jsonl, nothing]", "tracking.trackers: 'nothing' names no function"),
+    ],
+)
+def test_functions_of_the_user_are_checked_before_a_run(fail: Fail, override: str, line: str) -> None:
+    Path("mine.py").write_text("def judge(text, finish_reason, answer): return 1.0")
+    assert line in fail("train", "quickstart", *LIGHT, override)
+
+
 def test_all_faults_are_told_at_once_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     wrong = ["rollout.batch_invariant=true", "rollout.transport=nccl", "rollout.num_workers=9999", "task.levels=[0]"]
     assert main(["train", "quickstart", "cluster.device=cpu", "rollout.scheme=w8a8_int8", *wrong]) == 2

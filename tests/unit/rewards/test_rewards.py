@@ -349,7 +349,29 @@ def test_processes_end_when_the_parent_is_killed(tmp_path: Path, answer: str) ->
 
 
 def test_verifier_processes_import_nothing_heavy() -> None:
-    heavy = "{'torch', 'ray', 'numpy', 'pydantic', 'qarl', 'vllm'} & set(sys.modules)"
+    heavy = "{'torch', 'ray', 'numpy', 'pydantic', 'omegaconf', 'vllm'} & set(sys.modules)"
     code = f"import sys, rewards.child, rewards.exact, rewards.math; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_reward_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "def judge(text, finish_reason, answer, right): return right if text == answer else 1 / 0"
+    )
+    config = RewardConfig.model_validate({"kind": "custom", "function": "mine.py:judge", "kwargs": {"right": 0.75}})
+    faults: list[str] = []
+    with ProcessRewardService(config, faults.append) as service:
+        scores = service.score([make_sample("2", "2"), make_sample("3", "2")])
+    assert [score.reward for score in scores] == [0.75, 0.0]
+    assert len(faults) == 1
+    assert "ZeroDivisionError" in faults[0]
+
+
+@pytest.mark.parametrize(
+    "section", [{"kind": "custom"}, {"function": "m:f"}, {"kind": "math", "kwargs": {"a": 1}}], ids=str
+)
+def test_a_function_is_for_a_custom_reward(section: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"reward\.function"):
+        RewardConfig.model_validate(section)

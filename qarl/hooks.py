@@ -1,0 +1,86 @@
+"""Functions of the user's own, which a config names: `module:function` or `path/to/file.py:function`.
+
+Every process that needs the function loads it by its name. Nothing is pickled, so the file must be on every node. Ray
+puts the driver's working directory on the `sys.path` of every actor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from qarl.errors import ConfigError
+
+Hook = Callable[..., Any]
+HOW = "write module:function or path/to/file.py:function"
+
+
+def load_function(name: str, where: str) -> Hook:
+    """The function called `name`. Modules and files are found in the working directory and on `sys.path`; a file is run
+    once in a process.
+
+    Args:
+        where: the config key that holds `name`, for errors.
+
+    Raises:
+        ConfigError: `name` has no colon, there is no such file, the module or file cannot be imported, it has no such
+            attribute, or the attribute cannot be called.
+    """
+    source, colon, attribute = name.rpartition(":")
+    if not (source and colon and attribute):
+        raise ConfigError(f"'{name}' names no function", where, HOW)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # as `python -m` does, and the `qarl` script does not
+    file = _find(source, where) if source.endswith(".py") else None
+    try:
+        module = _run(file) if file else importlib.import_module(source)
+    except Exception as error:  # the user's code may raise anything
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot import {source}: {type(error).__name__}: {reason}", where) from error
+    if not hasattr(module, attribute):
+        raise ConfigError(f"{source} has no attribute '{attribute}'", where, HOW)
+    function = getattr(module, attribute)
+    if not callable(function):
+        raise ConfigError(f"{name} is a {type(function).__name__}, not a function", where, HOW)
+    loaded: Hook = function
+    return loaded
+
+
+def check_call(function: Hook, arguments: Sequence[str], kwargs: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError unless `function` takes these positional `arguments`, given by their names, and `kwargs`."""
+    try:
+        inspect.signature(function).bind(*arguments, **kwargs)
+    except (TypeError, ValueError) as error:  # ValueError: a builtin without a signature
+        call = ", ".join([*arguments, *(f"{key}={value!r}" for key, value in kwargs.items())])
+        title = getattr(function, "__name__", type(function).__name__)
+        raise ConfigError(f"{title} cannot be called as {title}({call}): {error}", where) from error
+
+
+def _find(path: str, where: str) -> Path:
+    for folder in ("", *sys.path):  # an actor may run in another folder than the driver
+        if (file := Path(folder, path)).is_file():
+            return file.resolve()
+    raise ConfigError(f"no such file: {path}", where, "a relative path starts at the working directory")
+
+
+def _run(file: Path) -> ModuleType:
+    """The module that `file` makes; run once in a process, as an import is."""
+    title = f"qarl_hook:{file}"  # a name that no import statement can mean
+    if title not in sys.modules:
+        spec = importlib.util.spec_from_file_location(title, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = sys.modules[title] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[title]
+            raise
+    return sys.modules[title]
