@@ -15,6 +15,7 @@ SMALL = """
 task: {num_prompts: 16, levels: [2, 3]}
 train: {steps: 2, prompts_per_step: 4, group_size: 4, checkpoint_every: 2}
 learner: {minibatches: 1}
+advantage: {drop_zero_variance: false}
 eval: {num_prompts: 4, num_samples: 1, final_num_prompts: 4, greedy: false}
 controls: {teacher: false, sft_continued: false}
 """
