@@ -13,12 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TextIO
 
-from qarl.hooks import load_function
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from qarl.config.run import Config
 from qarl.errors import DataError, ResourceError
+from qarl.hooks import load_function
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Tracker
 from qarl.types import AugmentOutcome, Sample, Score
