@@ -12,6 +12,7 @@ from types import FrameType
 
 COMMANDS = {
     "train": "run, or continue, a training run",
+    "fetch": "download and convert the pretrained model that a config names",
     "submit": "run on a Ray cluster, as a job",
     "plan": "whether a run fits, and whether quantized rollouts pay; loads no weights",
     "report": "print the summary of a finished run and remake its report",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.demo.tiny_model import architecture, check_model, make_tokenizer
+from launch.demo.tiny_model import architecture, check_model, make_tokenizer, no_model
 from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
@@ -175,7 +175,7 @@ def model_config(config: Config) -> Any:
     path, build = Path(config.model.path), config.model.build
     if not path.exists():
         if build is None:
-            raise ModelError("no such model directory", str(path), "download a model there or set model.build={}")
+            raise no_model(config.model)
         return architecture(build, make_tokenizer(build.vocab_size))
     try:
         unquantized_config(path)

