@@ -9,12 +9,12 @@ from collections.abc import Sequence
 def allocate(spread_P: Sequence[float], budget: int, least: int, most: int) -> list[int]:
     """Group sizes n_i that minimise sum_i spread_i^2 / n_i, the variance of the group means (Neyman, 1934).
 
-    They add up to `budget` and lie within `least` and `most`. One response at a time goes where it lowers the sum most,
-    by spread_i^2 / (n_i (n_i + 1)); that greedy choice is optimal (Wright, 2012). O(budget log P).
+    The sizes add up to `budget` and lie within `least` and `most`. Each further response goes to the group where it
+    lowers the sum most, by spread_i^2 / (n_i (n_i + 1)); this greedy choice is optimal (Wright, 2012). O(budget log P).
 
     Args:
         spread_P: standard deviation of a response's reward; only the proportions matter.
-        budget: responses in all, within P * least and P * most.
+        budget: total number of responses, within P * least and P * most.
     """
     sizes = [least] * len(spread_P)
 

@@ -1,11 +1,11 @@
-"""New problems, which the policy makes from prompts at the frontier while it trains; after HeaPA.
+"""The policy writes new problems, from prompts at the frontier, while it trains; after HeaPA.
 
     prompts of the draw --template--> policy --pattern--> question --checks--> queue --validator--> pool
                                                 parse, length, leak, duplicate     invalid, full
 
-The questions are asked, and votes cast, with the rollouts of a step. Verdicts are taken at the beginning of later
-steps, in the order of the queue and up to the first that is not known yet: no step waits for one, and a run that is
-resumed goes on as it would have.
+The policy is sampled for questions and votes together with a step's rollouts. Later steps begin by reading verdicts, in
+the order of the queue, up to the first that is not available yet. No step waits for a verdict, and a resumed run
+continues as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest
 
 VERSION = 1
 REASONS = ("parse", "length", "leak", "duplicate", "budget", "invalid", "full")
-"""Why a reply is refused: the pattern or the task's form does not fit; it has too many tokens; it gives away a held-out
-question; the pool has, or has refused, one like it; the validator's budget is spent; the validator refused; the pool is
-at capacity and no prompt in it is further from the target."""
+"""Why a question is refused, in the order of the names: the reply does not match the pattern or the task's form; it has
+too many tokens; it resembles a held-out question; it resembles a question that was seen before; the validator's budget
+is spent; the validator refused it; the pool is full and no prompt in it is farther from the target."""
 WHERE = "augmentation state"
 
 
 @dataclass
 class Candidate:
-    """A new question that waits for its answer. `replies` are the policy's votes, where the validator wants any."""
+    """A new question without an answer yet. `replies` are the policy's votes, if the validator needs any."""
 
     question: str
     parent_id: str
@@ -50,12 +50,13 @@ class Augmenter:
     """Grows `pool`.
 
     Args:
-        config, seed: what to ask for, and the run's seed.
+        config: the quota, the template and the checks.
         task: makes and reads the questions.
-        known: prompts whose questions are taken: those of the task.
+        known: prompts whose questions may not be repeated.
         heldout: further held-out questions, besides those that `task` lists.
-        sampling: temperature and longest response, in tokens, of the requests.
-        longest_prompt: in tokens, of what is asked and of what is made.
+        sampling: temperature, and most new tokens, of the requests.
+        longest_prompt: most tokens of a request and of a new prompt.
+        seed: the run's seed.
     """
 
     def __init__(
@@ -78,14 +79,14 @@ class Augmenter:
         self._known = TextIndex(config.ngram, map(task.question, known))
         self._queued: list[str] = []  # every question that was ever in the queue
         self._queue: deque[Candidate] = deque()
-        self._asked: list[Prompt] = []  # parents, in the order of the last requests
+        self._parents: list[Prompt] = []  # of the last requests, in their order
         self._voting: list[Candidate] = []  # likewise
-        self._requested: list[str] = []  # ids of the last requests' prompts
+        self._request_ids: list[str] = []  # prompt ids of the last requests
         self._counts: Counter[str] = Counter()
         self._outcomes: list[AugmentOutcome] = []
 
     def resolve_pending(self) -> None:
-        """Put the problems whose verdict is known into the pool, in the order of the queue."""
+        """Read the available verdicts, in the order of the queue; problems with an answer enter the pool."""
         while self._queue:
             candidate = self._queue[0]
             verdict = self._validator.verdict(candidate.question, candidate.replies)
@@ -100,53 +101,51 @@ class Augmenter:
             self._conclude(candidate.parent_id, candidate.question, reason, answer=verdict.answer)
 
     def requests(self, drawn: Sequence[Prompt], step: int) -> list[SampleRequest]:
-        """What the policy is to be sampled for together with the rollouts of `step`, whose prompts are `drawn`."""
+        """Requests to sample together with the rollouts of `step`, whose prompts are `drawn`."""
         config, rng = self._config, Random(derive_seed(self._seed, "augment", step))
         frontier = set(self._pool.frontier([prompt.id for prompt in drawn], config.reach))
         parents = [prompt for prompt in drawn if prompt.id in frontier]
         room = max(0, config.max_pending - len(self._queue))
-        self._asked, self._voting, requests = [], [], []
+        self._parents, self._voting, requests = [], [], []
         for parent in rng.sample(parents, min(config.per_step, room, len(parents))):
             self._counts["requested"] += 1
             text = self._fill(parent)
             tokens = tuple(self._task.encode(text))
             if len(tokens) > self._longest_prompt:
-                self._conclude(parent.id, text, "length", f"asking takes {len(tokens)} tokens")
+                self._conclude(parent.id, text, "length", f"the request has {len(tokens)} tokens")
                 continue
-            self._asked.append(parent)
+            self._parents.append(parent)
             requests.append(self._request(Prompt(f"augment/{step}/{parent.id}", text, "", tokens), step, 0))
         for candidate in self._queue:
             if self._validator.votes and not candidate.replies:
                 self._voting.append(candidate)
                 prompt = self._task.prompt(candidate.question, "", candidate.level)
                 requests += [self._request(prompt, step, index) for index in range(self._validator.votes)]
-        self._requested = [request.prompt.id for request in requests]
+        self._request_ids = [request.prompt.id for request in requests]
         return requests
 
     def receive(self, samples: Sequence[Sample]) -> None:
-        """The samples of the last `requests`, in their order. Raises RolloutError when they are of others."""
-        if strange := [
-            s.prompt.id for s, i in zip_longest(samples, self._requested[: len(samples)]) if s.prompt.id != i
-        ]:
-            raise RolloutError(
-                f"a sample of '{strange[0]}', which the last requests did not ask for", where="augmentation"
-            )
-        for parent, sample in zip(self._asked, samples, strict=False):
+        """Read the samples of the last `requests`, in their order. Raises RolloutError for any other sample."""
+        for sample, expected in zip_longest(samples, self._request_ids[: len(samples)]):
+            if sample.prompt.id != expected:
+                what = f"a sample of '{sample.prompt.id}', which is not in the last requests"
+                raise RolloutError(what, where="augmentation")
+        for parent, sample in zip(self._parents, samples, strict=False):
             self._read(parent, sample)
-        replies = [sample.text if sample.finish_reason == "stop" else "" for sample in samples[len(self._asked) :]]
+        replies = [sample.text if sample.finish_reason == "stop" else "" for sample in samples[len(self._parents) :]]
         votes = self._validator.votes
         for i, candidate in enumerate(self._voting):
             candidate.replies = replies[i * votes : (i + 1) * votes]
-        self._asked, self._voting, self._requested = [], [], []
+        self._parents, self._voting, self._request_ids = [], [], []
 
     def outcomes(self) -> list[AugmentOutcome]:
-        """What was concluded since the last call."""
+        """What became of questions since the last call."""
         found, self._outcomes = self._outcomes, []
         return found
 
     def metrics(self) -> dict[str, float]:
-        """Counts since the start of the run: requested, accepted, rejected by reason; `pending` ones wait in the queue,
-        `acceptance` is the share of accepted ones among the concluded.
+        """Counts since the start of the run: requested, accepted, and rejected by reason. `pending` is the length of
+        the queue, `acceptance` is accepted / (accepted + rejected).
         """
         counts, accepted = self._counts, self._counts["accepted"]
         rejected = {f"rejected_{reason}": float(counts[reason]) for reason in REASONS}
@@ -156,12 +155,15 @@ class Augmenter:
         return {f"augment/{name}": float(value) for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What later steps depend on besides the pool, ready for JSON; between `receive` and the next `requests`."""
+        """Everything besides the pool that later steps depend on, ready for JSON.
+
+        Call it after `receive` and before the next `requests`.
+        """
         queue = [asdict(candidate) for candidate in self._queue]
         return {"version": VERSION, "queued": self._queued, "queue": queue, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state`, in a new augmenter; the validator gets the queue again.
+        """Continue from `state`, in a new augmenter, and submit the queue to the validator again.
 
         Raises:
             CheckpointError: another version, or damaged.
@@ -170,9 +172,9 @@ class Augmenter:
             raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE)
         try:
             queue, queued = [_candidate(row) for row in state["queue"]], _texts(state["queued"])
-            counts = Counter({_texts([name])[0]: _whole(count, least=0) for name, count in state["counts"].items()})
-            if strange := {candidate.question for candidate in queue}.difference(queued):
-                raise ValueError(f"'{min(strange)}' waits and was never queued")
+            counts = Counter({_texts([name])[0]: _as_count(count, least=0) for name, count in state["counts"].items()})
+            if unknown := {candidate.question for candidate in queue}.difference(queued):
+                raise ValueError(f"'{min(unknown)}' is in the queue but not in the list of all queued questions")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
         self._counts = counts
@@ -195,7 +197,7 @@ class Augmenter:
         return SampleRequest(prompt, seed, *self._sampling)
 
     def _read(self, parent: Prompt, sample: Sample) -> None:
-        """Queue the question that the reply holds, or refuse it."""
+        """Queue the question in the reply, or refuse it."""
         text = sample.text
         if self._config.template.endswith("{beginning}"):
             text = beginning(self._task.question(parent)) + text
@@ -214,7 +216,7 @@ class Augmenter:
         self._validator.submit(question)
 
     def _check(self, question: str) -> tuple[str, str]:
-        """Why `question` may not join the queue, and the detail; empty when it may."""
+        """Reason and detail why `question` may not join the queue; empty when it may."""
         config = self._config
         if self._task.is_heldout(question):
             return "leak", "held out by the task's rule"
@@ -239,29 +241,29 @@ class Augmenter:
 
 
 def _candidate(row: Mapping[str, Any]) -> Candidate:
-    """Raises TypeError or ValueError when `row` is none."""
+    """Raises TypeError or ValueError when `row` is not a valid candidate."""
     found = Candidate(**row)
     _texts([found.question, found.parent_id])
     _texts(found.replies)
-    _whole(found.level)
+    _as_count(found.level)
     return found
 
 
-def _whole(value: Any, least: float = -math.inf) -> int:
-    """Raises TypeError when `value` is no whole number from `least`."""
+def _as_count(value: Any, least: float = -math.inf) -> int:
+    """Raises TypeError unless `value` is an integer of at least `least`."""
     if type(value) is not int or value < least:
-        raise TypeError(f"{value!r:.60} is no count")
+        raise TypeError(f"{value!r:.60} is not a count")
     return value
 
 
 def _texts(values: Any) -> list[str]:
-    """Raises TypeError when `values` is no list of texts."""
+    """Raises TypeError unless `values` is a list of strings."""
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{values!r:.60} are no texts")
+        raise TypeError(f"{values!r:.60} are not a list of strings")
     return values
 
 
 def beginning(question: str) -> str:
-    """The first half of `question`, back to the end of a word where it has several."""
+    """The first half of `question`, cut at the end of a word if it has several."""
     half = question[: len(question) // 2]
     return half.rpartition(" ")[0] or half

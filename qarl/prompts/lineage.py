@@ -1,7 +1,7 @@
-"""Which prompt was made from which, and what relatives tell about each other.
+"""Which prompt was made from which, and success rates estimated from relatives.
 
-A child made `difficulty` times as hard as its parent is taken to be solved g(v) = v**difficulty of the time when the
-parent is solved v of the time: 1 stays 1, 0 stays 0, difficulty 1 changes nothing, and steps along a path multiply.
+We assume that a child made `difficulty` times as hard as its parent has success rate g(v) = v**difficulty when the
+parent has success rate v. So 1 stays 1, 0 stays 0, difficulty 1 changes nothing; along a path difficulties multiply.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 from qarl.errors import DataError
 
 MAX_DIFFICULTY = 1e3
-"""Of one link; the least is its inverse."""
+"""Largest difficulty of one link; the smallest is its inverse."""
 
 
 def child_rate(parent_rate: float, difficulty: float) -> float:
@@ -22,12 +22,12 @@ def child_rate(parent_rate: float, difficulty: float) -> float:
 
 
 def parent_rate(child_rate: float, difficulty: float) -> float:
-    """The inverse of g: what a child's success rate says of its parent."""
+    """The inverse of g: the success rate expected of a parent."""
     return child_rate ** (1.0 / difficulty)
 
 
 class Forest:
-    """Parents and children by id. Only prompts with a relative are in it; link and remove cost O(relatives)."""
+    """Parents and children by id. It holds only prompts with a relative; link and remove cost O(relatives)."""
 
     def __init__(self) -> None:
         self._parent: dict[str, tuple[str, float]] = {}
@@ -52,7 +52,7 @@ class Forest:
         return self._parent.keys() | self._children.keys()
 
     def link(self, child: str, parent: str, difficulty: float = 1.0) -> None:
-        """Make `child`, which has no parent yet, a child of `parent`; O(1), or O(depth) when it has children.
+        """Make `child` a child of `parent`; O(1), or O(depth) when `child` has children.
 
         Raises:
             DataError: `child` has a parent, `difficulty` is not within its bounds, or the link would close a cycle.
@@ -61,7 +61,7 @@ class Forest:
         if not 1 / MAX_DIFFICULTY <= difficulty <= MAX_DIFFICULTY:  # NaN fails too
             raise DataError(f"difficulty {difficulty} is not within 1/{MAX_DIFFICULTY:g} and {MAX_DIFFICULTY:g}", where)
         if child in self._parent:
-            raise DataError(f"it is a child of '{self._parent[child][0]}' already", where)
+            raise DataError(f"it is already a child of '{self._parent[child][0]}'", where)
         ancestor = parent
         while child in self._children and ancestor != child and ancestor in self._parent:
             ancestor = self._parent[ancestor][0]
@@ -70,7 +70,7 @@ class Forest:
         self._set(child, parent, difficulty)
 
     def remove(self, node: str) -> None:
-        """Prune `node`: its children go to its parent, difficulties multiplied, or become roots."""
+        """Remove `node`. Its children become children of its parent, with difficulties multiplied, or roots."""
         above = self._parent.pop(node, None)
         if above:
             self._drop_child(above[0], node)
@@ -98,9 +98,9 @@ class Forest:
                 continue
             leaves[node] = sum(leaves[child] for child in children)
             weight = {c: leaves[c] if mode == "path" else 1 for c in children}
-            said = {c: parent_rate(result[c], difficulty) for c, difficulty in children.items()}
-            below = fsum(weight[c] * said[c] for c in children) / sum(weight.values())
-            below = min(max(below, min(said.values())), max(said.values()))  # the division may round past them
+            implied = {c: parent_rate(result[c], difficulty) for c, difficulty in children.items()}
+            below = fsum(weight[c] * implied[c] for c in children) / sum(weight.values())
+            below = min(max(below, min(implied.values())), max(implied.values()))  # the division may round past them
             result[node] = (values[node] + below) / 2  # halves would vanish among subnormal numbers
         return result
 

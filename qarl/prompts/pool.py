@@ -66,7 +66,7 @@ class Pool:
         """min(n, eligible) distinct prompts, now in flight; never one that is in flight, cooling or retired.
 
         Fewer than `n`, possibly none, means that the rest of the pool is in flight or rests.
-        Raises DataError, before anything changes, when `n` or `step` is negative, or beyond `LAST_STEP`.
+        Raises DataError, before anything changes, when `n` or `step` is negative or above `LAST_STEP`.
         """
         check_counts(n=n, step=step)
         for last in [last for last in self._waking if last < step]:
@@ -201,15 +201,7 @@ class Pool:
         self._fill(saved.records, saved.cooling, saved.retired)
 
     def metrics(self) -> dict[str, float]:
-        """Counts by state as of the last draw or observe, and how well the draws aim; O(1).
-
-        `success_mean` is over seen prompts (the prior mean while there are none) and `success_hist_K` the share of
-        them with a success rate in [K/10, K/10 + 0.1); `estimated` counts prompts with an estimate but no measurement
-        yet, `augmented_share` is of prompts that are not the task's; `estimate_error` is the mean |estimate - first
-        measurement| in the last observe that had any, `zero_variance_share` the share of groups with equal rewards in
-        the last observe; `frontier_width` is the largest distance to the target among the frontier prompts of the
-        last draw. `unknown_results`, `evicted`, `refused` and `reinserted` count since the start of the run.
-        """
+        """Counts by status after the last call, and the success rates; O(1). docs/prompt_pool.md defines each."""
         stats, gauges, size = self._stats, self._gauges, len(self._records)
         seen = max(stats.seen(), 1)
         values = {
@@ -333,7 +325,7 @@ class Pool:
         self._archive_at(record, max(self._gauges.reinsert_step, 0))
 
     def _archive_at(self, record: Record, step: int) -> None:
-        """When the archive is full, it forgets the longest archived."""
+        """Archive `record`. If that exceeds the archive's capacity, forget the prompt that was archived first."""
         self._archive[record.prompt.id] = Archived(record, step)
         if len(self._archive) > self._config.archive.capacity:
             prompt_id = next(iter(self._archive))
@@ -344,7 +336,7 @@ class Pool:
                 self._forgotten.add(prompt_id)
 
     def _reinsert(self, step: int) -> None:
-        """Try to enter the longest archived prompts, up to the quota; who fails goes to the end of the archive."""
+        """Try to enter the longest archived prompts, up to the quota; a rejected one goes to the end of the archive."""
         config = self._config.archive
         oldest = list(islice(self._archive.values(), config.reinsert_per_step))
         for old in oldest:

@@ -1,4 +1,4 @@
-"""Who finds the answer of a new problem, or refuses it. Nobody here is ever waited for."""
+"""Validators find the answer of a new problem, or refuse the problem. All calls are non-blocking."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from qarl.config.pool import VoteConfig
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of a sound problem; or none, and why."""
+    """The answer of a valid problem; or None, and the reason."""
 
     answer: str | None
     reason: str = ""
 
 
 class Validator(Protocol):
-    """Judges questions; those that wait are told apart by their text."""
+    """Judges questions. A question is identified by its text."""
 
     votes: int
-    """Answers of the policy that it wants with each question."""
+    """How many answers by the policy it needs for each question."""
 
     def submit(self, question: str) -> None:
-        """A question has joined the queue, or was in it when the run was resumed."""
+        """Begin to judge a question that has joined the queue, or was in it when the run was resumed."""
         ...
 
     def verdict(self, question: str, replies: Sequence[str]) -> Verdict | None:
-        """None while it is not known, or `replies`, of which `votes` are wanted, are not there yet."""
+        """None while it is not available. `replies` are the policy's `votes` answers, or empty until they arrive."""
         ...
 
     def close(self) -> None: ...
 
 
 class ProgramCheck:
-    """A program of the task, `solve`, knows the answer of every well-formed question."""
+    """The task's program `solve` computes the answer of every well-formed question."""
 
     votes = 0
 
@@ -55,7 +55,7 @@ class ProgramCheck:
 
 
 class SelfConsistency:
-    """The answer that most of the policy's replies give (arXiv 2203.11171), when enough of them do."""
+    """The most frequent answer of the policy's replies (arXiv 2203.11171), if enough replies give it."""
 
     def __init__(self, config: VoteConfig) -> None:
         self.votes = config.num_samples
@@ -70,7 +70,7 @@ class SelfConsistency:
         answers = [answer for reply in replies if (answer := last_answer(reply, self._config.answer_pattern))]
         if not answers:
             return Verdict(None, "no reply has an answer")
-        answer, count = Counter(answers).most_common(1)[0]  # the first met, when two are as frequent
+        answer, count = Counter(answers).most_common(1)[0]  # on a tie the first
         if count < self._config.threshold * len(replies):
             return Verdict(None, f"the most frequent answer has {count} of {len(replies)} votes")
         return Verdict(answer)

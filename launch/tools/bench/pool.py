@@ -66,7 +66,7 @@ class PoolCost:
 
 
 class ResortPool:
-    """The plain way: at every draw, sort all prompts that are not in flight by distance to the target."""
+    """The baseline: at every draw, sort all prompts that are not in flight by distance to the target."""
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self._prompts = {prompt.id: prompt for prompt in prompts}
@@ -86,9 +86,9 @@ class ResortPool:
 
 
 def measure(sizes: Sequence[int], batch: int, steps: int) -> Iterator[PoolCost]:
-    """One line per size and way of drawing, as soon as it is known.
+    """One line per size and strategy, as soon as it is known.
 
-    Every prompt has been seen once before the clock starts: then all are in the heaps, the costliest state.
+    Every prompt has been seen once before the clock starts: then all are in the sorted lists, the costliest state.
 
     Args:
         sizes: prompts in the pool.

@@ -88,7 +88,7 @@ def test_samples_of_other_requests_are_refused() -> None:
     case = sorting_case("6543", "1212")
     early = case.ask(step=1)
     late = case.ask(step=2)
-    with pytest.raises(RolloutError, match=r"a sample of 'augment/1/sorting/\d+', which the last requests did not"):
+    with pytest.raises(RolloutError, match=r"a sample of 'augment/1/sorting/\d+', which is not in the last requests"):
         case.augmenter.receive([reply(request, "71") for request in early])
     case.augmenter.receive([reply(request, "71") for request in late])
     with pytest.raises(RolloutError, match="a sample of 'augment/2"):
@@ -167,7 +167,7 @@ def test_too_long_to_ask_and_too_long_to_use() -> None:
     case = story_case(longest=len(STORY) + 50)
     assert case.ask() == []
     (outcome,) = case.augmenter.outcomes()
-    assert (outcome.reason, outcome.detail[:13]) == ("length", "asking takes ")
+    assert (outcome.reason, outcome.detail[:16]) == ("length", "the request has ")
     short = story_case(config={"template": "{question}"}, longest=len(STORY) + 10)
     (outcome,) = short.read(tagged(OTHER + " Give it in miles and then say it in kilometres."))
     assert outcome.reason == "length"
@@ -284,13 +284,13 @@ def test_a_resumed_validator_gets_the_queue_again() -> None:
         ({"queued": None}, "damaged"),
         ({"counts": 3}, "damaged"),
         ({"counts": {"accepted": "many"}}, "damaged"),
-        ({"counts": {"accepted": -1}}, "-1 is no count"),
-        ({"counts": {"accepted": math.inf}}, "inf is no count"),
-        ({"queued": "abc"}, "'abc' are no texts"),
-        ({"queue": [{"question": "5", "parent_id": "", "level": "1"}]}, "'1' is no count"),
-        ({"queue": [{"question": "5", "parent_id": "", "level": 1}]}, "'5' waits and was never queued"),
-        ({"queue": [{"question": 5, "parent_id": "", "level": 1}]}, "no texts"),
-        ({"queue": [{"question": "5", "parent_id": "", "level": 1, "replies": "5"}]}, "no texts"),
+        ({"counts": {"accepted": -1}}, "-1 is not a count"),
+        ({"counts": {"accepted": math.inf}}, "inf is not a count"),
+        ({"queued": "abc"}, "'abc' are not a list of strings"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": "1"}]}, "'1' is not a count"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": 1}]}, "'5' is in the queue but not in"),
+        ({"queue": [{"question": 5, "parent_id": "", "level": 1}]}, "not a list of strings"),
+        ({"queue": [{"question": "5", "parent_id": "", "level": 1, "replies": "5"}]}, "not a list of strings"),
     ],
 )
 def test_a_foreign_state_is_refused(change: dict[str, Any], message: str) -> None:
