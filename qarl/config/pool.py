@@ -173,7 +173,7 @@ class PoolConfig(Node):
     to the median of the last rewards, as HeaPA published. `prioritised`: at random, more often the nearer to `target`.
     `easy_to_hard`: passes over the data, each by level and then by success rate."""
     target: Fraction = 0.5
-    """Target success rate: where the two heaps meet."""
+    """Target success rate: prompts near it are drawn."""
     exploration: Fraction = 0.25
     """Share of a draw kept for unseen and stale prompts, rounded to whole prompts."""
     cooldown_steps: Count = 2
