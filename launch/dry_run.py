@@ -56,7 +56,7 @@ def describe(config: Config, machine: Machine) -> Iterator[str]:
     for scheme in schemes_of(config.rollout):
         engine = ", ".join(engine_kernels(scheme, device)) or "full precision"
         learner = learner_kernel(config, scheme, device)
-        yield f"scheme: {scheme.label}, engine kernels {engine}, learner kernel {learner}"
+        yield f"scheme: {scheme.label}, engine kernels {engine}, learner kernel {learner.kind if learner else 'dense'}"
     for role, actors in zip(("rollout worker", "learner rank"), bundles(config, device), strict=True):
         for number, bundle in enumerate(actors):
             yield f"{role} {number}: " + ", ".join(f"{count:g} {kind}" for kind, count in bundle.items())

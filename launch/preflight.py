@@ -24,8 +24,9 @@ from qarl.errors import ConfigError, ModelError, QarlError, ResourceError, Usage
 from qarl.hooks import check_call, load_function
 from qarl.numerics.profile import apply_profile
 from qarl.quant.experts import check_engine
-from qarl.quant.formats import check_processor, engine_kernels
-from qarl.quant.kernels import kernel_kind
+from qarl.quant.format import LearnerKernel
+from qarl.quant.formats import check_processor, engine_kernels, format_of
+from qarl.quant.kernels import find_kernel
 from qarl.quant.linear import covered_linears
 from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import QuantScheme
@@ -159,12 +160,12 @@ def check_numerics(config: Config, model: Any, device: str) -> None:
     apply_profile(model, numerics, torch.device(device))
 
 
-def learner_kernel(config: Config, scheme: QuantScheme, device: str) -> str:
-    """The kind of the learner's GEMM in `scheme`. Raises KernelError: there is none."""
+def learner_kernel(config: Config, scheme: QuantScheme, device: str) -> LearnerKernel | None:
+    """The learner's GEMM in `scheme`; None for the dense one. Raises KernelError: there is none."""
     if not (scheme.quantizes and config.learner.aligned):
-        return "dense"
+        return None
     kind = kernel_of(config, numerics_of(config, device), device)
-    return kernel_kind(scheme, device, getattr(torch, config.model.dtype), kind)
+    return find_kernel(format_of(scheme), device, getattr(torch, config.model.dtype), kind)
 
 
 def model_config(config: Config) -> Any:

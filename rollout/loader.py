@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qarl.quant.formats import format_of
 from qarl.quant.scheme import QuantScheme
 from qarl.weights.source import Bucket, WeightSource
 from rollout.read_back import read_back
@@ -55,11 +56,9 @@ class WeightLoader:
 
 
 def engine_names(tensors: Iterator[tuple[str, Tensor]], scheme: QuantScheme) -> Iterator[tuple[str, Tensor]]:
-    """`tensors` with the names that the engine's reload expects.
-
-    vLLM registers a W4A8 weight under two names: loading a model folder fills both at once, a reload each by itself.
-    """
+    """`tensors` with the names that the engine's reload expects: some weights need two (`Format.reload_alias`)."""
+    alias = format_of(scheme).reload_alias if scheme.quantizes else ""
     for name, tensor in tensors:
         yield name, tensor
-        if scheme.name == "w4a8" and tensor.dtype == torch.int8:
-            yield f"{name}_packed", tensor
+        if alias and tensor.dtype == torch.int8:
+            yield f"{name}{alias}", tensor

@@ -135,7 +135,7 @@ def _learner_linear(part: dict[str, Tensor], scheme: QuantScheme, x_MK: Tensor) 
     if not scheme.quantizes:
         return F.linear(x_MK, part["weight"], bias)
     kind: KernelKind = "auto" if x_MK.device.type == "cpu" else "reference"
-    kernel = choose_kernel(scheme, format_of(scheme), x_MK.device, x_MK.dtype, kind)
+    kernel = choose_kernel(format_of(scheme), x_MK.device, x_MK.dtype, kind)
     quantized = {kind: tensor for kind, tensor in part.items() if kind != "bias"}
     return kernel.forward(x_MK, kernel.prepare(quantized, bias))
 

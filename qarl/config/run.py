@@ -22,6 +22,7 @@ from qarl.config.objective import ObjectiveConfig, TBPOConfig
 from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
 from qarl.config.pool import PoolConfig
 from qarl.config.task import TaskConfig
+from qarl.quant.scheme import TRAITS
 
 
 class RunConfig(Node):
@@ -263,9 +264,8 @@ class Config(Node):
 
     @model_validator(mode="after")
     def _batch_invariance_reaches_the_kernel(self) -> Config:
-        schemes = [self.rollout.scheme, *(stage.scheme for stage in self.rollout.schedule)]
-        for scheme in schemes:
-            if self.rollout.batch_invariant and scheme in ("w4a16", "mxfp4a16", "nvfp4a16"):
+        for scheme in (self.rollout.scheme, *(stage.scheme for stage in self.rollout.schedule)):
+            if self.rollout.batch_invariant and not TRAITS[scheme].batch_invariant:
                 raise ValueError(
                     f"rollout.batch_invariant: vLLM's mode does not reach its {scheme} kernels, whose sums depend on "
                     "the batch; use w8a8_int8 or none as rollout.scheme"

@@ -16,7 +16,8 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from qarl.errors import ConfigError, KernelError
 from qarl.numerics import engine_ops, processor
 from qarl.numerics.moe import Experts
-from qarl.quant.formats import Quantized, format_of
+from qarl.quant.format import Quantized
+from qarl.quant.formats import format_of
 from qarl.quant.kernels import StraightThrough, choose_kernel
 from qarl.quant.scheme import KernelKind, QuantScheme
 
@@ -64,7 +65,7 @@ def check_engine(scheme: QuantScheme, config: dict[str, Any], dtype: str, device
     if not scheme.quantizes or "moe_intermediate_size" not in config:
         return
     lacks = " without AVX-512" if device == "cpu" and not processor.has_avx512() else ""
-    low_bit = device in format_of(scheme).engine_experts and (device != "cpu" or (dtype == "bfloat16" and not lacks))
+    low_bit = format_of(scheme).runs_experts(device, getattr(torch, dtype), avx512=not lacks)
     step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers", ())
     layers = [i for i in range(config["num_hidden_layers"]) if (i + 1) % step == 0 and i not in dense]
     if not low_bit and any(scheme.covers(f"model.layers.{i}.mlp.experts.0.{part}") for i in layers for part in PARTS):
@@ -101,20 +102,19 @@ class QuantizedExperts(Experts):
         """Compute in `scheme` from now on. Raises KernelError as the constructor."""
         device, dtype = self.down_proj.device, self.down_proj.dtype
         self.format_ = format_of(scheme)
-        has_op = device.type == "cpu" and dtype == torch.bfloat16 and "cpu" in self.format_.engine_experts
-        if has_op and not processor.has_avx512():
-            if kind == "engine":
-                raise KernelError(
-                    f"no 'engine' kernel for experts in {scheme.name} on cpu without AVX-512",
-                    where="learner.kernel",
-                    mend="set it to 'auto' or 'torch'",
-                )
-            has_op = False
+        on_cpu, avx512 = device.type == "cpu", processor.has_avx512()
+        has_op = on_cpu and self.format_.runs_experts("cpu", dtype, avx512)
+        if kind == "engine" and on_cpu and not has_op and self.format_.runs_experts("cpu", dtype, avx512=True):
+            raise KernelError(
+                f"no 'engine' kernel for experts in {scheme.name} on cpu without AVX-512",
+                where="learner.kernel",
+                mend="set it to 'auto' or 'torch'",
+            )
         self.engine = has_op and kind in ("auto", "engine") and engine_ops.available()
         low_bit_input = self.format_.activation_bits < 16  # weight-only kernels take the model's dtype
-        self.wide = torch.float32 if device.type == "cpu" and low_bit_input else dtype
+        self.wide = torch.float32 if on_cpu and low_bit_input else dtype
         # Beside the engine's op, which has no backward, torch's kernel of the same grid needs no layout of its own.
-        self.kernel = choose_kernel(scheme, self.format_, device, self.wide, "torch" if self.engine else kind)
+        self.kernel = choose_kernel(self.format_, device, self.wide, "torch" if self.engine else kind)
         self.requantize()
 
     def parts(self) -> dict[str, Quantized]:

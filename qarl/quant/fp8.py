@@ -16,6 +16,7 @@ from qarl.quant.int8 import finite_amax
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0
 BLOCK = 128  # side of a weight block, and activations that share a scale with it
+CUDA_MULTIPLE = 16  # of K and N in torch's GEMM
 SMALLEST_ACTIVATION_SCALE = 1.0 / (LARGEST * 512.0)  # the engine's
 
 
@@ -124,25 +125,11 @@ def block_forward_cuda(x_MK: Tensor, q_NK: Tensor, scale_CB: Tensor, bias_N: Ten
     return y_MN if bias_N is None else y_MN + bias_N
 
 
-def check_cuda(scheme: str, capability: tuple[int, int], dtype: torch.dtype) -> None:
-    """Raises KernelError when a GPU of this compute capability has no fp8 GEMM for `scheme`, or none for `dtype`."""
-    fits, needed = (capability == (9, 0), "9.0") if scheme == "fp8_block" else (capability >= (8, 9), "8.9 or more")
-    if not fits:
-        raise KernelError(
-            f"torch's {scheme} kernel needs a GPU of compute capability {needed}, this one has "
-            f"{capability[0]}.{capability[1]}",
-            where="rollout.scheme",
-            mend=f"take {'w8a8_int8 or w4a16' if capability < (8, 9) else 'fp8_channel'} there",
-        )
-    if dtype != torch.bfloat16:
-        raise KernelError(f"torch's {scheme} kernel on cuda computes in bfloat16", mend="set model.dtype=bfloat16")
-
-
-def check_cuda_shape(scheme: str, q_NK: Tensor) -> None:
+def check_cuda_shape(q_NK: Tensor) -> None:
     """Raises KernelError for a shape that torch's fp8 GEMM on CUDA does not take."""
     n, k = q_NK.shape
-    if n % 16 or k % 16:
+    if n % CUDA_MULTIPLE or k % CUDA_MULTIPLE:
         raise KernelError(
-            f"torch's {scheme} kernel on cuda needs K and N divisible by 16, got K={k} N={n}",
+            f"torch's fp8 GEMM on cuda needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}",
             mend="add the layer to rollout.ignore",
         )

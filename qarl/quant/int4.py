@@ -12,6 +12,7 @@ from qarl.errors import KernelError
 from qarl.quant.int8 import finite_amax
 
 HALF_RANGE = 7.5  # (7 - -8) / 2: compressed-tensors' symmetric int4 grid; GPTQ-style quantizers divide by 7
+CPU_MULTIPLE = 32  # of K and N in the engine's CPU kernel
 NIBBLES = 8  # int4 values of one int32
 
 
@@ -77,9 +78,9 @@ def round_activation(x_MK: Tensor) -> Tensor:
 def engine_w4a16_layout(q_NK: Tensor) -> Tensor:
     """The weight as vLLM's CPU kernel reads it: blocks of 16 output channels, nibbles along the outputs."""
     n, k = q_NK.shape
-    if n % 32 or k % 32:
+    if n % CPU_MULTIPLE or k % CPU_MULTIPLE:
         raise KernelError(
-            f"the CPU W4A16 kernel needs N and K divisible by 32, got N={n} K={k}",
+            f"the CPU W4A16 kernel needs N and K divisible by {CPU_MULTIPLE}, got N={n} K={k}",
             mend="add the layer to rollout.ignore",
         )
     return pack(q_NK.t().contiguous()).view(k, -1, 16 // NIBBLES).permute(1, 0, 2).reshape(-1, k * 2).contiguous()

@@ -14,6 +14,7 @@ from qarl.numerics import processor
 EXACT_K = 1024
 """Products of int8 that float32 adds exactly, in any order: 1024 x 128 x 128 = 2^24."""
 WEIGHT_HALF_RANGE = 127.5  # (127 - -128) / 2: compressed-tensors' symmetric int8 grid
+CUDA_MULTIPLE = 8  # of K and N in torch's GEMM
 ACTIVATION_MAX = 127.0  # the engine's dynamic activation grid is -127..127
 
 
@@ -70,9 +71,10 @@ def int8_gemm(q_x_MK: Tensor, q_w_NK: Tensor) -> Tensor:
     m, k = q_x_MK.shape
     n = q_w_NK.shape[0]
     if q_x_MK.device.type == "cuda":
-        if k % 8 or n % 8:
+        if k % CUDA_MULTIPLE or n % CUDA_MULTIPLE:
             raise KernelError(
-                f"CUDA int8 GEMM needs K and N divisible by 8, got K={k} N={n}", mend="add the layer to rollout.ignore"
+                f"CUDA int8 GEMM needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}",
+                mend="add the layer to rollout.ignore",
             )
         if m <= 16:  # cuBLASLt refuses fewer rows than 17; zero rows change nothing.
             padded = q_x_MK.new_zeros(17, k)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from qarl.errors import ConfigError, KernelError
 from qarl.quant.experts import QuantizedExperts, covers_experts, expert_stacks, expert_weights
-from qarl.quant.formats import Format, Quantized, format_of
+from qarl.quant.format import Format, Kernel, Quantized
+from qarl.quant.formats import format_of
 from qarl.quant.int8 import finite_amax
-from qarl.quant.kernels import Kernel, StraightThrough, choose_kernel
-from qarl.quant.scheme import GROUPED, KernelKind, QuantScheme
+from qarl.quant.kernels import StraightThrough, choose_kernel
+from qarl.quant.scheme import KernelKind, QuantScheme
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
 """Makes sharded parameters whole within its context (ZeRO-3)."""
@@ -91,7 +92,7 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
         return []
     format_ = format_of(scheme)
     some = next(model.parameters())
-    chosen = choose_kernel(scheme, format_, some.device, some.dtype, kernel)
+    chosen = choose_kernel(format_, some.device, some.dtype, kernel)
     for name, module in covered.items():
         aligned: nn.Module
         if isinstance(module, nn.Linear):
@@ -140,7 +141,7 @@ def switch_scheme(
     format_ = format_of(scheme)
     for _, module in quantized_linears(model):
         module.format_ = format_
-        module.kernel = choose_kernel(scheme, format_, module.weight.device, module.weight.dtype, kernel)
+        module.kernel = choose_kernel(format_, module.weight.device, module.weight.dtype, kernel)
     for experts in quantized_experts(model):
         experts.switch(scheme, kernel)
     requantize(model, gather)
@@ -160,7 +161,7 @@ def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, format
         (n, format_.n_multiple if name != fused[-1] else 1, "output"),
     ):
         if features % multiple:
-            mend = ", or set a rollout.group_size that divides it" if scheme.name in GROUPED else ""
+            mend = ", or set a rollout.group_size that divides it" if scheme.grouped else ""
             raise ConfigError(
                 f"{scheme.name} needs {side} features divisible by {multiple}, {name} has {features}",
                 where="rollout.scheme",

@@ -40,7 +40,8 @@ class Parity:
 
 def processor_note(schemes: Sequence[QuantScheme], device: torch.device) -> str:
     """One sentence where the engine's arithmetic in one of `schemes` is this processor's own; empty elsewhere."""
-    if device.type != "cpu" or processor.has_vnni() or not any(scheme.name == "w8a8_int8" for scheme in schemes):
+    saturates = any(format_of(scheme).saturates_without_vnni for scheme in schemes if scheme.quantizes)
+    if device.type != "cpu" or processor.has_vnni() or not saturates:
         return ""
     return (
         "no VNNI on this processor: the engine's W8A8 sums saturate; the engine kernel of the learner follows bit for "
@@ -65,8 +66,8 @@ def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: K
     head: list[tuple[Tensor, Tensor]] = []
     if scheme.quantizes:
         format_, cpu = format_of(scheme), torch.device("cpu")
-        ours = choose_kernel(scheme, format_, cpu, dtype, kernel)
-        theirs = choose_kernel(scheme, format_, cpu, dtype)
+        ours = choose_kernel(format_, cpu, dtype, kernel)
+        theirs = choose_kernel(format_, cpu, dtype)
         for k, n in ((hidden, inner), (inner, hidden)):
             quantized = format_.quantize(random(n, k).to(dtype))
             our_weight, their_weight = ours.prepare(quantized, None), theirs.prepare(quantized, None)

@@ -1,4 +1,7 @@
-"""How a model is quantized. The learner's forward, publication, the engine's config and export all derive from here."""
+"""Which layers are quantized in which format. The forward, publication, the engine's config and export follow it.
+
+Imports no torch: the configuration is built on it.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,40 @@ FloatScheme = Literal["fp8_tensor", "fp8_channel", "fp8_block", "mxfp4a16", "mxf
 SchemeName = Literal[IntScheme, FloatScheme, "none"]
 KernelKind = Literal["auto", "engine", "torch", "triton", "reference"]
 
-GROUPED = ("w4a16", "w4a8")
-"""Schemes whose scales belong to groups of `group_size` input features."""
+Arithmetic = Literal["fp32", "bf16", "int8", "fp8", "fp4", "weight_only", "w4a8"]
+"""What a GEMM computes in. `weight_only`: low-bit weights, expanded to bfloat16 within. `w4a8`: int4 by int8."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the configuration needs to know of a format, without torch; `qarl.quant.formats` has the rest."""
+
+    grouped: bool = False
+    """Its scales belong to groups of `group_size` input features."""
+    batch_invariant: bool = True
+    """vLLM's batch-invariant mode reaches its GPU kernels. It does not reach Marlin, whose sums depend on the batch."""
+
+
+TRAITS: dict[SchemeName, Traits] = {
+    "none": Traits(),
+    "w8a8_int8": Traits(),
+    "w4a16": Traits(grouped=True, batch_invariant=False),
+    "w4a8": Traits(grouped=True),
+    "fp8_tensor": Traits(),
+    "fp8_channel": Traits(),
+    "fp8_block": Traits(),
+    "mxfp4a16": Traits(batch_invariant=False),
+    "mxfp4": Traits(),
+    "nvfp4a16": Traits(batch_invariant=False),
+    "nvfp4": Traits(),
+}
 FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
     "routed_experts": ("0.gate_proj", "0.up_proj", "0.down_proj"),
 }
 """The engine's fused layers, and the model's linear layers that they hold: siblings are quantized alike. The engine
-tells by its first expert whether experts are quantized."""
+looks at its first expert to see whether experts are quantized."""
 ROUTER = r"re:.*\.mlp\.gate$"
 """The router of a mixture of experts is never quantized: in the engine it is a linear layer like others."""
 
@@ -52,12 +80,16 @@ class QuantScheme:
 
     @property
     def label(self) -> str:
-        """Short name with all that tells it from other schemes but the ignored layers: `w4a16-g128`."""
-        return f"{self.name}-g{self.group_size}" if self.name in GROUPED else self.name
+        """Name and, where scales are grouped, group size: `w4a16-g128`. Ignored layers are not part of it."""
+        return f"{self.name}-g{self.group_size}" if self.grouped else self.name
 
     @property
     def quantizes(self) -> bool:
         return self.name != "none"
+
+    @property
+    def grouped(self) -> bool:
+        return TRAITS[self.name].grouped
 
     def covers(self, module: str) -> bool:
         """Whether the linear layer called `module` is quantized."""

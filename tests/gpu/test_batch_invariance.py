@@ -24,7 +24,7 @@ def test_low_bit_linear(scheme: QuantScheme, k: int, n: int, bias: bool, cuda: t
     weight_NK = torch.randn(n, k, generator=generator, device=cuda).bfloat16()
     bias_N = torch.randn(n, generator=generator, device=cuda).bfloat16() if bias else None
     format_ = format_of(scheme)
-    kernel = choose_kernel(scheme, format_, cuda, torch.bfloat16)
+    kernel = choose_kernel(format_, cuda, torch.bfloat16)
     prepared = kernel.prepare(format_.quantize(weight_NK), bias_N)
     whole_MN = kernel.forward(x_MK, prepared)
     for rows in (slice(0, 1), slice(999, 1000), slice(3, 20), slice(100, 228), slice(5, 700)):

@@ -23,14 +23,14 @@ KERNELS: list[SchemeName] = ["fp8_tensor", "fp8_channel", "fp8_block", "mxfp4a16
 def layer_of(name: SchemeName, inputs: int, outputs: int, bias: bool, cuda: torch.device) -> QuantizedLinear:
     """An aligned layer; skips where the device has no such kernel, once the error has said so."""
     torch.manual_seed(0)
-    scheme, format_ = QuantScheme(name), format_of(QuantScheme(name))
+    format_ = format_of(QuantScheme(name))
     capability = torch.cuda.get_device_capability()
     if capability != (9, 0) if name == "fp8_block" else name.startswith("fp8") and capability < (8, 9):
         with pytest.raises(KernelError, match=f"this one has {capability[0]}.{capability[1]}"):
-            choose_kernel(scheme, format_, cuda, torch.bfloat16)
+            choose_kernel(format_, cuda, torch.bfloat16)
         pytest.skip(f"{name} has no kernel on this device")
     linear = nn.Linear(inputs, outputs, bias=bias).bfloat16().to(cuda)
-    return QuantizedLinear(linear, "layer", format_, choose_kernel(scheme, format_, cuda, torch.bfloat16))
+    return QuantizedLinear(linear, "layer", format_, choose_kernel(format_, cuda, torch.bfloat16))
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -20,7 +20,7 @@ KINDS: tuple[KernelKind, ...] = ("triton", "torch")
 
 def kernel_of(kind: KernelKind, group: int, device: torch.device) -> Kernel:
     scheme = QuantScheme("w4a16", group_size=group)
-    return choose_kernel(scheme, format_of(scheme), device, torch.bfloat16, kind)
+    return choose_kernel(format_of(scheme), device, torch.bfloat16, kind)
 
 
 def random(*shape: int, device: torch.device) -> Tensor:
@@ -91,6 +91,6 @@ def test_gradient_is_straight_through(kind: KernelKind, cuda: torch.device) -> N
 
 def test_the_choice_is_triton_and_bfloat16(cuda: torch.device) -> None:
     scheme = QuantScheme("w4a16")
-    assert choose_kernel(scheme, format_of(scheme), cuda, torch.bfloat16).name == "triton W4A16"
+    assert choose_kernel(format_of(scheme), cuda, torch.bfloat16).name == "triton W4A16"
     with pytest.raises(KernelError, match="computes in bfloat16"):
-        choose_kernel(scheme, format_of(scheme), cuda, torch.float32)
+        choose_kernel(format_of(scheme), cuda, torch.float32)

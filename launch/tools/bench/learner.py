@@ -82,7 +82,7 @@ def _linears(hidden: Sequence[int]) -> Iterator[Case]:
     """Single W8A8 layers beside the bfloat16 layer that they stand for, and what is done once per optimizer step."""
     scheme = QuantScheme("w8a8_int8", ())
     format_ = format_of(scheme)
-    kernels = [choose_kernel(scheme, format_, CPU, torch.bfloat16, kind) for kind in KINDS]
+    kernels = [choose_kernel(format_, CPU, torch.bfloat16, kind) for kind in KINDS]
 
     def prepare(kernel: Kernel, weight_NK: Tensor) -> None:
         kernel.prepare(format_.quantize(weight_NK), None)

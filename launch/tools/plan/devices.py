@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qarl.errors import ConfigError
-
-Arithmetic = Literal["fp32", "bf16", "int8", "fp8", "fp4", "weight_only", "w4a8"]
-"""What a GEMM computes in. `weight_only`: low-bit weights, expanded to bfloat16 within. `w4a8`: int4 by int8."""
+from qarl.quant.scheme import Arithmetic
 
 TERA, GIGA, MIB = 1e12, 1e9, 2**20
 

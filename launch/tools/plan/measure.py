@@ -10,12 +10,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from launch.tools.plan.devices import Arithmetic, Device
-from launch.tools.plan.formats import LEARNER_KERNELS
+from launch.tools.plan.devices import Device
 from qarl.errors import KernelError
-from qarl.quant.formats import format_of
-from qarl.quant.kernels import choose_kernel, low_bit_kernels
-from qarl.quant.scheme import QuantScheme
+from qarl.quant.formats import FORMATS
+from qarl.quant.kernels import choose_kernel
+from qarl.quant.scheme import Arithmetic
 
 TOKENS, FEATURES = 256, 4096
 """Shape of a measured GEMM: [TOKENS, FEATURES] by [FEATURES, FEATURES]."""
@@ -64,14 +63,13 @@ def _rates(where: torch.device, seconds: float) -> dict[Arithmetic, float]:
         "fp32": flops / _best(lambda: torch.nn.functional.linear(x_MK, weight_NK), where, seconds),
         "bf16": flops / _best(lambda: torch.nn.functional.linear(x_half, half), where, seconds),
     }
-    for name, kind in low_bit_kernels(where.type):
-        arithmetic = LEARNER_KERNELS[name, kind, where.type].arithmetic
-        if arithmetic is None or arithmetic in rates:
+    pairs = [(format_, kernel) for format_ in FORMATS.values() for kernel in format_.learner_kernels]
+    for format_, low_bit in pairs:
+        arithmetic = low_bit.arithmetic
+        if low_bit.device != where.type or arithmetic is None or arithmetic in rates:
             continue
-        scheme = QuantScheme(name)
-        format_ = format_of(scheme)
         try:
-            kernel = choose_kernel(scheme, format_, where, torch.bfloat16, kind)
+            kernel = choose_kernel(format_, where, torch.bfloat16, low_bit.kind)
         except KernelError:
             continue  # not on this machine: the plan says so of every layer
         prepared = kernel.prepare(format_.quantize(half), None)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.tools.plan.formats import PlanFormat
 from launch.tools.plan.shapes import Matrix, Shapes
+from qarl.quant.format import Format
 
 BUCKET = 500_000_000
 """Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`), allocated whole however small the model."""
@@ -21,10 +21,10 @@ class Variant:
     """A model in one format: `format_` for the matrices named in `quantized`, the model's dtype for all else."""
 
     shapes: Shapes
-    format_: PlanFormat | None = None
+    format_: Format | None = None
     quantized: frozenset[str] = frozenset()
 
-    def format_of(self, matrix: Matrix) -> PlanFormat | None:
+    def format_of(self, matrix: Matrix) -> Format | None:
         return self.format_ if matrix.name in self.quantized else None
 
     def copy_bytes(self, matrix: Matrix) -> int:
@@ -55,7 +55,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Learner:
+class LearnerMemory:
     """Bytes of one rank. The peak is either in the backward pass or in the optimizer's step."""
 
     weights: int
@@ -95,7 +95,7 @@ def learner_memory(
     activations: int,
     logits: int,
     foreach: bool,
-) -> Learner:
+) -> LearnerMemory:
     """Bytes of one rank under DeepSpeed 0.19 with AdamW and float32 gradient accumulation.
 
     | dtype    | stage | weights | masters | Adam | gradients |
@@ -115,7 +115,7 @@ def learner_memory(
     share = -(-p // ranks)
     whole = 4 * p + (2 * p if b == 2 else 0)
     plain = zero_stage == 0
-    return Learner(
+    return LearnerMemory(
         weights=b * (share if zero_stage == 3 else p),
         masters=0 if plain else 4 * share,
         gradients=whole if zero_stage < 2 else 4 * share,
@@ -155,7 +155,7 @@ def logits_bytes(shapes: Shapes, response_tokens: int) -> int:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineMemory:
     """Bytes of one engine, and what its KV cache holds."""
 
     weights: int

@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 import torch
 
-from launch.preflight import Machine, check_numerics, scheme_faults, setting_faults
+from launch.preflight import Machine, check_numerics, learner_kernel, scheme_faults, setting_faults
 from launch.tools.plan import speed
 from launch.tools.plan.devices import Device
-from launch.tools.plan.formats import LEARNER_KERNELS, REFERENCE, LearnerKernel, plan_format
+from launch.tools.plan.layers import layer_rows
 from launch.tools.plan.memory import (
-    Engine,
-    Learner,
+    EngineMemory,
+    LearnerMemory,
     Variant,
     activation_bytes,
     learner_memory,
@@ -26,16 +26,16 @@ from launch.tools.plan.memory import (
     quantized_bytes,
     working_bytes,
 )
-from launch.tools.plan.result import Estimate, LayerRow, Plan, Times
-from launch.tools.plan.shapes import Matrix, meta_model, shapes_of
-from qarl.config.derived import kernel_of, numerics_of
+from launch.tools.plan.result import Estimate, Plan, Times
+from launch.tools.plan.shapes import meta_model, shapes_of
+from qarl.config.derived import numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
 from qarl.numerics.engine_ops import BLOCK_SIZE
-from qarl.quant.fp8 import check_cuda
-from qarl.quant.kernels import kernel_kind
-from qarl.quant.scheme import QuantScheme, SchemeName
+from qarl.quant.formats import format_of
+from qarl.quant.kernels import check_capability
+from qarl.quant.scheme import Arithmetic, QuantScheme, SchemeName
 from trainer.loop import PROBE_PROMPTS, PROBE_TOKENS
 
 GIB = 2**30
@@ -55,7 +55,10 @@ class Gemm:
     """What the learner's forward runs quantized layers with; `fault` says why nothing can."""
 
     name: str
-    kernel: LearnerKernel
+    arithmetic: Arithmetic | None = None
+    """None for the model's dtype."""
+    prepared_bits: int = 0
+    rounding_bytes: tuple[int, int] = (0, 0)
     fault: str = ""
 
 
@@ -117,7 +120,7 @@ class _Planner:
             active_parameters=shapes.active_parameters,
             prompt_tokens=self._load.prompt_tokens,
             response_tokens=self._load.response_tokens,
-            layers=self._layers(scheme),
+            layers=layer_rows(self._variant(scheme), self._device),
             learner=learner,
             learner_budget=self._learner_budget,
             zero_stage=config.learner.zero_stage,
@@ -136,42 +139,22 @@ class _Planner:
         if not scheme.quantizes:
             return Variant(self._shapes)
         covered = frozenset(m.name for m in self._shapes.matrices if scheme.covers(m.name))
-        return Variant(self._shapes, plan_format(scheme.name, scheme.group_size), covered)
+        return Variant(self._shapes, format_of(scheme), covered)
 
     def _gemm(self, scheme: QuantScheme) -> Gemm:
         """The learner's kernel in `scheme`; the dense one where it does not quantize."""
-        dense = LearnerKernel(None)
-        if not (scheme.quantizes and self._config.learner.aligned):
-            return Gemm("dense", dense)
-        device, dtype = self._device, getattr(torch, self._config.model.dtype)
         try:
-            kind = kernel_kind(scheme, device.kind, dtype, kernel_of(self._config, self._numerics, device.kind))
-            if scheme.name.startswith("fp8") and kind != "reference" and self._on_cuda:
-                check_cuda(scheme.name, divmod(device.capability, 10), dtype)
+            kernel = learner_kernel(self._config, scheme, self._device.kind)
+            if kernel is None:
+                return Gemm("dense")
+            check_capability(scheme.name, kernel, self._device.capability)
         except KernelError as error:
-            return Gemm("none", dense, str(error))
-        kernel = REFERENCE if kind == "reference" else LEARNER_KERNELS[scheme.name, kind, device.kind]
-        return Gemm(kind, kernel)
-
-    def _layers(self, scheme: QuantScheme) -> list[LayerRow]:
-        variant = self._variant(scheme)
-        groups: dict[tuple[str, int, int, bool], list[Matrix]] = {}
-        for matrix in self._shapes.matrices:
-            low = variant.format_of(matrix) is not None
-            groups.setdefault((matrix.pattern, matrix.n, matrix.k, low), []).append(matrix)
-        return [self._row(pattern, n, k, group, variant) for (pattern, n, k, _), group in groups.items()]
-
-    def _row(self, pattern: str, n: int, k: int, group: list[Matrix], variant: Variant) -> LayerRow:
-        format_, count = variant.format_of(group[0]), sum(matrix.copies for matrix in group)
-        if format_ is None:
-            return LayerRow(pattern, count, n, k, False, "", "")
-        fault = format_.fault(self._device, n, k)
-        kernel = format_.expert_method if count > len(group) else format_.engine_kernel(self._device, n, k)
-        return LayerRow(pattern, count, n, k, True, "" if fault else kernel, fault)
+            return Gemm("none", fault=str(error))
+        return Gemm(kernel.kind, kernel.arithmetic, kernel.prepared_bits, kernel.rounding_bytes)
 
     def _scheme_fault(self, scheme: QuantScheme) -> str:
         """Why learner or engine cannot compute in `scheme`; empty when they can."""
-        for row in self._layers(scheme):
+        for row in layer_rows(self._variant(scheme), self._device):
             if row.fault:
                 return f"{row.name}: {row.fault}"
         found = scheme_faults(self._config, scheme, self._model, self._machine)
@@ -198,7 +181,7 @@ class _Planner:
         engine = self._engine_budget if self._config.cluster.colocate else 0
         return int(self._device.memory) - engine - GPU_RESERVE
 
-    def _engine(self, variant: Variant) -> Engine:
+    def _engine(self, variant: Variant) -> EngineMemory:
         rollout, shapes = self._config.rollout, self._shapes
         tokens = max(rollout.max_num_batched_tokens, rollout.max_model_len)
         weights, working = variant.engine_weights, working_bytes(shapes, tokens, rollout.max_num_seqs)
@@ -206,14 +189,14 @@ class _Planner:
             cache, block = max(0, self._engine_budget - GPU_RESERVE - weights - working), GPU_BLOCK
         else:
             cache, block = rollout.kv_cache_gib * GIB, BLOCK_SIZE
-        return Engine(weights, working, cache, shapes.kv_bytes, block)
+        return EngineMemory(weights, working, cache, shapes.kv_bytes, block)
 
-    def _learner(self, variant: Variant, gemm: Gemm, stage: int) -> Learner:
+    def _learner(self, variant: Variant, gemm: Gemm, stage: int) -> LearnerMemory:
         """Bytes of one rank, with a micro-batch of the longest sequences."""
         learner, rollout, shapes = self._config.learner, self._config.rollout, self._shapes
         tokens = learner.micro_batch_size * rollout.max_model_len
         responses = learner.micro_batch_size * rollout.sampling.max_new_tokens
-        quantized = quantized_bytes(variant, gemm.kernel.prepared_bits)
+        quantized = quantized_bytes(variant, gemm.prepared_bits)
         plain = shapes.parameters * shapes.dtype_bytes
         twin = 0
         if not learner.aligned:
@@ -231,7 +214,7 @@ class _Planner:
             foreach=self._on_cuda,
         )
 
-    def _host_bytes(self, learner: Learner, engine: Engine, published: int) -> int:
+    def _host_bytes(self, learner: LearnerMemory, engine: EngineMemory, published: int) -> int:
         """Bytes of all processes of a run on CPU: engines, ranks, and a publication at both ends and between."""
         workers, ranks = self._load.workers, self._load.ranks
         engines = workers * (engine.weights + engine.working + engine.kv_cache + CPU_PROCESS)
@@ -280,8 +263,8 @@ class _Planner:
         learner, gemm = self._config.learner, self._gemm(scheme)
         return speed.Training(
             variant=self._variant(scheme) if learner.aligned else Variant(self._shapes),
-            arithmetic=gemm.kernel.arithmetic or speed.dense(self._shapes),
-            rounding_bytes=gemm.kernel.rounding_bytes,
+            arithmetic=gemm.arithmetic or speed.dense(self._shapes),
+            rounding_bytes=gemm.rounding_bytes,
             prox=learner.prox == "recompute",
             checkpointing=learner.gradient_checkpointing,
             cores=1 if self._on_cuda else max(1, int(learner.num_cpus_per_rank)),
@@ -306,12 +289,12 @@ class _Planner:
 
     # --- verdict -----------------------------------------------------------------------------------------------------
 
-    def _faults(self, learner: dict[int, Learner], engine: Engine) -> Iterator[str]:
+    def _faults(self, learner: dict[int, LearnerMemory], engine: EngineMemory) -> Iterator[str]:
         """Why the run cannot work."""
         yield from map(str, setting_faults(self._config, self._machine))
         for scheme in self._schemes:
             where = f"{scheme.label} on {self._device.name}"
-            rows = [row for row in self._layers(scheme) if row.fault]
+            rows = [row for row in layer_rows(self._variant(scheme), self._device) if row.fault]
             for fault in dict.fromkeys(row.fault for row in rows):
                 first, *more = [row for row in rows if row.fault == fault]
                 others = f" and {len(more)} more" if more else ""
@@ -328,7 +311,7 @@ class _Planner:
         else:
             yield "learner.zero_stage: DeepSpeed refuses stage 0 in bfloat16 with float32 gradients; set it to 1"
 
-    def _memory_faults(self, learner: Learner, engine: Engine) -> Iterator[str]:
+    def _memory_faults(self, learner: LearnerMemory, engine: EngineMemory) -> Iterator[str]:
         rollout = self._config.rollout
         if not engine.sequences(rollout.max_model_len):
             room = "rollout.gpu_memory_utilization" if self._on_cuda else "rollout.kv_cache_gib"

@@ -5,23 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from launch.tools.plan.memory import Engine, Learner
+from launch.tools.plan.layers import LayerRow
+from launch.tools.plan.memory import EngineMemory, LearnerMemory
 
 MARGIN = 0.05
 """Speed-ups within this of 1 count for nothing: the estimates are no better."""
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """The same layer of every block, or the same matrix of all their experts."""
-
-    name: str
-    count: int
-    n: int
-    k: int
-    quantized: bool
-    engine_kernel: str
-    fault: str
 
 
 @dataclass(frozen=True)
@@ -77,12 +65,12 @@ class Plan:
     prompt_tokens: int
     response_tokens: int
     layers: list[LayerRow]
-    learner: dict[int, Learner]
+    learner: dict[int, LearnerMemory]
     """By ZeRO stage; without those that DeepSpeed refuses."""
     learner_budget: int
     zero_stage: int
     ranks: int
-    engine: Engine
+    engine: EngineMemory
     engine_budget: int
     estimates: list[Estimate]
     """Of every format, the run's own first."""

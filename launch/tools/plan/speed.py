@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.tools.plan.devices import Arithmetic, Device
+from launch.tools.plan.devices import Device
 from launch.tools.plan.memory import Variant
 from launch.tools.plan.shapes import Matrix, Shapes
+from qarl.quant.scheme import Arithmetic
 
 DIGEST = 0.93e9
 """Bytes/s of blake2b on one x86-64 core, measured."""

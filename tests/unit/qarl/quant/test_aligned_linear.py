@@ -18,7 +18,7 @@ from qarl.quant.formats import check_processor, engine_kernels, format_of
 from qarl.quant.int8 import quantize_activation
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.linear import QuantizedLinear, align_linears
-from qarl.quant.scheme import GROUPED, FloatScheme, KernelKind, QuantScheme, SchemeName
+from qarl.quant.scheme import TRAITS, FloatScheme, KernelKind, QuantScheme, SchemeName
 from tests.support.hosts import engine_sums, needs_avx512
 
 CPU = torch.device("cpu")
@@ -30,7 +30,9 @@ CPU_KINDS: dict[SchemeName, tuple[KernelKind, ...]] = {
     "fp8_channel": ("torch", "reference"),
 }
 SCHEMES = [
-    QuantScheme(name, group_size=group) for name in CPU_KINDS for group in ((32, 128) if name in GROUPED else (128,))
+    QuantScheme(name, group_size=group)
+    for name in CPU_KINDS
+    for group in ((32, 128) if TRAITS[name].grouped else (128,))
 ]
 KERNELS = [
     pytest.param(scheme, kind, marks=[needs_avx512] if (scheme.name, kind) == ("w4a16", "engine") else [])
@@ -42,7 +44,7 @@ needs_vllm = pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not 
 
 def aligned(linear: nn.Linear, scheme: QuantScheme, kind: str) -> QuantizedLinear:
     format_ = format_of(scheme)
-    kernel = choose_kernel(scheme, format_, CPU, linear.weight.dtype, kind)  # type: ignore[arg-type]
+    kernel = choose_kernel(format_, CPU, linear.weight.dtype, kind)  # type: ignore[arg-type]
     return QuantizedLinear(linear, "layer", format_, kernel)
 
 
@@ -168,9 +170,9 @@ def test_only_the_reference_runs_a_format_that_cpus_lack(name: SchemeName) -> No
 def test_a_kernel_that_is_not_there_is_an_error() -> None:
     scheme = QuantScheme("w4a8")
     with pytest.raises(KernelError, match=r"learner.kernel: no low-bit kernel for w4a8 on cuda.*'reference'"):
-        choose_kernel(scheme, format_of(scheme), torch.device("cuda"), torch.bfloat16)
+        choose_kernel(format_of(scheme), torch.device("cuda"), torch.bfloat16)
     with pytest.raises(KernelError, match=r"no 'engine' kernel for w8a8_int8 on cuda.*'torch' or 'reference'"):
-        choose_kernel(QuantScheme(), format_of(QuantScheme()), torch.device("cuda"), torch.bfloat16, "engine")
+        choose_kernel(format_of(QuantScheme()), torch.device("cuda"), torch.bfloat16, "engine")
 
 
 @needs_vllm
@@ -178,8 +180,8 @@ def test_a_kernel_that_is_not_there_is_an_error() -> None:
 def test_w4a16_kernels_want_bfloat16(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processor, "has_avx512", lambda: True)
     scheme = QuantScheme("w4a16")
-    with pytest.raises(KernelError, match=f"W4A16 kernel on {device} computes in bfloat16; set model"):
-        choose_kernel(scheme, format_of(scheme), torch.device(device), torch.float32)
+    with pytest.raises(KernelError, match=f"w4a16 kernel on {device} computes in bfloat16; set model"):
+        choose_kernel(format_of(scheme), torch.device(device), torch.float32)
 
 
 @needs_vllm
@@ -187,12 +189,12 @@ def test_w4a16_on_a_processor_without_avx512_is_torchs(monkeypatch: pytest.Monke
     """In a learner alone: a run with an engine on such a processor is an error."""
     monkeypatch.setattr(processor, "has_avx512", lambda: False)
     scheme = QuantScheme("w4a16")
-    assert choose_kernel(scheme, format_of(scheme), CPU, torch.bfloat16).name == "torch dequantized"
+    assert choose_kernel(format_of(scheme), CPU, torch.bfloat16).name == "torch dequantized"
     with pytest.raises(
         KernelError, match=r"no 'engine' kernel for w4a16 on cpu without AVX-512; set it to 'torch' or 'reference'"
     ):
-        choose_kernel(scheme, format_of(scheme), CPU, torch.bfloat16, "engine")
-    assert choose_kernel(QuantScheme(), format_of(QuantScheme()), CPU, torch.bfloat16).name == "vllm.onednn_scaled_mm"
+        choose_kernel(format_of(scheme), CPU, torch.bfloat16, "engine")
+    assert choose_kernel(format_of(QuantScheme()), CPU, torch.bfloat16).name == "vllm.onednn_scaled_mm"
     with pytest.raises(ConfigError, match=r"no w4a16 kernel on a processor without AVX-512; take w8a8_int8, w4a8, fp8"):
         check_processor(scheme, "cpu")
     for other, device in ((scheme, "cuda"), (QuantScheme(), "cpu"), (QuantScheme("none"), "cpu")):
@@ -202,7 +204,7 @@ def test_w4a16_on_a_processor_without_avx512_is_torchs(monkeypatch: pytest.Monke
 def test_w4a16_on_cuda_is_tritons_unless_torch_is_asked_for() -> None:
     scheme, cuda = QuantScheme("w4a16"), torch.device("cuda")
     for kind, name in (("auto", "triton W4A16"), ("triton", "triton W4A16"), ("torch", "torch dequantized")):
-        kernel = choose_kernel(scheme, format_of(scheme), cuda, torch.bfloat16, kind)  # type: ignore[arg-type]
+        kernel = choose_kernel(format_of(scheme), cuda, torch.bfloat16, kind)  # type: ignore[arg-type]
         assert kernel.name == name
 
 
@@ -210,7 +212,7 @@ def test_missing_triton_is_an_error_and_no_fall_back(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "triton", None)
     scheme = QuantScheme("w4a16")
     with pytest.raises(KernelError, match=r"learner.kernel: .* needs triton, which is not installed; install triton"):
-        choose_kernel(scheme, format_of(scheme), torch.device("cuda"), torch.bfloat16)
+        choose_kernel(format_of(scheme), torch.device("cuda"), torch.bfloat16)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=ident)

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from qarl.errors import KernelError
 from qarl.quant import fp8
+from qarl.quant.format import LearnerKernel
+from qarl.quant.formats import format_of
+from qarl.quant.kernels import check_capability, find_kernel
+from qarl.quant.scheme import QuantScheme, SchemeName
 from tests.support.float_weights import KINDS, as_bytes, float_weight
 
 SHAPE = (40, 256)
@@ -83,24 +87,29 @@ def test_onednn_is_off_only_within() -> None:
     assert torch._C._get_mkldnn_enabled() == before
 
 
+def cuda_kernel(name: SchemeName) -> LearnerKernel:
+    return find_kernel(format_of(QuantScheme(name)), "cuda", torch.bfloat16)
+
+
 @pytest.mark.parametrize(
     ("scheme", "capability", "message"),
     [
-        ("fp8_channel", (8, 0), "rollout.scheme: torch's fp8_channel .* 8.9 or more, this one has 8.0; take w8a8_int8"),
-        ("fp8_tensor", (8, 6), "take w8a8_int8 or w4a16 there"),
-        ("fp8_block", (8, 9), "capability 9.0, this one has 8.9; take fp8_channel there"),
-        ("fp8_block", (10, 0), "this one has 10.0"),
+        ("fp8_channel", 80, "rollout.scheme: torch's fp8_channel .* 8.9 or more, this one has 8.0; take w8a8_int8"),
+        ("fp8_tensor", 86, "take w8a8_int8 or w4a16 there"),
+        ("fp8_block", 80, "capability 9.0, this one has 8.0; take w8a8_int8 or w4a16 there"),
+        ("fp8_block", 89, "capability 9.0, this one has 8.9; take fp8_channel there"),
+        ("fp8_block", 100, "this one has 10.0; take fp8_channel there"),
     ],
 )
-def test_fp8_on_a_device_without_it(scheme: str, capability: tuple[int, int], message: str) -> None:
+def test_fp8_on_a_device_without_it(scheme: SchemeName, capability: int, message: str) -> None:
     with pytest.raises(KernelError, match=message):
-        fp8.check_cuda(scheme, capability, torch.bfloat16)
+        check_capability(scheme, cuda_kernel(scheme), capability)
 
 
 def test_fp8_on_cuda_wants_bfloat16_and_multiples_of_16() -> None:
-    fp8.check_cuda("fp8_channel", (8, 9), torch.bfloat16)
-    fp8.check_cuda("fp8_block", (9, 0), torch.bfloat16)
+    check_capability("fp8_channel", cuda_kernel("fp8_channel"), 89)
+    check_capability("fp8_block", cuda_kernel("fp8_block"), 90)
     with pytest.raises(KernelError, match="computes in bfloat16; set model"):
-        fp8.check_cuda("fp8_channel", (9, 0), torch.float32)
+        find_kernel(format_of(QuantScheme("fp8_channel")), "cuda", torch.float32)
     with pytest.raises(KernelError, match="divisible by 16, got K=40 N=32; add the layer"):
-        fp8.check_cuda_shape("fp8_channel", torch.empty(32, 40))
+        fp8.check_cuda_shape(torch.empty(32, 40))

@@ -8,9 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launch.tools.plan.formats import LEARNER_KERNELS, plan_format
 from launch.tools.plan.memory import (
-    Engine,
+    EngineMemory,
     Variant,
     activation_bytes,
     learner_memory,
@@ -21,17 +20,18 @@ from launch.tools.plan.memory import (
 from launch.tools.plan.shapes import Shapes
 from qarl.numerics.layers import BatchLayout
 from qarl.numerics.profile import apply_profile
+from qarl.quant.formats import FORMATS, format_of
 from qarl.quant.linear import align_linears
 from qarl.quant.publish import publish
-from qarl.quant.scheme import GROUPED, QuantScheme, SchemeName
+from qarl.quant.scheme import TRAITS, QuantScheme, SchemeName
 from tests.support.plan_models import QWEN2_5_7B, QWEN3_30B_A3B, config_of, shapes
 
 
-def variant(model: Shapes, name: str, group_size: int = 128) -> Variant:
+def variant(model: Shapes, name: SchemeName, group_size: int = 128) -> Variant:
     if name == "none":
         return Variant(model)
     covered = frozenset(m.name for m in model.matrices if m.name != "lm_head")
-    return Variant(model, plan_format(name, group_size), covered)
+    return Variant(model, format_of(QuantScheme(name, group_size=group_size)), covered)
 
 
 LINEAR, OTHERS = 6_525_288_448, 2 * 1_090_328_064  # weights of Qwen2.5-7B's linear layers; bytes of all the rest
@@ -50,7 +50,7 @@ LINEAR, OTHERS = 6_525_288_448, 2 * 1_090_328_064  # weights of Qwen2.5-7B's lin
         ("nvfp4", LINEAR // 2 + LINEAR // 16 + 28 * 7 * 8 + OTHERS),
     ],
 )
-def test_publication_of_qwen2_5_7b_by_hand(name: str, published: int) -> None:
+def test_publication_of_qwen2_5_7b_by_hand(name: SchemeName, published: int) -> None:
     assert variant(shapes(QWEN2_5_7B), name).published_bytes == published
 
 
@@ -70,7 +70,7 @@ QUANTIZED_ALIKE = ["none", "w8a8_int8", "w4a16"]
     ("kind", "scheme"),
     [
         *(("qwen3", QuantScheme(name, group_size=32)) for name in get_args(SchemeName)),
-        *(("qwen3", QuantScheme(name, group_size=64)) for name in GROUPED),
+        *(("qwen3", QuantScheme(name, group_size=64)) for name, traits in TRAITS.items() if traits.grouped),
         *((kind, QuantScheme(name, group_size=64)) for kind in ("qwen2", "llama") for name in QUANTIZED_ALIKE),
     ],
     ids=lambda value: value if isinstance(value, str) else value.label,
@@ -130,8 +130,11 @@ def test_quantized_copies_of_the_learner() -> None:
     model = shapes(QWEN2_5_7B)
     stored = LINEAR + 4 * 28 * 49_664
     int8 = variant(model, "w8a8_int8")
-    assert quantized_bytes(int8, LEARNER_KERNELS["w8a8_int8", "torch", "cpu"].prepared_bits) == stored
-    assert quantized_bytes(int8, LEARNER_KERNELS["w8a8_int8", "engine", "cpu"].prepared_bits) == stored + LINEAR
+    bits = {
+        kernel.kind: kernel.prepared_bits for kernel in FORMATS["w8a8_int8"].learner_kernels if kernel.device == "cpu"
+    }
+    assert quantized_bytes(int8, bits["torch"]) == stored
+    assert quantized_bytes(int8, bits["engine"]) == stored + LINEAR
     assert quantized_bytes(Variant(model), 0) == 0
 
 
@@ -192,11 +195,11 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
 
 
 def test_kv_cache_counts_whole_blocks() -> None:
-    engine = Engine(weights=0, working=0, kv_cache=2**30, kv_per_token=768, block=128)
+    engine = EngineMemory(weights=0, working=0, kv_cache=2**30, kv_per_token=768, block=128)
     assert engine.tokens == 10_922 * 128
     assert engine.sequences(64) == 10_922  # a block each
     assert engine.sequences(129) == 5_461
-    assert Engine(0, 0, kv_cache=0, kv_per_token=768, block=128).sequences(64) == 0
+    assert EngineMemory(0, 0, kv_cache=0, kv_per_token=768, block=128).sequences(64) == 0
 
 
 def test_working_memory_by_hand() -> None:

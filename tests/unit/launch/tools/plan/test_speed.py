@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.tools.plan.devices import GPUS, Device
-from launch.tools.plan.formats import plan_format
 from launch.tools.plan.memory import Variant
 from launch.tools.plan.speed import Load, Training, decode_step, learner, prefill, publication, rollout
+from qarl.quant.formats import FORMATS
+from qarl.quant.scheme import SchemeName
 from tests.support.plan_models import QWEN2_5_7B, QWEN3_30B_A3B, shapes
 
 PLAIN = Variant(shapes(QWEN2_5_7B))
 LINEARS = frozenset(m.name for m in PLAIN.shapes.matrices if m.name != "lm_head")
-INT8, INT4 = (Variant(PLAIN.shapes, plan_format(name), LINEARS) for name in ("w8a8_int8", "w4a16"))
+SCHEMES: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")
+INT8, INT4 = (Variant(PLAIN.shapes, FORMATS[name], LINEARS) for name in SCHEMES)
 LINEAR, HEAD = 6_525_288_448, 152064 * 3584
 
 ROUND = Device(

@@ -1,40 +1,23 @@
-"""The table of formats against the formats themselves and against the engine's sources; why a layer cannot run."""
+"""Kernels against the engine's sources; why a layer cannot run; the table of devices."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from launch.tools.plan.devices import CPU, GPUS, Device, device_called
-from launch.tools.plan.formats import FORMATS, LEARNER_KERNELS, plan_format
+from launch.tools.plan.layers import engine_kernel
 from qarl.errors import ConfigError
-from qarl.quant.formats import format_of
-from qarl.quant.kernels import low_bit_kernels
+from qarl.quant.formats import FORMATS, format_of
 from qarl.quant.scheme import QuantScheme, SchemeName
 
-QUANTIZING = [name for name in get_args(SchemeName) if name != "none"]
 
-
-@pytest.mark.parametrize("name", QUANTIZING)
-def test_table_agrees_with_the_formats_that_run(name: SchemeName) -> None:
-    planned, real = plan_format(name, 64), format_of(QuantScheme(name, group_size=64))
-    assert name in FORMATS
-    assert planned.activation_bits == real.activation_bits
-    assert (planned.engine_bits or planned.stored_bits) == real.weight_bits
-    assert (planned.block[1] or 1) == real.k_multiple
-    for where in ("cpu", "cuda"):
-        ours = {kernel.name for kernel in planned.kernels if kernel.kind == where}
-        assert ours <= set(real.engine_kernels.get(where, ()))
-        assert bool(ours) == (where in real.engine_kernels)
-
-
-def test_every_kernel_of_the_learner_is_known() -> None:
-    there = {(name, kind, where) for where in ("cpu", "cuda") for name, kind in low_bit_kernels(where)}
-    assert there == LEARNER_KERNELS.keys()
-    assert {name for name, _, _ in there} <= set(FORMATS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_plan_expects_one_of_the_formats_kernels_wherever_it_has_one(name: SchemeName) -> None:
+    kernels = FORMATS[name].engine_kernels
+    assert {kernel.device for kernel in kernels if kernel.planned} == {kernel.device for kernel in kernels}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs the engine's sources")
@@ -44,10 +27,11 @@ def test_kernels_are_the_engines() -> None:
     assert spec.origin is not None
     executor = Path(spec.origin).parent / "model_executor"
     files = [*executor.glob("kernels/linear/**/*.py"), *executor.glob("layers/quantization/compressed_tensors/**/*.py")]
+    files += executor.glob("layers/fused_moe/**/*.py")
     sources = "\n".join(file.read_text() for file in files)
-    for name in FORMATS:
-        format_ = plan_format(name)
-        for kernel in (*(kernel.name for kernel in format_.kernels), format_.expert_method):
+    for format_ in FORMATS.values():
+        kernels = (*format_.engine_kernels, *format_.expert_kernels)
+        for kernel in (*(kernel.name for kernel in kernels), format_.expert_method):
             assert f"class {kernel}(" in sources
 
 
@@ -88,8 +72,8 @@ def gpu(name: str) -> Device:
         ("w4a16", "cpu", 48, 128, "CPUWNA16LinearKernel needs K divisible by 32 and N by 32"),
     ],
 )
-def test_why_a_layer_cannot_run(name: str, device: str, n: int, k: int, fault: str) -> None:
-    assert plan_format(name).fault(CPU if device == "cpu" else gpu(device), n, k) == fault
+def test_why_a_layer_cannot_run(name: SchemeName, device: str, n: int, k: int, fault: str) -> None:
+    assert engine_kernel(FORMATS[name], CPU if device == "cpu" else gpu(device), n, k) == ("", fault)
 
 
 @pytest.mark.parametrize(
@@ -103,10 +87,9 @@ def test_why_a_layer_cannot_run(name: str, device: str, n: int, k: int, fault: s
         ("nvfp4", 128, "b200", 4096, "CutlassNvFp4LinearKernel"),
     ],
 )
-def test_which_kernel_runs(name: str, group: int, device: str, n: int, kernel: str) -> None:
-    format_, where = plan_format(name, group), CPU if device == "cpu" else gpu(device)
-    assert format_.fault(where, n, 4096) == ""
-    assert format_.engine_kernel(where, n, 4096) == kernel
+def test_which_kernel_runs(name: SchemeName, group: int, device: str, n: int, kernel: str) -> None:
+    format_, where = format_of(QuantScheme(name, group_size=group)), CPU if device == "cpu" else gpu(device)
+    assert engine_kernel(format_, where, n, 4096) == (kernel, "")
 
 
 def test_published_gpus() -> None:
