@@ -23,6 +23,7 @@ from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, ModelError, QarlError, ResourceError, UsageError
 from qarl.hooks import check_call, load_function
 from qarl.numerics.profile import apply_profile
+from qarl.objectives.custom import check_objective
 from qarl.quant.experts import check_engine
 from qarl.quant.format import LearnerKernel
 from qarl.quant.formats import check_processor, engine_kernels, format_of
@@ -118,6 +119,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_resources, config, machine),
         partial(make_task, config.task),
         *(partial(_check_hook, *hook) for hook in _hooks(config)),
+        partial(check_objective, config.objective),
     )
 
 

@@ -25,6 +25,7 @@ from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.vllm_patch import PROCESS_ENV
+from qarl.objectives.custom import check_objective
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
@@ -35,7 +36,7 @@ from qarl.types import Numerics, TrainSequence
 from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
 from trainer.batching import PaddedBatch, micro_batches, pad
-from trainer.policy import Policy
+from trainer.policy import Policy, PolicyOutput
 from trainer.weights import StoredWeights, store
 
 Logprobs = npt.NDArray[np.float32]
@@ -89,6 +90,7 @@ class LearnerRank:
             UsageError: the model or a setting cannot be used.
         """
         config, device = self._config, self._device.type
+        check_objective(config.objective)
         scheme = self._scheme = scheme_at(config.rollout, 1)
         self._numerics = numerics_of(config, device)
         self._dtype = getattr(torch, config.model.dtype)
@@ -122,7 +124,7 @@ class LearnerRank:
         with torch.no_grad():
             for share in self._shares(sequences):
                 batch = PaddedBatch.of([sequences[i] for i in share or [0]], self._device)
-                logp_BT = policy(batch).cpu()  # an idle rank computes too: sharded parameters are collective
+                logp_BT = policy(batch).logprobs_BT.cpu()  # an idle rank computes too: sharding is collective
                 for row, index in enumerate(share):
                     rows[index] = logp_BT[row, : len(sequences[index].response_ids)].numpy().copy()
         return rows
@@ -203,9 +205,9 @@ class LearnerRank:
     def _backward(self, sequences: Sequence[TrainSequence], prox: Sequence[Logprobs], share: list[int]) -> Metrics:
         rows = share or [0]
         batch = PaddedBatch.of([sequences[i] for i in rows], self._device)
-        logp_theta_BT, entropy_BT = self._forward(batch)
+        output = self._forward(batch)
         inputs = LossInputs(
-            logp_theta_BT=logp_theta_BT,
+            logp_theta_BT=output.logprobs_BT,
             logp_prox_BT=pad([prox[i] for i in rows], batch.mask_BT),
             logp_samp_BT=pad([sequences[i].sampler_logprobs_T for i in rows], batch.mask_BT),
             mask_BT=batch.loss_mask_BT,
@@ -213,24 +215,22 @@ class LearnerRank:
             num_sequences=len(sequences),
             num_tokens=sum(sequence.loss_tokens for sequence in sequences),
             ids=[sequences[i].id for i in rows],
-            logp_ref_BT=None if self._reference is None else self._reference(batch),
-            entropy_BT=entropy_BT,
+            logp_ref_BT=None if self._reference is None else self._reference(batch).logprobs_BT,
+            entropy_BT=output.entropy_BT,
         )
         loss, metrics = compute_loss(inputs, self._config.objective)
-        # DeepSpeed averages gradients over ranks; the loss is already divided by the whole minibatch. An idle rank
-        # joins without effect.
+        # DeepSpeed averages gradients over ranks, but the loss is already divided by the size of the whole minibatch.
+        # An idle rank joins the collective calls with a gradient of 0.
         self._engine.backward(loss * (self._world_size if share else 0))
         return metrics if share else {}
 
-    def _forward(self, batch: PaddedBatch) -> tuple[Tensor, Tensor | None]:
-        """Log-probs with gradient, and entropies where the objective or a metric wants them."""
+    def _forward(self, batch: PaddedBatch) -> PolicyOutput:
+        """Log-probs with gradient, and entropies when the objective or a metric needs them."""
+        entropy = "value" if self._config.learner.calculate_entropy else "none"
         if self._config.objective.entropy_coef:
-            logp_BT, entropy_BT = self._engine(batch, "gradient")
-        elif self._config.learner.calculate_entropy:
-            logp_BT, entropy_BT = self._engine(batch, "value")
-        else:
-            logp_BT, entropy_BT = self._engine(batch), None
-        return logp_BT, entropy_BT
+            entropy = "gradient"
+        output: PolicyOutput = self._engine(batch, entropy)
+        return output
 
     def _shares(self, sequences: Sequence[TrainSequence]) -> list[list[int]]:
         """This rank's micro-batches as indices: as many on every rank, so that collectives meet; some may be empty."""

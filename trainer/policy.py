@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,17 +20,32 @@ from qarl.types import Numerics
 from trainer.batching import PaddedBatch
 
 ENTROPY_ROWS = 1024
-"""Tokens whose distributions are taken at a time."""
+"""Tokens whose entropy is computed at once."""
+
+
+class PolicyOutput(NamedTuple):
+    """What a forward gives of the response tokens: float32, zero where masked.
+
+    A tuple, because ZeRO-3's hooks find tensors in tuples but not in dataclasses.
+    """
+
+    logprobs_BT: Tensor
+    """Log-probs (nats) of the tokens that were sampled."""
+    entropy_BT: Tensor | None
+    """Entropy (nats) of the distribution that each token was sampled from; None when it was not requested."""
 
 
 class Policy(nn.Module):
-    """log pi(response | prompt) token by token.
+    """log pi(response | prompt), token by token.
 
     Args:
         path: Hugging Face model folder.
-        dtype: compute type of the parameters.
+        dtype: dtype of the parameters and of the computation.
         scheme: which linears run in low precision; the scheme `none` gives the plain model.
-        temperature: of the sampling; log-probs are those of `softmax(logits / temperature)`.
+        temperature: the sampling temperature; log-probs are those of `softmax(logits / temperature)`.
+
+    Raises:
+        ModelError: the folder holds no model, or not all of its weights.
     """
 
     def __init__(
@@ -52,21 +67,18 @@ class Policy(nn.Module):
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise ModelError(str(error).splitlines()[0], where=str(path)) from error
-        if missing := sorted(loading["missing_keys"]):  # transformers fills them with random values
+        if missing := sorted(loading["missing_keys"]):  # transformers would fill these with random values
             raise ModelError(f"{len(missing)} weights are missing, {missing[0]} first", where=str(path))
         self.model.to(self.device)
         self.numerics, self.temperature = numerics, temperature
         self.quantized_names = align_linears(self.model, scheme, kernel)
         apply_profile(self.model, numerics, self.device)
 
-    def forward(self, batch: PaddedBatch, entropy: Literal["none", "value", "gradient"] = "none") -> Tensor:
-        """Log-probs of the response tokens: float32 [B, T], zero where masked.
-
-        With `entropy` [2, B, T]: they, then the entropy (nats) of each token's distribution, with or without gradient.
-        """
+    def forward(self, batch: PaddedBatch, entropy: Literal["none", "value", "gradient"] = "none") -> PolicyOutput:
+        """Log-probs of the response tokens and, unless `entropy` is "none", entropies without or with gradient."""
         hidden_BLE = self.model.model(input_ids=batch.input_ids_BL, use_cache=False, **self._context(batch))[0]
         row, column = batch.response_positions()
-        # Logits only where a response token was sampled: the vocabulary is the widest tensor of all.
+        # Logits only where a response token was sampled: they are the widest tensor of the forward.
         logits_NV = self.model.lm_head(hidden_BLE[row, column]).float()
         if self.temperature != 1.0:
             logits_NV = logits_NV / self.temperature
@@ -74,10 +86,10 @@ class Policy(nn.Module):
         logp_NV = torch.log_softmax(logits_NV, dim=-1)
         logp_BT = _spread(logp_NV.gather(1, sampled_N1).squeeze(1), batch)
         if entropy == "none":
-            return logp_BT
+            return PolicyOutput(logp_BT, None)
         rows = (logp_NV if entropy == "gradient" else logp_NV.detach()).split(ENTROPY_ROWS)
         entropy_N = torch.cat([entropy_of(logp_RV) for logp_RV in rows])
-        return torch.stack([logp_BT, _spread(entropy_N, batch)])
+        return PolicyOutput(logp_BT, _spread(entropy_N, batch))
 
     def _context(self, batch: PaddedBatch) -> dict[str, Any]:
         length = batch.input_ids_BL.shape[1]
@@ -89,11 +101,11 @@ class Policy(nn.Module):
 
 
 def entropy_of(logp_RV: Tensor) -> Tensor:
-    """-sum_v p log p in nats: [R]. A token of probability 0 adds nothing, to the gradient neither."""
-    bounded_RV = logp_RV.clamp(min=torch.finfo(logp_RV.dtype).min)  # 0 times -infinity would be NaN
+    """-sum_v p log p in nats: [R]. A token of probability 0 adds nothing to the value or to the gradient."""
+    bounded_RV = logp_RV.clamp(min=torch.finfo(logp_RV.dtype).min)  # 0 times -infinity is NaN
     return -(bounded_RV.exp() * bounded_RV).sum(1)
 
 
 def _spread(values_N: Tensor, batch: PaddedBatch) -> Tensor:
-    """Values of the response tokens as [B, T], zero where masked."""
+    """Values of the response tokens, laid out as [B, T] and zero where masked."""
     return values_N.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, values_N)

@@ -1,6 +1,8 @@
-"""One config class per objective and per mismatch correction. Free of torch; `qarl/objectives/registry.py` runs them.
+"""One config class for each objective and each mismatch correction. Imports no torch; `qarl/objectives/registry.py`
+maps each class to its function.
 
-A new objective is one class here, in the union below, and one file with its equation.
+A new built-in objective is one class here, in the union below, and one file with its equation. An objective of your
+own needs neither: see `CustomConfig`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ class TokenTIS(_TokenCap):
 
 
 class AdaptiveClip(_TokenCap):
-    """Adaptive clipping range (QuRL): token TIS, and where it truncates, the clip's upper bound is raised as much."""
+    """Adaptive clipping range (QuRL): token TIS, and where a weight is truncated, the clip's upper bound is raised by
+    the same factor."""
 
     kind: Literal["adaptive_clip"] = "adaptive_clip"
     """Which correction."""
@@ -70,7 +73,7 @@ class TokenMask(_Band):
     kind: Literal["token_mask"] = "token_mask"
     """Which correction."""
     high: PositiveFloat = 5.0
-    """Largest weight that is kept; 2 in the two corrections that weigh whole sequences."""
+    """Largest weight that is kept. The two sequence corrections have 2."""
 
 
 class SequenceMask(_Band):
@@ -98,12 +101,13 @@ TokenClipCorrectionConfig = Annotated[
 
 class _Objective(Node):
     advantage: ClassVar[Mapping[str, object]] = MappingProxyType({})
-    """Values of the `advantage` section without which the objective would not be what its name says."""
+    """Values of the `advantage` section that the objective's definition requires."""
     kl_coef: NonNegativeFloat = 0.0
-    """Coefficient of the penalty on KL(pi_theta || reference), the reference being the initial model; 0 keeps none."""
+    """Coefficient of the penalty on KL(pi_theta || reference). The reference is the initial model; with 0 no
+    copy of it is kept."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     """How the KL is estimated from sampled tokens. k2 and k3 pull towards the reference; the gradient of k1 is zero on
-    average, it only adds noise."""
+    average, so k1 only adds noise."""
     entropy_coef: NonNegativeFloat = 0.0
     """Coefficient of the bonus on the entropy of the next-token distribution."""
 
@@ -114,8 +118,8 @@ class TBPOConfig(_Objective):
     kind: Literal["tbpo"] = "tbpo"
     """Which objective."""
     seq_clip_ratio_low: PositiveFloat = 3e-4
-    """eps_low: TBPO's lower bound for positive advantages, which never binds in the PPO minimum. GSPO's, where it binds
-    for negative advantages."""
+    """eps_low: lower bound for positive advantages. In TBPO it never binds, because PPO's minimum takes the unclipped
+    branch; in GSPO it binds for negative advantages."""
     seq_clip_ratio_high: PositiveFloat = 4e-4
     """eps_high: upper bound for positive advantages."""
     neg_seq_clip_ratio_low: PositiveFloat = 3e-4
@@ -125,10 +129,10 @@ class TBPOConfig(_Objective):
     seq_tis_imp_ratio_cap: PositiveFloat = 2.0
     """C: cap on the sequence mismatch weight, when `correction` is null."""
     correction: CorrectionConfig | None = None
-    """Weight against the mismatch of sampler and learner. For TBPO null is its own, `sequence_tis` with the cap C; an
-    ablation names another. The other objectives have `none`."""
+    """Weight that corrects the mismatch of sampler and learner. For TBPO null means its own, `sequence_tis` with the
+    cap C. The other objectives have `none` by default."""
     level: Literal["sequence", "token"] = "sequence"
-    """Ablation: `token` puts the band on every token's ratio instead of the sequence's."""
+    """Ablation: `token` applies the band to the ratio of every token instead of the sequence's."""
     dual_clip: bool = True
     """Ablation: false bounds negative advantages from below only, as PPO's minimum does."""
     positive_only: bool = False
@@ -137,14 +141,14 @@ class TBPOConfig(_Objective):
 
 class _Corrected(_Objective):
     correction: CorrectionConfig = NoCorrection()
-    """Weight against the mismatch of sampler and learner."""
+    """Weight that corrects the mismatch of sampler and learner."""
 
 
 class TokenClip(_Objective):
-    """What the clipped minimum on token ratios is made of."""
+    """Keys of the clipped minimum on token ratios."""
 
     correction: TokenClipCorrectionConfig = NoCorrection()
-    """Weight against the mismatch of sampler and learner."""
+    """Weight that corrects the mismatch of sampler and learner."""
     clip_ratio_low: Fraction = 0.2
     """eps_low: a token's ratio is bounded below by 1 - eps_low (binds for negative advantages)."""
     clip_ratio_high: PositiveFloat = 0.2
@@ -169,12 +173,13 @@ class DrGRPOConfig(TokenClip):
     kind: Literal["dr_grpo"] = "dr_grpo"
     """Which objective."""
     normalizer: PositiveInt = Field(default=...)
-    """Constant that the token sum of a sequence is divided by; the generation budget:
-    `${rollout.sampling.max_new_tokens}`. Required for Dr. GRPO."""
+    """Constant that divides the sum over a sequence's tokens. Required for Dr. GRPO; the generation budget is
+    `${rollout.sampling.max_new_tokens}`."""
 
 
 class DAPOConfig(TokenClip):
-    """DAPO (arXiv 2503.14476): clip-higher and token mean; `advantage` has its other two parts."""
+    """DAPO (arXiv 2503.14476): clip-higher and the mean over tokens. Its other two parts are `train.dynamic_sampling`
+    and `advantage.overlong_cache`."""
 
     kind: Literal["dapo"] = "dapo"
     """Which objective."""
@@ -199,13 +204,14 @@ class CISPOConfig(_Corrected):
     kind: Literal["cispo"] = "cispo"
     """Which objective."""
     is_clip_low: Fraction = 1.0
-    """eps_low of CISPO's weight; 1 for no lower bound, as published."""
+    """eps_low of CISPO's weight; 1 means no lower bound, as in the paper."""
     is_clip_high: PositiveFloat = 1.0
-    """eps_high of CISPO's weight. The paper tunes it and names no value."""
+    """eps_high of CISPO's weight. The paper tunes it and gives no value."""
 
 
 class GBPOConfig(_Corrected):
-    """GBPO, bounded ratio RL (arXiv 2604.18578): the token ratio is drawn to the bound on its advantage's side."""
+    """GBPO, bounded ratio RL (arXiv 2604.18578): pulls the token ratio to the upper bound for a positive advantage, to
+    the lower bound for a negative one."""
 
     kind: Literal["gbpo"] = "gbpo"
     """Which objective."""
@@ -218,7 +224,7 @@ class GBPOConfig(_Corrected):
 
 
 class OnPolicyConfig(_Corrected):
-    """Plain policy gradient, without a ratio: right when each batch is used for one optimizer step."""
+    """Plain policy gradient, without a ratio: correct when each batch is used for one optimizer step."""
 
     kind: Literal["on_policy"] = "on_policy"
     """Which objective."""
@@ -227,7 +233,7 @@ class OnPolicyConfig(_Corrected):
 
 
 class RLOOConfig(_Corrected):
-    """RLOO (arXiv 2402.14740): the whole response is one action, REINFORCE with the leave-one-out baseline."""
+    """RLOO (arXiv 2402.14740): REINFORCE with the whole response as one action and the leave-one-out baseline."""
 
     advantage: ClassVar[Mapping[str, object]] = MappingProxyType(
         {"estimator": "leave_one_out", "normalize_by_std": False}
@@ -237,13 +243,25 @@ class RLOOConfig(_Corrected):
 
 
 class ReinforcePPConfig(TokenClip):
-    """REINFORCE++ (arXiv 2501.03262): PPO's clipped minimum with advantages normalised over the batch."""
+    """REINFORCE++ (arXiv 2501.03262): PPO's clipped minimum with advantages normalized over the batch."""
 
     advantage: ClassVar[Mapping[str, object]] = MappingProxyType(
         {"estimator": "batch", "normalize_by_std": True, "drop_zero_variance": False}
     )
     kind: Literal["reinforce_pp"] = "reinforce_pp"
     """Which objective."""
+
+
+class CustomConfig(_Objective):
+    """An objective of your own: a function `(inputs: LossInputs, **kwargs) -> (loss, metrics)`."""
+
+    kind: Literal["custom"] = "custom"
+    """Which objective."""
+    function: str = Field(default=...)
+    """The function of a custom objective: `module:function` or `path/to/file.py:function`, found in the working
+    directory or on `sys.path`. Required for `custom`."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments of the function."""
 
 
 def _tbpo_by_default(value: Any) -> Any:
@@ -260,7 +278,8 @@ ObjectiveConfig = Annotated[
     | GBPOConfig
     | OnPolicyConfig
     | RLOOConfig
-    | ReinforcePPConfig,
+    | ReinforcePPConfig
+    | CustomConfig,
     Field(discriminator="kind"),
     BeforeValidator(_tbpo_by_default),
 ]

@@ -1,5 +1,5 @@
-"""From terms to the loss. Every sum is divided by a size of the whole minibatch, so that neither the split into
-micro-batches nor the number of ranks matters. Suffixes: B sequences, T response tokens.
+"""From the terms of tokens to the loss. Every sum is divided by a size of the whole minibatch, so neither the split
+into micro-batches nor the number of ranks matters. Suffixes: B sequences, T response tokens.
 """
 
 from __future__ import annotations
@@ -10,22 +10,19 @@ import torch
 from torch import Tensor
 
 from qarl.metrics import Metrics, effective_sample_size, maximum, mean
+from qarl.objectives.corrections import Weight
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 
 
-def token_sums(terms_BT: Tensor, weight: Tensor | None, mask_BT: Tensor) -> Tensor:
-    """Sum over the response of each sequence's weighted terms: [B]. `weight` is None, [B] or [B, T]."""
-    if weight is not None and weight.dim() == 2:
-        terms_BT = terms_BT * weight
-    sums_B = torch.where(mask_BT, terms_BT, 0.0).sum(1)
-    return sums_B * weight if weight is not None and weight.dim() == 1 else sums_B
+def token_sums(terms_BT: Tensor, weight: Weight, mask_BT: Tensor) -> Tensor:
+    """Sum over the response of each sequence's weighted terms: [B]."""
+    return torch.where(mask_BT, terms_BT * weight.token_BT, 0.0).sum(1) * weight.sequence_B
 
 
-def sequence_weight(weight: Tensor | None, ratios: Ratios, mask_BT: Tensor) -> Tensor:
-    """The weight of a sequence-level term: [B]. Interpreted: of token weights, the mean over the response."""
-    if weight is None:
-        return torch.ones_like(ratios.log_w_B)
-    return weight if weight.dim() == 1 else token_sums(weight, None, mask_BT) / ratios.lengths_B
+def sequence_weight(weight: Weight, ratios: Ratios, mask_BT: Tensor) -> Tensor:
+    """The weight of a sequence-level term: [B]. Per-token weights are averaged over the response (our choice; the
+    papers do not say)."""
+    return torch.where(mask_BT, weight.token_BT, 0.0).sum(1) / ratios.lengths_B * weight.sequence_B
 
 
 def reduce(
@@ -35,35 +32,29 @@ def reduce(
     how: Literal["sequence_mean", "token_mean", "constant"],
     normalizer: int = 1,
 ) -> tuple[Tensor, Metrics]:
-    """The loss and its metric, from the token sums of the objective.
+    """The loss and its metrics, from each sequence's sum over its tokens.
 
     sequence_mean   -(1/num_sequences) sum_b sums_b / T_b       constant   -(1/num_sequences) sum_b sums_b / L
     token_mean      -(1/num_tokens) sum_b sums_b
     """
     match how:
         case "sequence_mean":
-            total, size, here = (sums_B / ratios.lengths_B).sum(), inputs.num_sequences, len(sums_B)
+            total, size, count = (sums_B / ratios.lengths_B).sum(), inputs.num_sequences, len(sums_B)
         case "constant":
-            total, size, here = sums_B.sum() / normalizer, inputs.num_sequences, len(sums_B)
+            total, size, count = sums_B.sum() / normalizer, inputs.num_sequences, len(sums_B)
         case "token_mean":
-            total, size, here = sums_B.sum(), inputs.num_tokens, int(ratios.lengths_B.sum())
-    return -total / size, {"actor/loss": mean(-total.item(), here)} | ratio_metrics(ratios)
+            total, size, count = sums_B.sum(), inputs.num_tokens, int(ratios.lengths_B.sum())
+    return -total / size, {"actor/loss": mean(-total.item(), count)} | ratio_metrics(ratios)
 
 
-def drop_metrics(clipped: Tensor | None, masked: Tensor | None, advantage_B: Tensor, lengths_B: Tensor) -> Metrics:
-    """Which tokens have no gradient although their advantage is not 0, and which sequences have no other tokens.
+def drop_metrics(dropped: Tensor, inputs: LossInputs, lengths_B: Tensor) -> Metrics:
+    """The share of tokens without gradient although their advantage is not 0, the share of sequences that have only
+    such tokens, and the lengths of these and of the other sequences.
 
     Args:
-        clipped, masked: what a clip, and a correction's mask, leave without gradient: bool, [B] or [B, T] (False for
-            padding); None for nothing.
+        dropped: bool, [B, T], or [B, 1] for whole sequences: what a clip or a mask leaves without gradient.
     """
-    if clipped is not None and masked is not None and clipped.dim() == masked.dim():
-        clipped, masked = clipped | masked, None
-    tokens_B = torch.zeros_like(lengths_B)
-    for part in (clipped, masked):
-        if part is not None:  # of one for sequences and one for tokens, the larger count is that of their union
-            tokens_B = torch.maximum(tokens_B, part.sum(1) if part.dim() == 2 else part * lengths_B)
-    tokens_B = torch.where(advantage_B == 0, 0, tokens_B)
+    tokens_B = torch.where(inputs.advantage_B == 0, 0, (dropped & inputs.mask_BT).sum(1))
     gone_B = tokens_B == lengths_B
     metrics: Metrics = {
         "actor/tokens_dropped": mean(int(tokens_B.sum()), int(lengths_B.sum())),
@@ -77,7 +68,7 @@ def drop_metrics(clipped: Tensor | None, masked: Tensor | None, advantage_B: Ten
 
 
 def ratio_metrics(ratios: Ratios) -> Metrics:
-    """Where the sequence ratios r_seq are."""
+    """Mean, effective sample size and largest deviation from 1 of the sequence ratios r_seq."""
     r_B = bounded_exp(ratios.log_r_B.detach())
     total = r_B.sum().item()
     return {

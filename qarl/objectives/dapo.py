@@ -11,7 +11,7 @@ from qarl.objectives.ratios import LossInputs
 
 
 def dapo(inputs: LossInputs, config: DAPOConfig) -> tuple[Tensor, Metrics]:
-    """Clip-higher and the token-level mean; eps_high = 0.28 lets improbable tokens grow.
+    """Clip-higher and the mean over tokens; eps_high = 0.28 lets the probability of improbable tokens grow.
 
         loss = -(1/num_tokens) sum_b sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
 

@@ -11,7 +11,7 @@ from qarl.objectives.ratios import LossInputs
 
 
 def dr_grpo(inputs: LossInputs, config: DrGRPOConfig) -> tuple[Tensor, Metrics]:
-    """GRPO without its two biases: no division by the response's own length, advantages `R - mean` without std.
+    """GRPO without its two biases: no division by the response's own length, and advantages `R - mean` without std.
 
         loss = -(1/num_sequences) sum_b (1/L) sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
 

@@ -1,6 +1,7 @@
-"""PPO's clipped minimum on token ratios: GRPO, and what differs from it in one number. Suffixes: B sequences, T tokens.
+"""GRPO: PPO's clipped minimum on token ratios. Suffixes: B sequences, T response tokens.
 
-Dr. GRPO (`dr_grpo.py`), DAPO (`dapo.py`) and REINFORCE++ (`reinforce_pp.py`) delegate to `clipped_token_loss`.
+Dr. GRPO (`dr_grpo.py`), DAPO (`dapo.py`) and REINFORCE++ (`reinforce_pp.py`) differ in how they average, and call
+`clipped_token_loss`.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from torch import Tensor
 
 from qarl.config.objective import GRPOConfig, TokenClip
 from qarl.metrics import Metrics
-from qarl.objectives.aggregate import reduce, token_sums
+from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.band import Band
 from qarl.objectives.corrections import mismatch_weight, upper_clip_bound
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 
 
 def grpo(inputs: LossInputs, config: GRPOConfig) -> tuple[Tensor, Metrics]:
-    """GRPO (arXiv 2402.03300); its penalty on the KL to a reference model is `kl_coef`, see `regularizers.py`.
+    """GRPO (arXiv 2402.03300). Its penalty on the KL to a reference model is `kl_coef`, see `regularizers.py`.
 
         r_t = pi_theta/pi_prox
         loss = -(1/num_sequences) sum_b (1/T_b) sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
 
     `aggregation: token_mean` averages over all tokens of the minibatch instead. `w` is the mismatch weight (1 in the
-    paper). `clip_ratio_c` also bounds r_t by c for A < 0 (dual-clip PPO, arXiv 1912.09729). Returns and raises as
-    `tbpo`; clips are counted in tokens.
+    paper). `clip_ratio_c` adds an upper bound c on r_t for A < 0 (dual-clip PPO, arXiv 1912.09729). Returns and raises
+    as `tbpo`; clip fractions are of tokens.
     """
     return clipped_token_loss(inputs, config, config.aggregation)
 
@@ -39,16 +40,18 @@ def clipped_token_loss(
 ) -> tuple[Tensor, Metrics]:
     """The equation of `grpo` with one of three ways to average, see `qarl.objectives.aggregate.reduce`."""
     ratios = Ratios.of(inputs)
-    weight, masked, metrics = mismatch_weight(ratios, config.correction)
+    weight, metrics = mismatch_weight(ratios, config.correction)
     r_BT = bounded_exp(ratios.log_r_BT)
     band = Band.of(
         r_BT,
+        inputs.mask_BT,
         inputs.advantage_B,
         pos_high=upper_clip_bound(1 + config.clip_ratio_high, ratios, config.correction),
         neg_low=1 - config.clip_ratio_low,
         neg_high=config.clip_ratio_c or inf,
     )
-    # The advantage is the sequence's: it may come after the sum over tokens.
+    # All tokens of a sequence have one advantage: it may come after the sum.
     sums_B = token_sums(band.clamped(), weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, how, normalizer)
-    return loss, shared | metrics | band.metrics(masked, ratios.lengths_B)
+    metrics |= drop_metrics(band.outside_BK | weight.masked_BT, inputs, ratios.lengths_B)
+    return loss, shared | metrics | band.clip_metrics(weight.masked_BT)

@@ -11,7 +11,7 @@ from qarl.objectives.tbpo import tbpo
 
 
 def gspo(inputs: LossInputs, config: GSPOConfig) -> tuple[Tensor, Metrics]:
-    """PPO's clipped minimum, of sequences: TBPO without dual clip, with one pair of bounds for both signs.
+    """PPO's clipped minimum on sequence ratios: TBPO without dual clip, with one pair of bounds for both signs.
 
         r = exp((1/T) sum_t log pi_theta/pi_prox)
         loss = -(1/num_sequences) sum_b w min(r A, clip(r, 1-eps_low, 1+eps_high) A)

@@ -15,7 +15,7 @@ from qarl.objectives.ratios import LossInputs, Ratios
 
 
 def on_policy(inputs: LossInputs, config: OnPolicyConfig) -> tuple[Tensor, Metrics]:
-    """REINFORCE (Williams 1992) with one advantage a sequence; on-policy GRPO, when each batch makes one step.
+    """REINFORCE (Williams 1992) with one advantage for each sequence; on-policy GRPO when a batch makes one step.
 
         loss = -(1/num_sequences) sum_b (1/T_b) sum_t w A log pi_theta(y_t)
 
@@ -29,8 +29,8 @@ def log_prob_loss(
 ) -> tuple[Tensor, Metrics]:
     """The equation of `on_policy` with one of three ways to average, see `qarl.objectives.aggregate.reduce`."""
     ratios = Ratios.of(inputs)
-    weight, masked, metrics = mismatch_weight(ratios, correction)
+    weight, metrics = mismatch_weight(ratios, correction)
     logp_BT = torch.where(inputs.mask_BT, inputs.logp_theta_BT, 0.0)
     sums_B = token_sums(logp_BT, weight, inputs.mask_BT) * inputs.advantage_B
     loss, shared = reduce(sums_B, inputs, ratios, how)
-    return loss, shared | metrics | drop_metrics(None, masked, inputs.advantage_B, ratios.lengths_B)
+    return loss, shared | metrics | drop_metrics(weight.masked_BT, inputs, ratios.lengths_B)

@@ -1,6 +1,6 @@
-"""What every loss starts from: checked inputs, and the log-ratios of the three policies, computed once.
+"""The inputs of every loss, their checks, and the log-ratios of the three policies.
 
-    r_t = pi_theta / pi_prox     how far the update went        w_t = pi_prox / pi_samp     sampler-learner mismatch
+    r_t = pi_theta / pi_prox     the drift of the update        w_t = pi_prox / pi_samp     sampler-learner mismatch
 
 Sequence ratios are geometric means over the response (GSPO, arXiv 2507.18071). Suffixes: B sequences, T response
 tokens.
@@ -18,34 +18,41 @@ from torch import Tensor
 from qarl.errors import DivergenceError, ObjectiveError
 
 LARGEST_LOG = 20.0
-"""Every band ends far below e^20; beyond it exp could overflow, and infinity times a zero gradient is NaN."""
+"""Log-ratios are clamped to this: beyond it exp could overflow, and infinity times a zero gradient is NaN. Every band
+ends far below e^20."""
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """The tensors of one micro-batch, and the size of the minibatch that it is part of.
+    """The tensors of one micro-batch, and the size of the minibatch that contains it.
 
-    `logp_*_BT` are log-probs in nats of the sampled tokens under the learner now, the learner before this batch, and
-    the sampler; the gradient flows through the first only. `mask_BT` is bool, True at response tokens: what is masked
-    never matters, NaN and infinity included. `num_sequences` and `num_tokens` count the whole minibatch, over all
-    micro-batches and ranks: the losses of the parts add up to the loss of the whole. `ids` name the sequences in
-    errors, one each; empty counts them from 0. `logp_ref_BT`, log-probs under the reference, and `entropy_BT`,
-    entropies (nats) of the distributions that the tokens were drawn from, are there when they are asked for.
+    `logp_*_BT` are log-probs (nats, float32) of the sampled tokens. Values where `mask_BT` is False never matter, even
+    NaN and infinity. A loss is divided by `num_sequences` or `num_tokens`, so that the losses of all micro-batches add
+    up to the loss of the minibatch.
     """
 
     logp_theta_BT: Tensor
+    """Under the learner now; the only tensor with a gradient."""
     logp_prox_BT: Tensor
+    """Under the learner before this update."""
     logp_samp_BT: Tensor
+    """Under the sampler."""
     mask_BT: Tensor
+    """bool, True at the response tokens that the loss counts."""
     advantage_B: Tensor
     num_sequences: int
+    """Sequences of the whole minibatch, over all micro-batches and ranks."""
     num_tokens: int
+    """Its response tokens that the loss counts."""
     ids: Sequence[int | str] = ()
+    """Names of the sequences, for errors; when empty they are numbered from 0."""
     logp_ref_BT: Tensor | None = None
+    """Under the reference model; None unless `kl_coef` > 0."""
     entropy_BT: Tensor | None = None
+    """Entropy (nats) of the distribution of each token; None unless it is computed."""
 
     def named(self, chosen_B: Tensor | None = None) -> str:
-        """The ids of the chosen sequences, or of all, for an error."""
+        """The ids of the chosen sequences (bool [B]), or of all of them, for an error."""
         ids = self.ids or range(len(self.mask_BT))
         return str(list(ids) if chosen_B is None else [ids[i] for i in chosen_B.nonzero()[:, 0].tolist()])
 
@@ -59,9 +66,11 @@ class Ratios:
     log_w_BT: Tensor
     """log pi_prox - log pi_samp; no gradient."""
     lengths_B: Tensor
+    """Response tokens of each sequence."""
     log_r_B: Tensor
     """Mean of `log_r_BT` over the response."""
     log_w_B: Tensor
+    """Mean of `log_w_BT` over the response."""
 
     @cached_property
     def w_BT(self) -> Tensor:
@@ -73,9 +82,9 @@ class Ratios:
         """Check the inputs and compute the ratios.
 
         Raises:
-            ObjectiveError: see `check_shapes`; or advantages are not finite, a response is empty, or the minibatch is
-                smaller than this part of it.
-            DivergenceError: a sampled token has a NaN or infinite log-prob. Each names the sequences.
+            ObjectiveError: see `check_shapes`; or an advantage is not finite, a response is empty, or the minibatch is
+                smaller than this micro-batch. It names the sequences.
+            DivergenceError: a sampled token has a NaN or infinite log-prob. It names the sequences.
         """
         check_shapes(inputs)
         mask_BT, advantage_B = inputs.mask_BT, inputs.advantage_B
@@ -87,7 +96,7 @@ class Ratios:
         tokens = int(lengths_B.sum())
         if inputs.num_sequences < len(mask_BT) or inputs.num_tokens < tokens:
             raise ObjectiveError(
-                f"sequences {inputs.named()} of {tokens} tokens are more than their minibatch: num_sequences="
+                f"sequences {inputs.named()} with {tokens} tokens exceed their minibatch: num_sequences="
                 f"{inputs.num_sequences}, num_tokens={inputs.num_tokens}"
             )
         log_r_B, log_w_B = log_r_BT.sum(1) / lengths_B, log_w_BT.sum(1) / lengths_B
@@ -99,13 +108,13 @@ class Ratios:
 
 def token_log_ratio(logp_BT: Tensor, logp_ref_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """`log p(y_t) - log p_ref(y_t)` [B, T] in float32 or better, zero where masked."""
-    # Selected, not multiplied: a NaN times zero would reach the gradient.
+    # Select, do not multiply: NaN times zero would reach the gradient.
     return torch.where(mask_BT, _precise(logp_BT) - _precise(logp_ref_BT), 0.0)
 
 
 def check_shapes(inputs: LossInputs) -> None:
-    """Raises ObjectiveError unless there is one id (if any) and one advantage a sequence, and all else is [B, T] as the
-    mask is. It names the fields that are not, and the sequences."""
+    """Raises ObjectiveError unless there is one advantage and one id (if any) for each sequence, and every other tensor
+    has the shape of the mask. It names the wrong tensors and the sequences."""
     mask_BT = inputs.mask_BT
     if inputs.ids and len(inputs.ids) != len(mask_BT):
         raise ObjectiveError(f"{len(inputs.ids)} ids {list(inputs.ids)} for {len(mask_BT)} sequences")
@@ -127,7 +136,7 @@ def check_shapes(inputs: LossInputs) -> None:
 
 
 def check_finite(finite_B: Tensor, inputs: LossInputs, what: str = "log-prob") -> None:
-    """Raises DivergenceError that names the sequences which are not `finite_B`."""
+    """Raises DivergenceError, which names the sequences, unless all are `finite_B`."""
     if not finite_B.all():
         raise DivergenceError(
             f"NaN or infinite {what} in sequences {inputs.named(~finite_B)}",

@@ -1,4 +1,4 @@
-"""Which function computes which config: the trainer calls `compute_loss` and does not know what runs."""
+"""The function of each objective. The trainer calls `compute_loss` and does not know which one runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from qarl.config.objective import (
     CISPOConfig,
+    CustomConfig,
     DAPOConfig,
     DrGRPOConfig,
     GBPOConfig,
@@ -22,6 +23,7 @@ from qarl.config.objective import (
 )
 from qarl.metrics import Metrics
 from qarl.objectives.cispo import cispo
+from qarl.objectives.custom import custom
 from qarl.objectives.dapo import dapo
 from qarl.objectives.dr_grpo import dr_grpo
 from qarl.objectives.gbpo import gbpo
@@ -46,10 +48,14 @@ OBJECTIVES: dict[type[Any], Callable[[LossInputs, Any], tuple[Tensor, Metrics]]]
     RLOOConfig: rloo,
     ReinforcePPConfig: reinforce_pp,
 }
+"""The built-in objectives."""
 
 
 def compute_loss(inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
-    """The loss of a micro-batch, normalised by its minibatch, and partial metrics. Raises ObjectiveError."""
-    loss, metrics = OBJECTIVES[type(config)](inputs, config)
+    """The loss of a micro-batch, divided by the size of its minibatch, and partial metrics. Raises ObjectiveError."""
+    if isinstance(config, CustomConfig):
+        loss, metrics = custom(inputs, config)
+    else:
+        loss, metrics = OBJECTIVES[type(config)](inputs, config)
     loss, more = regularize(loss, inputs, config)
     return loss, metrics | more

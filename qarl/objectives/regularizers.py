@@ -1,7 +1,7 @@
-"""What may be added to any objective: the KL to a reference policy, and entropy. Suffixes: B sequences, T tokens.
+"""Terms that any objective can have: the KL to a reference policy, and entropy. Suffixes: B sequences, T tokens.
 
-Both are averaged over the tokens of a response, then over the sequences of the minibatch, whatever the objective does
-with its own terms (GRPO's equation, arXiv 2402.03300). Sequences that a correction dropped count.
+Both are averaged over the tokens of a response, then over the sequences of the minibatch, however the objective
+averages its own terms (as in GRPO's equation, arXiv 2402.03300). Sequences that a correction dropped are included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qarl.objectives.ratios import LARGEST_LOG, LossInputs, check_finite, token_
 def regularize(loss: Tensor, inputs: LossInputs, config: ObjectiveConfig) -> tuple[Tensor, Metrics]:
     """`loss + kl_coef * KL(pi_theta || reference) - entropy_coef * H`, and both as partial metrics.
 
-    `inputs` are checked by `Ratios.of` before.
+    The objective has checked `inputs` with `Ratios.of`.
 
     Raises:
         DivergenceError: a sampled token has a NaN or infinite log-prob under the reference, or such an entropy.
@@ -42,7 +42,7 @@ def regularize(loss: Tensor, inputs: LossInputs, config: ObjectiveConfig) -> tup
 
 
 def kl_penalty(log_ratio_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Estimates of KL(p || q) from `d = log q - log p` at tokens sampled from p; 0 where d is.
+    """Estimates of KL(p || q) from `d = log q - log p` at tokens sampled from p; 0 where d is 0.
 
         k1 = -d        k2 = d^2 / 2        k3 = e^d - 1 - d        (http://joschu.net/blog/kl-approx.html)
 
@@ -55,5 +55,6 @@ def kl_penalty(log_ratio_BT: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Te
         case "k2":
             return log_ratio_BT.square() / 2
         case "k3":
-            bounded_BT = log_ratio_BT.clamp(max=LARGEST_LOG)  # in both terms, or that of -d would push d up beyond
+            # Bounded in both terms: else the gradient of -d alone would push a large d further up.
+            bounded_BT = log_ratio_BT.clamp(max=LARGEST_LOG)
             return bounded_BT.exp() - 1 - bounded_BT

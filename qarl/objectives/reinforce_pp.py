@@ -11,11 +11,12 @@ from qarl.objectives.ratios import LossInputs
 
 
 def reinforce_pp(inputs: LossInputs, config: ReinforcePPConfig) -> tuple[Tensor, Metrics]:
-    """PPO's clipped minimum without a critic; the advantage is normalised over the batch, not over the group.
+    """PPO's clipped minimum without a critic; the advantage is normalized over the batch, not over the group.
 
         A = (R - mean(R)) / std(R)    over all responses of the step (`advantage.estimator: batch`)
         loss = -(1/num_tokens) sum_b sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
 
-    Interpreted: the mean over tokens; the paper's token-wise KL reward is left out. Returns and raises as `grpo`.
+    The mean over tokens is our choice. The paper's KL term in each token's reward is left out. Returns and raises as
+    `grpo`.
     """
     return clipped_token_loss(inputs, config, "token_mean")

@@ -11,7 +11,7 @@ from qarl.objectives.ratios import LossInputs
 
 
 def rloo(inputs: LossInputs, config: RLOOConfig) -> tuple[Tensor, Metrics]:
-    """REINFORCE with the whole response as one action and the mean of its siblings' rewards as baseline.
+    """REINFORCE; the whole response is one action, the mean reward of the others in its group is the baseline.
 
         A_i = R_i - mean of R_j, j != i    in the group (`advantage.estimator: leave_one_out`)
         loss = -(1/num_sequences) sum_b w A log pi_theta(y)        log pi_theta(y) = sum_t log pi_theta(y_t)

@@ -148,7 +148,7 @@ def test_a_corrupted_scale_stops_the_run(
     class Learner(FakeLearner):
         def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[np.ndarray]:
             with torch.no_grad():
-                logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu")))
+                logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu"))).logprobs_BT
             return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(sequences)]
 
         def publish(self, version: int) -> PublishedWeights:

@@ -52,7 +52,7 @@ for request, sample in list(zip(asked, together))[:4]:
     assert np.array_equal(alone.logprobs_T, sample.logprobs_T)
 sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in together]
 with torch.no_grad():
-    logp_BT = policy(PaddedBatch.of(sequences, policy.device)).cpu().numpy()
+    logp_BT = policy(PaddedBatch.of(sequences, policy.device)).logprobs_BT.cpu().numpy()
 rows = [logp_BT[row, : len(s.response_ids)] for row, s in enumerate(together)]
 print("GAP", Mismatch.between(rows, [s.logprobs_T for s in together]).abs_mean)
 """

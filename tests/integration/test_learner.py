@@ -97,7 +97,7 @@ def test_ranks_score_update_publish_save_and_load(
 
     policy = Policy(tiny_models[kind], torch.bfloat16, scheme, "engine", kernel=kernel)
     with torch.no_grad():
-        alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu")))
+        alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu"))).logprobs_BT
     assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))
     assert learner.publish(3).manifest.digest == publish(policy.model, scheme, 3).manifest.digest
 

@@ -158,7 +158,7 @@ def _both(module: nn.Module, x: Tensor, upstream: Tensor) -> None:
 
 
 def _learn(policy: Policy, batch: PaddedBatch) -> None:
-    policy(batch).sum().backward()
+    policy(batch).logprobs_BT.sum().backward()
 
 
 class _Block(nn.Module):

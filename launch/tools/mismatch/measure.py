@@ -239,7 +239,7 @@ def one_step(policy: Policy, sequences: Sequence[TrainSequence], lr: float) -> N
     for rows in _chunks(policy, sequences):
         batch = PaddedBatch.of([sequences[i] for i in rows], policy.device)
         advantage_B = torch.tensor([1.0 if i % 2 == 0 else -1.0 for i in rows])
-        (-(policy(batch) * advantage_B[:, None]).sum() / num_tokens).backward()
+        (-(policy(batch).logprobs_BT * advantage_B[:, None]).sum() / num_tokens).backward()
     parameters = list(policy.parameters())
     masters = [parameter.detach().float() for parameter in parameters]
     for master, parameter in zip(masters, parameters, strict=True):
@@ -257,7 +257,7 @@ def score(policy: Policy, sequences: Sequence[TrainSequence]) -> list[Logprobs]:
     """Log-probs of each response."""
     found: list[Logprobs] = []
     for rows in _chunks(policy, sequences):
-        logp_BT = policy(PaddedBatch.of([sequences[i] for i in rows], policy.device))
+        logp_BT = policy(PaddedBatch.of([sequences[i] for i in rows], policy.device)).logprobs_BT
         found += [logp_T[: len(sequences[i].response_ids)].numpy() for i, logp_T in zip(rows, logp_BT, strict=True)]
     return found
 

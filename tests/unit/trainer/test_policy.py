@@ -70,9 +70,11 @@ def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
 ) -> None:
     monkeypatch.setattr("trainer.policy.ENTROPY_ROWS", 4)  # ten tokens: three pieces
     learner = policy(tiny_models["qwen3"], "portable", temperature=0.7)
-    plain_BT = learner(batch())
+    plain_BT, none = learner(batch())
     logp_BT, entropy_BT = learner(batch(), mode)
     assert torch.equal(logp_BT, plain_BT)
+    assert none is None
+    assert entropy_BT is not None
     model = AutoModelForCausalLM.from_pretrained(tiny_models["qwen3"], dtype=torch.float32)
     for row, sequence in enumerate(sequences()):
         ids = torch.tensor([sequence.prompt_ids + sequence.response_ids])
@@ -106,7 +108,7 @@ def test_log_probs_are_transformers(
     tiny_models: dict[str, Path], kind: str, numerics: Numerics, temperature: float
 ) -> None:
     with torch.no_grad():
-        logp_BT = policy(tiny_models[kind], numerics, temperature=temperature)(batch())
+        logp_BT = policy(tiny_models[kind], numerics, temperature=temperature)(batch()).logprobs_BT
     assert logp_BT.dtype == torch.float32
     assert logp_BT.shape == (3, 5)
     for row, expected in enumerate(response_log_probs(tiny_models[kind], temperature)):
@@ -120,7 +122,7 @@ def test_gradient_reaches_every_parameter(
     tiny_models: dict[str, Path], numerics: Numerics, scheme: QuantScheme
 ) -> None:
     learner = policy(tiny_models["qwen2"], numerics, scheme)
-    (learner(batch()) * batch().mask_BT).sum().backward()
+    (learner(batch()).logprobs_BT * batch().mask_BT).sum().backward()
     for name, parameter in learner.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -130,7 +132,7 @@ def test_gradient_reaches_every_parameter(
 def test_gradient_ignores_what_is_masked(tiny_models: dict[str, Path]) -> None:
     learner = policy(tiny_models["qwen3"], "portable")
     data = batch()
-    learner(data)[~data.mask_BT].sum().backward()
+    learner(data).logprobs_BT[~data.mask_BT].sum().backward()
     assert not any(p.grad is not None and p.grad.any() for p in learner.parameters())
 
 
@@ -146,14 +148,14 @@ def test_low_bits_shift_log_probs_a_little_until_weights_change(tiny_models: dic
     aligned, plain = (policy(tiny_models["qwen3"], "portable", scheme) for scheme in (W8A8, PLAIN))
     data = batch()
     with torch.no_grad():
-        before = aligned(data)
-        gap = (before - plain(data)).abs()[data.mask_BT].mean()
+        before = aligned(data).logprobs_BT
+        gap = (before - plain(data).logprobs_BT).abs()[data.mask_BT].mean()
         assert 1e-4 < gap < 0.3
         for _, linear in quantized_linears(aligned):
             linear.weight.mul_(0.5)
-        assert torch.equal(aligned(data), before)
+        assert torch.equal(aligned(data).logprobs_BT, before)
         requantize(aligned)
-        assert not torch.equal(aligned(data), before)
+        assert not torch.equal(aligned(data).logprobs_BT, before)
 
 
 @pytest.mark.parametrize("numerics", ["stock", "portable"])

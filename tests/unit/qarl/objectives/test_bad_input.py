@@ -58,4 +58,4 @@ def test_bad_input_names_its_sequences(config: Any) -> None:
     assert fault(logp_ref_BT=-broken_BT).startswith("NaN or infinite log-prob in sequences ['b']; lower ")
     assert fault(ids=["a"], advantage_B=good.advantage_B[:2]) == "1 ids ['a'] for 3 sequences"
     for sizes in ({"num_sequences": 0}, {"num_tokens": 0}, {"num_sequences": 2}):
-        assert fault(**sizes).startswith("sequences ['a', 'b', 'c'] of 12 tokens are more than their minibatch: ")
+        assert fault(**sizes).startswith("sequences ['a', 'b', 'c'] with 12 tokens exceed their minibatch: ")
