@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from qarl.config.io import load_config
 from qarl.config.run import Config
+from qarl.errors import ConfigError
 from qarl.mismatch import Logprobs
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish
@@ -129,6 +130,29 @@ def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: di
         assert learner.publish(0).manifest.digest != before
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
     learner.close()
+
+
+def test_a_users_objective_trains_as_the_built_in_one(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function is a file that only the learner's process loads; here it is GSPO itself."""
+    (tmp_path / "mine.py").write_text(
+        "from qarl.config.objective import GSPOConfig\n"
+        "from qarl.objectives.gspo import gspo\n\n\n"
+        "def loss(inputs, high): return gspo(inputs, GSPOConfig(seq_clip_ratio_high=high))\n"
+    )
+    mine = f"objective={{kind: custom, function: {tmp_path}/mine.py:loss, kwargs: {{high: 0.1}}}}"
+    digests = []
+    for objective in (("objective.kind=gspo", "objective.seq_clip_ratio_high=0.1"), (mine,)):
+        learner = start(config_of(tiny_models["qwen3"], 1, 1, *objective))
+        sampled, prox = parted(sequences(7), learner.score(sequences(7)))
+        assert learner.update([sampled], [prox])["actor/seq_ratio_max_dev_first_minibatch"] > 0
+        digests.append(learner.publish(1).manifest.digest)
+        learner.close()
+    assert digests[0] == digests[1]
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(ConfigError, match=r"objective\.function: no such file"):
+        start(config_of(tiny_models["qwen3"], 1, 1, mine))
 
 
 def parted(batch: list[TrainSequence], scores: list[Logprobs]) -> tuple[list[TrainSequence], list[Logprobs]]:
