@@ -207,9 +207,7 @@ def meta_model(config: Any) -> Any:
 
 
 def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, Any]]]:
-    """Functions of the user's own: name, key, positional arguments, keyword arguments."""
-    if config.objective.kind == "custom":
-        yield config.objective.function, "objective.function", ("inputs",), config.objective.kwargs
+    """The user's functions besides the objective: name, key, positional arguments, keyword arguments."""
     if config.reward.function is not None:
         yield config.reward.function, "reward.function", ("text", "finish_reason", "answer"), config.reward.kwargs
     for name in config.tracking.trackers:
