@@ -197,11 +197,11 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
     return [worker] * config.rollout.num_workers, [rank] * config.learner.num_ranks
 
 
-def meta_model(config: Any) -> Any:
+def meta_model(config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
     """The model of a transformers config, without memory. Raises ModelError for what is no causal language model."""
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except ValueError as error:
         raise ModelError(str(error).splitlines()[0], where=config.model_type) from error
 

@@ -91,7 +91,7 @@ class QuantizedExperts(Experts):
         KernelError: no such kernel on the stack's device.
     """
 
-    to_dtype = staticmethod(Tensor.to)  # to nearest: the engine has no low-bit experts where it cuts off
+    to_dtype = staticmethod(Tensor.to)  # rounds to nearest: no processor where the engine truncates has low-bit experts
 
     def __init__(self, stack: Any, name: str, scheme: QuantScheme, kind: KernelKind) -> None:
         super().__init__(stack, engine=False)

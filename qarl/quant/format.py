@@ -1,4 +1,4 @@
-"""What there is to say of a low-bit format; `qarl.quant.formats` says it of each.
+"""The fields of a low-bit format and of its kernels. `qarl.quant.formats` is the table.
 
 Suffixes: M tokens, K input features, N output features.
 """
@@ -113,8 +113,8 @@ class Format:
     extra_bytes: int = 0
     """Bytes of a published layer besides weights and scales."""
     joint: bool = False
-    """A scale spans the whole weight. The engine has one for all layers that it fuses (and would take the largest), so
-    they share it: `quantize(weight, amax)`, with the largest magnitude of them all."""
+    """One scale covers the weights of all layers that the engine fuses: the engine keeps a single scale for them.
+    `quantize(weight, amax)` takes the largest magnitude of these weights."""
     saturates_without_vnni: bool = False
     """The sums of the engine's CPU kernel saturate on processors without VNNI."""
     reload_alias: str = ""
@@ -153,8 +153,8 @@ class Format:
         return y_MN.to(x_MK.dtype)
 
     def published_bytes(self, n: int, k: int, dtype_bytes: int) -> int:
-        """Bytes of a layer [N, K] in a checkpoint and on the wire, without its bias; a model's dtype has so many."""
-        bits = 8 if self.compression == "int-quantized" else self.weight_bits  # which does not pack
+        """Bytes of a layer [N, K] in a checkpoint and on the wire, without its bias; `dtype_bytes`: the model's."""
+        bits = 8 if self.compression == "int-quantized" else self.weight_bits  # "int-quantized" stores int4 as int8
         return n * k * bits // 8 + self._bytes_of_scales(n, k, dtype_bytes) + self.extra_bytes
 
     def engine_bytes(self, n: int, k: int, dtype_bytes: int) -> int:

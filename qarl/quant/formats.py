@@ -1,6 +1,6 @@
-"""What each scheme's bytes are: the one table of formats. Everything that differs between formats is a field here.
+"""The one table of formats: everything that differs between formats is a field of its entry.
 
-Only `qarl.quant.scheme.TRAITS`, which the configuration reads without torch, lies elsewhere.
+Except `qarl.quant.scheme.TRAITS`, which the configuration reads without torch.
 Suffixes: M tokens, K input features, N output features.
 """
 
@@ -225,7 +225,7 @@ def _fp8_channel(scheme: QuantScheme) -> Format:
 
 
 def _fp8_tensor(scheme: QuantScheme) -> Format:
-    """On CPU vLLM lacks the op (`static_scaled_fp8_quant`) with which it unites the scales of fused layers."""
+    """vLLM's CPU build lacks the op that merges the scales of fused layers (`static_scaled_fp8_quant`)."""
     return replace(
         _fp8_channel(scheme),
         quantize=_named("weight weight_scale", fp8.quantize_tensor),
@@ -238,7 +238,7 @@ def _fp8_tensor(scheme: QuantScheme) -> Format:
 
 
 def _fp8_block(scheme: QuantScheme) -> Format:
-    """On CPU vLLM's kernel wants AMX, which is off (`vllm_patch`), and would leave the activations alone."""
+    """vLLM's CPU kernel needs AMX, which qarl switches off (`vllm_patch`), and does not quantize activations."""
     return replace(
         _fp8_channel(scheme),
         quantize=_named("weight weight_scale", fp8.quantize_blocks),
@@ -303,7 +303,7 @@ def _nvfp4a16(scheme: QuantScheme) -> Format:
 
 
 def _nvfp4(scheme: QuantScheme) -> Format:
-    """The activations' global scale is `fp4.INPUT_GLOBAL_SCALE` in every layer: there is no calibration."""
+    """Without calibration, the activations' global scale is `fp4.INPUT_GLOBAL_SCALE` in every layer."""
     format_ = _nvfp4a16(scheme)
 
     def quantize(weight_NK: Tensor, *amax: Tensor) -> Quantized:

@@ -18,11 +18,11 @@ from qarl.quant.kernels import StraightThrough, choose_kernel
 from qarl.quant.scheme import KernelKind, QuantScheme
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
-"""Makes sharded parameters whole within its context (ZeRO-3)."""
+"""Makes sharded parameters complete within its context (ZeRO-3)."""
 
 
 def gather_nothing(_: list[nn.Parameter]) -> AbstractContextManager[object]:
-    """The `Gather` of a model that is not sharded."""
+    """The `Gather` of models whose parameters are not sharded."""
     return nullcontext()
 
 
@@ -91,8 +91,8 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
     if not covered:
         return []
     format_ = format_of(scheme)
-    some = next(model.parameters())
-    chosen = choose_kernel(format_, some.device, some.dtype, kernel)
+    example = next(model.parameters())
+    chosen = choose_kernel(format_, example.device, example.dtype, kernel)
     for name, module in covered.items():
         aligned: nn.Module
         if isinstance(module, nn.Linear):
@@ -106,7 +106,7 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
 
 
 def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Module]:
-    """The linear layers and expert stacks that `scheme` quantizes, by name; a model on the meta device will do.
+    """The linear layers and expert stacks that `scheme` quantizes, by name. `model` may be on the meta device.
 
     Raises:
         ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer or an
@@ -127,14 +127,14 @@ def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Modul
         raise ConfigError("every linear layer of the model is ignored", where="rollout.ignore")
     for name in covered:
         _check(name, shapes, scheme, format_)
-    whole_stacks = {name: stack for name, stack in stacks.items() if covers_experts(scheme, name, stack)}
-    return {name: linears[name] for name in covered if name in linears} | whole_stacks
+    quantized_stacks = {name: stack for name, stack in stacks.items() if covers_experts(scheme, name, stack)}
+    return {name: linears[name] for name in covered if name in linears} | quantized_stacks
 
 
 def switch_scheme(
     model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto", gather: Gather = gather_nothing
 ) -> None:
-    """Let the aligned layers of `model` compute in another scheme; which layers they are does not change.
+    """Let the aligned layers of `model`, and no others, compute in another scheme.
 
     Raises KernelError as `align_linears`.
     """
@@ -182,10 +182,10 @@ def quantized_experts(model: nn.Module) -> Iterator[QuantizedExperts]:
 
 
 def requantize(model: nn.Module, gather: Gather = gather_nothing) -> None:
-    """Call after every optimizer step and every load of weights.
+    """Forget all quantized weights; call it after every optimizer step and every load of weights.
 
-    In joint formats it takes the magnitudes that siblings share, of weights that `gather` makes whole.
-    Raises KernelError: NaN or infinity in one of those, or a sharded one.
+    In joint formats it also finds the largest magnitude of each group of siblings; `gather` completes their weights.
+    Raises KernelError: NaN or infinity in such a weight, or a weight that is still sharded.
     """
     layers = {module.name: module for _, module in quantized_linears(model)}
     for layer in layers.values():

@@ -1,4 +1,4 @@
-"""Does this host compute what the engine computes? One small check per op, so that a gap has a name."""
+"""Checks, op by op, that the learner computes on this host what the engine computes."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def processor_note(schemes: Sequence[QuantScheme], device: torch.device) -> str:
 def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: KernelKind = "auto") -> list[Parity]:
     """Compare the learner's ops with the engine's on random inputs in the shapes of a Hugging Face `config`.
 
-    The low-bit linear runs on a whole batch here and row by row there: its values must not depend on the batch.
-    Attention is the engine's own op and has no second implementation to compare with; norms and activations are torch
-    on both sides. The publication probe covers them all together.
+    The learner's low-bit linear gets a full batch, the engine's one row at a time: values must not depend on the batch.
+    Attention is not compared, because the learner calls the engine's op; nor are norms and activations, which both
+    sides compute in torch. The probe after a publication covers all of them together.
     """
     generator = torch.Generator().manual_seed(0)
     hidden, inner, vocab = config.hidden_size, config.intermediate_size, min(config.vocab_size, 1024)

@@ -59,7 +59,7 @@ ROUTER = r"re:.*\.mlp\.gate$"
 class QuantScheme:
     """Which linear layers are quantized, and on which grid (`qarl.quant.formats.format_of`).
 
-    `none` quantizes nothing. Embeddings, norms and routers are no linear layers and stay as they are. `ignore` lists
+    `none` quantizes nothing. Embeddings, norms and routers are never quantized. `ignore` lists
     layers kept in high precision: full module names, their last parts, or `re:` patterns. `group_size` counts the
     input features that share a scale, in the int4 formats.
     """

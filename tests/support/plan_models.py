@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from launch.tools.plan.shapes import Shapes, meta_model, shapes_of
+from launch.preflight import meta_model
+from launch.tools.plan.shapes import Shapes, shapes_of
 
 QWEN2_5_7B: dict[str, Any] = {
     "model_type": "qwen2",

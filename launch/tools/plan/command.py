@@ -1,4 +1,4 @@
-"""`qarl plan`: prints whether a run fits its machines and whether quantized rollouts pay, before any is booked."""
+"""`qarl plan`: prints whether a run fits its machines and whether quantized rollouts pay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan(
     """Print the plan; returns 1 when the run cannot work, and says why on stderr.
 
     Raises:
-        UsageError: no model config, an unknown device, or none to measure here.
+        UsageError: there is no model config, the device is unknown, or `measured` asks for a GPU that is not here.
     """
     model = model_config(config)
     device = choose_device(config, device_name)
@@ -42,110 +42,110 @@ def plan(
             raise ConfigError(f"this machine has no {device.name} to measure", where="--measure")
         os.environ.update(PROCESS_ENV)  # what engines and learners run under; oneDNN reads it at its first GEMM
         device = measure(device)
-    made = make_plan(config, model, device, prompt_tokens, response_tokens)
+    result = make_plan(config, model, device, prompt_tokens, response_tokens)
     if as_json:
-        print(to_json(made))
+        print(to_json(result))
     else:
-        Console().print(render(made))
-    for fault in made.faults:
+        Console().print(render(result))
+    for fault in result.faults:
         print(f"qarl: {fault}", file=sys.stderr)
-    return 1 if made.faults else 0
+    return 1 if result.faults else 0
 
 
 def choose_device(config: Config, name: str | None) -> Device:
     """The device called `name`, else that of `cluster.device`: the CPU, or this machine's GPU when it is a known one.
 
-    Raises ConfigError when that tells no device.
+    Raises ConfigError for an unknown name, or a GPU that the table lacks.
     """
     if name is not None:
         return device_called(name)
-    gpu_here = torch.cuda.is_available()
-    if config.cluster.device == "cpu" or (config.cluster.device == "auto" and not gpu_here):
+    has_gpu = torch.cuda.is_available()
+    if config.cluster.device == "cpu" or (config.cluster.device == "auto" and not has_gpu):
         return device_called("cpu")
-    here = torch.cuda.get_device_name().lower() if gpu_here else "no GPU"
-    found = [gpu for gpu in GPUS if gpu.name in here]
+    own = torch.cuda.get_device_name().lower() if has_gpu else "no GPU"
+    found = [gpu for gpu in GPUS if gpu.name in own]
     if not found:
         known = ", ".join(gpu.name for gpu in GPUS)
-        raise ConfigError(f"which GPU? This machine has {here}", where="--device", mend=f"name one of {known}")
+        raise ConfigError(f"which GPU? This machine has {own}", where="--device", mend=f"name one of {known}")
     return found[0]
 
 
-def to_json(made: Plan) -> str:
+def to_json(result: Plan) -> str:
     """The plan as JSON, with its verdict and its sums."""
-    tree = asdict(made)
-    for estimate, row in zip(made.estimates, tree["estimates"], strict=True):
+    tree = asdict(result)
+    for estimate, row in zip(result.estimates, tree["estimates"], strict=True):
         if estimate.times is not None:
             row["times"]["step_s"] = estimate.times.step_s
-    for stage, learner in made.learner.items():
+    for stage, learner in result.learner.items():
         tree["learner"][stage]["peak"] = learner.peak
-    return json.dumps(tree | {"verdict": list(made.verdict())}, indent=2)
+    return json.dumps(tree | {"verdict": list(result.verdict())}, indent=2)
 
 
-def render(made: Plan) -> RenderableType:
+def render(result: Plan) -> RenderableType:
     """The plan as tables for the terminal."""
-    active = "" if made.active_parameters == made.parameters else f" ({made.active_parameters:,} active)"
+    active = "" if result.active_parameters == result.parameters else f" ({result.active_parameters:,} active)"
     return Group(
-        f"{made.run}: {made.model}, {made.parameters:,} parameters{active}",
-        f"{made.scheme} on {made.device}: {made.device_source}",
-        f"{made.prompt_tokens} prompt tokens, {made.response_tokens} response tokens. Times and peaks are estimates "
-        "(docs/plan.md).",
-        _layers(made),
-        _learner(made),
-        _engine(made),
-        _formats(made),
-        _steps(made),
-        *([_gains(made)] if made.by_batch else []),
-        "\n".join(made.verdict()),
+        f"{result.run}: {result.model}, {result.parameters:,} parameters{active}",
+        f"{result.scheme} on {result.device}: {result.device_source}",
+        f"{result.prompt_tokens} prompt tokens, {result.response_tokens} response tokens. "
+        "Times and peaks are estimates (docs/plan.md).",
+        _layers(result),
+        _learner(result),
+        _engine(result),
+        _formats(result),
+        _steps(result),
+        *([_gains(result)] if result.by_batch else []),
+        "\n".join(result.verdict()),
     )
 
 
-def _layers(made: Plan) -> Table:
+def _layers(result: Plan) -> Table:
     table = _table("Layers", "", "count", "N", "K", "engine kernel")
-    for row in made.layers:
+    for row in result.layers:
         kernel = row.engine_kernel or ("none" if row.quantized else "dense")
         table.add_row(row.name.removeprefix("model."), f"{row.count:,}", f"{row.n:,}", f"{row.k:,}", kernel)
-    table.caption = f"learner: numerics {made.numerics}, GEMM {made.learner_kernel}"
+    table.caption = f"learner: numerics {result.numerics}, GEMM {result.learner_kernel}"
     return table
 
 
-def _learner(made: Plan) -> Table:
-    stages = [f"ZeRO-{stage}{'*' if stage == made.zero_stage else ''}" for stage in made.learner]
+def _learner(result: Plan) -> Table:
+    stages = [f"ZeRO-{stage}{'*' if stage == result.zero_stage else ''}" for stage in result.learner]
     table = _table("Learner rank", "", *stages)
-    sizes = [{**asdict(learner), "peak": learner.peak} for learner in made.learner.values()]
+    sizes = [{**asdict(learner), "peak": learner.peak} for learner in result.learner.values()]
     for part in sizes[0]:
         table.add_row(part, *(_size(size[part]) for size in sizes))
-    table.caption = f"* configured; {made.ranks} ranks, {_size(made.learner_budget)} for each"
+    table.caption = f"* configured; {result.ranks} ranks, {_size(result.learner_budget)} for each"
     return table
 
 
-def _engine(made: Plan) -> Table:
-    engine = made.engine
+def _engine(result: Plan) -> Table:
+    engine = result.engine
     names = ["weights", "activations", "KV cache", "bytes/token", "tokens", "sequences", "at once"]
     table = _table("Engine", *names)
     table.add_row(
         *map(_size, (engine.weights, engine.working, engine.kv_cache)),
-        *(f"{count:,}" for count in (engine.kv_per_token, engine.tokens, made.own.sequences, made.own.slots)),
+        *(f"{count:,}" for count in (engine.kv_per_token, engine.tokens, result.own.sequences, result.own.slots)),
     )
-    table.caption = f"of {_size(made.engine_budget)}; sequences of rollout.max_model_len fit the KV cache"
+    table.caption = f"of {_size(result.engine_budget)}; sequences of rollout.max_model_len fit the KV cache"
     return table
 
 
-def _formats(made: Plan) -> Table:
+def _formats(result: Plan) -> Table:
     table = _table("Formats", "", "weights", "published", "KV tokens", "decode tokens/s", "")
-    plain = made.plain.tokens_per_s
-    for row in made.estimates:
+    plain = result.plain.tokens_per_s
+    for row in result.estimates:
         speed = row.tokens_per_s
         gain = f"{speed / plain:.2f}x" if speed and plain else ""
         sizes = (_size(row.weight_bytes), _size(row.published_bytes), f"{row.kv_tokens:,}")
         table.add_row(row.scheme, *sizes, f"{speed:,.0f}" if speed else "-", gain)
-    table.caption = "\n".join(f"{row.scheme}: {row.fault}" for row in made.estimates if row.fault) or None
+    table.caption = "\n".join(f"{row.scheme}: {row.fault}" for row in result.estimates if row.fault) or None
     return table
 
 
-def _steps(made: Plan) -> Table:
+def _steps(result: Plan) -> Table:
     table = _table("Seconds of a training step", "", "rollout", "learner", "publication", "step", "")
-    plain = made.plain.times
-    for row in made.estimates:
+    plain = result.plain.times
+    for row in result.estimates:
         if times := row.times:
             parts = (times.rollout_s, times.learner_s, times.publication_s, times.step_s)
             gain = f"{plain.step_s / times.step_s:.2f}x" if plain else ""
@@ -153,11 +153,11 @@ def _steps(made: Plan) -> Table:
     return table
 
 
-def _gains(made: Plan) -> Table:
+def _gains(result: Plan) -> Table:
     table = _table(
-        f"{made.own.scheme} against full precision", "", *("",) * max(len(made.by_batch), len(made.by_response))
+        f"{result.own.scheme} against full precision", "", *("",) * max(len(result.by_batch), len(result.by_response))
     )
-    for title, gains in (("sequences per engine", made.by_batch), ("response tokens", made.by_response)):
+    for title, gains in (("sequences per engine", result.by_batch), ("response tokens", result.by_response)):
         table.add_row(title, *(f"{size:,}" for size in gains))
         table.add_row("  speed-up", *(f"{gain:.2f}x" for gain in gains.values()))
     return table

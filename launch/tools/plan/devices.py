@@ -32,10 +32,10 @@ class Device:
     link: float
     """Bytes/s between its memory and the host's, one direction."""
     rates: Mapping[Arithmetic, float]
-    """Dense FLOP/s; what is missing, the device has no units for, or no measured kernel."""
+    """Dense FLOP/s. Arithmetic without an entry: the device has no units for it, or no kernel was measured."""
     source: str
     overlaps: bool = True
-    """Loads hide behind arithmetic: the slower of the two counts. Otherwise both do."""
+    """Loading and arithmetic overlap: an operation takes the longer of both. Otherwise it takes their sum."""
     bandwidth_efficiency: float = 1.0
     gemm_efficiency: float = 1.0
     learner_efficiency: float = 1.0
@@ -74,13 +74,7 @@ STEP_S, SEQUENCE_S = 2e-3, 1e-5
 
 
 def _gpu(
-    name: str,
-    capability: int,
-    memory_mib: int,
-    bandwidth: float,
-    link: float,
-    rates: Mapping[Arithmetic, float],
-    source: str,
+    name: str, capability: int, mib: int, bandwidth: float, link: float, rates: Mapping[Arithmetic, float], source: str
 ) -> Device:
     """A row of published figures: `bandwidth` in TB/s, `link` in GB/s, `rates` in TFLOP/s."""
     peaks: dict[Arithmetic, float] = {arithmetic: rate * TERA for arithmetic, rate in rates.items()}
@@ -88,7 +82,7 @@ def _gpu(
         name=name,
         kind="cuda",
         capability=capability,
-        memory=memory_mib * MIB,
+        memory=mib * MIB,
         bandwidth=bandwidth * TERA,
         link=link * GIGA,
         rates={**peaks, "weight_only": WEIGHT_ONLY_RATE * peaks["bf16"]},
@@ -102,52 +96,16 @@ def _gpu(
 
 
 # Memory as nvidia-smi shows it. Rates without sparsity, of which data sheets give twice as much; PCIe in one direction.
+_HOPPER: dict[Arithmetic, float] = {"fp32": 67, "bf16": 989, "int8": 1979, "fp8": 1979}
+_ADA: dict[Arithmetic, float] = {"fp32": 91.6, "bf16": 362, "int8": 733, "fp8": 733}
+_B200: dict[Arithmetic, float] = {"fp32": 75, "bf16": 2250, "int8": 4500, "fp8": 4500, "fp4": 9000}
 GPUS = (
-    _gpu(
-        name="a100",
-        capability=80,
-        memory_mib=81920,
-        bandwidth=2.039,
-        link=32,
-        rates={"fp32": 19.5, "bf16": 312, "int8": 624},
-        source="NVIDIA A100 data sheet, 80 GB SXM",
-    ),
-    _gpu(
-        name="h100",
-        capability=90,
-        memory_mib=81559,
-        bandwidth=3.35,
-        link=64,
-        rates={"fp32": 67, "bf16": 989, "int8": 1979, "fp8": 1979},
-        source="NVIDIA H100 data sheet, SXM",
-    ),
-    _gpu(
-        name="h200",
-        capability=90,
-        memory_mib=143771,
-        bandwidth=4.8,
-        link=64,
-        rates={"fp32": 67, "bf16": 989, "int8": 1979, "fp8": 1979},
-        source="NVIDIA H200 data sheet, SXM",
-    ),
-    _gpu(
-        name="l40s",
-        capability=89,
-        memory_mib=46068,
-        bandwidth=0.864,
-        link=32,
-        rates={"fp32": 91.6, "bf16": 362, "int8": 733, "fp8": 733},
-        source="NVIDIA L40S data sheet",
-    ),
-    _gpu(
-        name="b200",
-        capability=100,
-        memory_mib=183359,
-        bandwidth=7.7,
-        link=64,
-        rates={"fp32": 75, "bf16": 2250, "int8": 4500, "fp8": 4500, "fp4": 9000},
-        source="NVIDIA Blackwell data sheet, HGX B200",
-    ),
+    # name, compute capability, MiB, TB/s, GB/s of the link, TFLOP/s, source
+    _gpu("a100", 80, 81920, 2.039, 32, {"fp32": 19.5, "bf16": 312, "int8": 624}, "NVIDIA A100 data sheet, 80 GB SXM"),
+    _gpu("h100", 90, 81559, 3.35, 64, _HOPPER, "NVIDIA H100 data sheet, SXM"),
+    _gpu("h200", 90, 143771, 4.8, 64, _HOPPER, "NVIDIA H200 data sheet, SXM"),
+    _gpu("l40s", 89, 46068, 0.864, 32, _ADA, "NVIDIA L40S data sheet"),
+    _gpu("b200", 100, 183359, 7.7, 64, _B200, "NVIDIA Blackwell data sheet, HGX B200"),
 )
 
 CPU = Device(

@@ -11,7 +11,7 @@ from launch.tools.plan.shapes import Matrix, Shapes
 from qarl.quant.format import Format
 
 BUCKET = 500_000_000
-"""Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`), allocated whole however small the model."""
+"""Elements of DeepSpeed's gradient bucket (`reduce_bucket_size`), allocated in full however small the model."""
 LIVE = 1_000_000_000
 """Parameters that ZeRO-3 keeps gathered at most (`stage3_max_live_parameters`)."""
 
@@ -63,12 +63,12 @@ class LearnerMemory:
     gradients: int
     optimizer: int
     quantized: int
-    """Published tensors and the layout that the GEMM reads, of every quantized layer; whole on each rank."""
+    """Published tensors and the layout that the GEMM reads, of every quantized layer; complete on each rank."""
     twin: int
     """A second model: for `mismatch.unaligned_every`, or to quantize what an unaligned learner publishes."""
     bucket: int
     gathered: int
-    """ZeRO-3: parameters made whole for their use."""
+    """ZeRO-3: parameters gathered for use."""
     activations: int
     logits: int
     step: int
@@ -112,21 +112,21 @@ def learner_memory(
     bytes too. `foreach`: torch's AdamW takes as much again as the masters while it steps (so on CUDA).
     """
     p, b = shapes.parameters, shapes.dtype_bytes
-    share = -(-p // ranks)
-    whole = 4 * p + (2 * p if b == 2 else 0)
+    per_rank = -(-p // ranks)
+    full_gradients = 4 * p + (2 * p if b == 2 else 0)
     plain = zero_stage == 0
     return LearnerMemory(
-        weights=b * (share if zero_stage == 3 else p),
-        masters=0 if plain else 4 * share,
-        gradients=whole if zero_stage < 2 else 4 * share,
-        optimizer=8 * (p if plain else share),
+        weights=b * (per_rank if zero_stage == 3 else p),
+        masters=0 if plain else 4 * per_rank,
+        gradients=full_gradients if zero_stage < 2 else 4 * per_rank,
+        optimizer=8 * (p if plain else per_rank),
         quantized=quantized,
         twin=twin,
         bucket=0 if plain or (zero_stage == 1 and b == 2) else BUCKET * b,
         gathered=min(p, LIVE) * b if zero_stage == 3 else 0,
         activations=activations,
         logits=logits,
-        step=4 * share if foreach else 0,
+        step=4 * per_rank if foreach else 0,
     )
 
 

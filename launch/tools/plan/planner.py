@@ -1,6 +1,6 @@
 """`qarl plan`: will the run fit, and will quantized rollouts pay? From the config alone; no weights, no cluster.
 
-Composes `qarl.plan`; `launch.tools.plan.command` prints it. Every time is an estimate (docs/plan.md).
+`launch.tools.plan.command` prints it. Every time is an estimate (docs/plan.md).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import torch
 
-from launch.preflight import Machine, check_numerics, learner_kernel, scheme_faults, setting_faults
+from launch.preflight import Machine, check_numerics, learner_kernel, meta_model, scheme_faults, setting_faults
 from launch.tools.plan import speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.layers import layer_rows
@@ -27,7 +27,7 @@ from launch.tools.plan.memory import (
     working_bytes,
 )
 from launch.tools.plan.result import Estimate, Plan, Times
-from launch.tools.plan.shapes import meta_model, shapes_of
+from launch.tools.plan.shapes import shapes_of
 from qarl.config.derived import numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
@@ -78,7 +78,7 @@ def make_plan(
 
 
 class _Planner:
-    """A config on a device: its shapes once, its formats one by one."""
+    """Plans one config on one device."""
 
     def __init__(
         self, config: Config, model: Any, device: Device, prompt_tokens: int | None, response_tokens: int | None
@@ -120,7 +120,7 @@ class _Planner:
             active_parameters=shapes.active_parameters,
             prompt_tokens=self._load.prompt_tokens,
             response_tokens=self._load.response_tokens,
-            layers=layer_rows(self._variant(scheme), self._device),
+            layers=layer_rows(variant, self._device),
             learner=learner,
             learner_budget=self._learner_budget,
             zero_stage=config.learner.zero_stage,
@@ -168,14 +168,14 @@ class _Planner:
 
     @property
     def _engine_budget(self) -> int:
-        """Bytes that an engine may take: its share of a GPU; the machine's memory on CPU."""
+        """Bytes that an engine may take: its fraction of a GPU; the machine's memory on CPU."""
         if not self._on_cuda:
             return int(self._device.memory)
         return int(self._device.memory * self._config.rollout.gpu_memory_utilization)
 
     @property
     def _learner_budget(self) -> int:
-        """Bytes that a rank may take: a GPU less what an engine on it takes; the machine's memory on CPU."""
+        """Bytes that a rank may take: a GPU minus an engine on the same GPU; the machine's memory on CPU."""
         if not self._on_cuda:
             return int(self._device.memory)
         engine = self._engine_budget if self._config.cluster.colocate else 0
@@ -215,7 +215,7 @@ class _Planner:
         )
 
     def _host_bytes(self, learner: LearnerMemory, engine: EngineMemory, published: int) -> int:
-        """Bytes of all processes of a run on CPU: engines, ranks, and a publication at both ends and between."""
+        """Bytes of all processes of a run on CPU: engines, ranks, and a publication's copies on its way."""
         workers, ranks = self._load.workers, self._load.ranks
         engines = workers * (engine.weights + engine.working + engine.kv_cache + CPU_PROCESS)
         return engines + ranks * (learner.peak + CPU_PROCESS) + (2 + workers) * published
@@ -280,7 +280,7 @@ class _Planner:
         """Empty when full precision does not fit."""
         ratios = {}
         tokens = self._load.response_tokens
-        for response in sorted({max(1, tokens // share) for share in (1, 4, 16, 64)}):
+        for response in sorted({max(1, tokens // part) for part in (1, 4, 16, 64)}):
             load = replace(self._load, response_tokens=response)
             low, plain = (self._estimate(one, load).times for one in (scheme, replace(scheme, name="none")))
             if low and plain:

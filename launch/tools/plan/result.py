@@ -9,7 +9,7 @@ from launch.tools.plan.layers import LayerRow
 from launch.tools.plan.memory import EngineMemory, LearnerMemory
 
 MARGIN = 0.05
-"""Speed-ups within this of 1 count for nothing: the estimates are no better."""
+"""Estimates are not accurate enough to judge speed-ups within this of 1."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Plan:
         return next(estimate for estimate in self.estimates if estimate.scheme == "none")
 
     def verdict(self) -> Iterator[str]:
-        """Whether the run's format pays, and from where on; nothing where it cannot run."""
+        """Whether the run's format pays, and from which batch and response length on; no lines when it cannot run."""
         own, plain = self.own, self.plain
         if own.times is None:
             return
@@ -104,10 +104,10 @@ class Plan:
         gain = plain.times.step_s / own.times.step_s
         judgement = "pays" if gain > 1 + MARGIN else "does not pay" if gain < 1 - MARGIN else "changes little"
         yield f"{own.scheme} {judgement}: a training step is {gain:.2f}x as fast as in full precision."
-        share, rest = plain.times.rollout_s / plain.times.step_s, plain.times.step_s - plain.times.rollout_s
+        before, now = (times.rollout_s / times.step_s for times in (plain.times, own.times))
         yield (
-            f"Rollouts are {share:.0%} of a step in full precision and {own.times.rollout_s / own.times.step_s:.0%} in "
-            f"{own.scheme}; if they cost nothing, a step would be {plain.times.step_s / rest:.2f}x as fast."
+            f"Rollouts are {before:.0%} of a step in full precision and {now:.0%} in {own.scheme}; "
+            f"if they cost nothing, a step would be {1 / (1 - before):.2f}x as fast."
         )
         yield f"Decoding is faster {_range(self.by_batch, 'sequences per engine')}."
         yield f"A step is faster {_range(self.by_response, 'response tokens')}."

@@ -1,4 +1,4 @@
-"""The matrices of a model, from its config alone: the model is built on the meta device, without weights.
+"""The matrices of a model, which may lie on the meta device, without weights.
 
 Suffixes: K input features, N output features.
 """
@@ -9,9 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from qarl.errors import ModelError
 
@@ -76,15 +74,6 @@ class Shapes:
     def kv_bytes(self) -> int:
         """Bytes of keys and values of one token: 2 x layers x KV heads x head width x bytes."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
-
-
-def meta_model(config: Any, dtype: torch.dtype) -> Any:
-    """The model of a transformers config, without memory. Raises ModelError for what is no causal language model."""
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise ModelError(str(error).splitlines()[0], where=config.model_type) from error
 
 
 def shapes_of(model: Any) -> Shapes:

@@ -27,7 +27,7 @@ parameter written, the gradient cleared (6)."""
 
 @dataclass(frozen=True)
 class Load:
-    """What one training step asks of the engines and the learner."""
+    """The work of one training step."""
 
     prompts: int
     group_size: int
@@ -72,7 +72,7 @@ def prefill(variant: Variant, device: Device, prompts: int, tokens: int) -> floa
 
 
 def rollout(variant: Variant, device: Device, load: Load, slots: int) -> float:
-    """Seconds of one engine's share of the samples, `slots` sequences at once, all responses equally long.
+    """Seconds in which one engine draws its part of the samples, `slots` sequences at once, all responses equally long.
 
     Full batches first, then the rest in a smaller one; the context is taken in the middle of the response.
     """

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.tools.plan.shapes import Matrix, meta_model, shapes_of
+from launch.preflight import meta_model
+from launch.tools.plan.shapes import Matrix, shapes_of
 from qarl.errors import ModelError
 from tests.support.plan_models import QWEN2_5_7B, QWEN3_30B_A3B, config_of, shapes
 
