@@ -35,7 +35,7 @@ from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Numerics, TrainSequence
 from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
-from trainer.batching import PaddedBatch, micro_batches, pad
+from trainer.batching import Batch, micro_batches, pad
 from trainer.policy import Policy, PolicyOutput
 from trainer.weights import StoredWeights, store
 
@@ -122,8 +122,8 @@ class LearnerRank:
         policy = self._policy if aligned else self._twin(QuantScheme("none"))
         rows: dict[int, Logprobs] = {}
         with torch.no_grad():
-            for share in self._shares(sequences):
-                batch = PaddedBatch.of([sequences[i] for i in share or [0]], self._device)
+            for share in self._micro_batches(sequences):
+                batch = Batch.of([sequences[i] for i in share or [0]], self._device)
                 logp_BT = policy(batch).logprobs_BT.cpu()  # an idle rank computes too: sharding is collective
                 for row, index in enumerate(share):
                     rows[index] = logp_BT[row, : len(sequences[index].response_ids)].numpy().copy()
@@ -135,7 +135,7 @@ class LearnerRank:
         """One optimizer step per minibatch; returns partial metrics of this rank, of every micro-batch."""
         parts: list[Metrics] = []
         for index, (sequences, prox) in enumerate(zip(minibatches, prox_T, strict=True)):
-            shares = self._shares(sequences)
+            shares = self._micro_batches(sequences)
             lr = self._engine.get_lr()[0]  # before the step: the rate that it uses
             for number, share in enumerate(shares):
                 self._engine.set_gradient_accumulation_boundary(number == len(shares) - 1)
@@ -204,7 +204,7 @@ class LearnerRank:
 
     def _backward(self, sequences: Sequence[TrainSequence], prox: Sequence[Logprobs], share: list[int]) -> Metrics:
         rows = share or [0]
-        batch = PaddedBatch.of([sequences[i] for i in rows], self._device)
+        batch = Batch.of([sequences[i] for i in rows], self._device)
         output = self._forward(batch)
         inputs = LossInputs(
             logp_theta_BT=output.logprobs_BT,
@@ -224,7 +224,7 @@ class LearnerRank:
         self._engine.backward(loss * (self._world_size if share else 0))
         return metrics if share else {}
 
-    def _forward(self, batch: PaddedBatch) -> PolicyOutput:
+    def _forward(self, batch: Batch) -> PolicyOutput:
         """Log-probs with gradient, and entropies when the objective or a metric needs them."""
         entropy = "value" if self._config.learner.calculate_entropy else "none"
         if self._config.objective.entropy_coef:
@@ -232,14 +232,10 @@ class LearnerRank:
         output: PolicyOutput = self._engine(batch, entropy)
         return output
 
-    def _shares(self, sequences: Sequence[TrainSequence]) -> list[list[int]]:
+    def _micro_batches(self, sequences: Sequence[TrainSequence]) -> list[list[int]]:
         """This rank's micro-batches as indices: as many on every rank, so that collectives meet; some may be empty."""
-        size = self._config.learner.micro_batch_size
-        mine = range(self._rank, len(sequences), self._world_size)
-        largest = -(-len(sequences) // self._world_size)
-        chunks = micro_batches([len(sequences[i].response_ids) for i in mine], size)
-        shares = [[mine[i] for i in chunk] for chunk in chunks]
-        return shares + [[] for _ in range(-(-largest // size) - len(shares))]
+        max_tokens = self._config.learner.max_tokens_per_micro_batch
+        return micro_batches(sequences, max_tokens, self._world_size)[self._rank]
 
     def _grad_norm(self) -> Metrics:
         norm = self._engine.get_global_grad_norm()

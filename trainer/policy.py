@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from qarl.errors import ModelError
-from qarl.numerics.layers import BatchLayout
+from qarl.numerics.layers import BatchLayout, hidden_states
 from qarl.numerics.profile import apply_profile
 from qarl.quant.linear import align_linears
 from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Numerics
-from trainer.batching import PaddedBatch
+from trainer.batching import Batch
 
-ENTROPY_ROWS = 1024
-"""Tokens whose entropy is computed at once."""
+HEAD_ELEMENTS = 2**24
+"""Logits that exist at a time: 64 MiB in float32."""
+DENSE_ROWS = 64
+"""Chunks are multiples of it, so that each has as many rows as a GEMM of a fixed number of rows takes."""
+EntropyMode = Literal["none", "value", "gradient"]
 
 
 class PolicyOutput(NamedTuple):
@@ -74,30 +78,47 @@ class Policy(nn.Module):
         self.quantized_names = align_linears(self.model, scheme, kernel)
         apply_profile(self.model, numerics, self.device)
 
-    def forward(self, batch: PaddedBatch, entropy: Literal["none", "value", "gradient"] = "none") -> PolicyOutput:
-        """Log-probs of the response tokens and, unless `entropy` is "none", entropies without or with gradient."""
-        hidden_BLE = self.model.model(input_ids=batch.input_ids_BL, use_cache=False, **self._context(batch))[0]
-        row, column = batch.response_positions()
-        # Logits only where a response token was sampled: they are the widest tensor of the forward.
-        logits_NV = self.model.lm_head(hidden_BLE[row, column]).float()
-        if self.temperature != 1.0:
-            logits_NV = logits_NV / self.temperature
-        sampled_N1 = batch.input_ids_BL[row, column + 1, None]
-        logp_NV = torch.log_softmax(logits_NV, dim=-1)
-        logp_BT = _spread(logp_NV.gather(1, sampled_N1).squeeze(1), batch)
-        if entropy == "none":
-            return PolicyOutput(logp_BT, None)
-        rows = (logp_NV if entropy == "gradient" else logp_NV.detach()).split(ENTROPY_ROWS)
-        entropy_N = torch.cat([entropy_of(logp_RV) for logp_RV in rows])
-        return PolicyOutput(logp_BT, _spread(entropy_N, batch))
+    def forward(self, batch: Batch, entropy: EntropyMode = "none") -> PolicyOutput:
+        """Log-probs of the response tokens and, unless `entropy` is "none", entropies without or with gradient.
 
-    def _context(self, batch: PaddedBatch) -> dict[str, Any]:
-        length = batch.input_ids_BL.shape[1]
-        if self.numerics == "stock":
-            lengths_B = torch.tensor(batch.seq_lens, device=self.device)
-            return {"attention_mask": torch.arange(length, device=self.device) < lengths_B[:, None]}
-        paged = self.numerics == "engine"
-        return {"layout": BatchLayout(batch.prompt_lens, batch.seq_lens, length, paged)}
+        Of the logits, the widest tensor of all, only `HEAD_ELEMENTS` values exist at a time: the backward computes
+        them again where there are more.
+        """
+        hidden_SE = self._hidden(batch)
+        rows = head_rows(self.model.config.vocab_size)
+        recompute = torch.is_grad_enabled() and len(hidden_SE) > rows
+        parts = [
+            checkpoint(self._head, *chunk, entropy, use_reentrant=False) if recompute else self._head(*chunk, entropy)
+            for chunk in zip(hidden_SE.split(rows), batch.sampled_S.split(rows), strict=True)
+        ]
+        logp_S, entropy_S = (torch.cat(values) for values in zip(*parts, strict=True))
+        return PolicyOutput(_spread(logp_S, batch), None if entropy == "none" else _spread(entropy_S, batch))
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """The hidden state that predicts each response token: [S, E]."""
+        if self.numerics == "stock":  # transformers' own forward
+            ids_BL, mask_BL = batch.padded()
+            hidden_BLE = self.model.model(input_ids=ids_BL, use_cache=False, attention_mask=mask_BL)[0]
+            selected: Tensor = hidden_BLE[batch.predicts_BL()]
+            return selected
+        layout = BatchLayout(batch.rows, paged=self.numerics == "engine", device=self.device)
+        return hidden_states(self.model.model, batch.ids_N, layout)[batch.predicts_S]
+
+    def _head(self, hidden_CE: Tensor, sampled_C: Tensor, entropy: EntropyMode) -> tuple[Tensor, Tensor]:
+        """Log-probs of `sampled_C`, and entropies (none where not requested)."""
+        logits_CV = self.model.lm_head(hidden_CE).float()
+        if self.temperature != 1.0:
+            logits_CV = logits_CV / self.temperature
+        logp_CV = torch.log_softmax(logits_CV, dim=-1)
+        logp_C = logp_CV.gather(1, sampled_C[:, None]).squeeze(1)
+        if entropy == "none":
+            return logp_C, logp_C.new_zeros(0)
+        return logp_C, entropy_of(logp_CV if entropy == "gradient" else logp_CV.detach())
+
+
+def head_rows(vocabulary: int) -> int:
+    """Response tokens whose logits exist at a time."""
+    return max(DENSE_ROWS, HEAD_ELEMENTS // vocabulary // DENSE_ROWS * DENSE_ROWS)
 
 
 def entropy_of(logp_RV: Tensor) -> Tensor:
@@ -106,6 +127,6 @@ def entropy_of(logp_RV: Tensor) -> Tensor:
     return -(bounded_RV.exp() * bounded_RV).sum(1)
 
 
-def _spread(values_N: Tensor, batch: PaddedBatch) -> Tensor:
-    """Values of the response tokens, laid out as [B, T] and zero where masked."""
-    return values_N.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, values_N)
+def _spread(values_S: Tensor, batch: Batch) -> Tensor:
+    """Values of the response tokens as [B, T], zero where masked."""
+    return values_S.new_zeros(batch.mask_BT.shape).masked_scatter(batch.mask_BT, values_S)

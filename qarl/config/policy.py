@@ -196,8 +196,9 @@ class LearnerConfig(Node):
     """CPUs that one rank reserves."""
     minibatches: PositiveInt = 4
     """Optimizer steps per batch; each takes whole groups."""
-    micro_batch_size: PositiveInt = 64
-    """Sequences of one forward and backward."""
+    max_tokens_per_micro_batch: PositiveInt = 4096
+    """Tokens of one forward and backward, prompts counted once per group; bounds the memory of activations. Neither
+    loss nor gradient depends on it. At least `rollout.max_model_len`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     calculate_entropy: bool = True

@@ -263,6 +263,15 @@ class Config(Node):
         return self
 
     @model_validator(mode="after")
+    def _micro_batches_hold_a_sequence(self) -> Config:
+        if self.learner.max_tokens_per_micro_batch < self.rollout.max_model_len:
+            raise ValueError(
+                f"learner.max_tokens_per_micro_batch: {self.learner.max_tokens_per_micro_batch} may not hold one "
+                f"sequence, rollout.max_model_len is {self.rollout.max_model_len}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batch_invariance_reaches_the_kernel(self) -> Config:
         for scheme in (self.rollout.scheme, *(stage.scheme for stage in self.rollout.schedule)):
             if self.rollout.batch_invariant and not TRAITS[scheme].batch_invariant:

@@ -1,7 +1,7 @@
 """The engine's own CPU ops, called from the learner. The only file of qarl that imports vLLM, and only when used.
 
-Suffixes: N tokens of all sequences, H query heads, G key/value heads, D head width; X experts, K of them for a token,
-E model width, I inner width, F = 2I.
+Suffixes: N tokens of a flat batch, C tokens of its cache, H query heads, G key/value heads, D head width; X experts, K
+of them for a token, E model width, I inner width, F = 2I.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qarl.errors import KernelError
+from qarl.numerics.flat import Row
 from qarl.numerics.vllm_patch import patch_cpu
 
 BLOCK_SIZE = 128  # tokens of a KV-cache block; the engine uses the same
@@ -44,31 +45,34 @@ def ops() -> Any:
 
 
 class PagedLayout:
-    """How the tokens of a batch lie in the engine's paged cache, and in which requests it computed them.
+    """How the tokens of a flat batch lie in the engine's paged cache, and in which requests it computed them.
 
     The engine prefills a prompt in one request and then decodes token by token. Beyond about 480 tokens prefill and
-    decode tile differently, so each response token is a one-token request here too.
+    decode tile differently, so each response token is a one-token request here too. Every response has cache blocks of
+    its own, which hold a copy of the keys and values of its prompt: a prompt ends within a block.
 
     Args:
-        prompt_lens, seq_lens: tokens of each sequence's prompt, and of prompt and response.
+        rows: per response, where its tokens lie in the flat batch.
     """
 
-    def __init__(self, prompt_lens: Sequence[int], seq_lens: Sequence[int]) -> None:
-        self.num_tokens = sum(seq_lens)
-        blocks = [-(-n // BLOCK_SIZE) for n in seq_lens]
+    def __init__(self, rows: Sequence[Row]) -> None:
+        lengths = [row.prompt_len + row.response_len for row in rows]
+        blocks = [-(-length // BLOCK_SIZE) for length in lengths]
         self.num_blocks = sum(blocks)
-        table = torch.zeros(len(seq_lens), max(blocks), dtype=torch.int32)
+        table = torch.zeros(len(rows), max(blocks), dtype=torch.int32)
         slots: list[Tensor] = []
         prefill: list[Request] = []
         decode: list[Request] = []
-        block = token = 0
-        for row, (prompt, length) in enumerate(zip(prompt_lens, seq_lens, strict=True)):
-            table[row, : blocks[row]] = torch.arange(block, block + blocks[row], dtype=torch.int32)
-            slots.append(block * BLOCK_SIZE + torch.arange(length))
-            prefill.append((row, token, prompt, prompt))
-            decode += [(row, token + i, 1, i + 1) for i in range(prompt, length)]
-            block, token = block + blocks[row], token + length
-        self.slots_N = torch.cat(slots)
+        block = 0
+        for number, row in enumerate(rows):
+            table[number, : blocks[number]] = torch.arange(block, block + blocks[number], dtype=torch.int32)
+            slots.append(block * BLOCK_SIZE + torch.arange(lengths[number]))
+            if row.owns_prompt:
+                prefill.append((number, row.prompt_start, row.prompt_len, row.prompt_len))
+            decode += [(number, row.response_start + i, 1, row.prompt_len + i + 1) for i in range(row.response_len)]
+            block += blocks[number]
+        self._slots_C = torch.cat(slots)
+        self._cached_C = torch.cat([row.tokens() for row in rows])
         chunks = [prefill] + [decode[i : i + DECODE_CHUNK] for i in range(0, len(decode), DECODE_CHUNK)]
         self._calls = [_Call(requests, table) for requests in chunks]
 
@@ -79,7 +83,8 @@ class PagedLayout:
         isa = "vec" if dim % 32 == 0 else "vec16"
         cache = torch.zeros(self.num_blocks, kv_heads, BLOCK_SIZE * 2, dim, dtype=q_NHD.dtype)
         k_cache, v_cache = cache.chunk(2, dim=2)
-        ops().cpu_attn_reshape_and_cache(k_NGD.contiguous(), v_NGD.contiguous(), k_cache, v_cache, self.slots_N, isa)
+        k_CGD, v_CGD = k_NGD[self._cached_C], v_NGD[self._cached_C]
+        ops().cpu_attn_reshape_and_cache(k_CGD, v_CGD, k_cache, v_cache, self._slots_C, isa)
         q_NHD = q_NHD.contiguous()
         out_NHD = torch.empty_like(q_NHD)
         for call in self._calls:
@@ -106,7 +111,7 @@ class PagedLayout:
 
 
 Request = tuple[int, int, int, int]
-"""(sequence, first token in the flat batch, query tokens, context length after them)."""
+"""(row, first token in the flat batch, query tokens, context length after them)."""
 
 
 class _Call:

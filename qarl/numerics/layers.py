@@ -1,12 +1,12 @@
 """The engine's roundings, module by module, on a Hugging Face decoder, with gradients.
 
 Measured with vLLM 0.32 on CPU: with these modules a transformers model gives the engine's log-probs bit for bit.
-Suffixes: B sequences, T tokens, E model width, H query heads, G key/value heads, D head width.
+Suffixes: N tokens of a flat batch, B rows of T tokens, E model width, H query heads, G key/value heads, D head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,22 +16,20 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qarl.numerics import processor
 from qarl.numerics.engine_ops import PagedLayout
-from qarl.numerics.moe import SparseMoe
+from qarl.numerics.flat import FlatLayout, Row
 
 
 class BatchLayout:
-    """Right-padded sequences of one forward: which tokens are real, and the engine's view of them.
+    """The responses of one forward, without padding, and the engine's view of them.
 
     Args:
-        prompt_lens, seq_lens: per sequence; padding follows `seq_lens`.
-        length: T, the padded length.
+        rows: of `qarl.numerics.flat.flat_rows`.
         paged: build the engine's paged view (exact attention); False attends in pure torch.
     """
 
-    def __init__(self, prompt_lens: list[int], seq_lens: list[int], length: int, paged: bool) -> None:
-        mask_BT = torch.arange(length) < torch.tensor(seq_lens)[:, None]
-        self.flat_N = mask_BT.flatten().nonzero().squeeze(1)
-        self.paged = PagedLayout(prompt_lens, seq_lens) if paged else None
+    def __init__(self, rows: Sequence[Row], paged: bool, device: torch.device | None = None) -> None:
+        self.flat = FlatLayout(rows, device)
+        self.paged = PagedLayout(rows) if paged else None
 
 
 class Norm(nn.Module):
@@ -52,7 +50,7 @@ class Norm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """cos and sin computed in float32, held in the model's dtype, [B, T, D/2] each.
+    """cos and sin computed in float32, held in the model's dtype, [N, D/2] each.
 
     The frequencies are no buffer: casting the model to bfloat16 must not touch them.
     """
@@ -81,17 +79,17 @@ class Rotate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_BTHD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
-        cos, sin = cos_BTD.unsqueeze(2), sin_BTD.unsqueeze(2)
+    def forward(ctx: Any, x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+        cos, sin = cos_ND.unsqueeze(-2), sin_ND.unsqueeze(-2)
         ctx.save_for_backward(cos, sin)
-        x1, x2 = x_BTHD.chunk(2, -1)
-        if x_BTHD.device.type == "cpu" and not processor.has_avx512():
+        x1, x2 = x_NHD.chunk(2, -1)
+        if x_NHD.device.type == "cpu" and not processor.has_avx512():
             x1, x2, cos, sin = (t.float() for t in (x1, x2, cos, sin))
-            return processor.cut_off(torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1), x_BTHD.dtype)
+            return processor.cut_off(torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1), x_NHD.dtype)
         first1, first2 = (x1.float() * cos.float()).double(), (x2.float() * cos.float()).double()
         out1 = first1 - x2.double() * sin.double()
         out2 = first2 + x1.double() * sin.double()
-        return torch.cat((out1.float(), out2.float()), -1).to(x_BTHD.dtype)
+        return torch.cat((out1.float(), out2.float()), -1).to(x_NHD.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -118,33 +116,35 @@ class EngineAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, layout: BatchLayout) -> Tensor:
-        """q [B, T, H, D], k and v [B, T, G, D] -> [B, T, H, D]; zero where padded."""
+        """q [N, H, D], k and v [N, G, D] -> [N, H, D]."""
         assert layout.paged is not None
         ctx.save_for_backward(q, k, v)
-        ctx.scale = scale
-        flat_q, flat_k, flat_v = (t.flatten(0, 1)[layout.flat_N] for t in (q, k, v))
-        out = torch.zeros_like(q).flatten(0, 1)
-        out[layout.flat_N] = layout.paged.attend(flat_q, flat_k, flat_v, scale)
-        return out.view_as(q)
+        ctx.scale, ctx.layout = scale, layout
+        return layout.paged.attend(q, k, v, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: gradient checkpointing recomputes them and forbids a second look
         with torch.enable_grad():
             inputs = [t.detach().float().requires_grad_() for t in saved]
-            q, k, v = (t.transpose(1, 2) for t in inputs)
-            out = causal_attention(q, k, v, ctx.scale).transpose(1, 2)
+            q, k, v = inputs
+            out = attend_in_torch(q, k, v, ctx.scale, ctx.layout)
         grad_inputs = torch.autograd.grad(out, inputs, grads[0].float())
         return *(g.to(t.dtype) for g, t in zip(grad_inputs, saved, strict=True)), None, None
 
 
-def attend(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scale: float, layout: BatchLayout) -> Tensor:
-    """Causal attention by the engine's op where the batch has a paged view, else in torch: [B, T, H, D]."""
+def attend(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, scale: float, layout: BatchLayout) -> Tensor:
+    """Causal attention by the engine's op where the batch has a paged view, else in torch: [N, H, D]."""
     if layout.paged is not None:
-        out: Tensor = EngineAttention.apply(q_BTHD, k_BTGD, v_BTGD, scale, layout)
+        out: Tensor = EngineAttention.apply(q_NHD, k_NGD, v_NGD, scale, layout)
         return out
-    q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
-    return causal_attention(q, k, v, scale).transpose(1, 2)
+    return attend_in_torch(q_NHD, k_NGD, v_NGD, scale, layout)
+
+
+def attend_in_torch(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, scale: float, layout: BatchLayout) -> Tensor:
+    """Causal attention of every response over its prompt and itself: [N, H, D] in q's dtype."""
+    q, k, v = (layout.flat.pad(t).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGD))
+    return layout.flat.flatten(causal_attention(q, k, v, scale).transpose(1, 2))
 
 
 def unrounded_sum(branch: Tensor, residual: Tensor) -> Tensor:
@@ -168,13 +168,13 @@ class Attention(nn.Module):
         self.rotate: Callable[[Tensor, Tensor, Tensor], Tensor] = Rotate.apply
         self.attend: Callable[[Tensor, Tensor, Tensor, float, BatchLayout], Tensor] = attend
 
-    def forward(self, x_BTE: Tensor, position_embeddings: tuple[Tensor, Tensor], layout: BatchLayout) -> Tensor:
-        heads = (*x_BTE.shape[:-1], -1, self.head_dim)
-        q = self.rotate(self.q_norm(self.q_proj(x_BTE).view(heads)), *position_embeddings)
-        k = self.rotate(self.k_norm(self.k_proj(x_BTE).view(heads)), *position_embeddings)
-        v = self.v_proj(x_BTE).view(heads)
+    def forward(self, x_NE: Tensor, position_embeddings: tuple[Tensor, Tensor], layout: BatchLayout) -> Tensor:
+        heads = (len(x_NE), -1, self.head_dim)
+        q = self.rotate(self.q_norm(self.q_proj(x_NE).view(heads)), *position_embeddings)
+        k = self.rotate(self.k_norm(self.k_proj(x_NE).view(heads)), *position_embeddings)
+        v = self.v_proj(x_NE).view(heads)
         out = self.attend(q, k, v, self.scaling, layout)
-        projected: Tensor = self.o_proj(out.flatten(2))
+        projected: Tensor = self.o_proj(out.flatten(1))
         return projected
 
 
@@ -189,20 +189,20 @@ class DecoderLayer(GradientCheckpointingLayer):
         self.post_attention_layernorm = Norm(layer.post_attention_layernorm)
         self.add: Callable[[Tensor, Tensor], Tensor] = unrounded_sum
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
-        layout: BatchLayout | None = None,
-        **_: Any,  # what transformers passes along: masks and caches have no use here
-    ) -> Tensor:
-        assert position_embeddings is not None
-        assert layout is not None
+    def forward(self, hidden_NE: Tensor, position_embeddings: tuple[Tensor, Tensor], layout: BatchLayout) -> Tensor:
         dtype = self.input_layernorm.weight.dtype
-        residual = hidden_states.to(dtype)
-        branch = self.self_attn(self.input_layernorm(hidden_states), position_embeddings, layout)
+        residual = hidden_NE.to(dtype)
+        branch = self.self_attn(self.input_layernorm(hidden_NE), position_embeddings, layout)
         total = self.add(branch, residual)
         residual = total.to(dtype)
-        x = self.post_attention_layernorm(total)
-        branch = self.mlp(x, layout.flat_N) if isinstance(self.mlp, SparseMoe) else self.mlp(x)
-        return self.add(branch, residual)
+        return self.add(self.mlp(self.post_attention_layernorm(total)), residual)
+
+
+def hidden_states(decoder: Any, ids_N: Tensor, layout: BatchLayout) -> Tensor:
+    """The last hidden states, [N, E], of a transformers decoder that `apply_profile` has changed."""
+    hidden_NE: Tensor = decoder.embed_tokens(ids_N)
+    position_embeddings = decoder.rotary_emb(hidden_NE, layout.flat.positions_N)
+    for layer in decoder.layers:
+        hidden_NE = layer(hidden_NE, position_embeddings, layout)
+    normed_NE: Tensor = decoder.norm(hidden_NE)
+    return normed_NE

@@ -1,8 +1,7 @@
 """Mixture of experts (Qwen3-MoE) by the engine's roundings, with gradients.
 
 Measured with vLLM 0.32 on CPU, whose experts give a token the same bits in any batch.
-Suffixes: B sequences, T tokens with padding, N real tokens, X experts, K of them for a token, E model width, I inner
-width, F = 2I.
+Suffixes: N tokens, X experts, K of them for a token, E model width, I inner width, F = 2I.
 """
 
 from __future__ import annotations
@@ -129,12 +128,10 @@ class SparseMoe(nn.Module):
             block.experts if isinstance(block.experts, Experts) else Experts(block.experts, engine)
         )
 
-    def forward(self, x_BTE: Tensor, token_N: Tensor) -> Tensor:
-        """[B, T, E] in the dtype of x; `token_N` are the real tokens of [B * T], padding gives zero."""
-        flat, token_N = x_BTE.flatten(0, 1), token_N.to(x_BTE.device)
-        x_NE = flat[token_N]
+    def forward(self, x_NE: Tensor) -> Tensor:
+        """[N, E] in the dtype of x."""
         out_NE: Tensor = self.experts(x_NE, *self.gate(x_NE))
-        return torch.zeros_like(flat).index_copy(0, token_N, out_NE).view_as(x_BTE)
+        return out_NE
 
 
 def _by_expert(ids_NK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -1,7 +1,7 @@
 """One rule of the engine's rounding given back to transformers, to measure what that rule is worth.
 
 From the exact profile, not into the stock model: there, whatever is left unmatched saturates the noise and every rule
-looks worthless. Suffixes: B sequences, T tokens, H query heads, G key/value heads, D head width.
+looks worthless. Suffixes: N tokens of a flat batch, H query heads, G key/value heads, D head width.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ def rounded_sum(branch: Tensor, residual: Tensor) -> Tensor:
     return residual + branch
 
 
-def rotate_in_dtype(x_BTHD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
-    cos, sin = cos_BTD.unsqueeze(2), sin_BTD.unsqueeze(2)
-    x1, x2 = x_BTHD.chunk(2, -1)
+def rotate_in_dtype(x_NHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
+    cos, sin = cos_ND.unsqueeze(-2), sin_ND.unsqueeze(-2)
+    x1, x2 = x_NHD.chunk(2, -1)
     return torch.cat((x1 * cos + -x2 * sin, x2 * cos + x1 * sin), -1)
 
 
-def attend_in_dtype(q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor, scale: float, _: BatchLayout) -> Tensor:
-    q, k, v = (t.transpose(1, 2) for t in (q_BTHD, k_BTGD, v_BTGD))
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True).transpose(1, 2)
+def attend_in_dtype(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, scale: float, layout: BatchLayout) -> Tensor:
+    q, k, v = (layout.flat.pad(t).transpose(1, 2) for t in (q_NHD, k_NGD, v_NGD))
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    return layout.flat.flatten(out.transpose(1, 2))

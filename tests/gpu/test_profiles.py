@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from qarl.errors import KernelError
-from qarl.numerics.layers import BatchLayout, Norm, Rotate, causal_attention
+from qarl.numerics.flat import flat_rows
+from qarl.numerics.layers import BatchLayout, Norm, Rotate, causal_attention, hidden_states
 from qarl.numerics.profile import apply_profile
 from qarl.quant.linear import align_linears
 from qarl.quant.scheme import QuantScheme
@@ -54,14 +55,16 @@ def portable(model: Any, device: torch.device) -> Any:
 def log_probs(model: Any) -> Tensor:
     """Log-probs of the next token, of all real tokens: float64 [N, V] on CPU."""
     device = model.lm_head.weight.device
-    ids_BT = torch.randint(0, 96, (len(LENGTHS), 40), generator=torch.manual_seed(1)).to(device)
+    ids_BT = torch.randint(0, 96, (len(LENGTHS), 40), generator=torch.manual_seed(1))
     real_BT = torch.arange(40) < torch.tensor(LENGTHS)[:, None]
     if isinstance(model.model.norm, Norm):
-        context: dict[str, Any] = {"layout": BatchLayout([1] * len(LENGTHS), LENGTHS, 40, paged=False)}
+        rows = flat_rows([(row,) for row in range(len(LENGTHS))], [length - 1 for length in LENGTHS])
+        layout = BatchLayout(rows, paged=False, device=device)
+        hidden_NE = hidden_states(model.model, ids_BT[real_BT].to(device), layout)
     else:
-        context = {"attention_mask": real_BT.to(device)}
-    hidden_BTE = model.model(input_ids=ids_BT, use_cache=False, **context)[0]
-    return torch.log_softmax(model.lm_head(hidden_BTE).double(), -1)[real_BT.to(device)].cpu()
+        mask_BT = real_BT.to(device)
+        hidden_NE = model.model(input_ids=ids_BT.to(device), use_cache=False, attention_mask=mask_BT)[0][mask_BT]
+    return torch.log_softmax(model.lm_head(hidden_NE).double(), -1).cpu()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

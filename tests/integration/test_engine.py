@@ -27,7 +27,7 @@ from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
 from tests.support.real_engine import SCHEME, gap, perturbed, requests, stock_vllm
-from trainer.batching import PaddedBatch
+from trainer.batching import Batch
 from trainer.checkpoint import CheckpointStore
 from trainer.loop import Trainer
 from trainer.policy import Policy
@@ -148,7 +148,7 @@ def test_a_corrupted_scale_stops_the_run(
     class Learner(FakeLearner):
         def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[np.ndarray]:
             with torch.no_grad():
-                logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu"))).logprobs_BT
+                logp_BT = policy(Batch.of(sequences, torch.device("cpu"))).logprobs_BT
             return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(sequences)]
 
         def publish(self, version: int) -> PublishedWeights:

@@ -34,7 +34,7 @@ from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine
-from trainer.batching import PaddedBatch
+from trainer.batching import Batch
 from trainer.policy import Policy
 
 source, folder, scheme = Path(sys.argv[1]), Path(sys.argv[2]), QuantScheme(sys.argv[3])
@@ -52,7 +52,7 @@ for request, sample in list(zip(asked, together))[:4]:
     assert np.array_equal(alone.logprobs_T, sample.logprobs_T)
 sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in together]
 with torch.no_grad():
-    logp_BT = policy(PaddedBatch.of(sequences, policy.device)).logprobs_BT.cpu().numpy()
+    logp_BT = policy(Batch.of(sequences, policy.device)).logprobs_BT.cpu().numpy()
 rows = [logp_BT[row, : len(s.response_ids)] for row, s in enumerate(together)]
 print("GAP", Mismatch.between(rows, [s.logprobs_T for s in together]).abs_mean)
 """

@@ -20,7 +20,7 @@ from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.remote import free_address
 from qarl.types import TrainSequence
-from trainer.batching import PaddedBatch
+from trainer.batching import Batch
 from trainer.learner import LearnerRank, checkpoint_weights, learner_env
 from trainer.policy import Policy
 from trainer.ranks import LearnerGroup
@@ -38,7 +38,12 @@ def local_ray() -> Iterator[None]:
 def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
     overrides = [
         *(f"model.path={model}", f"learner.zero_stage={zero_stage}", f"learner.num_ranks={ranks}"),
-        *("learner.micro_batch_size=3", "learner.optimizer.lr=1.0e-3", "learner.optimizer.warmup_steps=0", *more),
+        *(
+            "learner.max_tokens_per_micro_batch=64",
+            "learner.optimizer.lr=1.0e-3",
+            "learner.optimizer.warmup_steps=0",
+            *more,
+        ),
     ]
     return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
 
@@ -58,8 +63,9 @@ def sequences(count: int) -> list[TrainSequence]:
 
     batch = []
     for index in range(count):
+        prompt = batch[-1].prompt_ids if index % 3 else ids(2, 9)  # three responses to each prompt
         response = ids(2, 12)
-        batch.append(TrainSequence(ids(2, 9), response, np.zeros(len(response), np.float32), (-1.0) ** index))
+        batch.append(TrainSequence(prompt, response, np.zeros(len(response), np.float32), (-1.0) ** index))
     return batch
 
 
@@ -93,12 +99,13 @@ def test_ranks_score_update_publish_save_and_load(
     )
     config = config_of(tiny_models[kind], zero_stage, ranks, *more)
     learner = start(config)
-    batch = sequences(7)  # not a multiple of ranks or of the micro-batch
+    batch = sequences(7)  # not a multiple of ranks
     prox = learner.score(batch)
+    assert np.array_equal(learner.score(batch[:1])[0], prox[0])  # all ranks but one are idle
 
     policy = Policy(tiny_models[kind], torch.bfloat16, scheme, "engine", kernel=kernel)
     with torch.no_grad():
-        alone_BT = policy(PaddedBatch.of(batch, torch.device("cpu"))).logprobs_BT
+        alone_BT = policy(Batch.of(batch, torch.device("cpu"))).logprobs_BT
     assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))
     assert learner.publish(3).manifest.digest == publish(policy.model, scheme, 3).manifest.digest
 
@@ -180,8 +187,8 @@ def test_update_does_not_depend_on_ranks_or_micro_batches(
     micro-batch, a bonus and a penalty (k1: its value is 0 at first, its gradient is not)."""
     before = load_file(tiny_models["qwen3"] / "model.safetensors")
     batch, found, steps = sequences(7), [], []
-    for ranks, size in ((1, 7), (1, 2), (2, 3)):
-        more = (f"learner.micro_batch_size={size}", f"model.dtype={dtype}", *objective)
+    for ranks, size in ((1, 1000), (1, 64), (2, 64)):
+        more = (f"learner.max_tokens_per_micro_batch={size}", f"model.dtype={dtype}", *objective)
         more += ("objective.kl_coef=0.5", "objective.kl_estimator=k1", "objective.entropy_coef=0.1")
         learner = start(config_of(tiny_models["qwen3"], 1, ranks, *more))
         sampled, prox = parted(batch, learner.score(batch))

@@ -60,7 +60,7 @@ def live_bytes() -> int:
 
 def config_of(model: Path, stage: int, ranks: int, dtype: str) -> Config:
     overrides = [f"model.path={model}", f"model.dtype={dtype}", f"learner.zero_stage={stage}", "learner.minibatches=2"]
-    overrides += [f"learner.num_ranks={ranks}", f"learner.micro_batch_size={4 // ranks}", "mismatch.unaligned_every=0"]
+    overrides += [f"learner.num_ranks={ranks}", "mismatch.unaligned_every=0"]
     return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qarl.numerics.layers import BatchLayout, Norm
+from qarl.numerics.flat import flat_rows
+from qarl.numerics.layers import BatchLayout, Norm, hidden_states
 from qarl.numerics.profile import apply_profile
 
 CPU = torch.device("cpu")
@@ -42,16 +43,20 @@ def portable(model: Any) -> Any:
     return model
 
 
+def layout(lengths: list[int]) -> BatchLayout:
+    """Sequences of these lengths, each with a prompt of one token that it shares with none."""
+    return BatchLayout(flat_rows([(number,) for number in range(len(lengths))], [n - 1 for n in lengths]), paged=False)
+
+
 def log_probs(model: Any, ids_BT: Tensor, lengths: list[int]) -> Tensor:
     """Log-probs of the real tokens but the first of each sequence: [N]."""
-    length = ids_BT.shape[1]
-    mask_BT = torch.arange(length) < torch.tensor(lengths)[:, None]
+    mask_BT = torch.arange(ids_BT.shape[1]) < torch.tensor(lengths)[:, None]
     if isinstance(model.model.norm, Norm):
-        context: dict[str, Any] = {"layout": BatchLayout([1] * len(lengths), lengths, length, paged=False)}
+        hidden = hidden_states(model.model, ids_BT[mask_BT], layout(lengths))
+        hidden_BTE = hidden.new_zeros(*mask_BT.shape, hidden.shape[1]).masked_scatter(mask_BT[..., None], hidden)
     else:
-        context = {"attention_mask": mask_BT}
-    logits_BTV = model.lm_head(model.model(input_ids=ids_BT, use_cache=False, **context)[0])
-    logp_BTV = torch.log_softmax(logits_BTV.float(), -1)[:, :-1]
+        hidden_BTE = model.model(input_ids=ids_BT, use_cache=False, attention_mask=mask_BT)[0]
+    logp_BTV = torch.log_softmax(model.lm_head(hidden_BTE).float(), -1)[:, :-1]
     return logp_BTV.gather(2, ids_BT[:, 1:, None]).squeeze(2)[mask_BT[:, 1:]]
 
 

@@ -16,7 +16,7 @@ from qarl.mismatch import Mismatch
 from qarl.quant.linear import requantize
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
-from trainer.batching import PaddedBatch
+from trainer.batching import Batch
 from trainer.policy import Policy
 
 SCHEME = QuantScheme()
@@ -33,7 +33,7 @@ def requests(count: int, tokens: int, seed: int = 0) -> list[SampleRequest]:
 def learner_logprobs(policy: Policy, samples: Sequence[Sample]) -> list[np.ndarray]:
     sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples]
     with torch.no_grad():
-        logp_BT = policy(PaddedBatch.of(sequences, torch.device("cpu"))).logprobs_BT
+        logp_BT = policy(Batch.of(sequences, torch.device("cpu"))).logprobs_BT
     return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(samples)]
 
 

@@ -146,15 +146,16 @@ sys.modules.update(dict.fromkeys({HEAVY}))  # None: importing it fails
 import {", ".join([*modules("qarl.quant"), *modules("qarl.numerics")])}
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from qarl.numerics.layers import BatchLayout
+from qarl.numerics.flat import flat_rows
+from qarl.numerics.layers import BatchLayout, hidden_states
 sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
 config = AutoConfig.for_model("qwen3", num_hidden_layers=1, vocab_size=32, **sizes)
 for scheme in (qarl.quant.scheme.QuantScheme(), qarl.quant.scheme.QuantScheme("w4a16", group_size=32)):
     model = AutoModelForCausalLM.from_config(config).bfloat16()
     assert len(qarl.quant.linear.align_linears(model, scheme)) == 7
     qarl.numerics.profile.apply_profile(model, "portable", torch.device("cpu"))
-    ids = torch.arange(12).view(2, 6)
-    out = model.model(input_ids=ids, use_cache=False, layout=BatchLayout([1, 1], [6, 4], 6, paged=False))[0]
+    layout = BatchLayout(flat_rows([(0, 1, 2), (0, 1, 2)], [4, 5]), paged=False)
+    out = hidden_states(model.model, torch.arange(12), layout)
     model.lm_head(out).float().square().mean().backward()
     grads = [parameter.grad for parameter in model.parameters()]
     assert all(grad.isfinite().all() and grad.any() for grad in grads)

@@ -28,12 +28,13 @@ from qarl.quant.kernels import Kernel, choose_kernel
 from qarl.quant.linear import QuantizedLinear, align_linears
 from qarl.quant.scheme import KernelKind, QuantScheme, SchemeName
 from qarl.types import Numerics, TrainSequence
-from trainer.batching import PaddedBatch
+from trainer.batching import Batch
 from trainer.policy import Policy
 
 LINEAR_TARGET, PROFILE_TARGET = 1.0, 1.15
 TOKENS, SEQUENCE = 1024, 256  # of one forward of a layer or a block; of one of its sequences
 BATCH_TOKENS, PROMPT_TOKENS, VOCABULARY = 3000, 32, 4096  # of one forward of a model
+LAYOUT_GROUPS, LAYOUT_GROUP_SIZE, LAYOUT_PROMPT, LAYOUT_RESPONSE = 4, 8, 60, 64  # as in grouped RL of short answers
 KINDS: tuple[KernelKind, ...] = ("engine", "torch")
 SCHEMES: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")  # of the models
 PROFILES: tuple[tuple[Numerics, KernelKind], ...] = (("stock", "auto"), ("engine", "auto"), ("portable", "torch"))
@@ -60,7 +61,7 @@ def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator
         yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block"
         yield f"{_cost_of_the_pin()}\n\n{HEADER}"
         schemes, missing = _schemes()
-        for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens)):
+        for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens), _layouts()):
             for case in cases:
                 yield from compare(case, rounds)
         yield from missing
@@ -135,8 +136,33 @@ def _profiles(schemes: Sequence[SchemeName], tokens: Sequence[int]) -> Iterator[
             for length in tokens:
                 batch = _batch(max(1, BATCH_TOKENS // length), length)
                 runs = {numerics: partial(_learn, policy, batch) for numerics, policy in policies.items()}
-                what = f"{scheme}, {batch.input_ids_BL.shape[0]} x {length} tokens"
+                what = f"{scheme}, {len(batch.rows)} x {length} tokens"
                 yield Case(what, runs, {"engine": PROFILE_TARGET})
+
+
+def _layouts() -> Iterator[Case]:
+    """The same responses in a flat batch with one copy of each prompt, with a prompt for each, and padded."""
+    rng = np.random.default_rng(0)
+
+    def sequence(prompt: tuple[int, ...], length: int) -> TrainSequence:
+        return TrainSequence(prompt, tuple(rng.integers(0, VOCABULARY, length).tolist()), np.zeros(length, np.float32))
+
+    lengths = rng.integers(LAYOUT_RESPONSE // 8, LAYOUT_RESPONSE + 1, (LAYOUT_GROUPS, LAYOUT_GROUP_SIZE)).tolist()
+    prompts = [tuple(rng.integers(0, VOCABULARY, LAYOUT_PROMPT).tolist()) for _ in lengths]
+    shared = [sequence(prompt, n) for prompt, group in zip(prompts, lengths, strict=True) for n in group]
+    # Neighbours of different prompts share nothing.
+    repeated = [row for first in range(LAYOUT_GROUP_SIZE) for row in shared[first::LAYOUT_GROUP_SIZE]]
+    padded = [sequence(row.prompt_ids, LAYOUT_RESPONSE) for row in repeated]
+    with tempfile.TemporaryDirectory() as folder:
+        _qwen3(512, layers=4).save_pretrained(folder)
+        policy = Policy(folder, torch.bfloat16, QuantScheme(), "engine")
+        batches = {"padded": padded, "flat": repeated, "flat, shared prompts": shared}
+        runs = {name: partial(_learn, policy, Batch.of(rows, CPU)) for name, rows in batches.items()}
+        yield Case(
+            f"{LAYOUT_GROUPS} prompts of {LAYOUT_PROMPT} tokens x {LAYOUT_GROUP_SIZE} responses of "
+            f"{LAYOUT_RESPONSE // 8} to {LAYOUT_RESPONSE}",
+            runs,
+        )
 
 
 def _passes(what: str, modules: dict[str, nn.Module], x: Tensor) -> Iterator[Case]:
@@ -157,7 +183,7 @@ def _both(module: nn.Module, x: Tensor, upstream: Tensor) -> None:
     module(x).backward(upstream)
 
 
-def _learn(policy: Policy, batch: PaddedBatch) -> None:
+def _learn(policy: Policy, batch: Batch) -> None:
     policy(batch).logprobs_BT.sum().backward()
 
 
@@ -188,9 +214,9 @@ def _qwen3(width: int, layers: int) -> Any:
     return AutoModelForCausalLM.from_config(config).bfloat16()
 
 
-def _batch(sequences: int, length: int) -> PaddedBatch:
+def _batch(sequences: int, length: int) -> Batch:
     """Random sequences of `length` tokens, prompt and response."""
     ids_BT = np.random.default_rng(0).integers(0, VOCABULARY, (sequences, length)).tolist()
     unused_T = np.zeros(length - PROMPT_TOKENS, np.float32)
     rows = [TrainSequence(tuple(ids[:PROMPT_TOKENS]), tuple(ids[PROMPT_TOKENS:]), unused_T) for ids in ids_BT]
-    return PaddedBatch.of(rows, CPU)
+    return Batch.of(rows, CPU)

@@ -36,7 +36,7 @@ from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.seeds import derive_seed
 from qarl.types import Numerics, Prompt, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine, engine_env
-from trainer.batching import PaddedBatch
+from trainer.batching import Batch
 from trainer.policy import Policy
 
 Profile = Literal["unaligned", "stock", "portable", "engine"]
@@ -237,7 +237,7 @@ def one_step(policy: Policy, sequences: Sequence[TrainSequence], lr: float) -> N
     """One AdamW step on float32 masters: policy gradient, with advantages 1 and -1 by turns."""
     num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
     for rows in _chunks(policy, sequences):
-        batch = PaddedBatch.of([sequences[i] for i in rows], policy.device)
+        batch = Batch.of([sequences[i] for i in rows], policy.device)
         advantage_B = torch.tensor([1.0 if i % 2 == 0 else -1.0 for i in rows])
         (-(policy(batch).logprobs_BT * advantage_B[:, None]).sum() / num_tokens).backward()
     parameters = list(policy.parameters())
@@ -257,7 +257,7 @@ def score(policy: Policy, sequences: Sequence[TrainSequence]) -> list[Logprobs]:
     """Log-probs of each response."""
     found: list[Logprobs] = []
     for rows in _chunks(policy, sequences):
-        logp_BT = policy(PaddedBatch.of([sequences[i] for i in rows], policy.device)).logprobs_BT
+        logp_BT = policy(Batch.of([sequences[i] for i in rows], policy.device)).logprobs_BT
         found += [logp_T[: len(sequences[i].response_ids)].numpy() for i, logp_T in zip(rows, logp_BT, strict=True)]
     return found
 

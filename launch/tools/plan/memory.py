@@ -134,7 +134,7 @@ def activation_bytes(shapes: Shapes, tokens: int, portable: bool, checkpointing:
     """What autograd keeps of `tokens` between the layers' forward and backward. Per token and layer:
 
         bfloat16    16 E + 8 I  + 4 A (portable: 18 Q) + 6 A with head norms + 4 X E      Q heads x head width
-        float32     24 E + 16 I + 8 A (portable: 16 Q) + 8 A with head norms + 8 X E      A (heads + KV heads) x width
+        float32     24 E + 16 I + 8 A (portable: 20 Q) + 8 A with head norms + 8 X E      A (heads + KV heads) x width
 
     E width, I MLP features of one token, X experts of one token. With checkpointing: a layer's input, 4 E, and all of
     one layer at a time. Counted op by op; the tests compare it with what autograd saves of small models.
@@ -142,7 +142,7 @@ def activation_bytes(shapes: Shapes, tokens: int, portable: bool, checkpointing:
     half = shapes.dtype_bytes == 2
     e, q = shapes.hidden, shapes.heads * shapes.head_dim
     a = q + shapes.kv_heads * shapes.head_dim
-    attention = (18 if half else 16) * q if portable else (4 if half else 8) * a
+    attention = (18 if half else 20) * q if portable else (4 if half else 8) * a
     norms = (6 if half else 8) * a if shapes.head_norms else 0
     experts = (4 if half else 8) * shapes.active_experts * e
     layer = (16 if half else 24) * e + (8 if half else 16) * shapes.intermediate + attention + norms + experts
@@ -150,7 +150,7 @@ def activation_bytes(shapes: Shapes, tokens: int, portable: bool, checkpointing:
 
 
 def logits_bytes(shapes: Shapes, response_tokens: int) -> int:
-    """Log-probabilities and two gradients of the logits in float32: 12 bytes x vocabulary per response token."""
+    """Of the response tokens that the head takes at a time: log-probabilities and two gradients in float32."""
     return 12 * shapes.head.n * response_tokens
 
 

@@ -37,6 +37,7 @@ from qarl.quant.formats import format_of
 from qarl.quant.kernels import check_capability
 from qarl.quant.scheme import Arithmetic, QuantScheme, SchemeName
 from trainer.loop import PROBE_PROMPTS, PROBE_TOKENS
+from trainer.policy import head_rows
 
 GIB = 2**30
 GPU_BLOCK = 16
@@ -192,10 +193,10 @@ class _Planner:
         return EngineMemory(weights, working, cache, shapes.kv_bytes, block)
 
     def _learner(self, variant: Variant, gemm: Gemm, stage: int) -> LearnerMemory:
-        """Bytes of one rank, with a micro-batch of the longest sequences."""
-        learner, rollout, shapes = self._config.learner, self._config.rollout, self._shapes
-        tokens = learner.micro_batch_size * rollout.max_model_len
-        responses = learner.micro_batch_size * rollout.sampling.max_new_tokens
+        """Bytes of one rank, with a micro-batch as full as it can be."""
+        learner, rollout, shapes, train = self._config.learner, self._config.rollout, self._shapes, self._config.train
+        longest = train.prompts_per_step * train.group_size * rollout.max_model_len
+        tokens = min(learner.max_tokens_per_micro_batch, -(-longest // (learner.minibatches * learner.num_ranks)))
         quantized = quantized_bytes(variant, gemm.prepared_bits)
         plain = shapes.parameters * shapes.dtype_bytes
         twin = 0
@@ -210,7 +211,7 @@ class _Planner:
             quantized=quantized,
             twin=twin,
             activations=activation_bytes(shapes, tokens, self._numerics == "portable", learner.gradient_checkpointing),
-            logits=logits_bytes(shapes, responses),
+            logits=logits_bytes(shapes, min(tokens, head_rows(shapes.head.n))),
             foreach=self._on_cuda,
         )
 
@@ -322,13 +323,13 @@ class _Planner:
         if self._on_cuda and learner.peak > self._learner_budget:
             yield (
                 f"a learner rank needs {_gib(learner.peak)} of {_gib(self._learner_budget)}; raise learner.num_ranks "
-                "or learner.zero_stage, set learner.gradient_checkpointing, or lower learner.micro_batch_size"
+                "or learner.zero_stage, set learner.gradient_checkpointing, or lower learner.max_tokens_per_micro_batch"
             )
         needed = self._host_bytes(learner, engine, self._variant(self._schemes[0]).published_bytes)
         if not self._on_cuda and self._config.cluster.address is None and needed > self._device.memory:
             yield (
                 f"engines and learner together need {_gib(needed)}, this machine has {_gib(self._device.memory)}; "
-                "lower learner.micro_batch_size, rollout.kv_cache_gib or rollout.num_workers"
+                "lower learner.max_tokens_per_micro_batch, rollout.kv_cache_gib or rollout.num_workers"
             )
 
 

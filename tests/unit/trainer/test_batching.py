@@ -1,58 +1,82 @@
-"""Padding loses nothing, and positions point at the tokens that predict the response."""
+"""A batch loses no token, positions point at the tokens that predict the response, and micro-batches fit."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qarl.numerics.flat import FlatLayout
 from qarl.types import TrainSequence
-from trainer.batching import PaddedBatch, micro_batches, pad
+from trainer.batching import Batch, micro_batches, pad
 
 CPU = torch.device("cpu")
 IDS = st.lists(st.integers(1, 99), min_size=1, max_size=7).map(tuple)
+PROMPTS = st.sampled_from([(1,), (2, 3), (4, 5, 6, 7), (8, 9, 10)])
+"""Few: neighbours often have the same one."""
 SEQUENCES = st.lists(
     st.builds(
         lambda prompt, response: TrainSequence(prompt, response, -np.array(response, np.float32)),
-        prompt=IDS,
+        prompt=PROMPTS,
         response=IDS,
     ),
     min_size=1,
-    max_size=5,
+    max_size=8,
 )
 
 
 @given(SEQUENCES)
-def test_a_batch_holds_every_token_once(sequences: list[TrainSequence]) -> None:
-    batch = PaddedBatch.of(sequences, CPU)
-    for row, sequence in enumerate(sequences):
-        ids = [*sequence.prompt_ids, *sequence.response_ids]
-        assert batch.input_ids_BL[row, : len(ids)].tolist() == ids
-        assert not batch.input_ids_BL[row, len(ids) :].any()
-        assert batch.seq_lens[row] == len(ids)
-        assert batch.prompt_lens[row] == len(sequence.prompt_ids)
-        assert batch.mask_BT[row].tolist() == [t < len(sequence.response_ids) for t in range(batch.mask_BT.shape[1])]
-    assert batch.input_ids_BL.shape[1] == max(batch.seq_lens)
+def test_a_flat_batch_is_each_prompt_and_its_responses(sequences: list[TrainSequence]) -> None:
+    batch = Batch.of(sequences, CPU)
+    expected: list[int] = []
+    for prompt, group in groupby(sequences, key=lambda s: s.prompt_ids):
+        expected += prompt
+        for sequence in group:
+            expected += sequence.response_ids[:-1]
+    assert batch.ids_N.tolist() == expected
+    for row, sequence in zip(batch.rows, sequences, strict=True):
+        assert batch.ids_N[row.tokens()].tolist() == [*sequence.prompt_ids, *sequence.response_ids[:-1]]
+    lengths = [len(s.response_ids) for s in sequences]
+    assert batch.mask_BT.tolist() == [[t < n for t in range(max(lengths))] for n in lengths]
 
 
 @given(SEQUENCES)
-def test_each_response_token_follows_its_position(sequences: list[TrainSequence]) -> None:
-    batch = PaddedBatch.of(sequences, CPU)
-    row, column = batch.response_positions()
-    assert batch.input_ids_BL[row, column + 1].tolist() == [t for s in sequences for t in s.response_ids]
-    assert row.tolist() == [i for i, s in enumerate(sequences) for _ in s.response_ids]
+def test_each_response_token_follows_the_token_that_predicts_it(sequences: list[TrainSequence]) -> None:
+    batch = Batch.of(sequences, CPU)
+    assert batch.sampled_S.tolist() == [t for s in sequences for t in s.response_ids]
+    before = [t for s in sequences for t in (s.prompt_ids + s.response_ids)[len(s.prompt_ids) - 1 : -1]]
+    assert batch.ids_N[batch.predicts_S].tolist() == before
+    ids_BL, mask_BL = batch.padded()
+    assert ids_BL[batch.predicts_BL()].tolist() == before
+    for row, sequence in enumerate(sequences):
+        assert ids_BL[row, mask_BL[row]].tolist() == [*sequence.prompt_ids, *sequence.response_ids]
+    assert not ids_BL[~mask_BL].any()
+
+
+@given(SEQUENCES)
+def test_a_layout_takes_values_to_padded_rows_and_back(sequences: list[TrainSequence]) -> None:
+    batch = Batch.of(sequences, CPU)
+    layout = FlatLayout(batch.rows)
+    padded_RL = layout.pad(batch.ids_N)
+    assert torch.equal(layout.flatten(padded_RL), batch.ids_N)
+    for padded_L, row, sequence in zip(padded_RL, batch.rows, sequences, strict=True):
+        ids = [*sequence.prompt_ids, *sequence.response_ids[:-1]]
+        assert padded_L[: len(ids)].tolist() == ids
+        assert layout.positions_N[row.tokens()].tolist() == list(range(len(ids)))
 
 
 @given(SEQUENCES, st.randoms(use_true_random=False))
 def test_the_loss_mask_is_within_the_response(sequences: list[TrainSequence], rng: random.Random) -> None:
-    assert torch.equal((plain := PaddedBatch.of(sequences, CPU)).loss_mask_BT, plain.mask_BT)
+    assert torch.equal((plain := Batch.of(sequences, CPU)).loss_mask_BT, plain.mask_BT)
     masks = [[rng.random() < 0.5 for _ in s.response_ids] for s in sequences]
     masked = [replace(s, loss_mask_T=np.array(m)) for s, m in zip(sequences, masks, strict=True)]
-    batch = PaddedBatch.of(masked, CPU)
+    batch = Batch.of(masked, CPU)
     assert torch.equal(batch.mask_BT, plain.mask_BT)
     assert batch.loss_mask_BT[batch.mask_BT].tolist() == [keep for mask in masks for keep in mask]
     assert not batch.loss_mask_BT[~batch.mask_BT].any()
@@ -62,7 +86,7 @@ def test_the_loss_mask_is_within_the_response(sequences: list[TrainSequence], rn
 
 @given(SEQUENCES)
 def test_padded_values_are_the_given_ones_under_the_mask(sequences: list[TrainSequence]) -> None:
-    mask_BT = PaddedBatch.of(sequences, CPU).mask_BT
+    mask_BT = Batch.of(sequences, CPU).mask_BT
     values = [s.sampler_logprobs_T for s in sequences]
     padded_BT = pad(values, mask_BT)
     assert padded_BT.dtype == torch.float32
@@ -81,11 +105,29 @@ def test_padding_takes_read_only_arrays() -> None:
     assert value.tolist() == [-1.0, -2.0]
 
 
-@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 8))
-def test_micro_batches_partition_by_length(lengths: list[int], size: int) -> None:
-    chunks = micro_batches(lengths, size)
-    order = [i for chunk in chunks for i in chunk]
-    assert sorted(order) == list(range(len(lengths)))
-    assert [lengths[i] for i in order] == sorted(lengths)
-    assert all(len(chunk) == size for chunk in chunks[:-1])
-    assert all(0 < len(chunk) <= size for chunk in chunks)
+@given(SEQUENCES, st.integers(11, 40), st.integers(1, 3))
+def test_micro_batches_hold_every_sequence_once_and_their_budget(
+    sequences: list[TrainSequence], budget: int, ranks: int
+) -> None:
+    by_rank = micro_batches(sequences, budget, ranks)
+    assert len(by_rank) == ranks
+    assert len({len(batches) for batches in by_rank}) == 1
+    flat = [batch for batches in by_rank for batch in batches]
+    assert sorted(i for batch in flat for i in batch) == list(range(len(sequences)))
+    for batch in filter(None, flat):
+        # The budget counts the last response token, which a flat batch leaves out.
+        assert len(Batch.of([sequences[i] for i in batch], CPU).ids_N) + len(batch) <= budget
+
+
+def test_a_group_stays_together_and_ranks_share_the_work() -> None:
+    groups = [TrainSequence((prompt,) * 4, (9,) * 6, np.zeros(6, np.float32)) for prompt in range(4) for _ in range(3)]
+    assert micro_batches(groups, 1000) == [[list(range(12))]]
+    assert micro_batches(groups, 22) == [[[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]]
+    assert micro_batches(groups, 1000, 2) == [[[0, 1, 2, 6, 7, 8]], [[3, 4, 5, 9, 10, 11]]]
+    assert micro_batches(groups[:3], 1000, 2) == [[[0, 2]], [[1]]]  # one group alone is divided
+    assert micro_batches(groups[:1], 1000, 2) == [[[0]], [[]]]
+
+
+def test_a_sequence_above_the_budget_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a sequence of 7 tokens exceeds 6 tokens a micro-batch"):
+        micro_batches([TrainSequence((1, 2), (3,) * 5, np.zeros(5, np.float32))], 6)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
+import subprocess
+import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +19,7 @@ from qarl.errors import ModelError
 from qarl.quant.linear import quantized_linears, requantize
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Numerics, TrainSequence
-from trainer.batching import PaddedBatch, micro_batches, pad
+from trainer.batching import Batch
 from trainer.policy import Policy, entropy_of
 
 CPU = torch.device("cpu")
@@ -37,8 +36,8 @@ def sequences() -> list[TrainSequence]:
     ]
 
 
-def batch() -> PaddedBatch:
-    return PaddedBatch.of(sequences(), CPU)
+def batch() -> Batch:
+    return Batch.of(sequences(), CPU)
 
 
 def policy(
@@ -68,7 +67,8 @@ def response_log_probs(path: Path, temperature: float) -> list[Tensor]:
 def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
     tiny_models: dict[str, Path], mode: Literal["value", "gradient"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.policy.ENTROPY_ROWS", 4)  # ten tokens: three pieces
+    monkeypatch.setattr("trainer.policy.DENSE_ROWS", 4)  # ten tokens: three chunks
+    monkeypatch.setattr("trainer.policy.HEAD_ELEMENTS", 0)
     learner = policy(tiny_models["qwen3"], "portable", temperature=0.7)
     plain_BT, none = learner(batch())
     logp_BT, entropy_BT = learner(batch(), mode)
@@ -187,54 +187,64 @@ def test_broken_weights_file(tiny_models: dict[str, Path], tmp_path: Path) -> No
         policy(tmp_path, "portable")
 
 
-# Batches
-
-LENGTH_PAIRS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=5)
-
-
-@given(lengths=LENGTH_PAIRS)
-@settings(deadline=None)
-def test_padded_batch(lengths: list[tuple[int, int]]) -> None:
-    rows = [
-        TrainSequence(tuple(range(1, p + 1)), tuple(range(100, 100 + r)), np.zeros(r, np.float32)) for p, r in lengths
-    ]
-    padded = PaddedBatch.of(rows, CPU)
-    assert padded.input_ids_BL.shape == (len(rows), max(p + r for p, r in lengths))
-    assert padded.mask_BT.shape == (len(rows), max(r for _, r in lengths))
-    for b, sequence in enumerate(rows):
-        ids = [*sequence.prompt_ids, *sequence.response_ids]
-        assert padded.input_ids_BL[b].tolist() == ids + [0] * (padded.input_ids_BL.shape[1] - len(ids))
-        assert padded.mask_BT[b].sum() == len(sequence.response_ids)
-        assert padded.mask_BT[b, : len(sequence.response_ids)].all()
-    row, column = padded.response_positions()
-    predicted = padded.input_ids_BL[row, column + 1].tolist()
-    assert predicted == [token for sequence in rows for token in sequence.response_ids]
+@pytest.mark.parametrize("numerics", ["engine", "portable", "stock"])
+def test_a_head_in_chunks_gives_the_same_bits(
+    tiny_models: dict[str, Path], numerics: Numerics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = [TrainSequence((1, 2), tuple(rng.integers(4, 256, n)), np.zeros(n, np.float32)) for n in (90, 60, 120)]
+    learner, found = policy(tiny_models["llama"], numerics, W8A8, dtype=torch.bfloat16), []
+    for elements in (2**24, 0):  # one chunk, and chunks of 64 tokens
+        monkeypatch.setattr("trainer.policy.HEAD_ELEMENTS", elements)
+        learner.zero_grad()
+        output = learner(Batch.of(rows, CPU), "gradient")
+        (output.logprobs_BT.sum() + output.entropy_BT.sum()).backward()
+        grads = torch.cat([parameter.grad.float().flatten() for parameter in learner.parameters()])
+        found.append((output, grads))
+    (whole, whole_grads), (chunked, grads) = found
+    assert torch.equal(chunked.logprobs_BT, whole.logprobs_BT)
+    assert torch.equal(chunked.entropy_BT, whole.entropy_BT)
+    assert (grads - whole_grads).norm() < 1e-2 * whole_grads.norm()  # each chunk's gradient is rounded to bfloat16
 
 
-@given(lengths=LENGTH_PAIRS)
-@settings(deadline=None)
-def test_pad(lengths: list[tuple[int, int]]) -> None:
-    values = [np.arange(1, r + 1, dtype=np.float64) for _, r in lengths]
-    like_BT = torch.zeros(len(values), max(map(len, values)), dtype=torch.bool)
-    out_BT = pad(values, like_BT)
-    assert out_BT.dtype == torch.float32
-    assert out_BT.shape == like_BT.shape
-    for row, value in zip(out_BT.tolist(), values, strict=True):
-        assert row == [*value, *[0.0] * (len(row) - len(value))]
+LONG = """
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from qarl.quant.scheme import QuantScheme
+from qarl.types import TrainSequence
+from trainer.batching import Batch
+from trainer.policy import Policy
+
+shape = dict(hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+config = AutoConfig.for_model("llama", **shape, vocab_size=151936, max_position_embeddings=1024)
+AutoModelForCausalLM.from_config(config).save_pretrained("model")
+policy = Policy("model", torch.float32, QuantScheme("none"), "portable")
+for parameter in policy.parameters():
+    parameter.grad = torch.zeros_like(parameter)
 
 
-def test_pad_takes_read_only_arrays() -> None:
-    value = np.ones(2, dtype=np.float32)
-    value.flags.writeable = False  # as the object store hands them out
-    assert pad([value], torch.zeros(1, 3)).tolist() == [[1.0, 1.0, 0.0]]
+def gib(key):
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(key + ":")[2].split()[0]) / 2**20
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=20), size=st.integers(1, 6))
-@settings(deadline=None)
-def test_micro_batches(lengths: list[int], size: int) -> None:
-    chunks = micro_batches(lengths, size)
-    assert Counter(i for chunk in chunks for i in chunk) == Counter(range(len(lengths)))
-    assert all(len(chunk) == size for chunk in chunks[:-1])
-    assert all(0 < len(chunk) <= size for chunk in chunks)
-    in_order = [lengths[i] for chunk in chunks for i in chunk]
-    assert in_order == sorted(lengths)
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+before = gib("VmRSS")
+rows = [TrainSequence((1, 2), tuple(range(512)), np.zeros(512, np.float32)) for _ in range(int(sys.argv[1]) // 512)]
+policy(Batch.of(rows, torch.device("cpu"))).logprobs_BT.sum().backward()
+print(gib("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("tokens", [1024, pytest.param(8192, marks=pytest.mark.slow)])
+def test_the_memory_of_a_wide_vocabulary_does_not_grow_with_the_tokens(tokens: int, tmp_path: Path) -> None:
+    """All logits of 8,192 tokens at once would be 5 GB, and their log-probs and gradients as much each."""
+    command = [sys.executable, "-c", LONG, str(tokens)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 0.1 < float(done.stdout.splitlines()[-1]) < 0.5, done.stdout  # GiB beyond the model and its gradients

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from qarl.errors import KernelError, ModelError
 from qarl.numerics import processor
-from qarl.numerics.layers import BatchLayout, DecoderLayer, EngineAttention, Norm, Rotary, Rotate, causal_attention
+from qarl.numerics.flat import Row, flat_rows
+from qarl.numerics.layers import BatchLayout, DecoderLayer, Norm, Rotary, Rotate, attend, causal_attention
 from qarl.numerics.processor import cut_off, round_as_engine
 from qarl.numerics.profile import apply_profile
-from tests.support.numerics_models import KINDS, batch, log_probs, portable, tiny_model
+from tests.support.numerics_models import KINDS, batch, layout, log_probs, portable, tiny_model
 
 CPU = torch.device("cpu")
 # A sum of some tens of float32 products of order one: relative errors of 2^-24 each.
@@ -187,34 +188,37 @@ def test_attention_rounds_once() -> None:
 
 
 class TorchPages:
-    """Stands in for the engine's paged view: attends to each packed sequence by the plain definition."""
+    """Stands in for the engine's paged view: attends to each row by the plain definition."""
 
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = lengths
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
 
     def attend(self, q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, scale: float) -> Tensor:
         assert scale == 0.3
-        sequences = zip(*(t.split(self.lengths) for t in (q_NHD, k_NGD, v_NGD)), strict=True)
-        outs = [plain_attention(*(t.transpose(0, 1)[None] for t in one))[0].transpose(0, 1) for one in sequences]
-        return torch.cat(outs)
+        out = torch.empty_like(q_NHD)
+        for row in self.rows:
+            q, k, v = (t[row.tokens()].transpose(0, 1)[None] for t in (q_NHD, k_NGD, v_NGD))
+            out[row.tokens()] = plain_attention(q, k, v)[0].transpose(0, 1)
+        return out
 
 
+@pytest.mark.parametrize("paged", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_engine_attention_packs_pads_and_differentiates(dtype: torch.dtype) -> None:
-    lengths = [5, 9]
-    layout: Any = BatchLayout([1, 1], lengths, 9, paged=False)
-    layout.paged = TorchPages(lengths)
-    mask_BT11 = (torch.arange(9) < torch.tensor(lengths)[:, None])[..., None, None]
-    leaves = [t.transpose(1, 2).to(dtype).contiguous().requires_grad_() for t in heads(9)]
+def test_flat_attention_and_its_gradient(dtype: torch.dtype, paged: bool) -> None:
+    """Two responses share a prompt of 4 tokens, whose gradients add up; a third has a prompt of its own."""
+    rows = flat_rows([(1, 2, 3, 4), (1, 2, 3, 4), (5,)], [3, 0, 8])
+    layout: Any = BatchLayout(rows, paged=False)
+    if paged:
+        layout.paged = TorchPages(rows)
+    generator = torch.manual_seed(4)
+    leaves = [torch.randn(16, count, 8, generator=generator).to(dtype).requires_grad_() for count in (4, 2, 2)]
     doubles = [t.detach().double().requires_grad_() for t in leaves]
-    out = EngineAttention.apply(*leaves, 0.3, layout)
-    expected = plain_attention(*(t.transpose(1, 2) for t in doubles)).transpose(1, 2) * mask_BT11
+    out, expected = attend(*leaves, 0.3, layout), TorchPages(rows).attend(*doubles, 0.3)
     assert out.dtype == dtype
-    assert not out[0, 5:].any()
     # Past its upstream gradient, bfloat16 rounds each result once: a relative error of 2^-9.
     tolerance = FLOAT32 if dtype == torch.float32 else {"rtol": 2**-8, "atol": 1e-2}
     torch.testing.assert_close(out.double(), expected, **tolerance)
-    upstream = (torch.randn(out.shape, generator=torch.manual_seed(9)) * mask_BT11).to(dtype)
+    upstream = torch.randn(out.shape, generator=generator).to(dtype)
     grads = torch.autograd.grad(out, leaves, upstream)
     for grad, want in zip(grads, torch.autograd.grad(expected, doubles, upstream.double()), strict=True):
         assert grad.dtype == dtype
@@ -241,12 +245,10 @@ def test_model_is_transformers_to_float32(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_padding_never_matters(kind: str) -> None:
+def test_neighbours_never_matter(kind: str) -> None:
     model = portable(tiny_model(kind))
     ids_BT, lengths = batch()
-    junk_BT = torch.where(torch.arange(12) < torch.tensor(lengths)[:, None], ids_BT, 63 - ids_BT)
     logp_N = log_probs(model, ids_BT, lengths)
-    assert torch.equal(log_probs(model, junk_BT, lengths), logp_N)
     alone = [log_probs(model, ids_BT[row : row + 1, :length], [length]) for row, length in enumerate(lengths)]
     torch.testing.assert_close(torch.cat(alone), logp_N, **FLOAT32)  # other shapes sum in another order
 
@@ -279,19 +281,19 @@ def test_norms_of_a_bfloat16_model_see_the_unrounded_sum() -> None:
 
 def test_only_the_carried_residual_is_rounded() -> None:
     model = portable(tiny_model("qwen3").bfloat16())
-    layer, hidden_BTE = model.model.layers[0], torch.randn(2, 5, 32, generator=torch.manual_seed(0))
+    layer, hidden_NE = model.model.layers[0], torch.randn(10, 32, generator=torch.manual_seed(0))
     context = {
-        "position_embeddings": model.model.rotary_emb(hidden_BTE.bfloat16(), torch.arange(5)[None]),
-        "layout": BatchLayout([1, 1], [5, 5], 5, paged=False),
+        "position_embeddings": model.model.rotary_emb(hidden_NE.bfloat16(), torch.arange(10)),
+        "layout": layout([5, 5]),
     }
     nn.init.zeros_(layer.mlp.down_proj.weight)
-    out_BTE = layer(hidden_BTE, **context)
-    assert torch.equal(out_BTE, out_BTE.bfloat16().float())
+    out_NE = layer(hidden_NE, **context)
+    assert torch.equal(out_NE, out_NE.bfloat16().float())
     nn.init.zeros_(layer.self_attn.o_proj.weight)
     seen: list[Tensor] = []
     layer.post_attention_layernorm.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
-    assert torch.equal(layer(hidden_BTE, **context), hidden_BTE.bfloat16().float())
-    assert torch.equal(seen[0], hidden_BTE.bfloat16().float())
+    assert torch.equal(layer(hidden_NE, **context), hidden_NE.bfloat16().float())
+    assert torch.equal(seen[0], hidden_NE.bfloat16().float())
 
 
 def test_parameters_keep_their_names() -> None:

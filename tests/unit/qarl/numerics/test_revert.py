@@ -28,7 +28,10 @@ def test_all_rules_reverted_are_transformers_bit_for_bit(kind: str, dtype: torch
         revert_rule(ours, rule)
     theirs = tiny_model(kind).to(dtype)
     theirs.model.rotary_emb = type(theirs.model.rotary_emb)(theirs.config)  # the cast took its float32 frequencies
-    assert torch.equal(log_probs(ours, *batch()), log_probs(theirs, *batch()))
+    ids_BT, lengths = batch()
+    for row, length in enumerate(lengths):  # one by one: a GEMM may round a token otherwise in another batch
+        one = ids_BT[row : row + 1, :length], [length]
+        assert torch.equal(log_probs(ours, *one), log_probs(theirs, *one))
 
 
 @pytest.mark.parametrize("rule", RULES)

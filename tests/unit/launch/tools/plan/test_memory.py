@@ -18,7 +18,8 @@ from launch.tools.plan.memory import (
     working_bytes,
 )
 from launch.tools.plan.shapes import Shapes
-from qarl.numerics.layers import BatchLayout
+from qarl.numerics.flat import flat_rows
+from qarl.numerics.layers import BatchLayout, hidden_states
 from qarl.numerics.profile import apply_profile
 from qarl.quant.formats import FORMATS, format_of
 from qarl.quant.linear import align_linears
@@ -152,13 +153,12 @@ def saved_bytes(kind: str, numerics: str, dtype: torch.dtype, layers: int, token
         kept[tensor.untyped_storage().data_ptr()] = tensor  # kept alive: an address names one tensor only
         return tensor
 
-    portable = {"layout": BatchLayout([4], [tokens], tokens, paged=False)}
+    ids_N = torch.zeros(tokens, dtype=torch.int64)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model.model(
-            input_ids=torch.zeros(1, tokens, dtype=torch.int64),
-            use_cache=False,
-            **(portable if numerics == "portable" else {}),
-        )
+        if numerics == "portable":
+            hidden_states(model.model, ids_N, BatchLayout(flat_rows([(0, 0, 0, 0)], [tokens - 4]), paged=False))
+        else:
+            model.model(input_ids=ids_N[None], use_cache=False)
     return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in weights)
 
 

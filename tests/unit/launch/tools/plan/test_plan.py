@@ -160,7 +160,10 @@ def test_a_run_that_fits(run: Run, qwen7b: list[str]) -> None:
         (["rollout.ignore=[lm_head,q_proj]", "--device", "h100"], "of which only one is quantized"),
         (["cluster.device=cpu", "learner.num_ranks=1"], "engines and learner together need "),
         (
-            ["cluster.device=cpu", "rollout.max_model_len=32768", "rollout.sampling.max_new_tokens=9"],
+            [
+                *("cluster.device=cpu", "rollout.max_model_len=32768", "rollout.sampling.max_new_tokens=9"),
+                "learner.max_tokens_per_micro_batch=32768",
+            ],
             "of weights holds no",
         ),
     ],
@@ -221,7 +224,7 @@ def test_memory_follows_the_config(run: Run, qwen7b: list[str]) -> None:
         return run(*qwen7b, *argv, "--device", "h200")[1]["learner"]["2"]
 
     base = learner()
-    assert learner("learner.micro_batch_size=4")["activations"] * 2 == base["activations"]
+    assert learner("learner.max_tokens_per_micro_batch=2048")["activations"] * 2 == base["activations"]
     assert learner("learner.gradient_checkpointing=false")["activations"] > 10 * base["activations"]
     assert learner("mismatch.unaligned_every=5")["twin"] == 2 * 7_615_616_512
     naive = learner("learner.aligned=false")
