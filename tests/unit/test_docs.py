@@ -1,0 +1,94 @@
+"""The documentation names what exists: links, files, functions and commands."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launch import cli
+from launch.arguments import read_config
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
+PAGES = sorted(page for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md") for page in ROOT.glob(pattern))
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+REPOSITORY_PATH = re.compile(r"`((?:qarl|rollout|trainer|rewards|launch|configs|docs|tests)/[a-z0-9_./-]*)`")
+INDEX_ROW = re.compile(r"\| (Where .*\?) \| `([^`]+)` \| `([^`]+)` \|")
+CODE = re.compile(r"^```\w*\n(.*?)^```|^ {4}([^\n]*)$", re.MULTILINE | re.DOTALL)
+NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
+
+
+def title(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {NOT_IN_ANCHORS.sub("", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def defined_in(file: Path) -> set[str]:
+    """Names at the top of a module, and `Class.method`."""
+    found: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+        for target in node.targets if isinstance(node, ast.Assign) else []:
+            found |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return found
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Every `qarl ...` line of a code block, without its comment."""
+    for block in map("".join, CODE.findall(page.read_text())):
+        for line in block.splitlines():
+            yield from (part.strip() for part in line.partition(" #")[0].split(";") if part.strip().startswith("qarl "))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_relative_links_resolve(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{title(page)}: {link}"
+        assert not anchor or anchor in anchors(target), f"{title(page)}: {link}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=title)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = set(REPOSITORY_PATH.findall(page.read_text()))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands(page)])
+def test_commands_parse(page: Path, command: str) -> None:
+    """The parser, and for commands with a shipped config its settings; nothing is started."""
+    words = shlex.split(command)[1:]
+    args = cli._parser(words[0]).parse_args(words)
+    shipped = ROOT / "configs" / f"{getattr(args, 'config', '')}.yaml"
+    if getattr(args, "config", "") and shipped.is_file():
+        read_config(args)
+
+
+def test_the_index_names_what_exists() -> None:
+    rows = INDEX_ROW.findall((ROOT / "docs/architecture.md").read_text())
+    assert len(rows) >= 10
+    for question, file, name in rows:
+        assert name in defined_in(ROOT / file), f"{question} {file} has no {name}"
+
+
+def test_every_folder_has_a_line_in_the_tree() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    tree = page.partition("## Where things lie")[2].partition("###")[0]
+    folders = {file.parent.name for package in PACKAGES for file in (ROOT / package).glob("**/*.py")}
+    assert {folder for folder in folders if f"{folder}/" not in tree} == set()
