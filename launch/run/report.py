@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import base64
-import io
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
-from itertools import cycle
 from pathlib import Path
 from typing import ClassVar
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launch.run.curves import draw_augmentation, draw_histogram
+from launch.run.curves import Series, draw_curves
 from launch.run.tracking import METRICS_FILE, read_log
 from qarl.errors import DataError
 
 SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
 REPORT_FILE = "report.html"
-
-Series = dict[str, dict[int, float]]
-"""Metric name -> step -> value."""
-
-BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#9a9a9a"
-PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, "#e69f00", "#000000", GREY)
 
 
 @dataclass(frozen=True)
@@ -107,7 +95,8 @@ def write_report(run_dir: Path, summary: Summary) -> None:
         DataError: `run_dir` has no metrics.jsonl, or a damaged one.
     """
     series = read_series(run_dir)
-    picture = draw_curves(series, summary)
+    controls = {_control_name(key): value for key, value in summary.controls.items()}
+    picture = draw_curves(series, f"{summary.run}  ({summary.scheme})", controls)
     (run_dir / SUMMARY_FILE).write_text(summary.to_json(), encoding="utf-8")
     (run_dir / CURVES_FILE).write_bytes(picture)
     (run_dir / REPORT_FILE).write_text(_page(summary, series, picture), encoding="utf-8")
@@ -185,135 +174,6 @@ def _mismatch(value: float | None) -> str:
 
 def _control_name(key: str) -> str:
     return key.replace("sft_continued", "SFT continued").replace("/", ", ")
-
-
-# --- the picture
-
-
-def draw_curves(series: Series, summary: Summary) -> bytes:
-    """Eight panels over training steps, as PNG bytes."""
-    figure = Figure(figsize=(15, 16.5), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04))
-    figure.suptitle(f"{summary.run}  ({summary.scheme})", fontsize=16, fontweight="bold")
-    axes = figure.subplots(4, 2).flat
-    panels = {
-        "Reward": _draw_reward,
-        "Held-out accuracy": _draw_accuracy,
-        "Learner against sampler, |d log p|": _draw_mismatch,
-        "Where a step's time goes": _draw_times,
-        "Share clipped": _draw_clipping,
-        "Prompt pool": _draw_pool,
-        "Prompt pool, success rates": lambda ax, series, _: draw_histogram(ax, series),
-        "Problems made by the policy": lambda ax, series, _: draw_augmentation(ax, series),
-    }
-    for ax, (title, draw) in zip(axes, panels.items(), strict=True):
-        ax.set_title(title, loc="left", fontsize=12, fontweight="bold")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.margins(x=0.02)
-        ax.set_xlabel("step")
-        draw(ax, series, summary)
-        if ax.has_data():
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            reverse = draw is _draw_times  # the legend of a stack reads from the top
-            if ax.get_legend_handles_labels()[0]:
-                ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0), reverse=reverse)
-        else:
-            ax.text(0.5, 0.5, "not measured in this run", ha="center", color=GREY, transform=ax.transAxes)
-            ax.set(xticks=[], yticks=[])
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
-
-
-def _line(ax: Axes, points: Mapping[int, float], color: str, label: str, marker: str = "", style: str = "-") -> None:
-    ax.plot(list(points), list(points.values()), style, color=color, label=label, marker=marker, markersize=4, lw=1.8)
-
-
-def _draw_reward(ax: Axes, series: Series, summary: Summary) -> None:
-    points = series.get("reward/mean", {})
-    if points:
-        ax.plot(list(points), list(points.values()), color=SKY, linewidth=1, alpha=0.8, label="mean of a step")
-        window = max(1, len(points) // 10)
-        values = list(points.values())
-        means = [sum(part := values[max(0, i - window + 1) : i + 1]) / len(part) for i in range(len(values))]
-        _line(ax, dict(zip(points, means, strict=True)), BLUE, f"mean of {window} steps")
-        ax.set_ylim(0, 1.03)
-
-
-def _draw_accuracy(ax: Axes, series: Series, summary: Summary) -> None:
-    overall = {n.removeprefix("eval/"): v for n, v in series.items() if n.startswith("eval/") and n.count("/") == 1}
-    for color, (name, points) in zip(PALETTE, overall.items(), strict=False):
-        _line(ax, points, color, name, marker="o")
-    if overall:
-        for style, (key, value) in zip(cycle(("--", ":", "-.", (0, (1, 3)))), summary.controls.items(), strict=False):
-            ax.axhline(value, color="#444444", linestyle=style, linewidth=1.2, label=f"{_control_name(key)}\n(control)")
-        ax.set_ylim(0, 1.03)
-
-
-def _draw_mismatch(ax: Axes, series: Series, summary: Summary) -> None:
-    """Logarithmic, with the zeros, which a log axis lacks, on a floor of their own."""
-    lines = {
-        "unaligned, max": ("mismatch/unaligned_logp_abs_max", ORANGE),
-        "unaligned, mean": ("mismatch/unaligned_logp_abs_mean", "#eda46f"),
-        "aligned, max": ("mismatch/logp_abs_max", BLUE),
-        "aligned, mean": ("mismatch/logp_abs_mean", SKY),
-    }
-    drawn = {label: (series[name], color) for label, (name, color) in lines.items() if name in series}
-    values = [value for points, _ in drawn.values() for value in points.values()]
-    positive = [value for value in values if 0 < value < math.inf]
-    if not drawn:
-        return
-    low = min(-5, math.floor(math.log10(min(positive, default=1e-5))))
-    high = max(0, math.ceil(math.log10(max(positive, default=1.0))))
-    floor = 10.0 ** (low - 1)
-    ax.set_yscale("log")
-    for label, (points, color) in drawn.items():
-        zero = "\n(exactly 0)" if not any(points.values()) else ""
-        on_floor = {step: max(value, floor) for step, value in points.items()}
-        # Mean and max of nothing but zeros coincide: the wide max stays visible under the mean.
-        wide = 4.0 if label.endswith("max") else 1.8
-        ax.plot(list(on_floor), list(on_floor.values()), color=color, label=label + zero, linewidth=wide)
-    decades = range(low, high + 1, max(1, (high - low) // 6))
-    ax.set_yticks([floor, *(10.0**d for d in decades)], ["exactly 0", *(f"1e{d}" for d in decades)])
-    ax.minorticks_off()
-    ax.axhspan(floor / 4, floor * 3, color="#f1f5f9", zorder=0)
-    ax.set_ylim(floor / 4, 10.0**high * 2)
-    ax.set_ylabel("nats")
-
-
-def _draw_times(ax: Axes, series: Series, summary: Summary) -> None:
-    total = series.get("timing_s/step", {})
-    steps = list(total)
-    if not steps:
-        return
-    names = ("pool", "sample", "reward", "prox", "update", "publish")
-    parts = {name: [series.get(f"timing_s/{name}", {}).get(s, 0.0) for s in steps] for name in names}
-    parts["other"] = [max(0.0, total[s] - sum(part[i] for part in parts.values())) for i, s in enumerate(steps)]
-    # A step is drawn as wide as it is, so that a run of one step shows too.
-    edges = [edge for s in steps for edge in (s - 0.5, s + 0.5)]
-    heights = [[value for value in part for _ in range(2)] for part in parts.values()]
-    ax.stackplot(edges, heights, labels=list(parts), colors=[*PALETTE[:6], "#d0d0d0"], linewidth=0, alpha=0.85)
-    ax.set_ylabel("seconds")
-
-
-def _draw_clipping(ax: Axes, series: Series, summary: Summary) -> None:
-    names = [name for name in series if name.startswith("actor/") and "clip" in name]
-    for color, name in zip(PALETTE, names, strict=False):
-        _line(ax, series[name], color, name.removeprefix("actor/"))
-    if names:
-        ax.set_ylim(bottom=0)
-
-
-def _draw_pool(ax: Axes, series: Series, summary: Summary) -> None:
-    """Counts only: shares and rates, at most 1, would lie on the axis."""
-    sizes = [name for name, points in series.items() if name.startswith("pool/") and max(points.values()) > 1]
-    looks = ((color, style) for style in ("-", "--", ":") for color in PALETTE)
-    for (color, style), name in zip(looks, sizes, strict=False):
-        _line(ax, series[name], color, name.removeprefix("pool/"), style=style)
-    if sizes:
-        ax.set_ylabel("prompts")
-        ax.set_ylim(bottom=0)
 
 
 # --- the page

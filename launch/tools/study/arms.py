@@ -16,7 +16,8 @@ from typing import Annotated, Literal
 from omegaconf import OmegaConf
 from pydantic import Field, model_validator
 
-from launch.run.report import SUMMARY_FILE, Series, read_series, read_summary
+from launch.run.curves import Series
+from launch.run.report import SUMMARY_FILE, read_series, read_summary
 from launch.run.resume import check_same_run
 from launch.run.tracking import METRICS_FILE
 from qarl.config.base import Fraction, Node

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -10,15 +9,11 @@ from pathlib import Path
 from statistics import fmean
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from launch.run.report import PALETTE
+from launch.run.curves import PALETTE, STYLES, new_figure, png, prepare
 from launch.tools.study.arms import PlannedRun, RunResult, Study
 
 ROLLOUTS = "training/rollouts"
-STYLES = ("-", "--", ":", "-.")
-"""Of the lines, once all colours are used."""
 NOTES = """\
 Mean over the seeds, smallest to largest in brackets. *Final*: held-out accuracy after training, of the runs that ended.
 *Collapsed*: runs that ended more than {margin:g} below their start or their best, or that stopped because a log-prob
@@ -192,22 +187,17 @@ def draw(study: Study, by_arm: dict[str, list[RunResult]]) -> bytes:
     """A panel a metric: the mean over the seeds, and the range from smallest to largest, as PNG bytes."""
     curves = study.config.curves
     rows = -(-len(curves) // 2)
-    figure = Figure(figsize=(15, 4.2 * rows + 0.6), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.04))
+    figure = new_figure(4.2 * rows + 0.6)
     axes = list(figure.subplots(rows, 2, squeeze=False).flat)
     for ax, metric in zip(axes, curves, strict=False):
-        ax.set_title(metric, loc="left", fontsize=12, fontweight="bold")
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-        ax.set_xlabel("step")
+        prepare(ax, metric)
         for number, (arm, results) in enumerate(by_arm.items()):
             _draw_arm(ax, number, arm, _by_step(results, metric))
         _choose_scale(ax, [v for r in by_arm.values() for vs in _by_step(r, metric).values() for v in vs])
     for ax in axes[len(curves) :]:
         ax.set_axis_off()
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=10)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=80)
-    return file.getvalue()
+    return png(figure, dpi=80)
 
 
 def _draw_arm(ax: Axes, number: int, arm: str, by_step: dict[int, list[float]]) -> None:

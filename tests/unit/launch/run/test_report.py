@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
-from launch.run.report import Summary, _draw_pool, draw_curves, read_series, read_summary, render_summary, write_report
+from launch.run.curves import draw_curves, draw_pool
+from launch.run.report import Summary, read_series, read_summary, render_summary, write_report
 from qarl.errors import DataError
 
 SUMMARY = Summary(
@@ -127,14 +128,14 @@ def test_picture_is_a_png_with_something_in_every_panel(tmp_path: Path) -> None:
     ],
 )
 def test_short_and_odd_runs_are_drawn(series: dict[str, dict[int, float]]) -> None:
-    assert draw_curves(series, SUMMARY).startswith(b"\x89PNG")
+    assert draw_curves(series, "run", SUMMARY.controls).startswith(b"\x89PNG")
 
 
 def test_every_count_of_a_pool_is_drawn() -> None:
     """A bounded pool with an archive has more of them than there are colours."""
     ax = Figure().subplots()
     names = [*(f"state_{i}" for i in range(12)), "size"]
-    _draw_pool(ax, {f"pool/{name}": {1: 9.0, 2: 8.0} for name in names}, SUMMARY)
+    draw_pool(ax, {f"pool/{name}": {1: 9.0, 2: 8.0} for name in names})
     assert [line.get_label() for line in ax.lines] == names
     assert len({(line.get_color(), line.get_linestyle()) for line in ax.lines}) == len(names)
 
