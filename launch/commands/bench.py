@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from importlib import import_module
+from inspect import signature
 
 from launch.arguments import multiple_of_128, positive_int
 
@@ -14,15 +15,13 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parts = parser.add_subparsers(required=True, metavar="WHAT")
+    parts = parser.add_subparsers(required=True, metavar="WHAT", dest="part")
 
-    def part(name: str, text: str) -> argparse.ArgumentParser:
+    def part(name: str, text: str, rounds: int = 0) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = parts.add_parser(name, help=text, description=text)
-        added.set_defaults(what=globals()[f"_{name}"])
+        if rounds:
+            added.add_argument("--rounds", type=positive_int, default=rounds, help=f"timed rounds (default: {rounds})")
         return added
-
-    def rounds(added: argparse.ArgumentParser, count: int) -> None:
-        added.add_argument("--rounds", type=positive_int, default=count, help=f"timed rounds (default: {count})")
 
     pool = part("pool", "time and memory of the prompt pool, by size and strategy")
     sizes = "numbers of prompts in the pool (default: 10000 100000 1000000)"
@@ -30,55 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pool.add_argument("--sizes", type=positive_int, nargs="+", default=million, metavar="PROMPTS", help=sizes)
     pool.add_argument("--batch", type=positive_int, default=512, help="prompts of one draw (default: 512)")
     pool.add_argument("--steps", type=positive_int, default=1000, help="timed steps (default: 1000)")
-    part("objectives", "every loss beside a plain masked mean")
-    learner = part("learner", "aligned linears beside bfloat16, exact numerics beside stock, on CPU")
+    part("objectives", "every loss beside a plain masked mean", rounds=50)
+    learner = part("learner", "aligned linears beside bfloat16, exact numerics beside stock, on CPU", rounds=5)
     widths, lengths = "widths of the layers (default: 1024 2048)", "lengths, in tokens (default: 256 1500)"
     learner.add_argument("--hidden", type=multiple_of_128, nargs="*", default=[1024, 2048], help=widths)
     learner.add_argument("--tokens", type=positive_int, nargs="*", default=[256, 1500], help=lengths)
-    rounds(learner, 5)
-    publish = part("publish", "a publication beside a bfloat16 checkpoint quantized again, on CPU")
+    publish = part("publish", "a publication beside a bfloat16 checkpoint quantized again, on CPU", rounds=5)
     publish.add_argument("--hidden", type=multiple_of_128, default=1024, help="width of the model (default: 1024)")
     publish.add_argument("--layers", type=positive_int, default=4, help="number of layers (default: 4)")
-    rounds(publish, 5)
-    kernels = part("kernels", "every low-bit linear on CUDA beside bfloat16")
+    kernels = part("kernels", "every low-bit linear on CUDA beside bfloat16", rounds=20)
     widths, lengths = "widths of the layers (default: 2048 4096)", "numbers of tokens (default: 1 64 1024 8192)"
     kernels.add_argument("--hidden", type=multiple_of_128, nargs="+", default=[2048, 4096], help=widths)
     kernels.add_argument("--tokens", type=positive_int, nargs="+", default=[1, 64, 1024, 8192], help=lengths)
-    rounds(kernels, 20)
 
 
 def run(args: argparse.Namespace) -> int:
-    for line in args.what(args):
+    """Print what the `bench` of the part's module yields; its parameters are options of the same names."""
+    bench = import_module(f"launch.tools.bench.{args.part}").bench
+    options = {name: value for name, value in vars(args).items() if name in signature(bench).parameters}
+    for line in bench(**options):
         print(line, flush=True)
     return 0
-
-
-def _pool(args: argparse.Namespace) -> Iterable[str]:
-    from launch.tools.bench.pool import measure, table
-
-    return table(measure(args.sizes, args.batch, args.steps))
-
-
-def _objectives(_: argparse.Namespace) -> Iterable[str]:
-    from launch.tools.bench.objectives import main
-
-    main()
-    return ()
-
-
-def _learner(args: argparse.Namespace) -> Iterable[str]:
-    from launch.tools.bench.learner import bench
-
-    return bench(args.hidden, args.tokens, args.rounds)
-
-
-def _publish(args: argparse.Namespace) -> Iterable[str]:
-    from launch.tools.bench.publish import bench
-
-    return bench(args.hidden, args.layers, args.rounds)
-
-
-def _kernels(args: argparse.Namespace) -> Iterable[str]:
-    from launch.tools.bench.kernels import bench_cuda
-
-    return bench_cuda(args.hidden, args.tokens, args.rounds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import cycle, pairwise
 from statistics import fmean
@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from qarl.prompts.augment import REASONS
 from qarl.prompts.stats import BINS
@@ -31,7 +32,7 @@ def draw_curves(series: Series, title: str, controls: Mapping[str, float]) -> by
     """The picture as PNG bytes; `controls` are levels of held-out accuracy, by name."""
     figure = new_figure(16.5)
     figure.suptitle(title, fontsize=16, fontweight="bold")
-    panels = {
+    panels: dict[str, Callable[[Axes, Series], None]] = {
         "Reward": _draw_reward,
         "Held-out accuracy": partial(_draw_accuracy, controls),
         "Learner against sampler, |d log p|": _draw_mismatch,
@@ -64,7 +65,7 @@ def prepare(ax: Axes, title: str) -> None:
     ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.set_xlabel("step")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def png(figure: Figure, dpi: int) -> bytes:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
+
+import torch
 
 HEADER = "| what | ms | by the first | range | target |\n|---|---:|---:|---:|---|"
 
@@ -47,3 +50,14 @@ def compare(case: Case, rounds: int, clock: Callable[[], float] = time.process_t
         milliseconds = 1e3 * median(times) / case.calls
         rows.append(f"| {case.what}: {name} | {milliseconds:.2f} | {median(ratios):.2f} | {spread} | {met} |")
     return rows
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread within, and on as many as before afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

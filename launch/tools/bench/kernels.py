@@ -19,15 +19,15 @@ PLAIN = "bfloat16"
 CALLS = 20  # of a layer, in one timed run: a single one would be over before the clock can tell
 
 
-def bench_cuda(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
+def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
     """The lines of the report, as soon as each is known. Raises ResourceError where there is no CUDA device."""
     if not torch.cuda.is_available():
         raise ResourceError("no CUDA device on this machine", mend="run it where there is one")
     yield f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, {rounds} rounds"
-    yield from bench(torch.device("cuda"), hidden, tokens, rounds)
+    yield from bench_on(torch.device("cuda"), hidden, tokens, rounds)
 
 
-def bench(device: torch.device, hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
+def bench_on(device: torch.device, hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
     """A table of forwards, by layer ([hidden, hidden] and [3 hidden, hidden]), tokens and kernel."""
     clock = _cuda_clock if device.type == "cuda" else time.process_time
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from launch.tools.bench.compare import HEADER, Case, compare
+from launch.tools.bench.compare import HEADER, Case, compare, one_thread
 from qarl.errors import ConfigError
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.quant.formats import check_processor, format_of
@@ -54,10 +54,8 @@ def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator
     """The lines of the report, as soon as each is known."""
     os.environ.update(PROCESS_ENV)  # read at the first kernel, not at import
     transformers_logging.disable_progress_bar()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.manual_seed(0)
-    try:
+    with one_thread():
         yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block"
         yield f"{_cost_of_the_pin()}\n\n{HEADER}"
         schemes, missing = _schemes()
@@ -65,8 +63,6 @@ def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator
             for case in cases:
                 yield from compare(case, rounds)
         yield from missing
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _cost_of_the_pin() -> str:

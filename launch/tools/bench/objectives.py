@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from launch.tools.bench.compare import HEADER, Case, compare, one_thread
 from qarl.config.objective import AdaptiveClip, DrGRPOConfig, SequenceTIS, TokenMask, TokenTIS
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import OBJECTIVES, compute_loss
 
 TARGET = 5.0
-SEQUENCES, TOKENS = 64, 2048
-YARDSTICK = "masked means of three"
 
 
 class LargestTensor(TorchDispatchMode):
@@ -49,21 +47,16 @@ def random_inputs(sequences: int, tokens: int, seed: int = 0) -> LossInputs:
 
 
 def masked_means(inputs: LossInputs) -> Tensor:
-    """The yardstick: a masked mean of each of the three log-prob tensors that a loss reads."""
+    """What the losses are measured by: a masked mean of each of the three log-prob tensors that a loss reads."""
     tensors = (inputs.logp_theta_BT, inputs.logp_prox_BT, inputs.logp_samp_BT)
     tokens = inputs.mask_BT.sum()
     return torch.stack([(t * inputs.mask_BT).sum() / tokens for t in tensors]).sum()
 
 
-def masked_mean_of_one(inputs: LossInputs) -> Tensor:
-    """A masked mean of the learner's log-probs alone, for comparison."""
-    return (inputs.logp_theta_BT * inputs.mask_BT).sum() / inputs.mask_BT.sum()
-
-
-def subjects() -> dict[str, Any]:
+def subjects(tokens: int) -> dict[str, Any]:
     """The configs measured: every objective with its defaults, and the costliest corrections."""
     defaults = {
-        kind.model_fields["kind"].default: DrGRPOConfig(normalizer=TOKENS) if kind is DrGRPOConfig else kind()
+        kind.model_fields["kind"].default: DrGRPOConfig(normalizer=tokens) if kind is DrGRPOConfig else kind()
         for kind in OBJECTIVES
     }
     grpo = defaults["grpo"]
@@ -74,47 +67,22 @@ def subjects() -> dict[str, Any]:
     return defaults | {"tbpo, token level": defaults["tbpo"].model_copy(update={"level": "token"})} | corrections
 
 
-def bench(repeats: int = 50, sequences: int = SEQUENCES, tokens: int = TOKENS) -> list[tuple[str, float, float, float]]:
-    """Rows of (name, milliseconds, ratio to the masked mean, largest intermediate in log-prob tensors).
-
-    Forward and backward, one thread; medians over `repeats` rounds, in each of which all run after one another.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def bench(rounds: int, sequences: int = 64, tokens: int = 2048) -> Iterator[str]:
+    """Times, forward and backward, in float32 on one thread; then the largest tensor that each loss makes."""
     inputs = random_inputs(sequences, tokens)
-    runs: dict[str, Callable[[], Tensor]] = {
-        YARDSTICK: partial(masked_means, inputs),
-        "masked mean of one": partial(masked_mean_of_one, inputs),
-    }
-    for name, config in subjects().items():
-        runs[name] = partial(_loss, inputs, config)
-    try:
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(repeats):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                torch.autograd.grad(run(), inputs.logp_theta_BT)
-                seconds[name].append(time.perf_counter() - started)
-    finally:
-        torch.set_num_threads(threads)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    unit = inputs.logp_theta_BT.numel() * inputs.logp_theta_BT.element_size()
-    rows = []
+    losses: dict[str, Callable[[], Tensor]] = {"masked means of three": partial(masked_means, inputs)}
+    for name, config in subjects(tokens).items():
+        losses[name] = lambda config=config: compute_loss(inputs, config)[0]  # type: ignore[misc]
+    runs = {name: partial(_gradient, loss, inputs) for name, loss in losses.items()}
+    targets = dict.fromkeys(list(runs)[1:], TARGET)
+    yield HEADER
+    with one_thread():
+        yield from compare(Case(f"{sequences} x {tokens} tokens", runs, targets), rounds, time.perf_counter)
     for name, run in runs.items():
         with LargestTensor() as largest:
-            torch.autograd.grad(run(), inputs.logp_theta_BT)
-        rows.append((name, medians[name] * 1e3, medians[name] / medians[YARDSTICK], largest.bytes / unit))
-    return rows
+            run()
+        yield f"{name}: largest tensor {largest.bytes / inputs.logp_theta_BT.nbytes:.2f} x the log-probs"
 
 
-def main() -> None:
-    """Print the table."""
-    print(f"{SEQUENCES} x {TOKENS} tokens, float32, forward and backward, one thread; target: ratio <= {TARGET:g}")
-    print(f"{'loss':24s} {'ms':>8s} {'ratio':>7s} {'largest intermediate':>21s}")
-    for name, milliseconds, ratio, largest in bench():
-        verdict = "" if ratio <= TARGET else "  above the target"
-        print(f"{name:24s} {milliseconds:8.3f} {ratio:7.2f} {largest:15.2f} x logp{verdict}")
-
-
-def _loss(inputs: LossInputs, config: Any) -> Tensor:
-    return compute_loss(inputs, config)[0]
+def _gradient(loss: Callable[[], Tensor], inputs: LossInputs) -> None:
+    torch.autograd.grad(loss(), inputs.logp_theta_BT)

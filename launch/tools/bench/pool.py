@@ -8,61 +8,23 @@ from __future__ import annotations
 import gc
 import json
 import random
-import time
 import tracemalloc
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
-from typing import Literal, Protocol
+from time import process_time
+from typing import Literal, TypeVar
 
 from qarl.config.pool import PoolConfig
-from qarl.prompts.pool import make_pool
+from qarl.prompts.pool import Pool, make_pool
 from qarl.types import GroupResult, Prompt
 
 GROUP_SIZE = 8
-SORT_STEPS = 3
-MEMORY_STEPS = 20
+SORT_STEPS, MEMORY_STEPS = 3, 20
 SEED = 0
-
-
-class Drawer(Protocol):
-    """The part of a pool that is timed."""
-
-    def draw(self, n: int, step: int) -> list[Prompt]: ...
-
-    def observe(self, results: Sequence[GroupResult], step: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Times:
-    """Milliseconds of CPU time of one call."""
-
-    median: float
-    p99: float
-    worst: float
-
-    @classmethod
-    def of(cls, calls: Sequence[float]) -> Times:
-        """Of calls in seconds, one or more."""
-        ordered = sorted(1e3 * seconds for seconds in calls)
-        return cls(median(ordered), ordered[int(0.99 * (len(ordered) - 1))], ordered[-1])
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} | {self.p99:.1f} | {self.worst:.1f}"
-
-
-@dataclass(frozen=True)
-class PoolCost:
-    """One line of the table; NaN where nothing was measured."""
-
-    name: str
-    size: int
-    draw: Times
-    observe: Times
-    snapshot_s: float = float("nan")
-    restore_s: float = float("nan")
-    state_mb: float = float("nan")
-    bytes_per_prompt: float = float("nan")
+HEADER = f"""\
+| pool | prompts | draw ms | p99 | worst | observe ms | p99 | worst | snapshot s | restore s | state MB | bytes/prompt |
+|---|{"---:|" * 11}"""
+Result = TypeVar("Result")
 
 
 class ResortPool:
@@ -85,8 +47,8 @@ class ResortPool:
             self._rate[result.prompt_id] = sum(result.rewards) / len(result.rewards)
 
 
-def measure(sizes: Sequence[int], batch: int, steps: int) -> Iterator[PoolCost]:
-    """One line per size and strategy, as soon as it is known.
+def bench(sizes: Sequence[int], batch: int, steps: int) -> Iterator[str]:
+    """A Markdown table with a line for each size and strategy, as soon as it is known.
 
     Every prompt has been seen once before the clock starts: then all are in the sorted lists, the costliest state.
 
@@ -95,80 +57,63 @@ def measure(sizes: Sequence[int], batch: int, steps: int) -> Iterator[PoolCost]:
         batch: prompts of one draw and of one observe.
         steps: timed draws; the first steps, until the cool-down sends prompts back, are among them.
     """
+    yield HEADER
     strategies: tuple[Literal["frontier", "uniform"], ...] = ("frontier", "uniform")
     for size in sizes:
         prompts = [Prompt(f"bench/{i}", "", "", ()) for i in range(size)]
         for strategy in strategies:
-            yield _measure_pool(prompts, PoolConfig(strategy=strategy), batch, steps)
-        resort = ResortPool(prompts)
-        _see_all(resort, size)
-        yield PoolCost("re-sort", size, *_time_steps(resort, batch, min(steps, SORT_STEPS)))
+            yield _row(strategy, size, *_pool_costs(prompts, PoolConfig(strategy=strategy), batch, steps))
+        yield _row(
+            "re-sort", size, *_step_times(ResortPool(prompts), size, batch, min(steps, SORT_STEPS)), "", "", "", ""
+        )
 
 
-def table(rows: Iterator[PoolCost]) -> Iterator[str]:
-    """The lines of a Markdown table."""
-    yield (
-        "| pool | prompts | draw ms | p99 | worst | observe ms | p99 | worst "
-        "| snapshot s | restore s | state MB | bytes/prompt |\n"
-        f"|---|{'---:|' * 11}"
-    )
-    for row in rows:
-        rest = [row.snapshot_s, row.restore_s, row.state_mb, row.bytes_per_prompt]
-        shown = ["" if value != value else f"{value:.2f}" for value in rest[:2]]
-        shown += ["" if value != value else f"{value:.0f}" for value in rest[2:]]
-        yield f"| {' | '.join([row.name, str(row.size), str(row.draw), str(row.observe), *shown])} |"
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def _measure_pool(prompts: Sequence[Prompt], config: PoolConfig, batch: int, steps: int) -> PoolCost:
-    pool = make_pool(prompts, config, SEED)
-    _see_all(pool, len(prompts))
-    times = _time_steps(pool, batch, steps)
-    started = time.process_time()
-    text = json.dumps(pool.state_dict())
-    snapshot_s = time.process_time() - started
+def _pool_costs(prompts: Sequence[Prompt], config: PoolConfig, batch: int, steps: int) -> list[str]:
+    """The cells of a pool, from its draws to its memory."""
+    pool, size = make_pool(prompts, config, SEED), len(prompts)
+    times = _step_times(pool, size, batch, steps)
+    snapshot_s, text = _timed(lambda: json.dumps(pool.state_dict()))
+    restore_s, _ = _timed(lambda: make_pool(prompts, config, SEED).load_state_dict(json.loads(text)))
     del pool
-    started = time.process_time()
-    make_pool(prompts, config, SEED).load_state_dict(json.loads(text))
-    restore_s = time.process_time() - started
-    memory = _memory(prompts, config, batch, min(steps, MEMORY_STEPS)) / len(prompts)
-    return PoolCost(config.strategy, len(prompts), *times, snapshot_s, restore_s, len(text) / 1e6, memory)
+    tracemalloc.start()
+    pool = make_pool(prompts, config, SEED)
+    _step_times(pool, size, batch, min(steps, MEMORY_STEPS))
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return [*times, f"{snapshot_s:.2f}", f"{restore_s:.2f}", f"{len(text) / 1e6:.0f}", f"{held / size:.0f}"]
 
 
-def _see_all(pool: Drawer, size: int) -> None:
-    """Observe every prompt once, before the first step of the clock."""
+def _step_times(pool: Pool | ResortPool, size: int, batch: int, steps: int) -> list[str]:
+    """Median, 99th percentile and worst of the draws and of the observes, after one visit of every prompt."""
     rng = random.Random(SEED)
     pool.observe([_result(prompt, rng) for prompt in pool.draw(size, 0)], 0)
+    pool.draw(0, 10)  # all wake up
+    gc.collect()
+    draws, observes = [], []
+    for step in range(10, 10 + steps):
+        seconds, drawn = _timed(lambda step=step: pool.draw(batch, step))  # type: ignore[misc]
+        draws.append(1e3 * seconds)
+        results = [_result(prompt, rng) for prompt in drawn]
+        seconds, _ = _timed(lambda step=step, results=results: pool.observe(results, step))  # type: ignore[misc]
+        observes.append(1e3 * seconds)
+    cells = []
+    for times in (sorted(draws), sorted(observes)):
+        cells += [f"{median(times):.2f}", f"{times[int(0.99 * (len(times) - 1))]:.1f}", f"{times[-1]:.1f}"]
+    return cells
+
+
+def _timed(run: Callable[[], Result]) -> tuple[float, Result]:
+    """Seconds of a call, and what it returned."""
+    started = process_time()
+    result = run()
+    return process_time() - started, result
 
 
 def _result(prompt: Prompt, rng: random.Random) -> GroupResult:
     chance = rng.random()
     return GroupResult(prompt.id, tuple(float(rng.random() < chance) for _ in range(GROUP_SIZE)))
-
-
-def _time_steps(pool: Drawer, batch: int, steps: int) -> tuple[Times, Times]:
-    """Of the draws and of the observes."""
-    rng = random.Random(SEED)
-    pool.draw(0, 10)  # all wake up
-    gc.collect()
-    draws, observes = [], []
-    for step in range(10, 10 + steps):
-        started = time.process_time()
-        drawn = pool.draw(batch, step)
-        draws.append(time.process_time() - started)
-        results = [_result(prompt, rng) for prompt in drawn]
-        started = time.process_time()
-        pool.observe(results, step)
-        observes.append(time.process_time() - started)
-    return Times.of(draws), Times.of(observes)
-
-
-def _memory(prompts: Sequence[Prompt], config: PoolConfig, batch: int, steps: int) -> float:
-    """Bytes that the pool holds besides `prompts`, after the same steps."""
-    tracemalloc.start()
-    pool = make_pool(prompts, config, SEED)
-    _see_all(pool, len(prompts))
-    _time_steps(pool, batch, steps)
-    gc.collect()
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return float(held)

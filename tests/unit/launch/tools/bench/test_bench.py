@@ -55,9 +55,9 @@ def test_bench_learner_measures_layers_blocks_and_profiles(
 
 
 def test_bench_kernels_takes_every_low_bit_kernel_of_a_device() -> None:
-    from launch.tools.bench.kernels import bench
+    from launch.tools.bench.kernels import bench_on
 
-    lines = list(bench(torch.device("cpu"), [128], [3], rounds=1))
+    lines = list(bench_on(torch.device("cpu"), [128], [3], rounds=1))
     names = {line.split("|")[1].partition(": ")[2].strip() for line in lines if "3 tokens, 128 to 384" in line}
     missing = set() if processor.has_avx512() or not engine_ops.available() else {"w4a16, engine"}
     assert names == {"bfloat16", *(f"{scheme}, {kind}" for scheme, kind in low_bit_kernels("cpu"))} - missing
