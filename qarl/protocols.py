@@ -1,8 +1,9 @@
-"""What the training loop asks of its partners. Whoever consumes rollouts does not know where they were made."""
+"""What the training loop needs from its partners. A consumer of rollouts does not know where they were sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +20,7 @@ class Engine(Protocol):
 
     @property
     def version(self) -> int:
-        """Version of the weights that it holds; -1 before the first load."""
+        """Version of the weights that the engine holds; -1 before the first load."""
         ...
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
@@ -35,35 +36,63 @@ class Engine(Protocol):
         ...
 
     def load(self, weights: WeightSource) -> None:
-        """Take over `weights`, all or nothing, and prove it.
+        """Load `weights`, all or nothing, and check that the engine holds them.
 
-        Raises PublicationError when they are not what their manifest says, or the engine does not hold what they are;
-        it then holds the version of before.
+        Raises PublicationError when the weights differ from their manifest, or the engine does not hold them after the
+        load; the engine then holds the previous version.
         """
         ...
 
     def info(self) -> WorkerInfo: ...
 
 
+class Prover(Protocol):
+    """Checks that a worker computes what was published: the worker samples a few prompts, the learner scores them."""
+
+    def requests(self, version: int) -> list[SampleRequest]:
+        """What a worker samples right after it has loaded weights of `version`."""
+        ...
+
+    def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
+        """Score the samples of `requests`, given by worker number; returns each worker's max |d log p| (nats).
+
+        The learner must still have the weights of `version`. Raises PublicationError when a worker's is too large.
+        """
+        ...
+
+
 class Fleet(Protocol):
     """All rollout workers."""
 
-    replacements: int
-    """Workers replaced so far. A new one holds the current weights, unproven until the next `load`."""
-
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order; a worker that dies is replaced and its requests are made again."""
+        """One sample per request, in order. A worker that dies is replaced; the new worker answers its requests."""
         ...
 
-    def load(self, weights: WeightSource, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
-        """Give every worker `weights`; returns each worker's samples of `probe` under them."""
+    def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
+        """Give every worker `weights`, and let `prover` judge all workers; returns what `prover` returns.
+
+        A worker that replaces another one later gets the same weights, and `prover` judges it before it samples.
+        """
         ...
 
     def switch(self, scheme: QuantScheme) -> None:
-        """Replace every engine by one in `scheme`, still without weights."""
+        """Replace every engine by one in `scheme`, which has no weights yet."""
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What an update reports.
+
+    `first_minibatch_ratio_dev` is max |r_seq - 1| over the first minibatch, where r_seq = exp(mean over the response of
+    log pi_theta - log pi_prox). No optimizer step has happened yet, so it is 0 exactly when pi_prox is what the learner
+    computes. The learner measures it from log-probs, whatever the objective.
+    """
+
+    metrics: Mapping[str, Value]
+    first_minibatch_ratio_dev: float
 
 
 class Learner(Protocol):
@@ -72,20 +101,18 @@ class Learner(Protocol):
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[npt.NDArray[np.float32]]:
         """Log-probs (nats) of each sequence's response tokens, without gradient.
 
-        `aligned=False` scores with plain transformers in the model dtype instead: the gap that alignment removes.
+        `aligned=False` scores with plain transformers in the model dtype: it shows the gap that alignment removes.
         """
         ...
 
-    def update(
-        self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[npt.NDArray[np.float32]]]
-    ) -> dict[str, Value]:
-        """One optimizer step per minibatch; `prox_T` are log pi_prox in the same nesting. Returns metrics."""
+    def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
+        """One optimizer step per minibatch. Raises ObjectiveError when a sequence has no `prox_logprobs_T`."""
         ...
 
     def publish(self, version: int) -> WeightSource: ...
 
     def switch(self, scheme: QuantScheme) -> bool:
-        """Compute in `scheme` from now on; True when this host then computes what the engine computes."""
+        """Compute in `scheme` from now on; returns whether this host then computes what the engine computes."""
         ...
 
     def save(self, directory: str) -> None: ...
@@ -100,17 +127,17 @@ class Learner(Protocol):
 
 
 class RewardService(Protocol):
-    """Verifiers behind a time-out."""
+    """Verifiers with a time-out."""
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """One score per sample, in order. Never raises for a sample: a failure is a zero reward with its reason."""
+        """One score per sample, in order. A failure on a sample raises nothing: it is a reward of 0 with its reason."""
         ...
 
     def close(self) -> None: ...
 
 
 class PromptPool(Protocol):
-    """Which prompts the next step spends its rollouts on."""
+    """Chooses the prompts of each step."""
 
     def draw(self, n: int, step: int) -> list[Prompt]:
         """Up to `n` distinct prompts, now in flight."""
@@ -121,11 +148,11 @@ class PromptPool(Protocol):
         ...
 
     def abort(self, prompt_ids: Sequence[str]) -> None:
-        """Give drawn prompts back unobserved."""
+        """Return drawn prompts to the pool without a result."""
         ...
 
     def spread(self, prompt_id: str) -> float:
-        """Standard deviation expected of a reward of this prompt, which is in the pool."""
+        """Expected standard deviation of the rewards of a prompt that is in the pool."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -150,11 +177,11 @@ class Tracker(Protocol):
     ) -> None: ...
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
-        """What became of problems that the policy made."""
+        """What became of the problems that the policy wrote."""
         ...
 
     def note(self, line: str) -> None:
-        """One line for the reader of the terminal."""
+        """One line for the terminal."""
         ...
 
     def close(self) -> None: ...

@@ -43,10 +43,10 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Sample:
-    """One response and what the sampler said of it.
+    """One response, with the sampler's log-probs.
 
-    `logprobs_T[t]` is log pi_samp of `response_ids[t]` (nats, float32); `version` is the weight version that made
-    it; `finish_reason` is "stop" (the end token, which is then the last of `response_ids`) or "length".
+    `logprobs_T[t]` is log pi_samp of `response_ids[t]` (nats, float32); `version` is the weight version that sampled
+    it; `finish_reason` is "stop" (the last of `response_ids` is then the end token) or "length".
     """
 
     prompt: Prompt
@@ -60,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Score:
-    """A verifier's verdict: reward in [0, 1]; `error` tells why a verifier failed (the reward is then 0)."""
+    """A verifier's verdict: a reward in [0, 1]. When the verifier failed, `error` says why and the reward is 0."""
 
     reward: float
     error: str = ""
@@ -70,8 +70,8 @@ class Score:
 class GroupResult:
     """Rewards in [0, 1] of the responses to one drawn prompt, matched to the pool by `prompt_id`.
 
-    `drawn_at` is the step of the draw that they answer: a prompt whose first draw was aborted may be in flight again
-    when the first responses come. None takes them for those of the draw that is in flight.
+    `drawn_at` is the step at which the prompt was drawn: a prompt whose first draw was aborted may be in flight again
+    when the first responses arrive. `None` assumes the current draw.
     """
 
     prompt_id: str
@@ -81,10 +81,11 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class AugmentOutcome:
-    """What became of one problem that the policy was asked for.
+    """What became of one problem that the policy was asked to write.
 
-    `text` is the new question, or what stands for it: the reply when no question could be read, the request when that
-    was too long. `reason` tells why it was refused (`qarl.prompts.augment.REASONS`), empty when the pool took it in.
+    `text` is the new question. When the reply held no question, `text` is the reply; when the request was too long,
+    `text` is the request. `reason` says why the problem was refused (`qarl.prompts.augment.REASONS`); it is empty when
+    the pool accepted the problem.
     """
 
     parent_id: str
@@ -96,17 +97,26 @@ class AugmentOutcome:
 
 @dataclass(frozen=True)
 class TrainSequence:
-    """What the learner needs of one sample: token ids, where the response begins, sampler log-probs, advantage.
+    """One response as the learner needs it: token ids and, for each response token, log-probs (nats, float32).
 
-    `loss_mask_T` is False at response tokens that the loss leaves out; None leaves out none. `id` names it in errors.
+    `prox_logprobs_T` is log pi_prox, the policy before the update; a sequence to learn from needs it. `loss_mask_T` is
+    False at response tokens that the loss leaves out; None leaves out none. `version` is the weight version that
+    sampled the response, -1 when unknown. `id` names the sequence in errors.
     """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     sampler_logprobs_T: npt.NDArray[np.float32]
     advantage: float = 0.0
+    prox_logprobs_T: npt.NDArray[np.float32] | None = None
     loss_mask_T: npt.NDArray[np.bool_] | None = None
+    version: int = -1
     id: str = ""
+
+    @classmethod
+    def of(cls, sample: Sample, advantage: float = 0.0, id: str = "") -> TrainSequence:
+        prompt_ids, logprobs_T = sample.prompt.token_ids, sample.logprobs_T
+        return cls(prompt_ids, sample.response_ids, logprobs_T, advantage, version=sample.version, id=id)
 
     @property
     def loss_tokens(self) -> int:
@@ -116,7 +126,7 @@ class TrainSequence:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What a rollout worker says of itself at the start: `kernels` are the low-bit kernels that its engine chose."""
+    """A rollout worker's description of itself. `kernels` are the low-bit kernels that its engine chose."""
 
     worker: int
     device: str
@@ -126,4 +136,4 @@ class WorkerInfo:
 
 
 Numerics = Literal["engine", "portable", "stock"]
-"""How the learner rounds: as the engine, as the engine in pure torch, as transformers."""
+"""How the learner rounds: as the engine does, as the engine does but in pure torch, or as transformers does."""

@@ -1,4 +1,4 @@
-"""All rollout workers: dispatch, replacement of dead ones, weights for every one."""
+"""All rollout workers: dispatch of requests, weights for every worker, replacement of dead workers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from qarl.errors import RolloutError
+from qarl.protocols import Prover
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import deaths, get
 from qarl.types import Sample, SampleRequest, WorkerInfo
@@ -18,8 +19,8 @@ from qarl.weights.source import WeightSource
 class RayFleet:
     """Rollout workers as Ray actors, behind the Fleet protocol.
 
-    A worker that dies, or does not answer within `timeout_s`, is replaced; the new one gets the current weights and
-    its predecessor's requests. Seeds make the replacement's samples the ones that were lost.
+    A worker that dies, or does not answer within `timeout_s`, is replaced. The new worker loads the current weights, is
+    judged by their prover, and then answers its predecessor's requests: equal seeds give the samples that were lost.
 
     Args:
         make_actor: starts the actor of worker i (a handle of `RolloutWorker`) with an engine in a scheme, without
@@ -28,7 +29,7 @@ class RayFleet:
         num_workers: how many.
         timeout_s: longest wait for one call.
         max_restarts: replacements before the run stops.
-        note: takes one line for the user.
+        log: takes one line for the user.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class RayFleet:
         num_workers: int,
         timeout_s: float,
         max_restarts: int,
-        note: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        self._make_actor, self._scheme, self._timeout_s, self._note = make_actor, scheme, timeout_s, note
+        self._make_actor, self._scheme, self._timeout_s, self._log = make_actor, scheme, timeout_s, log
         self._restarts_left = max_restarts
-        self.replacements = 0
-        self._weights: WeightSource | None = None
+        self._weights: WeightSource | None = None  # what a replacement gets, with whoever judges it
+        self._prover: Prover | None = None
         self._actors = [make_actor(i, scheme) for i in range(num_workers)]
 
     @property
@@ -67,25 +68,32 @@ class RayFleet:
     def receivers(self) -> list[Any]:
         """Handles of all workers, dead ones replaced, for new weights to be transferred to.
 
-        From here on a replacement does not get the weights of before: the learner may no longer have them.
+        Until the next `load` a replacement gets no weights: the learner may no longer have the previous ones.
         """
         self._weights = None
         self.infos()
         return self.actors
 
-    def load(self, weights: WeightSource, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
-        """Give every worker `weights`, then let each sample `probe` under them.
+    def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
+        """Give every worker `weights`, then let `prover` judge all of them; returns what `prover` returns.
 
         Raises:
-            PublicationError: a worker refused the weights, and holds those of before.
+            PublicationError: a worker refused the weights and holds the previous ones, or `prover` refused a worker.
             RolloutError: more workers died than `max_restarts`.
         """
+        self._weights, self._prover = None, None  # a worker that is replaced meanwhile gets the new ones
         self._on_each([("load", (weights,))] * len(self._actors))
         self._weights = weights
-        return self._on_each([("generate", (probe,))] * len(self._actors))
+        if prover is None:
+            return {}
+        version = weights.manifest.version
+        samples = self._on_each([("generate", (prover.requests(version),))] * len(self._actors))
+        result = prover.judge(dict(enumerate(samples)), version)
+        self._prover = prover
+        return result
 
     def switch(self, scheme: QuantScheme) -> None:
-        """Start every worker anew with an engine in `scheme`; the next `load` gives them weights."""
+        """Start every worker again with an engine in `scheme`; the next `load` gives them weights."""
         self._scheme, self._weights = scheme, None
         for worker, actor in enumerate(self._actors):
             ray.kill(actor)
@@ -100,6 +108,9 @@ class RayFleet:
         """Run call i on worker i, all at once; results in order. A failed worker is replaced and called again."""
         refs = [getattr(actor, method).remote(*args) for actor, (method, args) in zip(self._actors, calls, strict=True)]
         return [self._result(worker, ref, *calls[worker]) for worker, ref in enumerate(refs)]
+
+    def _call(self, worker: int, method: str, *args: Any) -> Any:
+        return self._result(worker, getattr(self._actors[worker], method).remote(*args), method, args)
 
     def _result(self, worker: int, ref: Any, method: str, args: tuple[Any, ...]) -> Any:
         while True:
@@ -120,9 +131,12 @@ class RayFleet:
                 mend="its log lies in Ray's session folder",
             )
         self._restarts_left -= 1
-        self.replacements += 1
-        self._note(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
+        self._log(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make_actor(worker, self._scheme)
         if self._weights is not None:
-            self._result(worker, self._actors[worker].load.remote(self._weights), "load", (self._weights,))
+            self._call(worker, "load", self._weights)
+            if self._prover is not None:
+                version = self._weights.manifest.version
+                samples = self._call(worker, "generate", self._prover.requests(version))
+                self._prover.judge({worker: samples}, version)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from qarl.errors import ObjectiveError
 from qarl.numerics.flat import Row, flat_rows
 from qarl.types import TrainSequence
 
@@ -81,6 +82,13 @@ def pad(values: Sequence[np.ndarray], like: Tensor) -> Tensor:
     for row, value in enumerate(values):
         out[row, : len(value)] = torch.from_numpy(np.array(value, dtype=np.float32))
     return out.to(like.device)
+
+
+def prox_of(sequence: TrainSequence) -> np.ndarray:
+    """log pi_prox of the response. Raises ObjectiveError when the sequence has none."""
+    if sequence.prox_logprobs_T is None:
+        raise ObjectiveError(f"sequence '{sequence.id}' has no prox log-probs")
+    return sequence.prox_logprobs_T
 
 
 def micro_batches(sequences: Sequence[TrainSequence], max_tokens: int, num_ranks: int = 1) -> list[list[list[int]]]:

@@ -1,14 +1,15 @@
-"""The groups of one step: draw prompts, sample and score responses, tell the pool; draw again for those that tell
-nothing. The pool takes results by prompt id in any order, so nothing here needs one draw to end before the next."""
+"""The groups of one step: draw prompts, sample responses, score them, and tell the pool the results.
+
+Dynamic sampling then draws again, in place of uninformative groups. The pool accepts results by prompt id in any order,
+so a draw need not end before the next one begins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from statistics import fmean, pstdev
-from typing import Any
 
 from qarl.advantages import has_variance, overlong_penalty
 from qarl.config.run import Config
@@ -18,14 +19,15 @@ from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, PromptPool, RewardService
 from qarl.seeds import derive_seed
 from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score
+from trainer.timer import Timer
 
-LEAST_SHARE, MOST_SHARE = 0.5, 2.0
-"""Bounds of an allocated group, in `train.group_size`."""
+SMALLEST, LARGEST = 0.5, 2.0
+"""Bounds of an allocated group's size, as multiples of `train.group_size`."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The responses to one prompt, scored. Raises RolloutError unless each has one score."""
+    """The responses to one prompt with their scores. Raises RolloutError unless each response has one score."""
 
     samples: list[Sample]
     scores: list[Score]
@@ -44,60 +46,47 @@ class Group:
         return [score.reward for score in self.scores]
 
     def result(self, drawn_at: int) -> GroupResult:
-        """For the pool, of which the prompt was drawn at this step."""
+        """What the pool is told; the prompt was drawn at step `drawn_at`."""
         return GroupResult(self.prompt_id, tuple(self.rewards), drawn_at)
 
 
 class Collector:
-    """Owns the order of draw, sample, score and observe.
-
-    Args:
-        timed: times a named part of the step.
-        republish: called when a rollout worker was replaced: its weights are proven before its samples are used.
-    """
+    """Owns the order of draw, sample, score and observe."""
 
     def __init__(
-        self,
-        config: Config,
-        fleet: Fleet,
-        rewards: RewardService,
-        pool: PromptPool,
-        augmenter: Augmenter | None,
-        timed: Callable[[str], AbstractContextManager[None]],
-        republish: Callable[[], Any],
+        self, config: Config, fleet: Fleet, rewards: RewardService, pool: PromptPool, augmenter: Augmenter | None
     ) -> None:
         self._config, self._fleet, self._rewards, self._pool = config, fleet, rewards, pool
-        self._augmenter, self._timed, self._republish = augmenter, timed, republish
+        self._augmenter = augmenter
 
-    def collect(self, step: int) -> tuple[list[Group], list[Group]]:
-        """All groups of `step`, and those to learn from.
+    def collect(self, step: int, timer: Timer) -> tuple[list[Group], list[Group]]:
+        """All groups of `step`, and those to learn from; the pool is told the results of all.
 
-        With `train.dynamic_sampling` these are the groups whose shaped rewards differ (DAPO, arXiv 2503.14476, section
-        3.2), `train.prompts_per_step` of them unless the draws or the pool run out before; else they are all groups.
-        The pool hears of every group.
+        With `train.dynamic_sampling` only groups whose shaped rewards differ are learned from (DAPO, arXiv 2503.14476,
+        section 3.2): `train.prompts_per_step` of them, or fewer when the draws or the pool run out.
         """
         config = self._config
-        wanted, refills = config.train.prompts_per_step, config.train.dynamic_sampling
+        target, refills = config.train.prompts_per_step, config.train.dynamic_sampling
         groups: list[Group] = []
         used: list[Group] = []
         if self._augmenter:
-            with self._timed("augment"):
+            with timer("augment"):
                 self._augmenter.resolve_pending()
         for turn in range(1 + refills):
-            with self._timed("pool"):
-                prompts = self._pool.draw(wanted - len(used), step)
+            with timer("pool"):
+                prompts = self._pool.draw(target - len(used), step)
             if turn and not prompts:
                 break
-            new = self._roll_out(prompts, step, self._augmenter if turn == 0 else None)
-            with self._timed("pool"):
+            new = self._roll_out(prompts, step, timer, self._augmenter if turn == 0 else None)
+            with timer("pool"):
                 self._pool.observe([group.result(step) for group in new], step)
             groups += new
             used += [group for group in new if not refills or has_variance(shaped_rewards(group, config))]
-            if len(used) == wanted:
+            if len(used) == target:
                 break
         return groups, used
 
-    def _roll_out(self, prompts: Sequence[Prompt], step: int, augmenter: Augmenter | None) -> list[Group]:
+    def _roll_out(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> list[Group]:
         sizes = self._sizes(prompts)
         sampling = self._config.rollout.sampling
         requests = [
@@ -111,41 +100,37 @@ class Collector:
             for index in range(size)
         ]
         if augmenter:
-            with self._timed("augment"):
+            with timer("augment"):
                 requests += augmenter.requests(prompts, step)
-        samples = self._sample(requests, step)
+        with timer("sample"):
+            samples = self._fleet.sample(requests)
+        _check_versions(samples, step - 1)
         if augmenter:
-            with self._timed("augment"):
+            with timer("augment"):
                 augmenter.receive(samples[sum(sizes) :])
         samples = samples[: sum(sizes)]
-        with self._timed("reward"):
+        with timer("reward"):
             scores = self._rewards.score(samples)
         ends = list(accumulate(sizes))
         return [
             Group(samples[end - size : end], scores[end - size : end]) for end, size in zip(ends, sizes, strict=True)
         ]
 
-    def _sample(self, requests: Sequence[SampleRequest], step: int) -> list[Sample]:
-        with self._timed("sample"):
-            replacements = self._fleet.replacements
-            samples = self._fleet.sample(requests)
-        if self._fleet.replacements != replacements:
-            self._republish()
-        stale = {sample.version for sample in samples} - {step - 1}
-        if stale:
-            raise PublicationError(f"samples of weight versions {sorted(stale)} at version {step - 1}")
-        return samples
-
     def _sizes(self, prompts: Sequence[Prompt]) -> list[int]:
         size = self._config.train.group_size
         if self._config.train.allocation == "equal":
             return [size] * len(prompts)
         spread_P = [self._pool.spread(prompt.id) for prompt in prompts]
-        return allocate(spread_P, size * len(prompts), max(2, int(LEAST_SHARE * size)), int(MOST_SHARE * size))
+        return allocate(spread_P, size * len(prompts), max(2, int(SMALLEST * size)), int(LARGEST * size))
+
+
+def _check_versions(samples: Sequence[Sample], version: int) -> None:
+    if stale := {sample.version for sample in samples} - {version}:
+        raise PublicationError(f"samples of weight versions {sorted(stale)} at version {version}")
 
 
 def shaped_rewards(group: Group, config: Config) -> list[float]:
-    """What advantages are made of: rewards with DAPO's punishment of overlong responses."""
+    """The rewards that give the advantages: with DAPO's penalty for overlong responses."""
     longest, cache = config.rollout.sampling.max_new_tokens, config.advantage.overlong_cache
     lengths = [len(sample.response_ids) for sample in group.samples]
     return [
@@ -154,7 +139,7 @@ def shaped_rewards(group: Group, config: Config) -> list[float]:
 
 
 def collection_metrics(groups: Sequence[Group], config: Config) -> dict[str, float]:
-    """Over all groups of a step, dropped ones included."""
+    """Metrics over all groups of a step, those that are not learned from included."""
     if not groups:
         return {}
     rewards = [reward for group in groups for reward in group.rewards]

@@ -1,4 +1,4 @@
-"""Held-out accuracy with the rollout engines, as the policy will be served."""
+"""Held-out accuracy, sampled by the rollout engines: the policy as it will be served."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qarl.types import Prompt, SampleRequest
 
 
 def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], config: Config) -> dict[str, float]:
-    """Sample `eval.num_samples` responses at temperature 1 (and a greedy one) for each prompt, and verify them.
+    """Sample k = `eval.num_samples` responses to each prompt at temperature 1, and with `eval.greedy` one at 0.
 
     Returns:
-        `pass@1` (mean over all samples: avg@k), `pass@k` (share of prompts with a right one), `greedy`, and
-        `level_NN/pass@1` for each level; rewards in [0, 1] count as they are. Seeds depend on the prompt alone: two
-        evaluations of one policy are equal.
+        `pass@1`, the mean reward of all samples (avg@k); `pass@k`, the mean over prompts of the best reward; `greedy`,
+        the mean reward at temperature 0; `level_NN/pass@1` when the prompts have several levels. Rewards lie in
+        [0, 1]. Seeds depend on the prompt alone, so two evaluations of one policy are equal.
     """
     k = config.eval.num_samples
     limit = config.rollout.sampling.max_new_tokens

@@ -26,7 +26,7 @@ from qarl.errors import CheckpointError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.custom import check_objective
-from qarl.objectives.ratios import LossInputs
+from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 from qarl.objectives.registry import compute_loss
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.parity import Parity, check_parity, processor_note
@@ -35,13 +35,13 @@ from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Numerics, TrainSequence
 from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
-from trainer.batching import Batch, micro_batches, pad
+from trainer.batching import Batch, micro_batches, pad, prox_of
 from trainer.policy import Policy, PolicyOutput
 from trainer.weights import StoredWeights, store
 
 Logprobs = npt.NDArray[np.float32]
-RATIO_DEV, CLIPPED = "actor/seq_ratio_max_dev", "actor/clip_fraction"
-"""Metrics of the objectives that are also logged of a step's first minibatch, and of its last."""
+CLIPPED = "actor/clip_fraction"
+"""A metric of the objectives that is also logged for a step's last minibatch alone."""
 
 
 def learner_env(device: str, threads: int) -> dict[str, str]:
@@ -129,26 +129,29 @@ class LearnerRank:
                     rows[index] = logp_BT[row, : len(sequences[index].response_ids)].numpy().copy()
         return rows
 
-    def update(
-        self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[Logprobs]]
-    ) -> list[Metrics]:
-        """One optimizer step per minibatch; returns partial metrics of this rank, of every micro-batch."""
+    def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> tuple[list[Metrics], list[float]]:
+        """One optimizer step per minibatch.
+
+        Returns this rank's partial metrics, and max |r_seq - 1| of each of its micro-batches of the first minibatch.
+        """
         parts: list[Metrics] = []
-        for index, (sequences, prox) in enumerate(zip(minibatches, prox_T, strict=True)):
+        deviations: list[float] = []
+        for index, sequences in enumerate(minibatches):
             shares = self._micro_batches(sequences)
             lr = self._engine.get_lr()[0]  # before the step: the rate that it uses
             for number, share in enumerate(shares):
                 self._engine.set_gradient_accumulation_boundary(number == len(shares) - 1)
-                metrics = self._backward(sequences, prox, share)
+                inputs = self._loss_inputs(sequences, share)
+                if index == 0 and share:
+                    deviations.append(_ratio_deviation(inputs))
+                metrics = self._backward(inputs, share)
                 parts.append(metrics)
-                if index == 0 and RATIO_DEV in metrics:
-                    parts.append({f"{RATIO_DEV}_first_minibatch": metrics[RATIO_DEV]})
                 if index == len(minibatches) - 1 and CLIPPED in metrics:
                     parts.append({f"{CLIPPED}_last_minibatch": metrics[CLIPPED]})
                 self._engine.step()
             requantize(self._policy, self._gather)
             parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})
-        return parts
+        return parts, deviations
 
     def publish(self, version: int) -> StoredWeights | None:
         """Put the current weights, in the engine's format, into Ray's object store; rank 0 returns them."""
@@ -202,13 +205,15 @@ class LearnerRank:
             for _ in tensors:  # gathering sharded parameters is collective
                 pass
 
-    def _backward(self, sequences: Sequence[TrainSequence], prox: Sequence[Logprobs], share: list[int]) -> Metrics:
+    def _loss_inputs(self, sequences: Sequence[TrainSequence], share: list[int]) -> LossInputs:
+        """A micro-batch after its forward; an idle rank takes any, because the forward is collective."""
         rows = share or [0]
+        prox = [prox_of(sequences[i]) for i in rows]
         batch = Batch.of([sequences[i] for i in rows], self._device)
         output = self._forward(batch)
-        inputs = LossInputs(
+        return LossInputs(
             logp_theta_BT=output.logprobs_BT,
-            logp_prox_BT=pad([prox[i] for i in rows], batch.mask_BT),
+            logp_prox_BT=pad(prox, batch.mask_BT),
             logp_samp_BT=pad([sequences[i].sampler_logprobs_T for i in rows], batch.mask_BT),
             mask_BT=batch.loss_mask_BT,
             advantage_B=torch.tensor([sequences[i].advantage for i in rows], dtype=torch.float32, device=self._device),
@@ -218,6 +223,8 @@ class LearnerRank:
             logp_ref_BT=None if self._reference is None else self._reference(batch).logprobs_BT,
             entropy_BT=output.entropy_BT,
         )
+
+    def _backward(self, inputs: LossInputs, share: list[int]) -> Metrics:
         loss, metrics = compute_loss(inputs, self._config.objective)
         # DeepSpeed averages gradients over ranks, but the loss is already divided by the size of the whole minibatch.
         # An idle rank joins the collective calls with a gradient of 0.
@@ -273,6 +280,12 @@ class LearnerRank:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameters)
+
+
+def _ratio_deviation(inputs: LossInputs) -> float:
+    """max |r_seq - 1| of the sequences."""
+    r_B = bounded_exp(Ratios.of(inputs).log_r_B.detach())
+    return (r_B - 1).abs().max().item()
 
 
 def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:

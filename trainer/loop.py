@@ -1,34 +1,50 @@
-"""The training loop, over protocols: it does not know which engine samples or how the learner is spread."""
+"""The training loop, over protocols: it does not know which engine samples or how many processes the learner has.
+
+One step. Each stage waits for the one above it; `pool`, `fleet`, `rewards` and `learner` are partners that may live in
+other processes, everything else runs here:
+
+    collect    pool --prompts--> fleet --samples--> rewards --scores--> groups --> pool       trainer/collect.py
+                 |
+                 | groups: the responses to one prompt, scored
+                 v
+    build      groups --> records, one for each response, with its advantage                  trainer/step.py
+    prove      records --> learner --pi_prox--> mismatch with the sampler --> records         trainer/proof.py
+    diagnose   records --> error tokens, unaligned mismatch --> records with loss masks
+    split      records --> minibatches of whole groups                                        trainer/step.py
+    update     minibatches --> learner, one optimizer step for each
+                 |
+                 | new weights
+                 v
+    publish    learner --weights--> fleet --probe samples--> learner --> proof                trainer/proof.py
+
+The next step samples from the new weights only: nothing is stale. Every `eval.every` steps an evaluation, and every
+`train.checkpoint_every` steps a checkpoint, comes between two steps.
+"""
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from qarl.advantages import advantages, has_variance
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
-from qarl.error_tokens import error_token_metrics, find_error_tokens, worst
-from qarl.errors import CheckpointError, MismatchError, ObjectiveError, PublicationError
+from qarl.error_tokens import error_token_metrics, worst
+from qarl.errors import CheckpointError, ObjectiveError
 from qarl.metrics import Value
-from qarl.mismatch import Logprobs, Mismatch, by_quartile
+from qarl.mismatch import Mismatch
 from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.seeds import derive_seed
-from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+from qarl.types import Prompt, TrainSequence
 from trainer.checkpoint import CheckpointStore
-from trainer.collect import Collector, Group, collection_metrics, shaped_rewards
+from trainer.collect import Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
-
-PROBE_PROMPTS = 4
-PROBE_TOKENS = 16
+from trainer.proof import ExactnessProof, Probe
+from trainer.step import Record, build, error_tokens_of, split, with_prox, without_error_tokens
+from trainer.timer import Timer
 
 
 @dataclass
@@ -39,13 +55,16 @@ class Progress:
     rollouts: int = 0
     tokens: int = 0
     train_seconds: float = 0.0
-    exact_steps: int = 0
-    """Steps in a row whose max |d log p| was zero."""
     eval_before: dict[str, float] = field(default_factory=dict)
 
 
 class Trainer:
-    """Owns the order of things: draw, sample, score, observe, advantages, prox, update, publish, save."""
+    """Owns the order of things; see the head of this file.
+
+    Args:
+        exact: the learner's ops equal the engine's on this host; see `ExactnessProof`.
+        augmenter: grows `pool`.
+    """
 
     def __init__(
         self,
@@ -60,46 +79,43 @@ class Trainer:
         exact: bool,
         augmenter: Augmenter | None = None,
     ) -> None:
-        """`exact`: the learner's ops equal the engine's on this host. The first publication's probe confirms it; from
-        then on a probe that shows any mismatch means wrong weights, and stops the run. `augmenter` grows `pool`."""
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
-        self._checkpoints, self._exact = checkpoints, exact
+        self._checkpoints, self._augmenter = checkpoints, augmenter
         self._scheme = scheme_at(config.rollout, 1)
-        self._augmenter = augmenter
-        self._collector = Collector(config, fleet, rewards, pool, augmenter, self._timed, self._publish)
+        self._proof = ExactnessProof(config, exact, tracker.note)
+        self._probe = Probe(config, learner, heldout, self._proof)
+        self._collector = Collector(config, fleet, rewards, pool, augmenter)
         self.progress = Progress()
-        self._timing: dict[str, float] = {}
-        self._proven = False  # whether a publication's probe has passed in this process
-        self._above = False  # whether the last step's mismatch was above mismatch.warn_above
 
     def resume(self, directory: str, state: Mapping[str, Any]) -> None:
         """Continue after the checkpoint at `directory` with its `state`. Raises CheckpointError when a part of it is
         missing or damaged."""
-        wanted = ["pool", "progress", *(["augment"] if self._augmenter else [])]
-        if missing := [key for key in wanted if not isinstance(state.get(key), Mapping)]:
+        required = ["pool", "progress", *(["augment"] if self._augmenter else [])]
+        if missing := [key for key in required if not isinstance(state.get(key), Mapping)]:
             mend = "delete the folder to use the checkpoint before"
             raise CheckpointError(f"its state has no {' and no '.join(missing)}", where=directory, mend=mend)
+        # Older checkpoints hold a count of exact steps, which this process has to prove itself.
+        saved = {key: value for key, value in state["progress"].items() if key != "exact_steps"}
         try:
-            progress = Progress(**state["progress"])
+            progress = Progress(**saved)
         except TypeError as error:
-            raise CheckpointError(f"its progress is damaged ({error})", where=directory) from None
+            raise CheckpointError(f"its progress is damaged ({error})", where=directory) from error
         self._pool.load_state_dict(state["pool"])
         if self._augmenter:
             self._augmenter.load_state_dict(state["augment"])
         self._learner.load(directory)
         self.progress = progress
-        self.progress.exact_steps = 0  # this process, or this host, has yet to prove it
 
     def run(self) -> dict[str, float]:
         """Train to `train.steps`; returns the final evaluation."""
         config, progress = self._config, self.progress
         self._set_precision(progress.step)  # a resumed run may be in a later stage
-        self._publish()
+        self._publish(progress.step)
         if not progress.eval_before:
             progress.eval_before = self._evaluate(config.eval.final_num_prompts)
         while progress.step < config.train.steps:
-            self._train_step()
+            self._train_step(progress.step + 1)
             last = progress.step == config.train.steps
             if progress.step % config.eval.every == 0 and not last:
                 self._evaluate(config.eval.num_prompts)
@@ -107,190 +123,117 @@ class Trainer:
                 self._save()
         return self._evaluate(config.eval.final_num_prompts)
 
-    def _train_step(self) -> None:
-        progress, started = self.progress, time.perf_counter()
-        self._timing = {}
-        step = progress.step + 1
-        if self._set_precision(step):
-            self._publish()
-        groups, used = self._collector.collect(step)
-        metrics: dict[str, Value] = {**collection_metrics(groups, self._config), **self._pool.metrics()}
-        if self._augmenter:
-            metrics |= self._augmenter.metrics()
-            self._tracker.augmented(step, self._augmenter.outcomes())
-        metrics |= self._learn(used, step)
-        with self._timed("publish"):
-            metrics |= self._publish(step)
-        seconds = time.perf_counter() - started
-        tokens = sum(len(sample.response_ids) for group in groups for sample in group.samples)
-        progress.step, progress.train_seconds = step, progress.train_seconds + seconds
-        progress.rollouts += sum(len(group.samples) for group in groups)
-        progress.tokens += tokens
-        metrics |= {f"timing_s/{name}": value for name, value in self._timing.items()}
-        metrics |= {"timing_s/step": seconds, "perf/tokens_per_s": tokens / seconds}
-        metrics["training/rollouts"] = float(progress.rollouts)
-        if sample_s := self._timing.get("sample"):
-            metrics["perf/sample_tokens_per_s"] = tokens / sample_s
+    def _train_step(self, step: int) -> None:
+        timer, metrics = Timer(), dict[str, Value]()
+        with timer("step"):
+            if self._set_precision(step):
+                self._publish(step - 1)
+            groups, used = self._collector.collect(step, timer)
+            metrics |= {**collection_metrics(groups, self._config), **self._pool.metrics()}
+            if self._augmenter:
+                metrics |= self._augmenter.metrics()
+                self._tracker.augmented(step, self._augmenter.outcomes())
+            metrics |= self._learn(used, step, timer)
+            with timer("publish"):
+                metrics |= self._publish(step)
+        metrics |= self._advance(step, groups, timer)
         self._tracker.log(step, metrics)
         if step % self._config.tracking.table_every == 0:
             shown = groups[:4]
             self._tracker.table(step, [s for g in shown for s in g.samples], [s for g in shown for s in g.scores])
 
+    def _learn(self, groups: Sequence[Group], step: int, timer: Timer) -> dict[str, Value]:
+        """Update on the groups; returns metrics."""
+        config = self._config
+        records = build(groups, config)
+        metrics: dict[str, Value] = {"actor/groups_used": float(len({r.group for r in records if r.used}))}
+        if not records:
+            return metrics
+        records, proved = self._prove(records, step, timer)
+        records, diagnosed = self._diagnose(records, step, timer)
+        minibatches = split(records, config.learner.minibatches, derive_seed(config.seed, "minibatches", step))
+        updated = self._update(minibatches, step, timer) if minibatches else {}
+        return metrics | proved | diagnosed | updated
+
+    def _prove(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
+        """Give every record log pi_prox: the learner's, which the proof compares with the sampler's, or, once they are
+        proven equal, the sampler's."""
+        sampler = [record.sequence.sampler_logprobs_T for record in records]
+        if self._proof.trusts_sampler:
+            return with_prox(records, sampler), {}
+        with timer("prox"):
+            prox = self._learner.score([record.sequence for record in records])
+        return with_prox(records, prox), self._proof.observe(prox, sampler, step)
+
+    def _diagnose(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
+        """Measure what the unaligned model would give, and error tokens, which `error_tokens.mode: mask` masks."""
+        every, mode = self._config.mismatch.unaligned_every, self._config.error_tokens.mode
+        metrics: dict[str, float] = {}
+        if every and step % every == 0:
+            with timer("unaligned"):
+                plain = self._learner.score([record.sequence for record in records], aligned=False)
+            sampler = [record.sequence.sampler_logprobs_T for record in records]
+            unaligned = Mismatch.between(plain, sampler, self._config.mismatch.token_bounds)
+            metrics |= unaligned.metrics("mismatch/unaligned_")
+        if mode != "off":
+            with timer("error_tokens"):
+                records, found = self._find_error_tokens(records, step)
+            metrics |= found
+        return records, metrics
+
+    def _update(self, minibatches: list[list[TrainSequence]], step: int, timer: Timer) -> dict[str, Value]:
+        try:
+            with timer("update"):
+                result = self._learner.update(minibatches)
+        except ObjectiveError as error:
+            raise type(error)(error.what, f"step {step}", error.mend) from error
+        deviation = result.first_minibatch_ratio_dev
+        if deviation != 0:
+            self._proof.reset(f"step {step}: the first minibatch has max |r_seq - 1| {deviation:.2e}")
+        return {**result.metrics, "actor/seq_ratio_max_dev_first_minibatch": deviation}
+
+    def _publish(self, version: int) -> dict[str, float]:
+        """Give every engine the learner's weights, and check them with a probe."""
+        gaps = self._fleet.load(self._learner.publish(version), self._probe)
+        return {"mismatch/probe_logp_abs_max": float(np.max(list(gaps.values())))}
+
     def _set_precision(self, step: int) -> bool:
-        """Bring learner and engines into the scheme of `step`; True when it is another than before."""
+        """Bring learner and engines into the scheme of `step`; returns whether the scheme has changed."""
         scheme = scheme_at(self._config.rollout, step)
         if scheme == self._scheme:
             return False
-        self._scheme, self._proven = scheme, False
-        self.progress.exact_steps = 0
-        self._exact = self._learner.switch(scheme)
+        self._scheme = scheme
+        exact = self._learner.switch(scheme)
         self._fleet.switch(scheme)
-        exact = "" if self._exact else ", not promised to be exact"
-        self._tracker.note(f"step {step}: rollouts and training in {scheme.label} from here on{exact}")
+        self._proof.restart(exact)
+        ending = "" if exact else ", not promised to be exact"
+        self._tracker.note(f"step {step}: rollouts and training in {scheme.label} from here on{ending}")
         return True
 
-    def _learn(self, groups: Sequence[Group], step: int) -> dict[str, Value]:
-        """Score every sample under the learner, then update on the groups that tell anything."""
-        config = self._config
-        rewards = [shaped_rewards(group, config) for group in groups]
-        values = advantages(rewards, config.advantage, [group.prompt_id for group in groups])
-        batches = [
-            [
-                _sequence(sample, advantage, f"{group.prompt_id}#{index}")
-                for index, (sample, advantage) in enumerate(zip(group.samples, advantages_G, strict=True))
-            ]
-            for group, advantages_G in zip(groups, values, strict=True)
-        ]
-        everything = [sequence for batch in batches for sequence in batch]
-        sampler = [sequence.sampler_logprobs_T for sequence in everything]
-        metrics: dict[str, Value] = {}
-        if config.learner.prox == "sampler" and self.progress.exact_steps >= config.mismatch.proof_steps:
-            prox_all = sampler
-        elif everything:
-            with self._timed("prox"):
-                prox_all = self._learner.score(everything)
-            metrics |= self._check_mismatch(prox_all, sampler, step)
-        else:
-            prox_all = []
-        if everything and config.mismatch.unaligned_every and step % config.mismatch.unaligned_every == 0:
-            with self._timed("unaligned"):
-                plain = self._learner.score(everything, aligned=False)
-            unaligned = Mismatch.between(plain, sampler, config.mismatch.token_bounds)
-            metrics |= unaligned.metrics("mismatch/unaligned_")
-        if everything and config.error_tokens.mode != "off":
-            with self._timed("error_tokens"):
-                everything, shares = self._find_error_tokens(groups, everything, prox_all, step)
-            metrics |= shares
-        pairs = zip(everything, prox_all, strict=True)
-        learnable = [[pair for pair in islice(pairs, len(batch)) if not _masked(pair[0])] for batch in batches]
-        keep = [i for i, r in enumerate(rewards) if has_variance(r) or not config.advantage.drop_zero_variance]
-        metrics["actor/groups_used"] = float(len(keep))
-        # The pool draws unseen prompts first: a mix of both kinds in every minibatch.
-        random.Random(derive_seed(config.seed, "minibatches", step)).shuffle(keep)
-        parts = _split(keep, config.learner.minibatches) if keep else []
-        minibatches = [[pair for i in part for pair in learnable[i]] for part in parts]
-        if minibatches := [minibatch for minibatch in minibatches if minibatch]:
-            with self._timed("update"):
-                metrics |= self._update(minibatches, step)
-            if metrics.get("actor/seq_ratio_max_dev_first_minibatch", 0.0) != 0.0:
-                self.progress.exact_steps = 0
-        return metrics
-
-    def _update(self, minibatches: Sequence[Sequence[tuple[TrainSequence, Logprobs]]], step: int) -> dict[str, Value]:
-        try:
-            return self._learner.update(
-                [[sequence for sequence, _ in minibatch] for minibatch in minibatches],
-                [[prox for _, prox in minibatch] for minibatch in minibatches],
-            )
-        except ObjectiveError as error:
-            raise type(error)(error.what, f"step {step}", error.mend) from error
-
-    def _find_error_tokens(
-        self, groups: Sequence[Group], sequences: list[TrainSequence], prox: Sequence[Logprobs], step: int
-    ) -> tuple[list[TrainSequence], dict[str, float]]:
-        """Measure error tokens, show the responses with most of them, and mask them where asked."""
+    def _find_error_tokens(self, records: list[Record], step: int) -> tuple[list[Record], dict[str, float]]:
+        """Measure error tokens, and show the responses that have most of them."""
         config = self._config.error_tokens
-        samples = [sample for group in groups for sample in group.samples]
-        scores = [score for group in groups for score in group.scores]
-        found = [find_error_tokens(s.response_ids, s.text, p, config) for s, p in zip(samples, prox, strict=True)]
+        found = error_tokens_of(records, config)
         if config.table_every and step % config.table_every == 0 and (rows := worst(found, config.table_rows)):
-            columns = [found[i].columns() | {"advantage": sequences[i].advantage} for i in rows]
-            self._tracker.table(step, [samples[i] for i in rows], [scores[i] for i in rows], "error_tokens", columns)
-        if config.mode == "mask":
-            sequences = [replace(s, loss_mask_T=~tokens.any_T) for s, tokens in zip(sequences, found, strict=True)]
-        return sequences, error_token_metrics(found, [sequence.advantage for sequence in sequences])
+            columns = [found[i].columns() | {"advantage": records[i].sequence.advantage} for i in rows]
+            samples, scores = [records[i].sample for i in rows], [records[i].score for i in rows]
+            self._tracker.table(step, samples, scores, "error_tokens", columns)
+        metrics = error_token_metrics(found, [record.sequence.advantage for record in records])
+        return without_error_tokens(records, found) if config.mode == "mask" else records, metrics
 
-    def _check_mismatch(self, learner: list[Logprobs], sampler: list[Logprobs], step: int) -> dict[str, float]:
-        config = self._config.mismatch
-        mismatch = Mismatch.between(learner, sampler, config.token_bounds)
-        progress, stop, warn = self.progress, config.stop_above, config.warn_above
-        if self._exact and progress.exact_steps and mismatch.abs_max != 0:
-            self._tracker.note(f"step {step}: the mismatch is no longer zero, max |d log p| {mismatch.abs_max:.2e}")
-        progress.exact_steps = progress.exact_steps + 1 if mismatch.abs_max == 0 else 0
-        if stop is not None and not mismatch.abs_max <= stop:  # NaN stops, too
-            raise MismatchError(
-                f"max |d log p| between learner and sampler is {mismatch.abs_max:.2e}, above "
-                f"mismatch.stop_above={stop:g}",
-                where=f"step {step}",
-                mend="a smaller learner.optimizer.lr, learner.numerics=engine, or a higher bound",
-            )
-        above = warn is not None and not mismatch.abs_max <= warn
-        if above and not self._above:
-            self._tracker.note(
-                f"step {step}: max |d log p| {mismatch.abs_max:.2e} is above mismatch.warn_above={warn:g}, mean "
-                f"{mismatch.abs_mean:.2e}; said again once it has been below"
-            )
-        self._above = above
-        metrics = mismatch.metrics()
-        for number, part in by_quartile(learner, sampler, config.token_bounds).items():
-            metrics |= part.metrics(f"mismatch/q{number}_")
-        return metrics
-
-    def _publish(self, version: int | None = None) -> dict[str, float]:
-        """Send the learner's weights to every engine, and see with a probe that they took."""
-        version = self.progress.step if version is None else version
-        weights = self._learner.publish(version)
-        sampling = self._config.rollout.sampling
-        probe = [
-            SampleRequest(
-                prompt,
-                derive_seed(self._config.seed, "probe", version, index),
-                sampling.temperature,
-                min(PROBE_TOKENS, sampling.max_new_tokens),
-            )
-            for index, prompt in enumerate(self._heldout[:PROBE_PROMPTS])
-        ]
-        gaps = []
-        for samples in self._fleet.load(weights, probe):
-            sequences = [_sequence(sample) for sample in samples]
-            mismatch = Mismatch.between(self._learner.score(sequences), [s.sampler_logprobs_T for s in sequences])
-            gaps.append(mismatch.abs_max)
-        if self._config.learner.aligned:
-            self._prove(gaps, version)
-        return {"mismatch/probe_logp_abs_max": float(np.max(gaps))}
-
-    def _prove(self, gaps: Sequence[float], version: int) -> None:
-        """Judge the largest |d log p| that each worker showed on the probe prompts (NaN is no proof)."""
-        config = self._config.mismatch
-        if self._exact and not self._proven and any(gap > 0 for gap in gaps):
-            # Every compared op is equal and yet the whole is not: attention, norms or activations differ here.
-            self._exact = False
-            self._tracker.note(
-                f"this host does not reach zero mismatch (probe: max |d log p| {max(gaps):.2e}, in attention, norm or "
-                "activation); going on with the mismatch weight"
-            )
-        bound = 0.0 if self._exact else config.probe_bound
-        for worker, gap in enumerate(gaps):
-            if not gap <= bound:
-                raise PublicationError(
-                    f"the engine does not compute what was published: max |d log p| {gap:.2e} on the probe prompts, at "
-                    f"most {bound:g} expected",
-                    where=f"rollout worker {worker}, weights version {version}",
-                    mend="the same command continues from the last checkpoint"
-                    if self._exact
-                    else "raise mismatch.probe_bound if this gap is the numerics' own",
-                )
-        self._proven = True
+    def _advance(self, step: int, groups: Sequence[Group], timer: Timer) -> dict[str, float]:
+        """Count a finished step; returns metrics of time and throughput."""
+        progress, seconds = self.progress, timer.seconds["step"]
+        samples = [sample for group in groups for sample in group.samples]
+        tokens = sum(len(sample.response_ids) for sample in samples)
+        progress.step, progress.train_seconds = step, progress.train_seconds + seconds
+        progress.rollouts, progress.tokens = progress.rollouts + len(samples), progress.tokens + tokens
+        return {
+            **timer.metrics(),
+            "training/rollouts": float(progress.rollouts),
+            "perf/tokens_per_s": tokens / seconds,
+            "perf/sample_tokens_per_s": tokens / timer.seconds["sample"],
+        }
 
     def _evaluate(self, num_prompts: int) -> dict[str, float]:
         prompts = self._heldout[:num_prompts]
@@ -303,25 +246,3 @@ class Trainer:
         if self._augmenter:
             state["augment"] = self._augmenter.state_dict()
         self._checkpoints.save(self.progress.step, self._learner.save, state)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._timing[name] = self._timing.get(name, 0.0) + time.perf_counter() - started
-
-
-def _sequence(sample: Sample, advantage: float = 0.0, name: str = "") -> TrainSequence:
-    return TrainSequence(sample.prompt.token_ids, sample.response_ids, sample.logprobs_T, advantage, id=name)
-
-
-def _masked(sequence: TrainSequence) -> bool:
-    """Whether the mask leaves nothing of the response. Not so of an empty one: that is an error of the objective."""
-    return bool(sequence.response_ids) and sequence.loss_tokens == 0
-
-
-def _split(items: Sequence[int], parts: int) -> list[list[int]]:
-    """`items` in at most `parts` runs of nearly equal length, none empty."""
-    parts = min(parts, len(items))
-    bounds = [len(items) * i // parts for i in range(parts + 1)]
-    return [list(items[a:b]) for a, b in pairwise(bounds)]

@@ -12,7 +12,8 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from qarl.errors import PublicationError, QarlError
-from qarl.metrics import Value, merge
+from qarl.metrics import merge
+from qarl.protocols import UpdateResult
 from qarl.quant.parity import Parity
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import deaths, get
@@ -55,11 +56,11 @@ class LearnerGroup:
         merged = {index: row for rows in by_rank for index, row in rows.items()}
         return [merged[index] for index in range(len(sequences))]
 
-    def update(
-        self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[Logprobs]]
-    ) -> dict[str, Value]:
-        parts = self._all("update", ray.put(list(minibatches)), ray.put(list(prox_T)))
-        return merge(part for rank in parts for part in rank)
+    def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
+        results = self._all("update", ray.put(list(minibatches)))
+        deviations = [deviation for _, of_rank in results for deviation in of_rank]
+        metrics = merge(part for parts, _ in results for part in parts)
+        return UpdateResult(metrics, float(np.max(deviations)))  # np.max keeps NaN, and raises when there is none
 
     def publish(self, version: int) -> StoredWeights | SentWeights:
         with _readable_errors("publish"):

@@ -69,7 +69,7 @@ def run_controls(
         scheme = scheme_at(config.rollout, config.train.steps)
         # It is only published: no forward, so any kernel will do on this machine.
         policy = Policy(target, getattr(torch, config.model.dtype), scheme, "stock", kernel="reference")
-        fleet.load(publish(policy.model, scheme, config.train.steps + 1), probe=())
+        fleet.load(publish(policy.model, scheme, config.train.steps + 1))
         scores = evaluate(fleet, rewards, prompts, config)
         result |= {f"sft_continued/{name}": value for name, value in scores.items() if "/" not in name}
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 
 from qarl.config.io import load_config
 from qarl.config.run import Config
-from qarl.errors import ConfigError
+from qarl.errors import ConfigError, ObjectiveError
 from qarl.mismatch import Logprobs
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish
@@ -69,8 +70,14 @@ def sequences(count: int) -> list[TrainSequence]:
     return batch
 
 
-def with_prox(batch: list[TrainSequence], prox: list[Logprobs]) -> list[TrainSequence]:
-    return [TrainSequence(s.prompt_ids, s.response_ids, p, s.advantage) for s, p in zip(batch, prox, strict=True)]
+def with_prox(
+    batch: list[TrainSequence], prox: list[Logprobs], sampler: list[Logprobs] | None = None
+) -> list[TrainSequence]:
+    """The batch with these log-probs; the sampler's are prox unless given."""
+    return [
+        replace(sequence, prox_logprobs_T=prox_T, sampler_logprobs_T=sampler_T)
+        for sequence, prox_T, sampler_T in zip(batch, prox, sampler or prox, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,14 +116,18 @@ def test_ranks_score_update_publish_save_and_load(
     assert all(np.array_equal(p, alone_BT[i, : len(p)].numpy()) for i, p in enumerate(prox))
     assert learner.publish(3).manifest.digest == publish(policy.model, scheme, 3).manifest.digest
 
-    metrics = learner.update([with_prox(batch, prox)], [prox])
-    assert metrics["actor/seq_ratio_max_dev_first_minibatch"] == 0.0
-    assert metrics["actor/grad_norm"] > 0
+    with pytest.raises(ObjectiveError, match="has no prox log-probs"):
+        learner.update([batch])
+    # Ratios are measured before the first optimizer step: a second minibatch does not count.
+    result = learner.update([with_prox(batch, prox)] * 2)
+    assert result.first_minibatch_ratio_dev == 0.0
+    assert result.metrics["actor/seq_ratio_max_dev"] > 0
+    assert result.metrics["actor/grad_norm"] > 0
     after = learner.publish(4)
     assert after.manifest.digest != publish(policy.model, scheme, 4).manifest.digest
 
     learner.save(str(tmp_path))
-    learner.update([with_prox(batch, prox)], [prox])
+    learner.update([with_prox(batch, prox)])
     assert learner.publish(4).manifest.digest != after.manifest.digest
     learner.load(str(tmp_path))
     assert learner.publish(4).manifest.digest == after.manifest.digest
@@ -133,7 +144,7 @@ def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: di
     before = learner.publish(0).manifest.digest
     rates = []
     for _ in range(6):
-        rates.append(learner.update([with_prox(batch, prox)], [prox])["actor/lr"])
+        rates.append(learner.update([with_prox(batch, prox)]).metrics["actor/lr"])
         assert learner.publish(0).manifest.digest != before
     assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
     learner.close()
@@ -152,8 +163,7 @@ def test_a_users_objective_trains_as_the_built_in_one(
     digests = []
     for objective in (("objective.kind=gspo", "objective.seq_clip_ratio_high=0.1"), (mine,)):
         learner = start(config_of(tiny_models["qwen3"], 1, 1, *objective))
-        sampled, prox = parted(sequences(7), learner.score(sequences(7)))
-        assert learner.update([sampled], [prox])["actor/seq_ratio_max_dev_first_minibatch"] > 0
+        assert learner.update([parted(sequences(7), learner.score(sequences(7)))]).first_minibatch_ratio_dev > 0
         digests.append(learner.publish(1).manifest.digest)
         learner.close()
     assert digests[0] == digests[1]
@@ -162,15 +172,21 @@ def test_a_users_objective_trains_as_the_built_in_one(
         start(config_of(tiny_models["qwen3"], 1, 1, mine))
 
 
-def parted(batch: list[TrainSequence], scores: list[Logprobs]) -> tuple[list[TrainSequence], list[Logprobs]]:
-    """The batch and its prox log-probs with three policies apart: prox is near the learner, the sampler near prox."""
+def parted(batch: list[TrainSequence], scores: list[Logprobs]) -> list[TrainSequence]:
+    """The batch with three policies apart: prox is near the learner, the sampler near prox."""
     rng = np.random.default_rng(1)
 
     def near(rows: list[Logprobs]) -> list[Logprobs]:
         return [row + rng.normal(0, 0.3, len(row)).astype(np.float32) for row in rows]
 
     prox = near(scores)
-    return with_prox(batch, near(prox)), prox
+    return with_prox(batch, prox, near(prox))
+
+
+def ratio_dev(batch: list[TrainSequence], scores: list[Logprobs]) -> float:
+    """max |r_seq - 1| in float64."""
+    pairs = zip(batch, scores, strict=True)
+    return max(abs(np.exp(np.mean(row.astype(np.float64) - s.prox_logprobs_T)) - 1) for s, row in pairs)
 
 
 TBPO = ("objective.kind=tbpo", "objective.seq_tis_imp_ratio_cap=1.0")
@@ -191,10 +207,13 @@ def test_update_does_not_depend_on_ranks_or_micro_batches(
         more = (f"learner.max_tokens_per_micro_batch={size}", f"model.dtype={dtype}", *objective)
         more += ("objective.kl_coef=0.5", "objective.kl_estimator=k1", "objective.entropy_coef=0.1")
         learner = start(config_of(tiny_models["qwen3"], 1, ranks, *more))
-        sampled, prox = parted(batch, learner.score(batch))
-        metrics = learner.update([sampled], [prox])
+        scores = learner.score(batch)
+        apart = parted(batch, scores)
+        result = learner.update([apart])
+        metrics = result.metrics
         learner.export(str(tmp_path / "after"), quantized=False)
         learner.close()
+        assert result.first_minibatch_ratio_dev == pytest.approx(ratio_dev(apart, scores), rel=1e-4)
         assert metrics["actor/kl_loss"] == 0.0  # the reference is the model before training, computed alike
         assert metrics["actor/entropy"] > 0
         for share in ("actor/clip_fraction", f"actor/{weight}_mismatch_weight_capped", "actor/tokens_dropped"):

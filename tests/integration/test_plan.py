@@ -43,9 +43,10 @@ class CountingRank(LearnerRank):
         seen: list[int] = []
         step = self._engine.step
         self._engine.step = lambda: (seen.append(live_bytes()), step())
-        minibatch = [TrainSequence((4, 5, 6), (7, 8, 9), np.zeros(3, np.float32), (-1.0) ** i) for i in range(4)]
+        none = np.zeros(3, np.float32)
+        minibatch = [TrainSequence((4, 5, 6), (7, 8, 9), none, (-1.0) ** i, prox_logprobs_T=none) for i in range(4)]
         self.score(minibatch)
-        self.update([minibatch] * 2, [[np.zeros(3, np.float32)] * 4] * 2)
+        self.update([minibatch] * 2)
         return seen[1], live_bytes()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from tests.support.fakes import wait_until_gone
+from tests.support.fakes import FakeProver, wait_until_gone
 from tests.support.wire import without_gpus
 from trainer.learner import LearnerRank, learner_env
 from trainer.ranks import LearnerGroup
@@ -53,18 +53,19 @@ class Run:
     def publish(self, version: int) -> list[Sample]:
         """A publication, and what every worker then samples."""
         weights = self.learner.publish(version)
-        return [sample for samples in self.fleet.load(weights, REQUESTS) for sample in samples]
+        prover = FakeProver(REQUESTS)
+        self.fleet.load(weights, prover)
+        ((_, judged),) = prover.judged
+        return [sample for samples in judged.values() for sample in samples]
 
     def learn(self, samples: list[Sample]) -> None:
-        batch = [
-            TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T, (-1.0) ** i) for i, s in enumerate(samples)
-        ]
-        self.learner.update([batch], [[s.logprobs_T for s in samples]])
+        batch = [TrainSequence.of(sample, (-1.0) ** i) for i, sample in enumerate(samples)]
+        self.learner.update([[replace(s, prox_logprobs_T=s.sampler_logprobs_T) for s in batch]])
 
     def gaps(self, samples: list[Sample], version: int) -> list[float]:
         """max |d log p| of each sample, which must be of `version`."""
         assert [s.version for s in samples] == [version] * len(samples)
-        scored = self.learner.score([TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples])
+        scored = self.learner.score([TrainSequence.of(sample) for sample in samples])
         return [float(np.abs(row - s.logprobs_T).max()) for row, s in zip(scored, samples, strict=True)]
 
     def check(self, samples: list[Sample], version: int) -> None:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest
 from rollout.fleet import RayFleet
+from tests.support.fakes import FakeProver
 from trainer.policy import Policy
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +53,9 @@ def fleet(config: Config, notes: list[str], tmp_path: Path) -> Iterator[RayFleet
 def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: list[str]) -> None:
     policy = Policy(config.model.path, torch.bfloat16, QuantScheme(), "stock")
     (info,) = fleet.infos()
-    fleet.load(publish(policy.model, QuantScheme(), 7), probe=())
     requests = [SampleRequest(Prompt(str(i), "", "", (1, 4 + i % 8)), i, 1.0, 700) for i in range(64)]
+    prover = FakeProver([replace(request, max_new_tokens=8) for request in requests[:2]])
+    fleet.load(publish(policy.model, QuantScheme(), 7), prover)
     undisturbed = fleet.sample(requests)
 
     killer = threading.Timer(0.7, os.kill, (info.pid, signal.SIGKILL))
@@ -64,6 +67,10 @@ def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: 
     assert "rollout worker 0 died during generate" in notes[0]
     assert fleet.infos()[0].pid != info.pid
     assert {sample.version for sample in samples} == {7}
+    # The replacement was judged, on what its predecessor had sampled.
+    (version, before), (again, after) = prover.judged
+    assert (version, again, list(after)) == (7, 7, [0])
+    assert [s.logprobs_T.tolist() for s in after[0]] == [s.logprobs_T.tolist() for s in before[0]]
     for sample, reference in zip(samples, undisturbed, strict=True):
         assert sample.response_ids == reference.response_ids
         assert np.array_equal(sample.logprobs_T, reference.logprobs_T)

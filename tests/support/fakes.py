@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from qarl.errors import CheckpointError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
+from qarl.protocols import Prover, UpdateResult
 from qarl.quant.scheme import QuantScheme
 from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
 from qarl.weights.source import Channel, Manifest, PublishedTensor, PublishedWeights, TransferStep, WeightSource
@@ -101,9 +102,9 @@ class FakeFleet:
 
     def __init__(self, engines: Sequence[FakeEngine] | None = None) -> None:
         self.engines = list(engines or [FakeEngine(0), FakeEngine(1)])
-        self.replacements = 0
         self.requests: list[list[SampleRequest]] = []
         self.loads: list[WeightSource] = []
+        self.prover: Prover | None = None
         self.switches: list[QuantScheme] = []
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
@@ -114,43 +115,72 @@ class FakeFleet:
         self.switches.append(scheme)
         self.engines = [FakeEngine(engine.worker, engine.drift) for engine in self.engines]
 
-    def load(self, weights: WeightSource, probe: Sequence[SampleRequest]) -> list[list[Sample]]:
+    def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         self.loads.append(weights)
+        self.prover = prover
         for engine in self.engines:
             engine.load(weights)
-        return [engine.generate(probe) for engine in self.engines]
+        return self._judge(self.engines)
+
+    def replace(self, engine: FakeEngine) -> None:
+        """`engine` takes the place of the worker with its number."""
+        self.engines[engine.worker] = engine
+        engine.load(self.loads[-1])
+        self._judge([engine])
+
+    def _judge(self, engines: Sequence[FakeEngine]) -> dict[int, float]:
+        if self.prover is None:
+            return {}
+        version = self.loads[-1].manifest.version
+        requests = self.prover.requests(version)
+        return self.prover.judge({engine.worker: engine.generate(requests) for engine in engines}, version)
 
     def close(self) -> None:
         self.engines = []
 
 
+class FakeProver:
+    """`Prover` that keeps what it judges, by weight version and worker."""
+
+    def __init__(self, requests: Sequence[SampleRequest]) -> None:
+        self._requests = list(requests)
+        self.judged: list[tuple[int, dict[int, list[Sample]]]] = []
+
+    def requests(self, version: int) -> list[SampleRequest]:
+        return self._requests
+
+    def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
+        self.judged.append((version, {worker: list(of_worker) for worker, of_worker in samples.items()}))
+        return dict.fromkeys(samples, 0.0)
+
+
 class FakeLearner:
     """`Learner`: an update moves `theta` by the advantages and lengths in the first half of each minibatch.
 
-    What it was asked to score (aligned or not) and to learn from is kept, a list item for each call.
+    Keeps what it scored (aligned or not) and learned from, one list item for each call. `ratio_devs` are the largest
+    ratio deviations that it reports, update by update; 0 when they run out.
     """
 
     def __init__(self) -> None:
         self.theta = 0.0
+        self.ratio_devs: list[float] = []
         self.scored: list[bool] = []
         self.switches: list[QuantScheme] = []
         self.minibatches: list[list[list[TrainSequence]]] = []
-        self.prox: list[list[list[npt.NDArray[np.float32]]]] = []
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[npt.NDArray[np.float32]]:
         self.scored.append(aligned)
         shift = np.float32(0.0 if aligned else 0.5)
         return [logprobs(self.theta, sequence.response_ids) + shift for sequence in sequences]
 
-    def update(
-        self, minibatches: Sequence[Sequence[TrainSequence]], prox_T: Sequence[Sequence[npt.NDArray[np.float32]]]
-    ) -> dict[str, float]:
+    def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
         self.minibatches.append([list(minibatch) for minibatch in minibatches])
-        self.prox.append([list(prox) for prox in prox_T])
         for minibatch in minibatches:
             half = minibatch[: len(minibatch) // 2]
             self.theta += sum(sequence.advantage * len(sequence.response_ids) for sequence in half)
-        return {"actor/updates": float(len(minibatches))}
+        return UpdateResult(
+            {"actor/updates": float(len(minibatches))}, self.ratio_devs.pop(0) if self.ratio_devs else 0
+        )
 
     def publish(self, version: int) -> PublishedWeights:
         return make_weights(version, self.theta)
@@ -187,9 +217,9 @@ class FakeRank:
         scale = np.float32(-1 if aligned else -2)
         return {i: scale * np.array(sequences[i].response_ids, np.float32) for i in mine}
 
-    def update(self, minibatches: Sequence[object], prox_T: Sequence[object]) -> list[Metrics]:
-        assert len(minibatches) == len(prox_T)
-        return [{"loss": mean(self.rank * 3.0, self.rank + 1.0), "size": maximum(float(self.rank))}]
+    def update(self, minibatches: Sequence[object]) -> tuple[list[Metrics], list[float]]:
+        metrics: Metrics = {"loss": mean(self.rank * 3.0, self.rank + 1.0), "size": maximum(float(self.rank))}
+        return [metrics], [0.25 * self.rank] * len(minibatches[:1])
 
     def publish(self, version: int) -> StoredWeights | None:
         import ray
@@ -278,9 +308,6 @@ class Fuse:
 
         class Guarded:
             def __getattr__(self, name: str) -> Any:
-                if not callable(getattr(partner, name)):
-                    return getattr(partner, name)
-
                 def call(*args: Any, **kwargs: Any) -> Any:
                     if fuse.made == fuse.left:
                         raise Killed

@@ -36,8 +36,8 @@ from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import check_capability
 from qarl.quant.scheme import Arithmetic, QuantScheme, SchemeName
-from trainer.loop import PROBE_PROMPTS, PROBE_TOKENS
 from trainer.policy import head_rows
+from trainer.proof import PROBE_PROMPTS, PROBE_TOKENS
 
 GIB = 2**30
 GPU_BLOCK = 16

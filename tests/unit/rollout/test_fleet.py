@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from qarl.quant.scheme import QuantScheme
 from qarl.types import Sample, SampleRequest
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from tests.support.fakes import BAD_DIGEST, FakeEngine, make_prompts, make_weights, wait_until_gone
+from tests.support.fakes import BAD_DIGEST, FakeEngine, FakeProver, make_prompts, make_weights, wait_until_gone
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 PROMPTS = make_prompts(6)
@@ -29,10 +29,20 @@ class Fleet:
         self.faults, self.notes = faults, list[str]()
         self.spares: dict[int, Any] = {}
         self.fleet = RayFleet(self._make_actor, QuantScheme(), num_workers, timeout_s, max_restarts, self.notes.append)
-        self.fleet.load(make_weights(1, theta=2.0), probe=())
+        self.prover = FakeProver(REQUESTS[:2])
+        self.fleet.load(make_weights(1, theta=2.0), self.prover)
 
     def _make_actor(self, worker: int, scheme: QuantScheme) -> Any:
         return self.spares.pop(worker, None) or start(worker, self.faults)
+
+    def load(self, version: int, theta: float, **weights: str) -> list[list[tuple[Any, ...]]]:
+        """Load weights with a new prover; returns what it judged, worker by worker."""
+        self.prover = FakeProver(REQUESTS[:2])
+        gaps = self.fleet.load(make_weights(version, theta, **weights), self.prover)
+        ((judged, samples),) = self.prover.judged
+        assert judged == version
+        assert gaps == dict.fromkeys(range(len(samples)), 0.0)
+        return [content(samples[worker]) for worker in range(len(samples))]
 
     def order(self, prompt_id: str, what: str) -> None:
         (self.faults / prompt_id).write_text(what)
@@ -85,8 +95,7 @@ def test_samples_come_in_order_from_all_workers(make_fleet: MakeFleet) -> None:
         samples = fleet.sample(REQUESTS[:count])
         assert content(samples) == expected(2.0, 1, REQUESTS[:count])
     assert [sample.worker for sample in fleet.sample(REQUESTS)] == [0, 0, 0, 1, 1, 1]
-    probes = fleet.load(make_weights(2, theta=3.0), probe=REQUESTS[:2])
-    assert [content(samples) for samples in probes] == [expected(3.0, 2, REQUESTS[:2])] * 2
+    assert made.load(2, theta=3.0) == [expected(3.0, 2, REQUESTS[:2])] * 2
     assert made.notes == []
 
 
@@ -110,16 +119,42 @@ def test_a_worker_killed_while_it_samples_is_replaced(make_fleet: MakeFleet) -> 
     after = made.fleet.infos()
     assert (after[0].pid, after[0].worker, after[1].worker) == (before[0].pid, 0, 1)
     assert after[1].pid != before[1].pid
+    # Its prover has judged it, alone, after it had judged all.
+    assert [(version, list(samples)) for version, samples in made.prover.judged] == [(1, [0, 1]), (1, [1])]
+    assert content(made.prover.judged[1][1][1]) == expected(2.0, 1, REQUESTS[:2])
     # It goes on as a member: it takes the next version.
-    probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
-    assert [content(samples) for samples in probes] == [expected(5.0, 2)] * 2
+    assert made.load(2, theta=5.0) == [expected(5.0, 2, REQUESTS[:2])] * 2
+
+
+class Refusal(FakeProver):
+    """Accepts every worker at first, and no replacement."""
+
+    def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
+        if self.judged:
+            raise PublicationError(f"workers {list(samples)} differ at version {version}")
+        return super().judge(samples, version)
+
+
+def test_a_replacement_that_its_prover_refuses_stops_the_run(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    made.fleet.load(make_weights(2), Refusal(REQUESTS[:2]))
+    made.order("p4", "die")
+    with pytest.raises(PublicationError, match=r"workers \[1\] differ at version 2"):
+        made.fleet.sample(REQUESTS)
+
+
+def test_weights_without_a_prover_replace_the_prover_too(make_fleet: MakeFleet) -> None:
+    made = make_fleet(1)
+    assert made.fleet.load(make_weights(2, theta=5.0)) == {}
+    made.order("p0", "die")
+    assert content(made.fleet.sample(REQUESTS)) == expected(5.0, 2)
+    assert [version for version, _ in made.prover.judged] == [1]
 
 
 def test_a_worker_found_dead_when_weights_arrive_is_replaced(make_fleet: MakeFleet) -> None:
     made = make_fleet(1)
     kill(made.fleet, 0)
-    probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
-    assert [content(samples) for samples in probes] == [expected(5.0, 2)]
+    assert made.load(2, theta=5.0) == [expected(5.0, 2, REQUESTS[:2])]
     [note] = made.notes
     assert note.startswith("rollout worker 0 died during load")
 
@@ -159,7 +194,7 @@ def test_a_worker_that_hangs_is_replaced(make_fleet: MakeFleet, tmp_path: Path) 
 def test_refused_weights_reach_the_caller_as_they_were_raised(make_fleet: MakeFleet) -> None:
     made = make_fleet(2)
     with pytest.raises(PublicationError) as caught:
-        made.fleet.load(make_weights(2, digest=BAD_DIGEST), probe=REQUESTS)
+        made.load(2, theta=0.0, digest=BAD_DIGEST)
     assert type(caught.value) is PublicationError
     assert str(caught.value) == "weights version 2: theta differs from its digest"
     assert made.notes == []  # a refusal is no death
@@ -194,5 +229,4 @@ def test_a_worker_found_dead_before_a_transfer_waits_for_the_new_weights(make_fl
     assert made.notes[0].startswith("rollout worker 1 died during info")
     (sample,) = ray.get(receivers[1].generate.remote(REQUESTS[:1]))
     assert sample.version == -1  # the learner may no longer have version 1
-    probes = made.fleet.load(make_weights(2, theta=5.0), probe=REQUESTS)
-    assert [content(samples) for samples in probes] == [expected(5.0, 2)] * 2
+    assert made.load(2, theta=5.0) == [expected(5.0, 2, REQUESTS[:2])] * 2

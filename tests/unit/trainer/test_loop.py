@@ -1,105 +1,24 @@
-"""The training loop and the evaluation among fakes, with the real prompt pool and checkpoints."""
+"""The training loop among fakes: the order of things, what is learned from, pi_prox, resuming."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from launch.run.augment import make_augmenter
-from qarl.config.io import validate
-from qarl.config.run import Config
-from qarl.config.task import SortingTaskConfig
-from qarl.errors import CheckpointError, DivergenceError, MismatchError, PublicationError, RolloutError
-from qarl.prompts.pool import make_pool
-from qarl.tasks import make_task
-from qarl.tasks.sorting import is_heldout, solve
-from qarl.types import Sample, SampleRequest, Score, TrainSequence
+from qarl.errors import CheckpointError, DivergenceError
+from qarl.protocols import UpdateResult
+from qarl.types import TrainSequence
 from qarl.weights.source import PublishedWeights
-from tests.support.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, Fuse, Killed, make_prompts
+from tests.support.fakes import FakeEngine, FakeRewards, Killed
+from tests.support.runs import AUGMENT, GROUP, HELDOUT, PROMPTS, Run, make_config, right_half
 from trainer.checkpoint import CheckpointStore
-from trainer.collect import Group
-from trainer.evaluate import evaluate
-from trainer.loop import Trainer, _masked, _split
 
-PROMPTS = make_prompts(24)
-HELDOUT = make_prompts(9, prefix="h")
-TASK = make_task(SortingTaskConfig(num_prompts=24), lambda text: [1])
-DIGITS, HELDOUT_DIGITS = TASK.load(0, 9, print)
-GROUP = 4
-AUGMENT = {"per_step": 3, "template": "{question}={beginning}", "pattern": "([0-9]+)", "reach": 0.5}
 EAGER = {"exploration": 0.0, "cooldown_steps": 0}
 VOTE = {"kind": "vote", "answer_pattern": "([0-9])", "threshold": 0.1}
-
-
-def make_config(**sections: dict[str, Any]) -> Config:
-    tree: dict[str, Any] = {
-        "model": {"path": "none"},
-        "task": {"kind": "sorting"},
-        "train": {"steps": 4, "prompts_per_step": 4, "group_size": GROUP, "checkpoint_every": 2},
-        "eval": {"every": 2, "num_prompts": 5, "final_num_prompts": 9, "num_samples": 2},
-        "learner": {"minibatches": 2},
-        "rollout": {"sampling": {"temperature": 0.8, "max_new_tokens": 8}},
-        "tracking": {"table_every": 3},
-    }
-    for name, section in sections.items():
-        tree[name] = tree.get(name, {}) | section
-    return validate(tree, "test")
-
-
-class Run:
-    """A trainer and the fakes around it; continues from the last checkpoint in `directory`."""
-
-    def __init__(
-        self,
-        directory: Path,
-        config: Config,
-        engines: list[FakeEngine] | None = None,
-        rewards: FakeRewards | None = None,
-        exact: bool = True,
-        kill_after: int | None = None,
-    ) -> None:
-        self.fuse = Fuse(kill_after)
-        self.learner, self.fleet, self.tracker = FakeLearner(), FakeFleet(engines), FakeTracker()
-        prompts, heldout = (DIGITS, HELDOUT_DIGITS) if config.pool.augment.per_step else (PROMPTS, HELDOUT)
-        self.pool = make_pool(prompts, config.pool, seed=1)
-        self.augmenter = make_augmenter(config, TASK, self.pool, prompts, heldout)
-        checkpoints = CheckpointStore(directory, config.train.keep_checkpoints)
-        guard = self.fuse.guard
-        self.trainer = Trainer(
-            config,
-            guard(self.learner),
-            guard(self.fleet),
-            guard(rewards or FakeRewards()),
-            guard(self.pool),
-            guard(self.tracker),
-            heldout,
-            checkpoints,
-            exact,
-            self.augmenter,
-        )
-        if saved := checkpoints.latest():
-            self.trainer.resume(*saved)
-
-    def steps(self, key: str) -> list[int]:
-        """Steps whose metrics hold `key`."""
-        return [step for step, metrics in self.tracker.rows if key in metrics]
-
-    def values(self, key: str) -> list[float]:
-        return [metrics[key] for _, metrics in self.tracker.rows if key in metrics]
-
-    def state(self) -> dict[str, Any]:
-        """All that must not depend on interruptions."""
-        progress = {k: v for k, v in vars(self.trainer.progress).items() if k not in ("train_seconds", "exact_steps")}
-        augment = self.augmenter.state_dict() if self.augmenter else {}
-        return {"theta": self.learner.theta, "pool": self.pool.state_dict(), "progress": progress, "augment": augment}
 
 
 # --- order of things -------------------------------------------------------------------------------------------------
@@ -180,12 +99,36 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
     assert run.values("actor/updates") == [2.0] * 4
 
 
+def test_a_step_without_prompts_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"prompts_per_step": 24}, pool={"cooldown_steps": 2}))
+    run.trainer.run()
+    training = [requests for requests in run.fleet.requests if not requests or requests[0].prompt in PROMPTS]
+    assert [len(requests) // GROUP for requests in training] == [24, 0, 0, 24]  # all rest, then all come back
+    assert run.steps("reward/mean") == [1, 4]
+    assert run.steps("timing_s/step") == [1, 2, 3, 4]
+    assert run.trainer.progress.rollouts == 2 * 24 * GROUP
+
+
+def test_divergence_names_the_sequence_and_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 1}))
+
+    def diverge(minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
+        raise DivergenceError(f"NaN in {[s.id for m in minibatches for s in m][:GROUP]}", mend="stop")
+
+    monkeypatch.setattr(run.learner, "update", diverge)
+    with pytest.raises(DivergenceError, match=r"^step 1: NaN in \['(p\d+)#0', '\1#1', '\1#2', '\1#3'\]; stop$"):
+        run.trainer.run()
+
+
+def test_the_unaligned_gap_is_measured_when_asked(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(mismatch={"unaligned_every": 2}))
+    run.trainer.run()
+    assert run.steps("mismatch/unaligned_logp_abs_max") == run.steps("timing_s/unaligned") == [2, 4]
+    assert run.values("mismatch/unaligned_logp_abs_mean") == pytest.approx([0.5, 0.5], abs=1e-5)
+    assert run.values("mismatch/logp_abs_max") == [0.0] * 4
+
+
 # --- what is learned from --------------------------------------------------------------------------------------------
-
-
-def right_half(sample: Sample) -> float:
-    """Only prompts with an odd number tell anything: half of their responses are right."""
-    return float(sample.worker) if int(sample.prompt.id[1:]) % 2 else 1.0
 
 
 def test_groups_without_variance_are_left_out_and_the_rest_stay_whole(tmp_path: Path) -> None:
@@ -222,10 +165,6 @@ def test_all_groups_are_used_when_none_is_dropped(tmp_path: Path) -> None:
     assert {s.advantage for update in run.learner.minibatches for m in update for s in m} == {0.0}
 
 
-def advantages_of(run: Run) -> list[float]:
-    return [s.advantage for update in run.learner.minibatches for m in update for s in m]
-
-
 ODD_DIGITS = {"ngram": 1, "ngram_count": 2, "probability": 0.0, "table_every": 2, "table_rows": 3}
 """A token that stands twice in its response is an error token."""
 
@@ -249,15 +188,14 @@ def test_masked_tokens_leave_the_loss_and_wholly_masked_responses_the_batch(tmp_
     run = Run(tmp_path, make_config(error_tokens={**ODD_DIGITS, "mode": "mask"}))
     run.trainer.run()
     learnt = [s for call in run.learner.minibatches for batch in call for s in batch]
-    proxes = [p for call in run.learner.prox for batch in call for p in batch]
-    assert len(learnt) == len(proxes)
     partly = 0
-    for sequence, prox in zip(learnt, proxes, strict=True):
+    for sequence in learnt:
         assert sequence.loss_mask_T is not None
+        assert sequence.prox_logprobs_T is not None
         kept = [sequence.response_ids.count(token) == 1 for token in sequence.response_ids]
         assert sequence.loss_mask_T.tolist() == kept
         assert sequence.loss_tokens == sum(kept) > 0
-        assert len(prox) == len(sequence.response_ids)
+        assert len(sequence.prox_logprobs_T) == len(sequence.response_ids)
         partly += not all(kept)
     assert partly
     everything = {"mode": "mask", "probability": 1.0, "probability_run": 1}
@@ -265,277 +203,6 @@ def test_masked_tokens_leave_the_loss_and_wholly_masked_responses_the_batch(tmp_
     nothing_left.trainer.run()
     assert nothing_left.learner.minibatches == []
     assert nothing_left.values("error_tokens/share") == [1.0] * 4
-
-
-def test_an_empty_response_is_not_taken_for_a_masked_one() -> None:
-    none = np.zeros(0, np.float32)
-    assert not _masked(TrainSequence((1,), (), none, loss_mask_T=none.astype(bool)))
-    assert _masked(TrainSequence((1,), (2,), none, loss_mask_T=np.array([False])))
-    assert not _masked(TrainSequence((1,), (2,), none))
-
-
-def test_divergence_names_the_sequence_and_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path, make_config(train={"steps": 1}))
-
-    def diverge(minibatches: Sequence[Sequence[TrainSequence]], _: Any) -> dict[str, float]:
-        raise DivergenceError(f"NaN in {[s.id for m in minibatches for s in m][:GROUP]}", mend="stop")
-
-    monkeypatch.setattr(run.learner, "update", diverge)
-    with pytest.raises(DivergenceError, match=r"^step 1: NaN in \['(p\d+)#0', '\1#1', '\1#2', '\1#3'\]; stop$"):
-        run.trainer.run()
-
-
-def test_a_group_has_one_score_a_response() -> None:
-    sample = FakeEngine().generate([SampleRequest(PROMPTS[3], 0, 1.0, 4)])[0]
-    with pytest.raises(RolloutError, match=r"1 scores for 2 responses to prompts \{'p3'\}"):
-        Group([sample, sample], [Score(1.0)])
-
-
-def test_the_estimator_is_the_configs(tmp_path: Path) -> None:
-    section = {"estimator": "batch", "drop_zero_variance": False}
-    run = Run(tmp_path, make_config(advantage=section, train={"steps": 1}))
-    run.trainer.run()
-    found = np.array(advantages_of(run))
-    assert len(found) == 4 * GROUP
-    assert len({round(a, 9) for a in found}) == 2  # one mean and one scale for all groups, where rewards are 0 and 1
-    assert (found.mean(), found.std()) == (pytest.approx(0, abs=1e-9), pytest.approx(1, rel=1e-4))
-
-
-def test_overlong_responses_of_equal_reward_differ(tmp_path: Path) -> None:
-    def equal() -> FakeRewards:
-        return FakeRewards(lambda _: 1.0)
-
-    assert not advantages_of(ran(tmp_path / "off", make_config(), equal()))
-    shaped = advantages_of(ran(tmp_path / "on", make_config(advantage={"overlong_cache": 8}), equal()))
-    assert any(advantage != 0 for advantage in shaped)
-
-
-def ran(directory: Path, config: Config, rewards: FakeRewards) -> Run:
-    run = Run(directory, config, rewards=rewards)
-    run.trainer.run()
-    return run
-
-
-def test_a_step_without_prompts_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(train={"prompts_per_step": 24}, pool={"cooldown_steps": 2}))
-    run.trainer.run()
-    training = [requests for requests in run.fleet.requests if not requests or requests[0].prompt in PROMPTS]
-    assert [len(requests) // GROUP for requests in training] == [24, 0, 0, 24]  # all rest, then all come back
-    assert run.steps("reward/mean") == [1, 4]
-    assert run.steps("timing_s/step") == [1, 2, 3, 4]
-    assert run.trainer.progress.rollouts == 2 * 24 * GROUP
-
-
-def test_dynamic_sampling_replaces_groups_that_tell_nothing(tmp_path: Path) -> None:
-    config = make_config(train={"steps": 2, "dynamic_sampling": 9}, pool={"cooldown_steps": 0})
-    run = Run(tmp_path, config, rewards=FakeRewards(right_half))
-    run.trainer.run()
-    learned = [[s.prompt_ids for m in update for s in m] for update in run.learner.minibatches]
-    assert [len(ids) for ids in learned] == [4 * GROUP] * 2
-    assert run.values("actor/groups_used") == [4.0] * 2
-    sampled = run.values("train/groups_sampled")
-    assert all(count > 4 for count in sampled)
-    assert run.trainer.progress.rollouts == GROUP * sum(sampled)
-    # The pool has heard of every group, the dropped ones too, and none was drawn twice in a step.
-    assert sum(record.visits for record in run.pool._records.values()) == sum(sampled)
-    training = [r for requests in run.fleet.requests for r in requests if r.prompt in PROMPTS]
-    assert len({request.seed for request in training}) == len(training)
-
-
-def test_refills_are_bounded_by_draws_and_by_the_pool(tmp_path: Path) -> None:
-    rewards = FakeRewards(lambda _: 1.0)
-    few = Run(tmp_path / "few", make_config(train={"steps": 1, "dynamic_sampling": 2}), rewards=rewards)
-    few.trainer.run()
-    assert few.values("train/groups_sampled") == [12.0]
-    many = Run(tmp_path / "many", make_config(train={"steps": 1, "dynamic_sampling": 99}), rewards=rewards)
-    many.trainer.run()
-    assert many.values("train/groups_sampled") == [len(PROMPTS)]
-    for run in few, many:
-        assert run.values("actor/groups_used") == [0.0]
-        assert run.learner.minibatches == []
-        assert run.values("pool/in_flight") == [0.0]
-
-
-def test_allocation_keeps_the_budget_and_gives_uncertain_prompts_more(tmp_path: Path) -> None:
-    config = make_config(
-        train={"steps": 8, "allocation": "frontier", "prompts_per_step": 6},
-        pool={"cooldown_steps": 0, "strategy": "uniform"},
-    )
-    run = Run(tmp_path, config, rewards=FakeRewards(right_half))
-    run.trainer.run()
-    training = [r for r in run.fleet.requests if r and r[0].prompt in PROMPTS]
-    sizes = [Counter(int(request.prompt.id[1:]) for request in requests) for requests in training]
-    assert [sum(counts.values()) for counts in sizes] == [6 * GROUP] * 8
-    assert all(2 <= size <= 2 * GROUP for counts in sizes for size in counts.values())
-    assert {size for counts in sizes[:4] for size in counts.values()} == {GROUP}  # nothing is known yet
-    for counts in sizes[4:]:
-        odd, even = ([size for number, size in counts.items() if number % 2 == rest] for rest in (1, 0))
-        assert not odd or not even or min(odd) > max(even)
-    assert max(run.values("train/group_size_max")) > GROUP > min(run.values("train/group_size_min"))
-    # Groups of other sizes have advantages of their own: each sums to zero, and stays whole in one minibatch.
-    for update in run.learner.minibatches:
-        for minibatch in update:
-            assert sum(sequence.advantage for sequence in minibatch) == pytest.approx(0, abs=1e-4)
-
-
-def test_augmentation_is_asked_with_the_rollouts_and_trained_on(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(train={"steps": 8}, pool={"augment": AUGMENT, "cooldown_steps": 0}))
-    run.trainer.run()
-    known = {prompt.id for prompt in [*DIGITS, *HELDOUT_DIGITS]}
-    grown = {outcome.text for _, outcome in run.tracker.outcomes if not outcome.reason}
-    assert grown
-    assert all(not is_heldout(solve(digits)) for digits in grown)
-    requests = [request for calls in run.fleet.requests for request in calls]
-    drawn = {request.prompt.id for request in requests} - known
-    assert {f"sorting/{digits}" for digits in grown} & drawn  # children are drawn, and rolled out
-    # The parents' requests came with a step's rollouts, whose groups stay whole.
-    mixed = [calls for calls in run.fleet.requests if any(r.prompt.id.startswith("augment/") for r in calls)]
-    assert all(len([r for r in calls if not r.prompt.id.startswith("augment/")]) == 4 * GROUP for calls in mixed)
-    assert run.trainer.progress.rollouts == 8 * 4 * GROUP
-    assert run.values("augment/accepted")[-1] == len(grown)
-    assert run.steps("timing_s/augment") == list(range(1, 9))
-
-
-@given(st.lists(st.integers(), min_size=1, max_size=40), st.integers(1, 50))
-def test_split_keeps_order_and_balance(items: list[int], parts: int) -> None:
-    split = _split(items, parts)
-    assert [item for part in split for item in part] == items
-    assert len(split) == min(parts, len(items))
-    sizes = Counter(map(len, split))
-    assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) > 0
-
-
-# --- weights and mismatch --------------------------------------------------------------------------------------------
-
-
-class OneBehind(FakeEngine):
-    """Says that it has version v-1 after it was given v."""
-
-    def load(self, weights: PublishedWeights) -> None:
-        super().load(replace(weights, manifest=replace(weights.manifest, version=max(0, weights.manifest.version - 1))))
-
-
-def test_samples_of_old_weights_stop_the_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), OneBehind(1)])
-    with pytest.raises(PublicationError, match=r"samples of weight versions \[0\] at version 1"):
-        run.trainer.run()
-    assert run.steps("timing_s/step") == [1]
-
-
-@pytest.mark.parametrize(("drift", "exact"), [(1.5, False), (float("nan"), True), (float("nan"), False)])
-def test_a_probe_that_differs_stops_the_run_and_names_the_worker(tmp_path: Path, drift: float, exact: bool) -> None:
-    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift)], exact=exact)
-    with pytest.raises(PublicationError, match="does not compute what was published") as caught:
-        run.trainer.run()
-    assert caught.value.where == "rollout worker 1, weights version 0"
-    assert run.tracker.rows == []
-
-
-class LaterDrift(FakeEngine):
-    """Computes something else from version 2 on: weights that did not take."""
-
-    def load(self, weights: PublishedWeights) -> None:
-        super().load(weights)
-        self.drift = 1e-6 if weights.manifest.version >= 2 else 0.0
-
-
-def test_where_zero_was_proven_any_later_mismatch_stops_the_run(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), LaterDrift(1)], exact=True)
-    with pytest.raises(PublicationError, match="does not compute what was published") as caught:
-        run.trainer.run()
-    assert caught.value.where == "rollout worker 1, weights version 2"
-
-
-def test_a_host_that_never_reaches_zero_says_so_and_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift=1e-3)], exact=True)
-    run.trainer.run()
-    (note,) = run.tracker.notes
-    assert note.startswith("this host does not reach zero mismatch")
-
-
-def test_a_replaced_worker_is_proven_before_its_samples_are_used(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config())
-    sample = run.fleet.sample
-
-    def replacing(requests: Sequence[SampleRequest]) -> list[Sample]:
-        run.fleet.replacements += run.trainer.progress.step == 1
-        return sample(requests)
-
-    run.fleet.sample = replacing  # type: ignore[method-assign]
-    run.trainer.run()
-    assert [weights.manifest.version for weights in run.fleet.loads] == [0, 1, 1, 2, 3, 4]
-
-
-def test_a_probe_may_differ_within_the_bound_where_numerics_are_not_exact(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift=0.1)], exact=False)
-    run.trainer.run()
-    assert run.values("mismatch/probe_logp_abs_max") == pytest.approx([0.1] * 4, abs=1e-5)
-    assert run.values("mismatch/logp_abs_max") == pytest.approx([0.1] * 4, abs=1e-5)
-
-
-def test_the_naive_baseline_is_not_held_to_the_probe(tmp_path: Path) -> None:
-    config = make_config(learner={"aligned": False})
-    run = Run(tmp_path, config, engines=[FakeEngine(0, drift=3.0)], exact=False)
-    run.trainer.run()
-    assert run.values("mismatch/probe_logp_abs_max") == pytest.approx([3.0] * 4, abs=1e-5)
-
-
-@pytest.mark.parametrize("drift", [0.01, -0.01, float("nan")])
-def test_mismatch_above_the_bound_stops_the_run(tmp_path: Path, drift: float) -> None:
-    class FromVersion1(FakeEngine):
-        def generate(self, requests: list[SampleRequest]) -> list[Sample]:  # type: ignore[override]
-            in_training = requests[0].prompt in PROMPTS
-            self.drift = drift if self.version == 1 and in_training else 0.0
-            return super().generate(requests)
-
-    run = Run(tmp_path, make_config(mismatch={"stop_above": 1e-3}), engines=[FromVersion1(0)])
-    with pytest.raises(MismatchError, match=r"mismatch\.stop_above=0\.001") as caught:
-        run.trainer.run()
-    assert caught.value.where == "step 2"
-    assert len(run.learner.minibatches) == 1
-
-
-def test_mismatch_at_the_bound_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(mismatch={"stop_above": 0.5}), engines=[FakeEngine(0, drift=0.1)], exact=False)
-    run.trainer.run()
-    assert run.trainer.progress.step == 4
-
-
-def test_a_warning_is_said_once_a_crossing(tmp_path: Path) -> None:
-    class Wavering(FakeEngine):
-        def generate(self, requests: list[SampleRequest]) -> list[Sample]:  # type: ignore[override]
-            in_training = requests[0].prompt in PROMPTS
-            drifts = {1: 0.1, 2: 0.1, 4: float("nan"), 5: 0.1}
-            self.drift = drifts.get(self.version, 0.0) if in_training else 0.0
-            return super().generate(requests)
-
-    config = make_config(train={"steps": 7}, mismatch={"warn_above": 0.05})
-    run = Run(tmp_path, config, engines=[Wavering(0)], exact=False)
-    run.trainer.run()
-    warnings = [note for note in run.tracker.notes if "warn_above" in note]
-    assert [note.partition(":")[0] for note in warnings] == ["step 2", "step 5"]
-    assert "max |d log p| 1.00e-01 is above mismatch.warn_above=0.05" in warnings[0]
-
-
-def test_every_step_tells_of_tokens_sequences_and_quartiles(tmp_path: Path) -> None:
-    config = make_config(mismatch={"token_bounds": [0.05, 0.5]})
-    run = Run(tmp_path, config, engines=[FakeEngine(0, drift=0.1)], exact=False)
-    run.trainer.run()
-    for prefix in ("", "q1_", "q2_", "q3_", "q4_"):
-        assert run.values(f"mismatch/{prefix}logp_abs_mean") == pytest.approx([0.1] * 4, abs=1e-5)
-        assert run.values(f"mismatch/{prefix}seq_ratio_max") == pytest.approx([np.exp(-0.1)] * 4, abs=1e-5)
-        assert run.values(f"mismatch/{prefix}logp_abs_above_0.05") == [1.0] * 4
-        assert run.values(f"mismatch/{prefix}logp_abs_above_0.5") == [0.0] * 4
-    assert all(0 < share < 1 for share in run.values("mismatch/ess"))  # responses differ in length
-
-
-def test_the_unaligned_gap_is_measured_when_asked(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(mismatch={"unaligned_every": 2}))
-    run.trainer.run()
-    assert run.steps("mismatch/unaligned_logp_abs_max") == run.steps("timing_s/unaligned") == [2, 4]
-    assert run.values("mismatch/unaligned_logp_abs_mean") == pytest.approx([0.5, 0.5], abs=1e-5)
-    assert run.values("mismatch/logp_abs_max") == [0.0] * 4
 
 
 # --- pi_prox ---------------------------------------------------------------------------------------------------------
@@ -571,11 +238,23 @@ def test_prox_belongs_to_its_sequence(tmp_path: Path, prox: str) -> None:
     config = make_config(learner={"prox": prox, "minibatches": 2}, mismatch={"proof_steps": 1})
     run = Run(tmp_path, config, rewards=FakeRewards(right_half))
     run.trainer.run()
-    assert run.learner.prox
-    for update, prox_of_update in zip(run.learner.minibatches, run.learner.prox, strict=True):
-        for minibatch, rows in zip(update, prox_of_update, strict=True):
-            for sequence, row in zip(minibatch, rows, strict=True):
-                np.testing.assert_array_equal(row, sequence.sampler_logprobs_T)
+    learned = [s for update in run.learner.minibatches for minibatch in update for s in minibatch]
+    assert learned
+    for sequence in learned:
+        assert sequence.prox_logprobs_T is not None
+        np.testing.assert_array_equal(sequence.prox_logprobs_T, sequence.sampler_logprobs_T)
+
+
+def test_a_ratio_deviation_ends_the_trust_in_the_sampler(tmp_path: Path) -> None:
+    """The learner measures it, whatever the objective reports."""
+    config = make_config(train={"steps": 8}, learner={"prox": "sampler"}, mismatch={"proof_steps": 2})
+    run = Run(tmp_path, config)
+    run.learner.ratio_devs = [0.0, 0.0, 0.0, 1e-6]
+    run.trainer.run()
+    assert run.values("actor/seq_ratio_max_dev_first_minibatch") == [0.0, 0.0, 0.0, 1e-6, 0.0, 0.0, 0.0, 0.0]
+    assert run.steps("timing_s/prox") == [1, 2, 5, 6]
+    (line,) = run.tracker.notes
+    assert line.startswith("step 4: the first minibatch has max |r_seq - 1| 1.00e-06")
 
 
 # --- resume ----------------------------------------------------------------------------------------------------------
@@ -632,45 +311,10 @@ def test_a_finished_run_continues_to_more_steps(tmp_path: Path) -> None:
     assert more.state() == long.state()
 
 
-# --- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def given_in_order(*rewards: float) -> FakeRewards:
-    left = iter(rewards)
-    return FakeRewards(lambda _: next(left))
-
-
-def test_evaluation_by_hand() -> None:
-    prompts = [replace(prompt, level=level) for prompt, level in zip(make_prompts(3), (2, 2, 3), strict=True)]
-    rewards = given_in_order(1, 0, 0, 0, 0.5, 1, 1, 0, 1)
-    result = evaluate(FakeFleet(), rewards, prompts, make_config())
-    assert result == pytest.approx(
-        {
-            "pass@1": (0.5 + 0.0 + 0.75) / 3,
-            "pass@2": (1 + 0 + 1) / 3,
-            "greedy": 2 / 3,
-            "level_02/pass@1": 0.25,
-            "level_03/pass@1": 0.75,
-        }
-    )
-
-
-def test_evaluation_of_one_level_without_greedy() -> None:
-    prompts = [replace(prompt, level=7) for prompt in make_prompts(2)]
-    config = make_config(eval={"greedy": False, "num_samples": 1})
-    assert evaluate(FakeFleet(), given_in_order(1, 0), prompts, config) == {"pass@1": 0.5}
-
-
-def test_evaluations_ask_for_the_same_samples_each_time() -> None:
-    fleet, config = FakeFleet(), make_config()
-    first, again = (evaluate(fleet, FakeRewards(), HELDOUT, config) for _ in range(2))
-    assert first == again
-    assert fleet.requests[0] == fleet.requests[1]
-    sampled, greedy = fleet.requests[0][:18], fleet.requests[0][18:]
-    assert {(r.temperature, r.max_new_tokens) for r in sampled} == {(1.0, 8)}
-    assert {(r.temperature, r.max_new_tokens) for r in greedy} == {(0.0, 8)}
-    assert [r.prompt for r in greedy] == HELDOUT
-    assert len({r.seed for r in sampled}) == len(sampled)
-    # The order of the prompts does not matter to a prompt's seeds.
-    evaluate(fleet, FakeRewards(), HELDOUT[::-1], config)
-    assert set(fleet.requests[2]) == set(fleet.requests[0])
+def test_a_checkpoint_of_before_with_a_count_of_exact_steps_is_read(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 2}))
+    run.trainer.run()
+    saved = CheckpointStore(tmp_path, 2).latest()
+    assert saved is not None
+    run.trainer.resume(saved[0], {**saved[1], "progress": {**saved[1]["progress"], "exact_steps": 2}})
+    assert vars(run.trainer.progress) == saved[1]["progress"]

@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError
+from qarl.protocols import UpdateResult
 from qarl.types import TrainSequence
 from tests.support.fakes import FakeRank, make_weights
 from trainer.ranks import LearnerGroup
@@ -32,7 +33,9 @@ def test_ranks_are_one_learner(group: LearnerGroup) -> None:
     assert [row.tolist() for row in group.score(sequences)] == [[-i, -i - 1] for i in range(5)]
     assert [row.tolist() for row in group.score(sequences[:1], aligned=False)] == [[0, -2]]
     assert group.score([]) == []
-    assert group.update([sequences], [[]]) == {"loss": 1.0, "size": 1.0}
+    assert group.update([sequences]) == UpdateResult({"loss": 1.0, "size": 1.0}, 0.25)
+    with pytest.raises(ValueError, match="zero-size array"):
+        group.update([])  # no rank has measured the ratios
     weights = group.publish(7)
     assert weights.manifest.version == 7
     assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]

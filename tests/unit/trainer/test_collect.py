@@ -1,0 +1,127 @@
+"""Collecting the groups of a step, in runs among fakes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qarl.errors import PublicationError, RolloutError
+from qarl.tasks.sorting import is_heldout, solve
+from qarl.types import SampleRequest, Score
+from qarl.weights.source import PublishedWeights
+from tests.support.fakes import FakeEngine, FakeRewards
+from tests.support.runs import (
+    AUGMENT,
+    DIGITS,
+    GROUP,
+    HELDOUT_DIGITS,
+    PROMPTS,
+    Run,
+    advantages_of,
+    make_config,
+    ran,
+    right_half,
+)
+from trainer.collect import Group
+
+
+def test_a_group_has_one_score_a_response() -> None:
+    sample = FakeEngine().generate([SampleRequest(PROMPTS[3], 0, 1.0, 4)])[0]
+    with pytest.raises(RolloutError, match=r"1 scores for 2 responses to prompts \{'p3'\}"):
+        Group([sample, sample], [Score(1.0)])
+
+
+def test_dynamic_sampling_replaces_uninformative_groups(tmp_path: Path) -> None:
+    config = make_config(train={"steps": 2, "dynamic_sampling": 9}, pool={"cooldown_steps": 0})
+    run = Run(tmp_path, config, rewards=FakeRewards(right_half))
+    run.trainer.run()
+    learned = [[s.prompt_ids for m in update for s in m] for update in run.learner.minibatches]
+    assert [len(ids) for ids in learned] == [4 * GROUP] * 2
+    assert run.values("actor/groups_used") == [4.0] * 2
+    sampled = run.values("train/groups_sampled")
+    assert all(count > 4 for count in sampled)
+    assert run.trainer.progress.rollouts == GROUP * sum(sampled)
+    # The pool has heard of every group, the dropped ones too, and none was drawn twice in a step.
+    assert sum(record.visits for record in run.pool._records.values()) == sum(sampled)
+    training = [r for requests in run.fleet.requests for r in requests if r.prompt in PROMPTS]
+    assert len({request.seed for request in training}) == len(training)
+
+
+def test_refills_are_bounded_by_draws_and_by_the_pool(tmp_path: Path) -> None:
+    rewards = FakeRewards(lambda _: 1.0)
+    few = Run(tmp_path / "few", make_config(train={"steps": 1, "dynamic_sampling": 2}), rewards=rewards)
+    few.trainer.run()
+    assert few.values("train/groups_sampled") == [12.0]
+    many = Run(tmp_path / "many", make_config(train={"steps": 1, "dynamic_sampling": 99}), rewards=rewards)
+    many.trainer.run()
+    assert many.values("train/groups_sampled") == [len(PROMPTS)]
+    for run in few, many:
+        assert run.values("actor/groups_used") == [0.0]
+        assert run.learner.minibatches == []
+        assert run.values("pool/in_flight") == [0.0]
+
+
+def test_allocation_keeps_the_budget_and_gives_uncertain_prompts_more(tmp_path: Path) -> None:
+    config = make_config(
+        train={"steps": 8, "allocation": "frontier", "prompts_per_step": 6},
+        pool={"cooldown_steps": 0, "strategy": "uniform"},
+    )
+    run = Run(tmp_path, config, rewards=FakeRewards(right_half))
+    run.trainer.run()
+    training = [r for r in run.fleet.requests if r and r[0].prompt in PROMPTS]
+    sizes = [Counter(int(request.prompt.id[1:]) for request in requests) for requests in training]
+    assert [sum(counts.values()) for counts in sizes] == [6 * GROUP] * 8
+    assert all(2 <= size <= 2 * GROUP for counts in sizes for size in counts.values())
+    assert {size for counts in sizes[:4] for size in counts.values()} == {GROUP}  # nothing is known yet
+    for counts in sizes[4:]:
+        odd, even = ([size for number, size in counts.items() if number % 2 == rest] for rest in (1, 0))
+        assert not odd or not even or min(odd) > max(even)
+    assert max(run.values("train/group_size_max")) > GROUP > min(run.values("train/group_size_min"))
+    # Groups of other sizes have advantages of their own: each sums to zero, and stays whole in one minibatch.
+    for update in run.learner.minibatches:
+        for minibatch in update:
+            assert sum(sequence.advantage for sequence in minibatch) == pytest.approx(0, abs=1e-4)
+
+
+def test_new_problems_are_sampled_with_the_rollouts_and_trained_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 8}, pool={"augment": AUGMENT, "cooldown_steps": 0}))
+    run.trainer.run()
+    known = {prompt.id for prompt in [*DIGITS, *HELDOUT_DIGITS]}
+    grown = {outcome.text for _, outcome in run.tracker.outcomes if not outcome.reason}
+    assert grown
+    assert all(not is_heldout(solve(digits)) for digits in grown)
+    requests = [request for calls in run.fleet.requests for request in calls]
+    drawn = {request.prompt.id for request in requests} - known
+    assert {f"sorting/{digits}" for digits in grown} & drawn  # children are drawn, and rolled out
+    # The parents' requests came with a step's rollouts, whose groups stay whole.
+    mixed = [calls for calls in run.fleet.requests if any(r.prompt.id.startswith("augment/") for r in calls)]
+    assert all(len([r for r in calls if not r.prompt.id.startswith("augment/")]) == 4 * GROUP for calls in mixed)
+    assert run.trainer.progress.rollouts == 8 * 4 * GROUP
+    assert run.values("augment/accepted")[-1] == len(grown)
+    assert run.steps("timing_s/augment") == list(range(1, 9))
+
+
+def test_overlong_responses_of_equal_reward_differ(tmp_path: Path) -> None:
+    def equal() -> FakeRewards:
+        return FakeRewards(lambda _: 1.0)
+
+    assert not advantages_of(ran(tmp_path / "off", make_config(), equal()))
+    shaped = advantages_of(ran(tmp_path / "on", make_config(advantage={"overlong_cache": 8}), equal()))
+    assert any(advantage != 0 for advantage in shaped)
+
+
+class OneBehind(FakeEngine):
+    """Says that it has version v-1 after it was given v."""
+
+    def load(self, weights: PublishedWeights) -> None:
+        super().load(replace(weights, manifest=replace(weights.manifest, version=max(0, weights.manifest.version - 1))))
+
+
+def test_samples_of_old_weights_stop_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), OneBehind(1)])
+    with pytest.raises(PublicationError, match=r"samples of weight versions \[0\] at version 1"):
+        run.trainer.run()
+    assert run.steps("timing_s/step") == [1]

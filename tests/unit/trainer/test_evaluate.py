@@ -1,0 +1,52 @@
+"""The evaluation among fakes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.support.fakes import FakeFleet, FakeRewards, make_prompts
+from tests.support.runs import HELDOUT, make_config
+from trainer.evaluate import evaluate
+
+
+def given_in_order(*rewards: float) -> FakeRewards:
+    left = iter(rewards)
+    return FakeRewards(lambda _: next(left))
+
+
+def test_evaluation_by_hand() -> None:
+    prompts = [replace(prompt, level=level) for prompt, level in zip(make_prompts(3), (2, 2, 3), strict=True)]
+    rewards = given_in_order(1, 0, 0, 0, 0.5, 1, 1, 0, 1)
+    result = evaluate(FakeFleet(), rewards, prompts, make_config())
+    assert result == pytest.approx(
+        {
+            "pass@1": (0.5 + 0.0 + 0.75) / 3,
+            "pass@2": (1 + 0 + 1) / 3,
+            "greedy": 2 / 3,
+            "level_02/pass@1": 0.25,
+            "level_03/pass@1": 0.75,
+        }
+    )
+
+
+def test_evaluation_of_one_level_without_greedy() -> None:
+    prompts = [replace(prompt, level=7) for prompt in make_prompts(2)]
+    config = make_config(eval={"greedy": False, "num_samples": 1})
+    assert evaluate(FakeFleet(), given_in_order(1, 0), prompts, config) == {"pass@1": 0.5}
+
+
+def test_evaluations_ask_for_the_same_samples_each_time() -> None:
+    fleet, config = FakeFleet(), make_config()
+    first, again = (evaluate(fleet, FakeRewards(), HELDOUT, config) for _ in range(2))
+    assert first == again
+    assert fleet.requests[0] == fleet.requests[1]
+    sampled, greedy = fleet.requests[0][:18], fleet.requests[0][18:]
+    assert {(r.temperature, r.max_new_tokens) for r in sampled} == {(1.0, 8)}
+    assert {(r.temperature, r.max_new_tokens) for r in greedy} == {(0.0, 8)}
+    assert [r.prompt for r in greedy] == HELDOUT
+    assert len({r.seed for r in sampled}) == len(sampled)
+    # The order of the prompts does not matter to a prompt's seeds.
+    evaluate(fleet, FakeRewards(), HELDOUT[::-1], config)
+    assert set(fleet.requests[2]) == set(fleet.requests[0])

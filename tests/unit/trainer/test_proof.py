@@ -1,0 +1,220 @@
+"""The exactness proof: alone, and in runs among fakes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qarl.errors import MismatchError, PublicationError
+from qarl.types import Sample, SampleRequest
+from qarl.weights.source import PublishedWeights
+from tests.support.fakes import FakeEngine
+from tests.support.runs import PROMPTS, Run, make_config
+from trainer.proof import ExactnessProof
+
+
+class Proof(ExactnessProof):
+    """A proof, and the lines that it logs."""
+
+    def __init__(self, prox: str = "sampler", aligned: bool = True, exact: bool = True) -> None:
+        self.lines: list[str] = []
+        learner = {"prox": prox, "aligned": aligned}
+        config = make_config(learner=learner, mismatch={"proof_steps": 2, "probe_bound": 0.5})
+        super().__init__(config, exact, self.lines.append)
+
+    def see(self, *gaps: float) -> bool:
+        """Observe one step for each gap; returns whether the sampler is trusted then."""
+        for step, gap in enumerate(gaps, 1):
+            sampler = [np.full(3, -1.0, np.float32), np.full(2, -2.0, np.float32)]
+            self.observe([logprobs_T + np.float32(gap) for logprobs_T in sampler], sampler, step)
+        return self.trusts_sampler
+
+
+def test_trust_takes_exact_steps_in_a_row() -> None:
+    for exact in (True, False):
+        assert not Proof(exact=exact).see(0)
+        assert Proof(exact=exact).see(0, 0)
+        assert not Proof(exact=exact).see(0, 0, 1e-6)
+        assert not Proof(exact=exact).see(0, 1e-6, 0)
+        assert not Proof(exact=exact).see(0, float("nan"), 0)
+        assert Proof(exact=exact).see(1e-6, 0, 0)
+    assert not Proof(prox="recompute").see(0, 0, 0)
+
+
+def test_a_mismatch_after_an_exact_step_is_logged_where_exactness_is_promised() -> None:
+    proof = Proof()
+    proof.see(1e-3, 0, 2e-3, 2e-3)
+    assert proof.lines == ["step 3: the mismatch is no longer zero, max |d log p| 2.00e-03"]
+    loose = Proof(exact=False)
+    loose.see(0, 2e-3)
+    assert loose.lines == []
+
+
+def test_a_reset_says_why_when_it_ends_trust() -> None:
+    proof = Proof()
+    proof.see(0)
+    proof.reset("too early to matter")
+    assert not proof.see(0)  # the count began again
+    assert proof.see(0)
+    assert proof.lines == []
+    proof.reset("step 9: a reason")
+    assert not proof.trusts_sampler
+    assert proof.lines == ["step 9: a reason: the sampler's log-probs are no longer trusted"]
+
+
+def test_the_first_probe_decides_whether_zero_is_reached() -> None:
+    proof = Proof()
+    proof.probe({0: 0.0, 1: 0.25}, version=0)
+    (line,) = proof.lines
+    assert line.startswith("this host does not reach zero mismatch (probe: max |d log p| 2.50e-01")
+    proof.probe({0: 0.5}, version=1)  # at the bound
+    with pytest.raises(PublicationError, match=r"at most 0\.5 expected") as caught:
+        proof.probe({0: 0.0, 3: 0.51}, version=2)
+    assert caught.value.where == "rollout worker 3, weights version 2"
+
+
+def test_a_probe_after_an_exact_one_must_be_exact_until_a_restart() -> None:
+    proof = Proof()
+    proof.probe({0: 0.0}, version=0)
+    with pytest.raises(PublicationError, match="at most 0 expected"):
+        proof.probe({1: 1e-6}, version=0)
+    assert proof.see(0, 0)
+    proof.restart(exact=True)
+    assert not proof.trusts_sampler
+    proof.probe({1: 1e-6}, version=0)
+    assert len(proof.lines) == 1  # this scheme does not reach zero
+    proof.restart(exact=False)
+    proof.probe({1: 1e-6}, version=0)
+    assert len(proof.lines) == 1
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_nan_is_no_proof(exact: bool) -> None:
+    with pytest.raises(PublicationError, match="nan"):
+        Proof(exact=exact).probe({0: float("nan")}, version=0)
+
+
+def test_an_unaligned_learner_has_no_bound() -> None:
+    proof = Proof(aligned=False, exact=False)
+    proof.probe({0: 9.0, 1: float("nan")}, version=0)
+    assert proof.lines == []
+
+
+# --- in runs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("drift", "exact"), [(1.5, False), (float("nan"), True), (float("nan"), False)])
+def test_a_probe_that_differs_stops_the_run_and_names_the_worker(tmp_path: Path, drift: float, exact: bool) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift)], exact=exact)
+    with pytest.raises(PublicationError, match="does not compute what was published") as caught:
+        run.trainer.run()
+    assert caught.value.where == "rollout worker 1, weights version 0"
+    assert run.tracker.rows == []
+
+
+class LaterDrift(FakeEngine):
+    """Computes something else from version 2 on: weights that did not take."""
+
+    def load(self, weights: PublishedWeights) -> None:
+        super().load(weights)
+        self.drift = 1e-6 if weights.manifest.version >= 2 else 0.0
+
+
+def test_where_zero_was_proven_any_later_mismatch_stops_the_run(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), LaterDrift(1)], exact=True)
+    with pytest.raises(PublicationError, match="does not compute what was published") as caught:
+        run.trainer.run()
+    assert caught.value.where == "rollout worker 1, weights version 2"
+
+
+def test_a_host_that_never_reaches_zero_says_so_and_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift=1e-3)], exact=True)
+    run.trainer.run()
+    (note,) = run.tracker.notes
+    assert note.startswith("this host does not reach zero mismatch")
+
+
+def test_a_probe_may_differ_within_the_bound_where_numerics_are_not_exact(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(), engines=[FakeEngine(0), FakeEngine(1, drift=0.1)], exact=False)
+    run.trainer.run()
+    assert run.values("mismatch/probe_logp_abs_max") == pytest.approx([0.1] * 4, abs=1e-5)
+    assert run.values("mismatch/logp_abs_max") == pytest.approx([0.1] * 4, abs=1e-5)
+
+
+def test_the_naive_baseline_is_not_held_to_the_probe(tmp_path: Path) -> None:
+    config = make_config(learner={"aligned": False})
+    run = Run(tmp_path, config, engines=[FakeEngine(0, drift=3.0)], exact=False)
+    run.trainer.run()
+    assert run.values("mismatch/probe_logp_abs_max") == pytest.approx([3.0] * 4, abs=1e-5)
+
+
+@pytest.mark.parametrize("drift", [0.01, -0.01, float("nan")])
+def test_mismatch_above_the_bound_stops_the_run(tmp_path: Path, drift: float) -> None:
+    class FromVersion1(FakeEngine):
+        def generate(self, requests: list[SampleRequest]) -> list[Sample]:  # type: ignore[override]
+            in_training = requests[0].prompt in PROMPTS
+            self.drift = drift if self.version == 1 and in_training else 0.0
+            return super().generate(requests)
+
+    run = Run(tmp_path, make_config(mismatch={"stop_above": 1e-3}), engines=[FromVersion1(0)])
+    with pytest.raises(MismatchError, match=r"mismatch\.stop_above=0\.001") as caught:
+        run.trainer.run()
+    assert caught.value.where == "step 2"
+    assert len(run.learner.minibatches) == 1
+
+
+def test_mismatch_at_the_bound_goes_on(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(mismatch={"stop_above": 0.5}), engines=[FakeEngine(0, drift=0.1)], exact=False)
+    run.trainer.run()
+    assert run.trainer.progress.step == 4
+
+
+def test_each_crossing_of_the_bound_warns_once(tmp_path: Path) -> None:
+    class Wavering(FakeEngine):
+        def generate(self, requests: list[SampleRequest]) -> list[Sample]:  # type: ignore[override]
+            in_training = requests[0].prompt in PROMPTS
+            drifts = {1: 0.1, 2: 0.1, 4: float("nan"), 5: 0.1}
+            self.drift = drifts.get(self.version, 0.0) if in_training else 0.0
+            return super().generate(requests)
+
+    config = make_config(train={"steps": 7}, mismatch={"warn_above": 0.05})
+    run = Run(tmp_path, config, engines=[Wavering(0)], exact=False)
+    run.trainer.run()
+    warnings = [note for note in run.tracker.notes if "warn_above" in note]
+    assert [note.partition(":")[0] for note in warnings] == ["step 2", "step 5"]
+    assert "max |d log p| 1.00e-01 is above mismatch.warn_above=0.05" in warnings[0]
+
+
+def test_every_step_tells_of_tokens_sequences_and_quartiles(tmp_path: Path) -> None:
+    config = make_config(mismatch={"token_bounds": [0.05, 0.5]})
+    run = Run(tmp_path, config, engines=[FakeEngine(0, drift=0.1)], exact=False)
+    run.trainer.run()
+    for prefix in ("", "q1_", "q2_", "q3_", "q4_"):
+        assert run.values(f"mismatch/{prefix}logp_abs_mean") == pytest.approx([0.1] * 4, abs=1e-5)
+        assert run.values(f"mismatch/{prefix}seq_ratio_max") == pytest.approx([np.exp(-0.1)] * 4, abs=1e-5)
+        assert run.values(f"mismatch/{prefix}logp_abs_above_0.05") == [1.0] * 4
+        assert run.values(f"mismatch/{prefix}logp_abs_above_0.5") == [0.0] * 4
+    assert all(0 < share < 1 for share in run.values("mismatch/ess"))  # responses differ in length
+
+
+@pytest.mark.parametrize("drift", [0.0, 1e-6])
+def test_a_replaced_worker_is_proven_before_its_samples_are_used(tmp_path: Path, drift: float) -> None:
+    run = Run(tmp_path, make_config())
+    sample = run.fleet.sample
+
+    def replacing(requests: list[SampleRequest]) -> list[Sample]:
+        if run.trainer.progress.step == 1:
+            run.fleet.replace(FakeEngine(1, drift))
+        return sample(requests)
+
+    run.fleet.sample = replacing  # type: ignore[assignment, method-assign]
+    if drift == 0:
+        run.trainer.run()
+        assert run.trainer.progress.step == 4
+        return
+    with pytest.raises(PublicationError, match="does not compute what was published") as caught:
+        run.trainer.run()
+    assert caught.value.where == "rollout worker 1, weights version 1"
+    assert run.steps("timing_s/step") == [1]

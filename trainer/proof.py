@@ -1,0 +1,133 @@
+"""The proof that learner and sampler agree: a probe of every publication, and a count of steps without mismatch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from qarl.config.run import Config
+from qarl.errors import MismatchError, PublicationError
+from qarl.mismatch import Logprobs, Mismatch, by_quartile
+from qarl.protocols import Learner
+from qarl.seeds import derive_seed
+from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+
+PROBE_PROMPTS = 4
+PROBE_TOKENS = 16
+
+
+class ExactnessProof:
+    """What this process knows of the mismatch between learner and sampler, and what follows from it.
+
+    Args:
+        config: the sections `mismatch` and `learner` count.
+        exact: the learner's ops equal the engine's on this host. The first probe confirms it. From then on a probe that
+            shows any mismatch means wrong weights, and stops the run.
+        log: takes one line for the user.
+    """
+
+    def __init__(self, config: Config, exact: bool, log: Callable[[str], None]) -> None:
+        self._config, self._learner, self._log = config.mismatch, config.learner, log
+        self._above = False  # whether the last step's mismatch was above `warn_above`
+        self.restart(exact)
+
+    @property
+    def trusts_sampler(self) -> bool:
+        """Whether the sampler's log-probs may stand for the learner's."""
+        return self._learner.prox == "sampler" and self._exact_steps >= self._config.proof_steps
+
+    def restart(self, exact: bool) -> None:
+        """Forget everything: learner and engines compute in another scheme from now on. `exact` as in the class."""
+        self._exact = exact
+        self._probed = False  # whether a probe has passed
+        self._exact_steps = 0  # steps in a row whose max |d log p| was 0
+
+    def reset(self, reason: str) -> None:
+        """Start the count of exact steps again; `reason` is logged when the sampler was trusted until now."""
+        if self.trusts_sampler:
+            self._log(f"{reason}: the sampler's log-probs are no longer trusted")
+        self._exact_steps = 0
+
+    def observe(self, learner: Sequence[Logprobs], sampler: Sequence[Logprobs], step: int) -> dict[str, float]:
+        """Count a step's log-probs under both policies; returns the mismatch metrics.
+
+        Raises MismatchError when max |d log p| is above `mismatch.stop_above`, or NaN.
+        """
+        bounds = self._config.token_bounds
+        mismatch = Mismatch.between(learner, sampler, bounds)
+        if self._exact and self._exact_steps and mismatch.abs_max != 0:
+            self._log(f"step {step}: the mismatch is no longer zero, max |d log p| {mismatch.abs_max:.2e}")
+        self._exact_steps = self._exact_steps + 1 if mismatch.abs_max == 0 else 0
+        self._check_bounds(mismatch, step)
+        metrics = mismatch.metrics()
+        for number, part in by_quartile(learner, sampler, bounds).items():
+            metrics |= part.metrics(f"mismatch/q{number}_")
+        return metrics
+
+    def probe(self, gaps: Mapping[int, float], version: int) -> None:
+        """Judge a publication by the max |d log p| of each worker on the probe prompts.
+
+        Raises PublicationError when one is above the bound, or NaN. An unaligned learner has no bound.
+        """
+        if not self._learner.aligned:
+            return
+        if self._exact and not self._probed and any(gap > 0 for gap in gaps.values()):
+            # Every op that was compared is equal, but the policies are not: attention, norm or activation differs.
+            self._exact = False
+            self._log(
+                f"this host does not reach zero mismatch (probe: max |d log p| {max(gaps.values()):.2e}, in attention, "
+                "norm or activation); going on with the mismatch weight"
+            )
+        bound = 0.0 if self._exact else self._config.probe_bound
+        for worker, gap in gaps.items():
+            if not gap <= bound:  # NaN is above every bound
+                raise PublicationError(
+                    f"the engine does not compute what was published: max |d log p| {gap:.2e} on the probe prompts, at "
+                    f"most {bound:g} expected",
+                    where=f"rollout worker {worker}, weights version {version}",
+                    mend="the same command continues from the last checkpoint"
+                    if self._exact
+                    else "raise mismatch.probe_bound if this gap is the numerics' own",
+                )
+        self._probed = True
+
+    def _check_bounds(self, mismatch: Mismatch, step: int) -> None:
+        stop, warn = self._config.stop_above, self._config.warn_above
+        if stop is not None and not mismatch.abs_max <= stop:  # NaN stops, too
+            raise MismatchError(
+                f"max |d log p| between learner and sampler is {mismatch.abs_max:.2e}, above "
+                f"mismatch.stop_above={stop:g}",
+                where=f"step {step}",
+                mend="a smaller learner.optimizer.lr, learner.numerics=engine, or a higher bound",
+            )
+        above = warn is not None and not mismatch.abs_max <= warn
+        if above and not self._above:
+            self._log(
+                f"step {step}: max |d log p| {mismatch.abs_max:.2e} is above mismatch.warn_above={warn:g}, mean "
+                f"{mismatch.abs_mean:.2e}; the next warning comes after a step below it"
+            )
+        self._above = above
+
+
+class Probe:
+    """Samples a few held-out prompts on every worker, scores them with the learner, and asks the proof: a `Prover`."""
+
+    def __init__(self, config: Config, learner: Learner, prompts: Sequence[Prompt], proof: ExactnessProof) -> None:
+        self._seed, self._sampling = config.seed, config.rollout.sampling
+        self._learner, self._prompts, self._proof = learner, prompts[:PROBE_PROMPTS], proof
+
+    def requests(self, version: int) -> list[SampleRequest]:
+        tokens = min(PROBE_TOKENS, self._sampling.max_new_tokens)
+        return [
+            SampleRequest(prompt, derive_seed(self._seed, "probe", version, index), self._sampling.temperature, tokens)
+            for index, prompt in enumerate(self._prompts)
+        ]
+
+    def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
+        gaps = {worker: self._gap(of_worker) for worker, of_worker in samples.items()}
+        self._proof.probe(gaps, version)
+        return gaps
+
+    def _gap(self, samples: Sequence[Sample]) -> float:
+        sequences = [TrainSequence.of(sample) for sample in samples]
+        learner = self._learner.score(sequences)
+        return Mismatch.between(learner, [sequence.sampler_logprobs_T for sequence in sequences]).abs_max

@@ -1,0 +1,102 @@
+"""The batch of one step, as pure functions: from scored groups to records, and from records to minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from random import Random
+
+from qarl.advantages import advantages, has_variance
+from qarl.config.error_tokens import ErrorTokensConfig
+from qarl.config.run import Config
+from qarl.error_tokens import ErrorTokens, find_error_tokens
+from qarl.mismatch import Logprobs
+from qarl.types import Sample, Score, TrainSequence
+from trainer.collect import Group, shaped_rewards
+
+
+@dataclass(frozen=True)
+class Record:
+    """One response on its way through a step."""
+
+    sample: Sample
+    score: Score
+    sequence: TrainSequence
+    group: int
+    """Index of its group: the responses to one prompt."""
+    used: bool
+    """Whether the update may learn from its group."""
+
+
+def build(groups: Sequence[Group], config: Config) -> list[Record]:
+    """One record for each response, group by group, with its advantage."""
+    rewards_PG = [shaped_rewards(group, config) for group in groups]
+    advantages_PG = advantages(rewards_PG, config.advantage, [group.prompt_id for group in groups])
+    return [
+        Record(
+            sample,
+            score,
+            TrainSequence.of(sample, advantage, id=f"{group.prompt_id}#{number}"),
+            group=index,
+            used=has_variance(rewards_PG[index]) or not config.advantage.drop_zero_variance,
+        )
+        for index, group in enumerate(groups)
+        for number, (sample, score, advantage) in enumerate(
+            zip(group.samples, group.scores, advantages_PG[index], strict=True)
+        )
+    ]
+
+
+def with_prox(records: Sequence[Record], prox: Sequence[Logprobs]) -> list[Record]:
+    """The records with `prox[i]` as log pi_prox of record i."""
+    return [
+        replace(record, sequence=replace(record.sequence, prox_logprobs_T=prox_T))
+        for record, prox_T in zip(records, prox, strict=True)
+    ]
+
+
+def error_tokens_of(records: Sequence[Record], config: ErrorTokensConfig) -> list[ErrorTokens]:
+    """The error tokens of each record, found with its log pi_prox."""
+    found = []
+    for record in records:
+        sample, prox_T = record.sample, record.sequence.prox_logprobs_T
+        assert prox_T is not None
+        found.append(find_error_tokens(sample.response_ids, sample.text, prox_T, config))
+    return found
+
+
+def without_error_tokens(records: Sequence[Record], found: Sequence[ErrorTokens]) -> list[Record]:
+    """The records with a loss mask that leaves out the tokens of `found[i]` in record i."""
+    return [
+        replace(record, sequence=replace(record.sequence, loss_mask_T=~tokens.any_T))
+        for record, tokens in zip(records, found, strict=True)
+    ]
+
+
+def split(records: Sequence[Record], count: int, seed: int) -> list[list[TrainSequence]]:
+    """At most `count` minibatches of nearly equal numbers of groups, none empty.
+
+    Groups that are not used, and responses that are masked as a whole, are left out. A group stays within one
+    minibatch. `seed` orders the groups: the pool draws unseen prompts first, and every minibatch should have some.
+    """
+    groups: dict[int, list[TrainSequence]] = {record.group: [] for record in records if record.used}
+    for record in records:
+        if record.used and not fully_masked(record.sequence):
+            groups[record.group].append(record.sequence)
+    order = list(groups)
+    Random(seed).shuffle(order)
+    minibatches = [[sequence for group in part for sequence in groups[group]] for part in evenly(order, count)]
+    return [minibatch for minibatch in minibatches if minibatch]
+
+
+def fully_masked(sequence: TrainSequence) -> bool:
+    """Whether the mask leaves no token of the response. An empty response is not masked: the objective refuses it."""
+    return bool(sequence.response_ids) and sequence.loss_tokens == 0
+
+
+def evenly(items: Sequence[int], count: int) -> list[list[int]]:
+    """`items` in at most `count` consecutive runs of nearly equal length, none empty."""
+    count = min(count, len(items))
+    bounds = [len(items) * i // count for i in range(count + 1)] if items else []
+    return [list(items[a:b]) for a, b in pairwise(bounds)]
