@@ -82,7 +82,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """All that must not depend on interruptions."""
-        progress = {k: v for k, v in vars(self.trainer.progress).items() if k not in ("train_seconds", "exact_steps")}
+        progress = {k: v for k, v in vars(self.trainer.progress).items() if k != "train_seconds"}
         augment = self.augmenter.state_dict() if self.augmenter else {}
         return {"theta": self.learner.theta, "pool": self.pool.state_dict(), "progress": progress, "augment": augment}
 
