@@ -1,7 +1,5 @@
 """The `qarl` command: picks the module of a command in `launch/commands`, and turns errors into exit codes."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -1,7 +1,5 @@
 """From rewards to advantages. Suffixes: P prompts, G responses to one prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import mean, pstdev
 

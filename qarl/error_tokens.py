@@ -4,8 +4,6 @@ QaRL (arXiv 2604.07853) finds them repetitive and garbled, improbable under the 
 responses of negative advantage. It gives no detector; these are the field's usual ones, each with its own threshold.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One picklable tree of errors. Each says what went wrong, where, and the mend, in one line."""
 
-from __future__ import annotations
-
 
 class QarlError(Exception):
     """Base of every error that qarl raises on purpose.

@@ -4,8 +4,6 @@ Every process that needs the function loads it by its name. Nothing is pickled, 
 puts the driver's working directory on the `sys.path` of every actor.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

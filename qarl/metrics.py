@@ -1,7 +1,5 @@
 """Metrics that carry their own reduction, so that ranks and micro-batches can be merged without guessing by name."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal

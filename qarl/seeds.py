@@ -1,7 +1,5 @@
 """Seeds for every draw of a run, derived from the one seed in the config."""
 
-from __future__ import annotations
-
 import hashlib
 
 

@@ -1,7 +1,5 @@
 """The exact verifier."""
 
-from __future__ import annotations
-
 
 def verify(text: str, finish_reason: str, answer: str) -> float:
     """1.0 when the whole completion equals `answer`, character by character, and ended itself; else 0.0."""

@@ -1,7 +1,5 @@
 """Mathematical answers, compared by Math-Verify (https://github.com/huggingface/Math-Verify)."""
 
-from __future__ import annotations
-
 import logging
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Answers from a teacher model behind an OpenAI-compatible endpoint, fetched by threads while training goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

@@ -1,7 +1,5 @@
 """vLLM behind the Engine protocol: samples with log-probs, and loads published weights in place, all or nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """What qarl adds to vLLM's worker: load published weights in place, and read back what the model computes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

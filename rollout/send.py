@@ -1,7 +1,5 @@
 """The learner's side of vLLM's transfer engines, NCCL and CUDA IPC."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any

@@ -1,7 +1,5 @@
 """Samples of plain `vllm.LLM(path)`, which an exported checkpoint is compared with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

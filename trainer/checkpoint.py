@@ -1,7 +1,5 @@
 """Checkpoints on disk: whole or absent, whatever instant the process dies at."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

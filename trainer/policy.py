@@ -1,7 +1,5 @@
 """The policy: a Hugging Face causal LM with aligned linears and a numerics profile, giving log-probs of responses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """A published weight version: in Ray's object store, or sent to the workers by a transfer engine."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

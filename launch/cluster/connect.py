@@ -1,7 +1,5 @@
 """Joining a Ray cluster, or starting a Ray of our own."""
 
-from __future__ import annotations
-
 import socket
 
 import ray

@@ -1,7 +1,5 @@
 """Measure one part on this machine: the prompt pool, losses, the learner's layers, publication, or GPU kernels."""
 
-from __future__ import annotations
-
 import argparse
 from importlib import import_module
 from inspect import signature

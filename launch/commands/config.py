@@ -1,7 +1,5 @@
 """Show the resolved config of a run, list the shipped configs, or explain every key."""
 
-from __future__ import annotations
-
 import argparse
 from importlib import resources
 from pathlib import Path

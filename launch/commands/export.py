@@ -1,7 +1,5 @@
 """Write a run's newest checkpoint as a Hugging Face folder, after vLLM has sampled the same from it bit for bit."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Download and convert the pretrained model that a config names with `model.fetch`; `qarl train` does so by itself."""
 
-from __future__ import annotations
-
 import argparse
 
 from launch.arguments import add_config, read_config

@@ -1,7 +1,5 @@
 """Measure where the gap between a learner and the engine comes from, switching one thing at a time."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
@@ -17,13 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="MODEL", help="a Hugging Face folder, or a config: its model, built when it does not exist")
     add("--scheme", nargs="+", default=["w8a8_int8"], choices=schemes(), help="formats to test (default: w8a8_int8)")
-    add(
-        "--ignore",
-        nargs="*",
-        default=["lm_head"],
-        metavar="LAYER",
-        help="layers to keep in full precision",
-    )
+    add("--ignore", nargs="*", default=["lm_head"], metavar="LAYER", help="layers to keep in full precision")
     dtypes = ["bfloat16", "float32"]
     add("--dtype", nargs="+", default=dtypes[:1], choices=dtypes, help="model dtypes to test (default: bfloat16)")
     lengths = "lengths of the responses, in tokens (default: 256 1500)"

@@ -1,7 +1,5 @@
 """Estimate, from the config alone, whether a run fits its machines and whether quantized rollouts pay."""
 
-from __future__ import annotations
-
 import argparse
 
 from launch.arguments import add_config, positive_int, read_config

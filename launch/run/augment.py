@@ -1,7 +1,5 @@
 """The prompt pool's augmenter, with the validator that the config names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from qarl.config.pool import ProgramCheckConfig, VoteConfig

@@ -1,7 +1,5 @@
 """The picture of a run: eight panels over training steps."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

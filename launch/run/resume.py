@@ -1,7 +1,5 @@
 """What may change between a run and its continuation. Free of torch and ray."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

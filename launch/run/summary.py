@@ -1,7 +1,5 @@
 """The outcome of a run, gathered from its parts and its log."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean

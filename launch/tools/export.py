@@ -1,7 +1,5 @@
 """`qarl export`: a run's newest checkpoint as a model folder, proven with vLLM before it gets its name."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

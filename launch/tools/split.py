@@ -1,7 +1,5 @@
 """`qarl split-outliers`: a model with flatter weights that computes the same."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Keys of the detection of error tokens."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

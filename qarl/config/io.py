@@ -1,7 +1,5 @@
 """Reading and writing configs: YAML with inheritance, overrides, and errors that name the nearest key."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise

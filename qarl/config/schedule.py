@@ -1,7 +1,5 @@
 """Progressive precision: which scheme a run uses at which step."""
 
-from __future__ import annotations
-
 from qarl.config.policy import RolloutConfig
 from qarl.quant.scheme import QuantScheme
 

@@ -3,8 +3,6 @@
 Suffixes: N tokens of the flat batch, R responses, L tokens of the longest prompt and response.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ From the exact profile, not into the stock model: there, whatever is left unmatc
 looks worthless. Suffixes: N tokens of a flat batch, H query heads, G key/value heads, D head width.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 import torch

@@ -1,7 +1,5 @@
 """How engine and learner call torch's GEMM of fp8 values on CPU. Suffixes: M tokens, K input features."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """CISPO (MiniMax-M1, arXiv 2506.13585). Suffixes: B sequences, T response tokens."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

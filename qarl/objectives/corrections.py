@@ -16,8 +16,6 @@ TIS and MIS also use the plain product, which leaves any fixed band as responses
 the normalizer of the loss. Suffixes: B sequences, T response tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from math import exp
 

@@ -1,7 +1,5 @@
 """An objective of the user's own: a function that the config names. Suffixes: B sequences, T response tokens."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

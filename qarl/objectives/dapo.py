@@ -1,7 +1,5 @@
 """DAPO (arXiv 2503.14476)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from qarl.config.objective import DAPOConfig

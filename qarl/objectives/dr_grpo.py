@@ -1,7 +1,5 @@
 """Dr. GRPO (arXiv 2503.20783)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from qarl.config.objective import DrGRPOConfig

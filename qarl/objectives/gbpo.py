@@ -1,7 +1,5 @@
 """GBPO, group-relative bounded policy optimization (arXiv 2604.18578). Suffixes: B sequences, T response tokens."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Dr. GRPO (`dr_grpo.py`), DAPO (`dapo.py`) and REINFORCE++ (`reinforce_pp.py`) di
 `clipped_token_loss`.
 """
 
-from __future__ import annotations
-
 from math import inf
 from typing import Literal
 
@@ -33,10 +31,7 @@ def grpo(inputs: LossInputs, config: GRPOConfig) -> tuple[Tensor, Metrics]:
 
 
 def clipped_token_loss(
-    inputs: LossInputs,
-    config: TokenClip,
-    how: Literal["sequence_mean", "token_mean", "constant"],
-    normalizer: int = 1,
+    inputs: LossInputs, config: TokenClip, how: Literal["sequence_mean", "token_mean", "constant"], normalizer: int = 1
 ) -> tuple[Tensor, Metrics]:
     """The equation of `grpo` with one of three ways to average, see `qarl.objectives.aggregate.reduce`."""
     ratios = Ratios.of(inputs)

@@ -1,7 +1,5 @@
 """GSPO, group sequence policy optimization (arXiv 2507.18071)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from qarl.config.objective import GSPOConfig, TBPOConfig

@@ -1,7 +1,5 @@
 """The plain policy gradient. Suffixes: B sequences, T response tokens."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

@@ -1,7 +1,5 @@
 """The function of each objective. The trainer calls `compute_loss` and does not know which one runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Both are averaged over the tokens of a response, then over the sequences of the 
 averages its own terms (as in GRPO's equation, arXiv 2402.03300). Sequences that a correction dropped are included.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

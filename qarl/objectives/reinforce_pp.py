@@ -1,7 +1,5 @@
 """REINFORCE++ (arXiv 2501.03262)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from qarl.config.objective import ReinforcePPConfig

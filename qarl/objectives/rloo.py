@@ -1,7 +1,5 @@
 """RLOO (arXiv 2402.14740)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from qarl.config.objective import RLOOConfig

@@ -1,8 +1,6 @@
 """TBPO, trust-band policy optimization (arXiv 2604.07853). Suffixes: B sequences, T response tokens, K as in
 `band.py`."""
 
-from __future__ import annotations
-
 from math import inf
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """How many responses each drawn prompt gets. Suffix _P: drawn prompts."""
 
-from __future__ import annotations
-
 import heapq
 from collections.abc import Sequence
 

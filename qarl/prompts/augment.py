@@ -8,8 +8,6 @@ the order of the queue, up to the first that is not available yet. No step waits
 continues as if it had not stopped.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter, deque

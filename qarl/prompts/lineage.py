@@ -4,8 +4,6 @@ We assume that a child made `difficulty` times as hard as its parent has success
 parent has success rate v. So 1 stays 1, 0 stays 0, difficulty 1 changes nothing; along a path difficulties multiply.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from math import fsum
 from typing import Literal

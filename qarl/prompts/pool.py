@@ -13,8 +13,6 @@ Any prompt that is not in flight may be evicted to the archive, from which it ma
 `docs/prompt_pool.md` describes the costs and the differences to the published pool.
 """
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict

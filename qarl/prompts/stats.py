@@ -1,7 +1,5 @@
 """What the pool knows of each prompt, and totals over all prompts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

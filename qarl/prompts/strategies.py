@@ -1,7 +1,5 @@
 """Which of the eligible prompts to draw."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from itertools import islice, takewhile, zip_longest

@@ -1,7 +1,5 @@
 """Validators find the answer of a new problem, or refuse the problem. All calls are non-blocking."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -5,8 +5,6 @@ Blackwell and has nothing for it, vllm-project/vllm#54311) or leaves the activat
 which is another format.
 """
 
-from __future__ import annotations
-
 from qarl.quant.format import NO_LIMIT, EngineKernel
 from qarl.quant.int4 import CPU_MULTIPLE
 

@@ -3,8 +3,6 @@
 Suffixes: N tokens, X experts, K of them for a token, E model width, I inner width, F = 2I.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

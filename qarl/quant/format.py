@@ -3,8 +3,6 @@
 Suffixes: M tokens, K input features, N output features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil

@@ -4,8 +4,6 @@ Except `qarl.quant.scheme.TRAITS`, which the configuration reads without torch.
 Suffixes: M tokens, K input features, N output features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -19,14 +17,7 @@ from qarl.numerics import processor
 from qarl.quant import engine_kernels as vllm
 from qarl.quant import fp4, fp8, int4, int8
 from qarl.quant.format import NO_LIMIT, Format, LearnerKernel, Quantized
-from qarl.quant.learner_kernels import (
-    as_published,
-    dequantized,
-    w4a8_torch,
-    w4a16_engine,
-    w4a16_triton,
-    w8a8_engine,
-)
+from qarl.quant.learner_kernels import as_published, dequantized, w4a8_torch, w4a16_engine, w4a16_triton, w8a8_engine
 from qarl.quant.scheme import QuantScheme, SchemeName
 
 GROUP_SIZES = (32, 64, 128)

@@ -4,8 +4,6 @@ Sources: OCP Microscaling Formats 1.0; compressed-tensors 0.17, against which we
 Suffixes: M tokens, K input features, N output features, G groups of K.
 """
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

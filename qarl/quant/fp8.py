@@ -3,8 +3,6 @@
 Suffixes: M tokens, K input features, N output features; C, B blocks of N, of K.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

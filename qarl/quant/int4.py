@@ -3,8 +3,6 @@
 Suffixes: M tokens, K input features, N output features, G groups of K.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

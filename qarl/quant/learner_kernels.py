@@ -3,8 +3,6 @@
 Suffixes: M tokens, K input features, N output features.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable
 

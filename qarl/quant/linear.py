@@ -1,7 +1,5 @@
 """The aligned linear module, and the conversion of a Hugging Face model to it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -3,8 +3,6 @@
 Suffixes: I channels of the MLP's inner layer, E model width.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The tensors of the learner's GEMM, named and laid out as compressed-tensors does: to publish, and as a folder."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

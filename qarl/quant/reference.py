@@ -1,7 +1,5 @@
 """A quantized layer taken apart: its float32 reference with weight or activations off their grids."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import nn

@@ -1,7 +1,5 @@
 """Sorting digits: `529172=` -> `122579`. Graded by length, split on the answer, with a teacher that makes slips."""
 
-from __future__ import annotations
-
 import random
 import re
 import zlib

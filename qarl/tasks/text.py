@@ -1,7 +1,5 @@
 """Texts that say the same: equal up to case, white space and typography, or alike in their n-grams of words."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

@@ -1,7 +1,5 @@
 """Tensors as bytes with digests, and back."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace

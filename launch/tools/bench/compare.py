@@ -1,7 +1,5 @@
 """Times of several ways to do one thing, taken in turn, so that a busy machine slows all of them alike."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`qarl bench kernels`: every low-bit linear that a learner has on CUDA, beside the bfloat16 linear, in one run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -4,8 +4,6 @@ CPU time on one thread, with the kernels pinned as in training. Suffixes: B sequ
 of all sequences, K input features.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`qarl bench objectives`: what each loss costs beside a plain masked mean of the same tensors."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from functools import partial

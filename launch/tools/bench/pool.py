@@ -3,8 +3,6 @@
 Times are CPU time of this process, which other processes on the machine disturb least.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import random

@@ -3,8 +3,6 @@
 A process of its own for each scheme holds learner and engine; buckets go through Ray's object store as in a run.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -4,8 +4,6 @@ The engine samples once for each scheme, dtype and length; everything else score
 engine, so each scheme and dtype has a process of its own.
 """
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """`qarl plan`: prints whether a run fits its machines and whether quantized rollouts pay."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Devices that a run can be planned for: published peaks of GPUs, and one core of a CPU as measured."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

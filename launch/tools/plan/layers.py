@@ -3,8 +3,6 @@
 Suffixes: K input features, N output features.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from launch.tools.plan.devices import Device

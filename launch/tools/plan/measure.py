@@ -1,7 +1,5 @@
 """This machine's rates, by a few seconds of GEMMs: the row of `devices.py` that `qarl plan --measure` uses."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

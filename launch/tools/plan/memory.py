@@ -3,8 +3,6 @@
 R ranks, P parameters, b bytes of the model's dtype.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from launch.tools.plan.shapes import Matrix, Shapes
@@ -87,14 +85,7 @@ def quantized_bytes(variant: Variant, prepared_bits: int) -> int:
 
 
 def learner_memory(
-    shapes: Shapes,
-    zero_stage: int,
-    ranks: int,
-    quantized: int,
-    twin: int,
-    activations: int,
-    logits: int,
-    foreach: bool,
+    shapes: Shapes, zero_stage: int, ranks: int, quantized: int, twin: int, activations: int, logits: int, foreach: bool
 ) -> LearnerMemory:
     """Bytes of one rank under DeepSpeed 0.19 with AdamW and float32 gradient accumulation.
 

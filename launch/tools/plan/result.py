@@ -1,7 +1,5 @@
 """What a plan says, and what follows from it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Suffixes: K input features, N output features.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Any

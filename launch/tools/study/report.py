@@ -1,7 +1,5 @@
 """What a study leaves: one Markdown page with a table and a figure for each comparison."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence
