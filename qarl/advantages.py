@@ -1,4 +1,4 @@
-"""From rewards to advantages. Suffixes: P prompts, G responses to one prompt."""
+"""From rewards to advantages."""
 
 from collections.abc import Sequence
 from statistics import mean, pstdev

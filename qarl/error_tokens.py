@@ -1,4 +1,4 @@
-"""Error tokens: what low-bit sampling leaves in long responses, found by three detectors. Suffixes: T response tokens.
+"""Error tokens: what low-bit sampling leaves in long responses, found by three detectors.
 
 QaRL (arXiv 2604.07853) finds them repetitive and garbled, improbable under the learner, in clusters, and mostly in
 responses of negative advantage. It gives no detector; these are the field's usual ones, each with its own threshold.

@@ -1,7 +1,6 @@
 """Read back what vLLM's model computes, and compare it with the published weights.
 
 CPU kernels repack weights and drop the originals, so a layer's weights can only be seen through its output.
-Suffixes: M rows, K input features, N output features; T tokens, E model width.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """From the terms of tokens to the loss. Every sum is divided by a size of the whole minibatch, so neither the split
-into micro-batches nor the number of ranks matters. Suffixes: B sequences, T response tokens.
+into micro-batches nor the number of ranks matters.
 """
 
 from __future__ import annotations

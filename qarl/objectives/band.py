@@ -1,5 +1,6 @@
-"""The one-sided bounds that PPO's minimum and the dual clip reduce to. Suffixes: B sequences, T response tokens, K one
-column for each ratio of a sequence: T for token ratios, 1 for the sequence ratio.
+"""The one-sided bounds that PPO's minimum and the dual clip reduce to.
+
+Suffix K: one column for each ratio of a sequence, T for token ratios, 1 for the sequence ratio.
 
 For A >= 0, `min(r A, clip(r, 1-low, 1+high) A)` is `min(r, 1+high) A`: only the upper bound binds. For A < 0 it is
 `max(r, 1-low) A`, and a dual clip adds an upper bound. So each sequence has one interval for its ratios, and outside

@@ -1,4 +1,4 @@
-"""CISPO (MiniMax-M1, arXiv 2506.13585). Suffixes: B sequences, T response tokens."""
+"""CISPO (MiniMax-M1, arXiv 2506.13585)."""
 
 import torch
 from torch import Tensor

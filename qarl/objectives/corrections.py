@@ -13,7 +13,7 @@
 
 `w_t = pi_prox / pi_samp` without gradient; `w_seq` is its geometric mean over the response (our choice: the papers on
 TIS and MIS also use the plain product, which leaves any fixed band as responses grow). A weight of 0 does not change
-the normalizer of the loss. Suffixes: B sequences, T response tokens.
+the normalizer of the loss.
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""An objective of the user's own: a function that the config names. Suffixes: B sequences, T response tokens."""
+"""An objective of the user's own: a function that the config names."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""GBPO, group-relative bounded policy optimization (arXiv 2604.18578). Suffixes: B sequences, T response tokens."""
+"""GBPO, group-relative bounded policy optimization (arXiv 2604.18578)."""
 
 import torch
 from torch import Tensor

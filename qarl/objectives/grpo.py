@@ -1,4 +1,4 @@
-"""GRPO: PPO's clipped minimum on token ratios. Suffixes: B sequences, T response tokens.
+"""GRPO: PPO's clipped minimum on token ratios.
 
 Dr. GRPO (`dr_grpo.py`), DAPO (`dapo.py`) and REINFORCE++ (`reinforce_pp.py`) differ in how they average, and call
 `clipped_token_loss`.

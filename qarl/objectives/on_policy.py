@@ -1,4 +1,4 @@
-"""The plain policy gradient. Suffixes: B sequences, T response tokens."""
+"""The plain policy gradient."""
 
 from typing import Literal
 

@@ -2,8 +2,7 @@
 
     r_t = pi_theta / pi_prox     the drift of the update        w_t = pi_prox / pi_samp     sampler-learner mismatch
 
-Sequence ratios are geometric means over the response (GSPO, arXiv 2507.18071). Suffixes: B sequences, T response
-tokens.
+Sequence ratios are geometric means over the response (GSPO, arXiv 2507.18071).
 """
 
 from __future__ import annotations

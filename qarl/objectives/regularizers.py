@@ -1,4 +1,4 @@
-"""Terms that any objective can have: the KL to a reference policy, and entropy. Suffixes: B sequences, T tokens.
+"""Terms that any objective can have: the KL to a reference policy, and entropy.
 
 Both are averaged over the tokens of a response, then over the sequences of the minibatch, however the objective
 averages its own terms (as in GRPO's equation, arXiv 2402.03300). Sequences that a correction dropped are included.

@@ -1,5 +1,4 @@
-"""TBPO, trust-band policy optimization (arXiv 2604.07853). Suffixes: B sequences, T response tokens, K as in
-`band.py`."""
+"""TBPO, trust-band policy optimization (arXiv 2604.07853). Suffix K: as in `band.py`."""
 
 from math import inf
 

@@ -1,4 +1,4 @@
-"""How many responses each drawn prompt gets. Suffix _P: drawn prompts."""
+"""How many responses each drawn prompt gets."""
 
 import heapq
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""What tests need of a processor, and what the engine computes on processors that lack it.
-
-Suffixes: M tokens, K input features, N output features.
-"""
+"""What tests need of a processor, and what the engine computes on processors that lack it."""
 
 from __future__ import annotations
 

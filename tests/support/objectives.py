@@ -1,4 +1,4 @@
-"""Every objective again, term by term in Python floats, from its equation. Suffixes: B sequences, T response tokens."""
+"""Every objective again, term by term in Python floats, from its equation."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """`qarl bench learner`: what aligned linears and exact numerics cost, each beside its alternative in one run.
 
-CPU time on one thread, with the kernels pinned as in training. Suffixes: B sequences, T tokens, E model width, M tokens
-of all sequences, K input features.
+CPU time on one thread, with the kernels pinned as in training.
 """
 
 import os

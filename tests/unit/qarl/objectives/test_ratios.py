@@ -1,4 +1,4 @@
-"""The log-ratios that every loss starts from. Suffixes: B sequences, T response tokens."""
+"""The log-ratios that every loss starts from."""
 
 from __future__ import annotations
 

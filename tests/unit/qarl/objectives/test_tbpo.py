@@ -1,4 +1,4 @@
-"""TBPO by hand: its published band, its cap, and its metrics. Suffixes: B sequences, T response tokens."""
+"""TBPO by hand: its published band, its cap, and its metrics."""
 
 from __future__ import annotations
 
