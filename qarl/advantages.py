@@ -72,4 +72,4 @@ def has_variance(rewards_G: Sequence[float]) -> bool:
 
 def _check_size(rewards_G: Sequence[float], where: str = "") -> None:
     if len(rewards_G) < 2:
-        raise DataError(f"a group of {len(rewards_G)} has no baseline", where, mend="use train.group_size >= 2")
+        raise DataError(f"a group of {len(rewards_G)} has no baseline", where, hint="use train.group_size >= 2")

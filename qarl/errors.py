@@ -1,4 +1,4 @@
-"""One picklable tree of errors. Each says what went wrong, where, and the mend, in one line."""
+"""One picklable tree of errors. Each says what went wrong, where, and the hint, in one line."""
 
 
 class QarlError(Exception):
@@ -7,18 +7,18 @@ class QarlError(Exception):
     Args:
         what: the fact, e.g. "unknown key 'stepz'".
         where: file, key, tensor, worker; empty when `what` says it.
-        mend: what the user does about it; empty when nothing can be done.
+        hint: what the user does about it; empty when nothing can be done.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, where: str = "", mend: str = "") -> None:
-        super().__init__(what, where, mend)
-        self.what, self.where, self.mend = what, where, mend
+    def __init__(self, what: str, where: str = "", hint: str = "") -> None:
+        super().__init__(what, where, hint)
+        self.what, self.where, self.hint = what, where, hint
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{line}; {self.mend}" if self.mend else line
+        return f"{line}; {self.hint}" if self.hint else line
 
 
 class UsageError(QarlError):

@@ -108,9 +108,9 @@ class Teacher:
 def _key(variable: str) -> str:
     where = "pool.augment.validator.api_key_env"
     if variable not in os.environ:
-        raise ConfigError(f"{variable} is not set", where, mend="export it, or name another variable")
+        raise ConfigError(f"{variable} is not set", where, hint="export it, or name another variable")
     key = os.environ[variable]
     if not key or not key.isascii() or not key.isprintable():
         what = f"{variable} is empty or holds a line end or other signs that no key has"
-        raise ConfigError(what, where, mend="export the bare key")
+        raise ConfigError(what, where, hint="export the bare key")
     return key

@@ -122,7 +122,7 @@ class VLLMEngine:
                 f"the engine runs {name} with {kernel or 'no low-bit kernel'}, where {scheme.name} needs one of "
                 f"{', '.join(allowed) or 'no low-bit kernel'}",
                 where=f"rollout worker {worker}",
-                mend="use another rollout.scheme on this device",
+                hint="use another rollout.scheme on this device",
             )
 
     @property

@@ -128,7 +128,7 @@ class RayFleet:
             raise RolloutError(
                 reason,
                 where=f"rollout worker {worker}",
-                mend="its log lies in Ray's session folder",
+                hint="its log lies in Ray's session folder",
             )
         self._restarts_left -= 1
         self._log(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")

@@ -47,7 +47,7 @@ class Sender:
             raise PublicationError(
                 f"{type(error).__name__}: {error}".splitlines()[0],
                 where=f"{self._transport} transfer to {len(workers)} rollout workers",
-                mend="NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without",
+                hint="NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without",
             ) from error
         return self._source.digests
 
@@ -120,5 +120,5 @@ class Workers:
                 raise PublicationError(
                     f"died during {method} ({type(error).__name__})",
                     where,
-                    mend="the same command continues from the last checkpoint",
+                    hint="the same command continues from the last checkpoint",
                 ) from error

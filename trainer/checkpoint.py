@@ -48,12 +48,12 @@ class CheckpointStore:
             state = dict(json.loads(file.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
-                f"unreadable: {error}", where=str(file), mend="delete the folder to use the one before"
+                f"unreadable: {error}", where=str(file), hint="delete the folder to use the one before"
             ) from error
         if state.get("schema") != SCHEMA:
             raise CheckpointError(f"schema {state.get('schema')}, this version reads {SCHEMA}", where=str(file))
         if not isinstance(state.get("step"), int):
-            raise CheckpointError("it tells no step", where=str(file), mend="delete the folder to use the one before")
+            raise CheckpointError("it tells no step", where=str(file), hint="delete the folder to use the one before")
         return str((complete[-1] / "learner").resolve()), state
 
     def _complete(self) -> list[Path]:

@@ -191,7 +191,7 @@ class LearnerRank:
         """Restore parameters, optimizer and schedule. Raises CheckpointError."""
         path, _ = self._engine.load_checkpoint(directory, tag="learner")
         if path is None:
-            raise CheckpointError("holds no DeepSpeed checkpoint", where=directory, mend="start with run.resume=false")
+            raise CheckpointError("holds no DeepSpeed checkpoint", where=directory, hint="start with run.resume=false")
         requantize(self._policy, self._gather)
 
     def export(self, directory: str, quantized: bool) -> None:
@@ -301,7 +301,7 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
             weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
         raise CheckpointError(
-            f"holds no whole DeepSpeed checkpoint: {error}", where=directory, mend="run it again: a run drops old ones"
+            f"holds no whole DeepSpeed checkpoint: {error}", where=directory, hint="run it again: a run drops old ones"
         ) from error
     return weights
 

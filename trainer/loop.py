@@ -93,8 +93,8 @@ class Trainer:
         missing or damaged."""
         required = ["pool", "progress", *(["augment"] if self._augmenter else [])]
         if missing := [key for key in required if not isinstance(state.get(key), Mapping)]:
-            mend = "delete the folder to use the checkpoint before"
-            raise CheckpointError(f"its state has no {' and no '.join(missing)}", where=directory, mend=mend)
+            hint = "delete the folder to use the checkpoint before"
+            raise CheckpointError(f"its state has no {' and no '.join(missing)}", where=directory, hint=hint)
         # Older checkpoints hold a count of exact steps, which this process has to prove itself.
         saved = {key: value for key, value in state["progress"].items() if key != "exact_steps"}
         try:
@@ -186,7 +186,7 @@ class Trainer:
             with timer("update"):
                 result = self._learner.update(minibatches)
         except ObjectiveError as error:
-            raise type(error)(error.what, f"step {step}", error.mend) from error
+            raise type(error)(error.what, f"step {step}", error.hint) from error
         deviation = result.first_minibatch_ratio_dev
         if deviation != 0:
             self._proof.reset(f"step {step}: the first minibatch has max |r_seq - 1| {deviation:.2e}")

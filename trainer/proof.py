@@ -84,7 +84,7 @@ class ExactnessProof:
                     f"the engine does not compute what was published: max |d log p| {gap:.2e} on the probe prompts, at "
                     f"most {bound:g} expected",
                     where=f"rollout worker {worker}, weights version {version}",
-                    mend="the same command continues from the last checkpoint"
+                    hint="the same command continues from the last checkpoint"
                     if self._exact
                     else "raise mismatch.probe_bound if this gap is the numerics' own",
                 )
@@ -97,7 +97,7 @@ class ExactnessProof:
                 f"max |d log p| between learner and sampler is {mismatch.abs_max:.2e}, above "
                 f"mismatch.stop_above={stop:g}",
                 where=f"step {step}",
-                mend="a smaller learner.optimizer.lr, learner.numerics=engine, or a higher bound",
+                hint="a smaller learner.optimizer.lr, learner.numerics=engine, or a higher bound",
             )
         above = warn is not None and not mismatch.abs_max <= warn
         if above and not self._above:

@@ -74,7 +74,7 @@ class LearnerGroup:
                 raise PublicationError(
                     f"did not end within {self._timeout_s:g} s",
                     where=f"transfer of weights version {version}",
-                    mend="the same command continues from the last checkpoint",
+                    hint="the same command continues from the last checkpoint",
                 ) from error
         return SentWeights(manifest, tuple(self.ranks))
 
@@ -109,5 +109,5 @@ def _readable_errors(method: str) -> Iterator[None]:
     except deaths() as error:
         raise QarlError(
             f"a learner rank died during {method} ({type(error).__name__})",
-            mend="the same command continues from the last checkpoint",
+            hint="the same command continues from the last checkpoint",
         ) from error

@@ -71,14 +71,14 @@ def run_job(command: str, address: str, wait: bool) -> int:
         print(f"Ctrl-C leaves it running; to stop it: ray job stop {job} --address {address}", flush=True)
         return _follow(client, job)
     except (OSError, RuntimeError) as error:
-        raise ClusterError(_first_line(error), where=address, mend="the job may go on: see the dashboard") from error
+        raise ClusterError(_first_line(error), where=address, hint="the job may go on: see the dashboard") from error
 
 
 def _reachable(address: str) -> str:
     """`address` in full, once something listens there: Ray itself would wait for minutes."""
     match = re.fullmatch(r"(https?://)?([^\s/:]+):(\d{1,5})/?", address)
     if match is None:
-        raise UsageError(f"'{address}' is no dashboard address", mend="write http://host:8265")
+        raise UsageError(f"'{address}' is no dashboard address", hint="write http://host:8265")
     scheme, host, port = match.groups(default="http://")
     full = f"{scheme}{host}:{port}"
     try:
@@ -87,7 +87,7 @@ def _reachable(address: str) -> str:
         raise ClusterError(
             f"no Ray dashboard answers ({error})",
             where=full,
-            mend="start a head with launch/cluster/ray_cluster.sh head, or give the right --address",
+            hint="start a head with launch/cluster/ray_cluster.sh head, or give the right --address",
         ) from error
     return full
 
@@ -105,10 +105,10 @@ def _connect(address: str) -> JobSubmissionClient:
         raise ClusterError(
             "the head refused this machine's token" if token else "the head wants a token, this machine has none",
             where=address,
-            mend="copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN",
+            hint="copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN",
         ) from error
     except (OSError, RuntimeError) as error:
-        raise ClusterError(_first_line(error), where=address, mend="is this a Ray dashboard?") from error
+        raise ClusterError(_first_line(error), where=address, hint="is this a Ray dashboard?") from error
 
 
 def _token() -> str:

@@ -36,7 +36,7 @@ class Placement:
             raise ResourceError(
                 f"the actors could not be placed within {config.cluster.placement_timeout_s:g} s: other jobs hold the "
                 f"resources, or {config.cluster.placement_strategy} does not fit the nodes",
-                mend="see `ray status`; change cluster.placement_strategy or wait",
+                hint="see `ray status`; change cluster.placement_strategy or wait",
             )
 
     def options(self, bundle: int, env: Mapping[str, str]) -> dict[str, Any]:

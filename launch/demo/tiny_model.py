@@ -282,8 +282,8 @@ def check_model_dir(path: Path) -> dict[str, Any]:
     }
     for kind, patterns in kinds.items():
         if not any(any(path.glob(pattern)) for pattern in patterns):
-            mend = "choose another model.path, or remove the directory and set model.build"
-            raise ModelError(f"not a model directory, it has no {kind}", str(path), mend)
+            hint = "choose another model.path, or remove the directory and set model.build"
+            raise ModelError(f"not a model directory, it has no {kind}", str(path), hint)
     try:
         return dict(json.loads((path / "config.json").read_text()))
     except (ValueError, TypeError):

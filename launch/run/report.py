@@ -72,7 +72,7 @@ def read_summary(run_dir: Path) -> Summary:
     """The summary that `write_report` left in `run_dir`. Raises DataError when there is none."""
     path = run_dir / SUMMARY_FILE
     if not path.is_file():
-        raise DataError("no summary", where=str(path), mend="it is written when a run ends")
+        raise DataError("no summary", where=str(path), hint="it is written when a run ends")
     return Summary.from_json(path.read_text(encoding="utf-8"), str(path))
 
 
@@ -84,7 +84,7 @@ def read_series(run_dir: Path) -> Series:
             if not isinstance(row[name], dict):  # a histogram
                 series.setdefault(name, {})[row["step"]] = float(row[name])
     if not series:
-        raise DataError("no metrics", where=str(run_dir / METRICS_FILE), mend="nothing has been logged yet")
+        raise DataError("no metrics", where=str(run_dir / METRICS_FILE), hint="nothing has been logged yet")
     return dict(sorted(series.items()))
 
 

@@ -38,7 +38,7 @@ def check_same_run(config: Config, run_dir: Path) -> None:
     if changed:
         raise ConfigError(
             f"{run_dir} was made with other settings ({', '.join(changed[:4])})",
-            mend="give this run another run.name, or start over with run.resume=false",
+            hint="give this run another run.name, or start over with run.resume=false",
         )
 
 

@@ -236,8 +236,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             row = None
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            mend = "delete that line, or start over with run.resume=false"
-            raise DataError("not a JSON object with a step", where=f"{path}:{number}", mend=mend)
+            hint = "delete that line, or start over with run.resume=false"
+            raise DataError("not a JSON object with a step", where=f"{path}:{number}", hint=hint)
         rows.append(row)
     return rows
 
@@ -305,8 +305,8 @@ def _start_wandb(config: Config, run_dir: Path, start_step: int) -> Any:
             settings=wandb.Settings(silent=True, quiet=True, console="off"),
         )
     except wandb.Error as error:
-        mend = "run `wandb login`, or set tracking.wandb_mode=offline"
-        raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", mend=mend) from error
+        hint = "run `wandb login`, or set tracking.wandb_mode=offline"
+        raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=hint) from error
     # Steps are named by us: a resumed run logs some of them again, which W&B's own ever-growing counter forbids.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")

@@ -47,11 +47,11 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     transformers_logging.disable_progress_bar()
     part = out.with_name(f"{out.name}.unproven")
     if out.exists():
-        raise ConfigError(f"{out} exists", mend="name a new folder")
+        raise ConfigError(f"{out} exists", hint="name a new folder")
     if part.exists():
-        raise ConfigError(f"{part} exists: another export is at work, or was killed", mend="remove it")
+        raise ConfigError(f"{part} exists: another export is at work, or was killed", hint="remove it")
     if not (run_dir / "config.yaml").is_file():
-        raise ConfigError(f"{run_dir} is no run's folder", mend="name one that holds config.yaml and checkpoints/")
+        raise ConfigError(f"{run_dir} is no run's folder", hint="name one that holds config.yaml and checkpoints/")
     config = load_config(run_dir / "config.yaml", [])
     found = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest()
     if found is None:
@@ -107,7 +107,7 @@ def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, de
         raise PublicationError(
             f"{differing} of {len(asked)} responses of stock vLLM differ from a rollout worker's",
             where=f"export in {scheme.label}",
-            mend="nothing was written",
+            hint="nothing was written",
         )
 
 

@@ -20,7 +20,7 @@ def split(model: Path, out: Path, channels: int) -> str:
     """
     unquantized_config(model)
     if out.exists():
-        raise ConfigError(f"{out} exists", mend="name a new folder")
+        raise ConfigError(f"{out} exists", hint="name a new folder")
     loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto", local_files_only=True)
     before = loaded.config.intermediate_size
     split_outliers(loaded, channels)
@@ -31,7 +31,7 @@ def split(model: Path, out: Path, channels: int) -> str:
         AutoTokenizer.from_pretrained(str(model), local_files_only=True).save_pretrained(part)
         part.rename(out)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"cannot be written: {error}", where=str(out), mend="nothing was left there") from error
+        raise ConfigError(f"cannot be written: {error}", where=str(out), hint="nothing was left there") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return f"{out}: intermediate_size {before} -> {before + channels}, the same function"

@@ -48,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree = read_tree(Path(path))
     for item in overrides:
         if "=" not in item.strip("="):
-            raise ConfigError(f"override '{item}' is not key=value", mend="write for example train.steps=10")
+            raise ConfigError(f"override '{item}' is not key=value", hint="write for example train.steps=10")
     try:
         merged = _merge(tree, OmegaConf.from_dotlist(list(overrides)))
         plain = OmegaConf.to_container(merged, resolve=True)
@@ -93,7 +93,7 @@ def read_tree(path: Path, trail: tuple[Path, ...] = ()) -> DictConfig:
     if path in trail:
         raise ConfigError("inherits itself", where=" -> ".join(map(str, (*trail, path))))
     if not path.is_file():
-        raise ConfigError("no such config file", where=str(path), mend="`qarl config list` names the shipped ones")
+        raise ConfigError("no such config file", where=str(path), hint="`qarl config list` names the shipped ones")
     try:
         tree = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:

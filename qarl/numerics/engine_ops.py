@@ -34,7 +34,7 @@ def ops() -> Any:
     """vLLM's CPU ops, pinned. Raises KernelError where vLLM is missing or was not checked."""
     if not available():
         raise KernelError(
-            "the engine's ops need vLLM, which is not installed", mend="install it, or set learner.numerics=portable"
+            "the engine's ops need vLLM, which is not installed", hint="install it, or set learner.numerics=portable"
         )
     patch_cpu()
     from vllm import _custom_ops
@@ -191,7 +191,7 @@ def experts(x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor, gate_up_XFE: Tenso
     if x_NE.shape[1] % 32 or down_XEI.shape[2] % 32:
         raise KernelError(
             f"the engine's experts need widths divisible by 32, got {x_NE.shape[1]} and {down_XEI.shape[2]}",
-            mend="set learner.numerics=portable",
+            hint="set learner.numerics=portable",
         )
     w13, w2 = (ops().cpu_prepack_moe_weight(weight.detach(), "vec") for weight in (gate_up_XFE, down_XEI))
 
@@ -218,7 +218,7 @@ class Int8Experts:
     def __init__(self, weights: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor]) -> None:
         self._ops = ops()
         if not hasattr(torch.ops._C, "fused_experts_cpu"):
-            raise KernelError("this processor has no int8 experts in vLLM", mend="set learner.kernel=torch")
+            raise KernelError("this processor has no int8 experts in vLLM", hint="set learner.kernel=torch")
         self._weights = [torch.ops._C.convert_weight_packed(weight) for weight in weights]
         self._scales = scales
 

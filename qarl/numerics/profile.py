@@ -29,18 +29,18 @@ def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
     if config.model_type not in SUPPORTED_MODELS:
         raise ModelError(
             f"numerics '{numerics}' covers {', '.join(SUPPORTED_MODELS)}, not {config.model_type}",
-            mend="set learner.numerics=stock",
+            hint="set learner.numerics=stock",
         )
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise ModelError(
-            f"numerics '{numerics}' does not cover sliding-window attention", mend="set learner.numerics=stock"
+            f"numerics '{numerics}' does not cover sliding-window attention", hint="set learner.numerics=stock"
         )
     rope_type = config.rope_parameters["rope_type"]
     if rope_type in LENGTH_DEPENDENT_ROPES:
-        raise ModelError(f"numerics '{numerics}' does not cover '{rope_type}' RoPE", mend="set learner.numerics=stock")
+        raise ModelError(f"numerics '{numerics}' does not cover '{rope_type}' RoPE", hint="set learner.numerics=stock")
     if numerics == "engine":
         if device.type != "cpu":
-            raise KernelError(f"numerics 'engine' runs on CPU, not on {device}", mend="set learner.numerics=portable")
+            raise KernelError(f"numerics 'engine' runs on CPU, not on {device}", hint="set learner.numerics=portable")
         engine_ops.ops()
     decoder = model.model
     decoder.norm = Norm(decoder.norm)

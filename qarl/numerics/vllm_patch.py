@@ -54,11 +54,11 @@ def patch_cpu() -> None:
     if found not in CHECKED_VERSIONS:
         raise KernelError(
             f"vLLM {found} is not among the checked versions {', '.join(CHECKED_VERSIONS)}",
-            mend="install the pinned one (launch/setup.sh)",
+            hint="install the pinned one (launch/setup.sh)",
         )
     if os.environ.get("ONEDNN_MAX_CPU_ISA") != PINNED_ISA:
         raise KernelError(
-            "oneDNN is not pinned in this process", mend=f"set ONEDNN_MAX_CPU_ISA={PINNED_ISA} before torch starts"
+            "oneDNN is not pinned in this process", hint=f"set ONEDNN_MAX_CPU_ISA={PINNED_ISA} before torch starts"
         )
     torch.cpu._is_amx_tile_supported = _no_amx
     from vllm import _custom_ops

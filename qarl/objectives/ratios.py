@@ -139,7 +139,7 @@ def check_finite(finite_B: Tensor, inputs: LossInputs, what: str = "log-prob") -
     if not finite_B.all():
         raise DivergenceError(
             f"NaN or infinite {what} in sequences {inputs.named(~finite_B)}",
-            mend="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
+            hint="lower learner.optimizer.lr, or continue from the last checkpoint with other settings",
         )
 
 

@@ -44,13 +44,13 @@ class Pool:
 
     def __init__(self, prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> None:
         if not prompts:
-            raise DataError("no prompts", where="prompt pool", mend="check the training data")
+            raise DataError("no prompts", where="prompt pool", hint="check the training data")
         if len({prompt.id for prompt in prompts}) < len(prompts):
             twice = Counter(prompt.id for prompt in prompts).most_common(1)[0][0]
-            raise DataError(f"prompt id '{twice}' is not unique", "prompt pool", mend="give each row its own id")
+            raise DataError(f"prompt id '{twice}' is not unique", "prompt pool", hint="give each row its own id")
         if config.capacity is not None and len(prompts) > config.capacity:
             what = f"{config.capacity} is less than the {len(prompts)} prompts of the task"
-            raise ConfigError(what, where="pool.capacity", mend="raise it, or take fewer prompts")
+            raise ConfigError(what, where="pool.capacity", hint="raise it, or take fewer prompts")
         self._task, self._config, self._rng = prompts, config, Random(seed)
         self._grown: set[str] = set()  # ids that are not the task's
         self._archive: dict[str, Archived] = {}  # longest archived first
@@ -137,7 +137,7 @@ class Pool:
             DataError: the id is in the pool, in the archive or the task's, or `difficulty` is out of bounds.
         """
         if prompt.id in self._records or prompt.id in self._archive or prompt.id in self._forgotten:
-            raise DataError(f"prompt id '{prompt.id}' is not unique", "prompt pool", mend="give it its own id")
+            raise DataError(f"prompt id '{prompt.id}' is not unique", "prompt pool", hint="give it its own id")
         record = Record(prompt, self._rng.random(), alarm_base=self._strategy.clock)
         if (parent := self._records.get(parent_id)) is not None:
             self._lineage.link(prompt.id, parent_id, difficulty)
@@ -193,7 +193,7 @@ class Pool:
         """
         saved = parse(state, self._task)
         if self._config.capacity is not None and len(saved.records) > self._config.capacity:
-            raise ConfigError(f"the state has {len(saved.records)} prompts", "pool.capacity", mend="raise it")
+            raise ConfigError(f"the state has {len(saved.records)} prompts", "pool.capacity", hint="raise it")
         self._rng, self._grown, self._lineage = saved.rng, saved.grown, saved.lineage
         self._archive, self._forgotten, self._gauges = saved.archive, saved.forgotten, saved.gauges
         self._fill(saved.records, saved.cooling, saved.retired)

@@ -95,8 +95,8 @@ def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if version != VERSION:
-        mend = "resume with the qarl that wrote it, or start over with run.resume=false"
-        raise CheckpointError(f"version {version}, this qarl reads {VERSION}", WHERE, mend)
+        hint = "resume with the qarl that wrote it, or start over with run.resume=false"
+        raise CheckpointError(f"version {version}, this qarl reads {VERSION}", WHERE, hint)
     try:
         saved = _parse(state, {prompt.id: prompt for prompt in task})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, DataError) as error:
@@ -152,7 +152,7 @@ def _check_ids(ids: set[str], by_id: Mapping[str, Prompt]) -> None:
     foreign = sorted(ids ^ by_id.keys())
     if foreign:
         what = f"{len(foreign)} prompt ids are not in both the state and the task, first '{foreign[0]}'"
-        raise CheckpointError(what, WHERE, mend="resume with the task data that the run began with")
+        raise CheckpointError(what, WHERE, hint="resume with the task data that the run began with")
 
 
 def _unpack(kind: str, text: str, length: int) -> array[Any]:

@@ -64,7 +64,7 @@ def check_counts(**counts: int) -> None:
     """Raises DataError when a count is negative or above LAST_STEP: no later state could be read back."""
     for name, count in counts.items():
         if not 0 <= count <= LAST_STEP:
-            raise DataError(f"{name} is {count}", where="prompt pool", mend=f"it counts from 0 to {LAST_STEP} at most")
+            raise DataError(f"{name} is {count}", where="prompt pool", hint=f"it counts from 0 to {LAST_STEP} at most")
 
 
 def is_flat(result: GroupResult) -> bool:
@@ -74,7 +74,7 @@ def is_flat(result: GroupResult) -> bool:
     if least >= 0.0 and most <= 1.0 and not math.isnan(sum(rewards)):  # the sum is NaN when one of them is
         return least == most
     what = f"rewards {list(rewards)} are not one or more numbers in [0, 1]"
-    raise DataError(what, where=f"prompt '{result.prompt_id}'", mend="check the verifier")
+    raise DataError(what, where=f"prompt '{result.prompt_id}'", hint="check the verifier")
 
 
 class Statistics:

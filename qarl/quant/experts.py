@@ -50,7 +50,7 @@ def covers_experts(scheme: QuantScheme, name: str, stack: Any) -> bool:
         raise ConfigError(
             f"the engine runs the experts of {name} together, of which only some are quantized",
             where="rollout.ignore",
-            mend="ignore all of them ('re:.*mlp.experts.*') or none",
+            hint="ignore all of them ('re:.*mlp.experts.*') or none",
         )
     return covered == {True}
 
@@ -70,7 +70,7 @@ def check_engine(scheme: QuantScheme, config: dict[str, Any], dtype: str, device
         raise KernelError(
             f"vLLM has no known kernel for experts in {scheme.name} with {dtype} on {device}{lacks}",
             where="rollout.scheme",
-            mend="add 're:.*mlp.experts.*' to rollout.ignore: experts then stay in high precision on both sides",
+            hint="add 're:.*mlp.experts.*' to rollout.ignore: experts then stay in high precision on both sides",
         )
 
 
@@ -106,7 +106,7 @@ class QuantizedExperts(Experts):
             raise KernelError(
                 f"no 'engine' kernel for experts in {scheme.name} on cpu without AVX-512",
                 where="learner.kernel",
-                mend="set it to 'auto' or 'torch'",
+                hint="set it to 'auto' or 'torch'",
             )
         self.engine = has_op and kind in ("auto", "engine") and engine_ops.available()
         low_bit_input = self.format_.activation_bits < 16  # weight-only kernels take the model's dtype
@@ -123,7 +123,7 @@ class QuantizedExperts(Experts):
                 try:
                     self._parts[part] = self.format_.quantize(weight, *shared)
                 except KernelError as error:
-                    raise KernelError(error.what, where=f"{self.name}.{part}", mend=error.mend) from error
+                    raise KernelError(error.what, where=f"{self.name}.{part}", hint=error.hint) from error
         return self._parts
 
     def quantized(self) -> Quantized:

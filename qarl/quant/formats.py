@@ -62,7 +62,7 @@ def engine_kernels(scheme: QuantScheme, device: str) -> tuple[str, ...]:
         raise ConfigError(
             f"vLLM has no {scheme.name} kernel on {device}",
             where="rollout.scheme",
-            mend=f"take {_others(device)} or none there, or run on another device",
+            hint=f"take {_others(device)} or none there, or run on another device",
         )
     return tuple(k.name for k in (*format_.engine_kernels, *format_.expert_kernels) if k.device == device)
 
@@ -75,7 +75,7 @@ def check_processor(scheme: QuantScheme, device: str) -> None:
         raise ConfigError(
             f"vLLM has no {scheme.name} kernel on a processor without AVX-512",
             where="rollout.scheme",
-            mend=f"take {_others(device, avx512=False)} or none there, or run on another machine",
+            hint=f"take {_others(device, avx512=False)} or none there, or run on another machine",
         )
 
 

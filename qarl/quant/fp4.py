@@ -36,7 +36,7 @@ def quantize_mx(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     groups = weight_NK.detach().float().unflatten(1, (-1, MX_GROUP))
     amax_NG1 = finite_amax(groups)
     if (amax_NG1 >= 1.75 * 2.0**127).any():
-        raise KernelError("a weight rounds to infinity in mxfp4", mend="lower the learning rate, check the loss")
+        raise KernelError("a weight rounds to infinity in mxfp4", hint="lower the learning rate, check the loss")
     exponent_NG1 = _mx_exponent(amax_NG1)
     return pack(encode(groups / _power(exponent_NG1))), exponent_NG1.squeeze(2)
 

@@ -129,5 +129,5 @@ def check_cuda_shape(q_NK: Tensor) -> None:
     if n % CUDA_MULTIPLE or k % CUDA_MULTIPLE:
         raise KernelError(
             f"torch's fp8 GEMM on cuda needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}",
-            mend="add the layer to rollout.ignore",
+            hint="add the layer to rollout.ignore",
         )

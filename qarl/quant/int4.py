@@ -79,7 +79,7 @@ def engine_w4a16_layout(q_NK: Tensor) -> Tensor:
     if n % CPU_MULTIPLE or k % CPU_MULTIPLE:
         raise KernelError(
             f"the CPU W4A16 kernel needs N and K divisible by {CPU_MULTIPLE}, got N={n} K={k}",
-            mend="add the layer to rollout.ignore",
+            hint="add the layer to rollout.ignore",
         )
     return pack(q_NK.t().contiguous()).view(k, -1, 16 // NIBBLES).permute(1, 0, 2).reshape(-1, k * 2).contiguous()
 

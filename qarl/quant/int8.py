@@ -40,7 +40,7 @@ def finite_amax(weight: Tensor) -> Tensor:
     amax = weight.abs().amax(dim=-1, keepdim=True)
     if not torch.isfinite(amax).all():
         rows = (~torch.isfinite(amax)).nonzero()[:, 0].unique()[:3].tolist()
-        raise KernelError(f"NaN or infinity in weight rows {rows}", mend="lower the learning rate, check the loss")
+        raise KernelError(f"NaN or infinity in weight rows {rows}", hint="lower the learning rate, check the loss")
     return amax
 
 
@@ -72,7 +72,7 @@ def int8_gemm(q_x_MK: Tensor, q_w_NK: Tensor) -> Tensor:
         if k % CUDA_MULTIPLE or n % CUDA_MULTIPLE:
             raise KernelError(
                 f"CUDA int8 GEMM needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}",
-                mend="add the layer to rollout.ignore",
+                hint="add the layer to rollout.ignore",
             )
         if m <= 16:  # cuBLASLt refuses fewer rows than 17; zero rows change nothing.
             padded = q_x_MK.new_zeros(17, k)

@@ -84,12 +84,12 @@ def find_kernel(format_: Format, device: str, dtype: torch.dtype, kind: KernelKi
         raise KernelError(
             f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {format_.name} on {device}{lacks}",
             where="learner.kernel",
-            mend=f"set it to {' or '.join(map(repr, kinds))}, or take another rollout.scheme",
+            hint=f"set it to {' or '.join(map(repr, kinds))}, or take another rollout.scheme",
         )
     if fitting[0].bfloat16_only and dtype != torch.bfloat16:
         raise KernelError(
             f"the {fitting[0].kind!r} {format_.name} kernel on {device} computes in bfloat16",
-            mend="set model.dtype=bfloat16",
+            hint="set model.dtype=bfloat16",
         )
     return fitting[0]
 
@@ -113,7 +113,7 @@ def check_capability(name: SchemeName, kernel: LearnerKernel, capability: int) -
         f"torch's {name} kernel needs a GPU of compute capability {low / 10}{'' if low == high else ' or more'}, this "
         f"one has {capability / 10}",
         where="rollout.scheme",
-        mend=f"take {' or '.join(others)} there",
+        hint=f"take {' or '.join(others)} there",
     )
 
 

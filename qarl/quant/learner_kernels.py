@@ -35,7 +35,7 @@ def w4a16_triton(dtype: torch.dtype) -> Kernel:
         raise KernelError(
             "the W4A16 kernel on CUDA needs triton, which is not installed",
             where="learner.kernel",
-            mend="install triton, or set it to 'torch' or 'reference'",
+            hint="install triton, or set it to 'torch' or 'reference'",
         )
     from qarl.quant.triton_w4a16 import w4a16_linear
 

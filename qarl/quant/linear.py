@@ -56,13 +56,13 @@ class QuantizedLinear(nn.Linear):
                 raise KernelError(
                     f"shares its scale with {', '.join(self.siblings)}, whose largest magnitude was not taken",
                     where=self.name,
-                    mend="call requantize(model, gather)",
+                    hint="call requantize(model, gather)",
                 )
             shared = (self.amax,) if self.format_.joint else ()
             try:
                 self._quantized = self.format_.quantize(self.weight.detach(), *shared)
             except KernelError as error:
-                raise KernelError(error.what, where=self.name, mend=error.mend) from error
+                raise KernelError(error.what, where=self.name, hint=error.hint) from error
         return self._quantized
 
     def requantize(self) -> None:
@@ -151,7 +151,7 @@ def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, format
             raise ConfigError(
                 f"the engine fuses {name} with {sibling}, of which only one is quantized",
                 where="rollout.ignore",
-                mend="ignore both or none",
+                hint="ignore both or none",
             )
     (n, k), fused = shapes[name], [sibling for sibling in scheme.siblings(name) if sibling in shapes]
     for features, multiple, side in (
@@ -159,11 +159,11 @@ def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, format
         (n, format_.n_multiple if name != fused[-1] else 1, "output"),
     ):
         if features % multiple:
-            mend = ", or set a rollout.group_size that divides it" if scheme.grouped else ""
+            hint = ", or set a rollout.group_size that divides it" if scheme.grouped else ""
             raise ConfigError(
                 f"{scheme.name} needs {side} features divisible by {multiple}, {name} has {features}",
                 where="rollout.scheme",
-                mend=f"add '{name}' to rollout.ignore{mend}",
+                hint=f"add '{name}' to rollout.ignore{hint}",
             )
 
 
@@ -200,8 +200,8 @@ def requantize(model: nn.Module, gather: Gather = gather_nothing) -> None:
 
 def _amax(layer: QuantizedLinear) -> Tensor:
     if layer.weight.numel() != layer.in_features * layer.out_features:
-        raise KernelError("its weight is sharded", where=layer.name, mend="give requantize the model's gather")
+        raise KernelError("its weight is sharded", where=layer.name, hint="give requantize the model's gather")
     try:
         return finite_amax(layer.weight.detach()).max()
     except KernelError as error:
-        raise KernelError(error.what, where=layer.name, mend=error.mend) from error
+        raise KernelError(error.what, where=layer.name, hint=error.hint) from error

@@ -27,7 +27,7 @@ def split_outliers(model: Any, channels: int) -> None:
     Source: Zhao et al., arXiv 1901.09504 (outlier channel splitting); Bit-by-Bit uses it before low-bit stages.
     """
     if channels < 1:
-        raise ConfigError(f"cannot split {channels} channels", mend="give a positive number")
+        raise ConfigError(f"cannot split {channels} channels", hint="give a positive number")
     for index, layer in enumerate(model.model.layers):
         mlp = layer.mlp
         if not all(isinstance(getattr(mlp, f"{part}_proj", None), nn.Linear) for part in ("gate", "up", "down")):

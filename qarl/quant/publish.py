@@ -84,12 +84,12 @@ def write_engine_config(directory: Path, source: Path, scheme: QuantScheme) -> N
 def unquantized_config(model: Path) -> dict[str, Any]:
     """The `config.json` of a model folder. Raises ModelError when there is none, or the model is quantized already."""
     if not (model / "config.json").is_file():
-        raise ModelError("holds no config.json", where=str(model), mend="give a Hugging Face model folder")
+        raise ModelError("holds no config.json", where=str(model), hint="give a Hugging Face model folder")
     config: dict[str, Any] = json.loads((model / "config.json").read_text())
     if quantization := config.get("quantization_config"):
         raise ModelError(
             f"is quantized already ({quantization.get('quant_method', 'unknown method')})",
             where=str(model),
-            mend="give the full-precision model; qarl quantizes it as rollout.scheme says",
+            hint="give the full-precision model; qarl quantizes it as rollout.scheme says",
         )
     return config

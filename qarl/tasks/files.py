@@ -78,10 +78,10 @@ def _saved_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
     folder = Path(path)
     if (folder / SPLITS_FILE).is_file():
         splits = json_object((folder / SPLITS_FILE).read_bytes(), f"{path}/{SPLITS_FILE}").get("splits")
-        raise DataError(f"holds the splits {splits}", where=path, mend=f"name one of them, such as {path}/train")
+        raise DataError(f"holds the splits {splits}", where=path, hint=f"name one of them, such as {path}/train")
     if not (folder / STATE_FILE).is_file():
-        mend = "make it with Dataset.save_to_disk, or name a file in it"
-        raise DataError(f"a folder without {STATE_FILE}, which `datasets` writes", where=path, mend=mend)
+        hint = "make it with Dataset.save_to_disk, or name a file in it"
+        raise DataError(f"a folder without {STATE_FILE}, which `datasets` writes", where=path, hint=hint)
     state = json_object((folder / STATE_FILE).read_bytes(), f"{path}/{STATE_FILE}")
     try:
         yield from _rows(path, _batches([folder / file["filename"] for file in state["_data_files"]], columns))
@@ -111,4 +111,4 @@ def _rows(path: str, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[RawRow]
 def _check(schema: pyarrow.Schema, columns: set[str], where: str) -> None:
     if missing := columns.difference(schema.names):
         what = f"no column '{min(missing)}', there are {sorted(schema.names)}"
-        raise DataError(what, where=where, mend="set task.question_key, task.answer_key or task.level_key")
+        raise DataError(what, where=where, hint="set task.question_key, task.answer_key or task.level_key")

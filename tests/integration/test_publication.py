@@ -45,7 +45,7 @@ def refused(engine: VLLMEngine, policy: Policy, weights: WeightSource, reason: s
     with pytest.raises(PublicationError, match=reason) as caught:
         engine.load(weights)
     assert caught.value.where == f"rollout worker 0, weights version {weights.manifest.version}"
-    assert caught.value.mend == "version 1 is loaded again"
+    assert caught.value.hint == "version 1 is loaded again"
     assert engine.version == 1
     samples = engine.generate(requests(4, 20))
     assert {sample.version for sample in samples} == {1}
@@ -204,7 +204,7 @@ def test_a_version_that_cannot_be_put_back_is_told(loaded: VLLMEngine, policy: P
     loaded._held = gone  # what was loaded can no longer be read
     with pytest.raises(PublicationError, match=r"lm_head.weight is missing") as caught:
         loaded.load(replace(publish(changed.model, SCHEME, 2), tensors=publish(changed.model, SCHEME, 2).tensors[:-1]))
-    assert caught.value.mend == (
+    assert caught.value.hint == (
         "version 1 could not be loaded again (ConnectionError: the learner's node is gone): no weights are loaded"
     )
     assert loaded.version == -1

@@ -116,7 +116,7 @@ def test_weights_over_vllms_transfer_engine(run: Run) -> None:
     with pytest.raises(PublicationError, match="differs from its digest") as caught:
         run.publish(3)
     assert caught.value.where == "rollout worker 1, weights version 3"
-    assert caught.value.mend == "version 2 is loaded again"
+    assert caught.value.hint == "version 2 is loaded again"
 
     # ... and is one of those that the version after it is sent to.
     run.check(run.publish(4), 4)

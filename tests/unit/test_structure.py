@@ -187,11 +187,11 @@ def test_every_error_survives_the_trip_between_processes() -> None:
     kinds = set(subclasses(QarlError))
     assert len(kinds) >= 11
     for kind in kinds:
-        error = kind("a fact", "a place", "a mend")
+        error = kind("a fact", "a place", "a hint")
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is kind
-        assert (again.what, again.where, again.mend) == ("a fact", "a place", "a mend")
-        assert str(again) == str(error) == "a place: a fact; a mend"
+        assert (again.what, again.where, again.hint) == ("a fact", "a place", "a hint")
+        assert str(again) == str(error) == "a place: a fact; a hint"
         assert again.exit_code == error.exit_code
 
 
@@ -200,7 +200,7 @@ def test_every_error_survives_the_trip_between_processes() -> None:
     [
         (QarlError("fact"), "fact"),
         (QarlError("fact", "place"), "place: fact"),
-        (QarlError("fact", mend="mend"), "fact; mend"),
+        (QarlError("fact", hint="hint"), "fact; hint"),
     ],
 )
 def test_an_error_is_one_line(error: QarlError, line: str) -> None:

@@ -20,7 +20,7 @@ CALLS = 20  # of a layer, in one timed run: a single one would be over before th
 def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
     """The lines of the report, as soon as each is known. Raises ResourceError where there is no CUDA device."""
     if not torch.cuda.is_available():
-        raise ResourceError("no CUDA device on this machine", mend="run it where there is one")
+        raise ResourceError("no CUDA device on this machine", hint="run it where there is one")
     yield f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, {rounds} rounds"
     yield from bench_on(torch.device("cuda"), hidden, tokens, rounds)
 

@@ -98,7 +98,7 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
             print(f"{name}: left out: {error}", flush=True)
             reason = error
         except BrokenProcessPool:
-            raise RolloutError(f"the process of {name} died", mend="fewer --num-sequences take less memory") from None
+            raise RolloutError(f"the process of {name} died", hint="fewer --num-sequences take less memory") from None
         else:
             write_report(out, cells)
     if not cells:

@@ -64,7 +64,7 @@ def choose_device(config: Config, name: str | None) -> Device:
     found = [gpu for gpu in GPUS if gpu.name in own]
     if not found:
         known = ", ".join(gpu.name for gpu in GPUS)
-        raise ConfigError(f"which GPU? This machine has {own}", where="--device", mend=f"name one of {known}")
+        raise ConfigError(f"which GPU? This machine has {own}", where="--device", hint=f"name one of {known}")
     return found[0]
 
 

@@ -153,11 +153,11 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
     try:
         run = PlannedRun(arm, seed, (str(base), *overrides), load_config(base, overrides))
     except ConfigError as error:
-        raise ConfigError(error.what, f"{study.path}, arm {arm}", error.mend) from None
+        raise ConfigError(error.what, f"{study.path}, arm {arm}", error.hint) from None
     try:
         check_same_run(run.config, run.folder)
     except ConfigError as error:
-        raise ConfigError(error.what, mend="remove the folder to make that run again") from None
+        raise ConfigError(error.what, hint="remove the folder to make that run again") from None
     return run
 
 

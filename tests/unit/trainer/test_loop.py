@@ -113,7 +113,7 @@ def test_divergence_names_the_sequence_and_the_step(tmp_path: Path, monkeypatch:
     run = Run(tmp_path, make_config(train={"steps": 1}))
 
     def diverge(minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
-        raise DivergenceError(f"NaN in {[s.id for m in minibatches for s in m][:GROUP]}", mend="stop")
+        raise DivergenceError(f"NaN in {[s.id for m in minibatches for s in m][:GROUP]}", hint="stop")
 
     monkeypatch.setattr(run.learner, "update", diverge)
     with pytest.raises(DivergenceError, match=r"^step 1: NaN in \['(p\d+)#0', '\1#1', '\1#2', '\1#3'\]; stop$"):

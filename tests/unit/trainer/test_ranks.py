@@ -76,13 +76,13 @@ def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
     sending = LearnerGroup(group.ranks, transfer=lambda: [], timeout_s=1.0)
     with pytest.raises(PublicationError, match="transfer of weights version 7: did not end within 1 s") as caught:
         sending.publish(7)
-    assert caught.value.mend == "the same command continues from the last checkpoint"
+    assert caught.value.hint == "the same command continues from the last checkpoint"
 
 
 def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
     with pytest.raises(QarlError, match="a learner rank died during save") as caught:
         group.save(str(tmp_path))
-    assert caught.value.mend == "the same command continues from the last checkpoint"
+    assert caught.value.hint == "the same command continues from the last checkpoint"
     assert "\n" not in str(caught.value)
 
 

@@ -158,18 +158,18 @@ def test_setup_never_puts_one_engine_on_top_of_the_other(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pip_says", "mend"),
+    ("pip_says", "hint"),
     [
         ("ERROR: No matching distribution found for torch==2.13.0+cpu", "PIP_EXTRA_INDEX_URL"),
         ("ERROR: Could not build wheels for deepspeed", ".venv/install.log"),
     ],
 )
-def test_setup_explains_a_failed_install_and_tries_again(tree: Path, pip_says: str, mend: str) -> None:
+def test_setup_explains_a_failed_install_and_tries_again(tree: Path, pip_says: str, hint: str) -> None:
     (tree / "pip_says").write_text(f"Collecting something\n{pip_says}\n")
     done = setup(tree)
     assert done.returncode == 1
     assert pip_says in done.stderr
-    assert mend in done.stderr.splitlines()[-1]
+    assert hint in done.stderr.splitlines()[-1]
     assert pip_says in (tree / ".venv/install.log").read_text()
 
     (tree / "pip_says").unlink()

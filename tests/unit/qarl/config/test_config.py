@@ -1,4 +1,4 @@
-"""The config tree is strict, documented, and its errors name the mend."""
+"""The config tree is strict, documented, and its errors name the hint."""
 
 from __future__ import annotations
 

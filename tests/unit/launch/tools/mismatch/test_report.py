@@ -162,7 +162,7 @@ def test_a_format_without_a_kernel_is_left_out(
 ) -> None:
     def measured(asked: Comparison, scheme: QuantScheme, dtype: str, prompts: list[Prompt]) -> list[Cell]:
         if dtype == "float32":
-            raise error("no kernel", mend="another dtype")
+            raise error("no kernel", hint="another dtype")
         return [make_cell(scheme.label, gap("learner", "engine", 0))]
 
     monkeypatch.setattr(mismatch, "_in_own_process", measured)
