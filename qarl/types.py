@@ -5,8 +5,9 @@ Suffixes: _T response tokens of one sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,8 @@ class Prompt:
     """One problem.
 
     `id` is unique and stable across runs; `answer` is what the verifier compares with; `level` is a
-    label for reports (0 when the data has none); `token_ids` are the prompt's tokens, special tokens included.
+    label for reports (0 when the data has none); `token_ids` are the prompt's tokens, special tokens included;
+    `verifier_kwargs` are what the verifier of this row takes besides the answer.
     """
 
     id: str
@@ -25,6 +27,7 @@ class Prompt:
     answer: str
     token_ids: tuple[int, ...]
     level: int = 0
+    verifier_kwargs: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The verifier process: `python -m rewards.child FD FUNCTION TIMEOUT_S KWARGS`, started by `rewards.service`.
 
 Over the inherited socket FD it says once that it is ready ("", or why it is not), then answers each chunk of
-(text, finish_reason, answer) with one (reward, error) per sample, in order. It ends when the socket closes.
-FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON. Besides the standard library it imports the
-verifier, and `qarl.hooks`, which finds it.
+(text, finish_reason, answer, kwargs of the row) with one (reward, error) per sample, in order. It ends when the socket
+closes. FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON. Besides the standard library it imports
+the verifier, and `qarl.hooks`, which finds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 
 from qarl.hooks import load_function
 
-Verifier = Callable[[str, str, str], float]
+Verifier = Callable[..., float]
 
 # The parent kills a verifier at its time-out. Only one whose parent is gone lives this much longer.
 ORPHAN_GRACE_S = 2.0
@@ -34,19 +34,19 @@ def main() -> None:
     connection.send("")
     try:
         while True:
-            for text, finish_reason, answer in connection.recv():
+            for text, finish_reason, answer, kwargs in connection.recv():
                 # A watchdog outside of the interpreter: it also ends code that never lets go of the GIL.
                 faulthandler.dump_traceback_later(float(sys.argv[3]) + ORPHAN_GRACE_S, exit=True)
-                outcome = _judge(verify, text, finish_reason, answer)
+                outcome = _judge(partial(verify, text, finish_reason, answer, **kwargs))
                 faulthandler.cancel_dump_traceback_later()
                 connection.send(outcome)
     except (EOFError, ConnectionError):
         return
 
 
-def _judge(verify: Verifier, text: str, finish_reason: str, answer: str) -> tuple[float, str]:
+def _judge(verify: Callable[[], float]) -> tuple[float, str]:
     try:
-        reward = float(verify(text, finish_reason, answer))
+        reward = float(verify())
         if not 0.0 <= reward <= 1.0:
             raise ValueError(f"reward {reward} is not in [0, 1]")
     except BaseException as error:  # noqa: BLE001 - whatever a verifier raises costs one sample, not the run

@@ -20,7 +20,11 @@ from qarl.config.run import RewardConfig
 from qarl.errors import QarlError
 from qarl.types import Sample, Score
 
-VERIFIERS = {"exact": "rewards.exact:verify", "math": "rewards.math:verify"}
+VERIFIERS = {
+    "exact": "rewards.exact:verify",
+    "math": "rewards.math:verify",
+    "reasoning_gym": "rewards.reasoning_gym:verify",
+}
 START_LIMIT_S = 60.0
 MAX_CHUNK = 32
 
@@ -37,7 +41,7 @@ class ProcessRewardService:
         config: which verifier, how many processes, seconds per sample.
         on_fault: takes one line per failed sample.
         verifier: "module:function" or "file.py:function" in place of the one that `config` names; called with
-            (text, finish_reason, answer, **config.kwargs), returns a reward in [0, 1].
+            (text, finish_reason, answer, **config.kwargs, **prompt.verifier_kwargs), returns a reward in [0, 1].
 
     Raises:
         QarlError: a process cannot start.
@@ -161,7 +165,10 @@ class _Child:
 
     def give(self, chunk: Sequence[Numbered]) -> None:
         self.given.extend(chunk)
-        message: list[Any] = [(sample.text, sample.finish_reason, sample.prompt.answer) for _, sample in chunk]
+        message: list[Any] = [
+            (sample.text, sample.finish_reason, sample.prompt.answer, sample.prompt.verifier_kwargs)
+            for _, sample in chunk
+        ]
         # A child that died this instant shows when its answer is awaited.
         with contextlib.suppress(OSError):
             self.connection.send(message)

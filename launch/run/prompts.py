@@ -26,7 +26,7 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
         if config.model.build and not Path(config.model.path).exists()
         else AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
     )
-    task = make_task(config.task, encoder(tokenizer, config.task.chat))
+    task = make_task(config.task, encoder(tokenizer, config.task))
     loaded = task.load(config.seed, max(config.eval.num_prompts, config.eval.final_num_prompts), log)
     room = config.rollout.max_model_len - config.rollout.sampling.max_new_tokens
     train, heldout = ([p for p in prompts if len(p.token_ids) <= room] for prompts in loaded)

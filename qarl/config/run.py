@@ -35,9 +35,9 @@ class RunConfig(Node):
 
 
 class RewardConfig(Node):
-    kind: Literal["exact", "math", "custom"] = "exact"
+    kind: Literal["exact", "math", "reasoning_gym", "custom"] = "exact"
     """`exact`: the whole completion equals the answer and ends itself. `math`: Math-Verify on the last answer.
-    `custom`: `reward.function`."""
+    `reasoning_gym`: the scorer of the generator that made the problem. `custom`: `reward.function`."""
     function: str | None = None
     """The function of a custom reward, `(text, finish_reason, answer, **kwargs) -> reward in [0, 1]`:
     `module:function` or `path/to/file.py:function`."""
@@ -242,6 +242,15 @@ class Config(Node):
             raise ValueError(
                 f"pool.augment.validator.kind: task {self.task.kind} has no program to check with; use vote or teacher"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _generated_problems_have_their_scorer(self) -> Config:
+        generated = self.task.kind == "reasoning_gym"
+        if generated != (self.reward.kind == "reasoning_gym"):
+            raise ValueError("reward.kind: reasoning_gym belongs to task.kind reasoning_gym, and no other kind does")
+        if generated and self.pool.augment.per_step:
+            raise ValueError("pool.augment.per_step: reasoning_gym scores only its own problems; set it to 0")
         return self
 
     @model_validator(mode="after")

@@ -7,10 +7,15 @@ from typing import Any
 
 from qarl.config.task import TaskConfig
 from qarl.tasks.dataset import DatasetTask
+from qarl.tasks.reasoning_gym import ReasoningGymTask
 from qarl.tasks.sorting import SortingTask
 from qarl.tasks.task import Encode, Task
 
-KINDS: dict[str, Callable[[Any, Encode], Task]] = {"sorting": SortingTask, "dataset": DatasetTask}
+KINDS: dict[str, Callable[[Any, Encode], Task]] = {
+    "sorting": SortingTask,
+    "dataset": DatasetTask,
+    "reasoning_gym": ReasoningGymTask,
+}
 """The class of each `task.kind`."""
 
 
@@ -20,5 +25,5 @@ def no_tokenizer(text: str) -> Sequence[int]:
 
 
 def make_task(config: TaskConfig, encode: Encode = no_tokenizer) -> Task:
-    """The task that `config` describes. Raises ConfigError: bad levels or template."""
+    """The task that `config` describes. Raises ConfigError: bad levels, template or generators."""
     return KINDS[config.kind](config, encode)

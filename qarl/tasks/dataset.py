@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qarl.config.task import DatasetTaskConfig
-from qarl.errors import ConfigError, DataError
+from qarl.errors import DataError
 from qarl.tasks.files import raw_rows
-from qarl.tasks.task import Encode, Log, Task, log_shortage, take_evenly
+from qarl.tasks.task import Encode, Log, Task, log_shortage, split_template, take_evenly
 from qarl.tasks.text import plain, words
 from qarl.types import Prompt
 
@@ -26,9 +26,7 @@ class DatasetTask(Task):
     def __init__(self, config: DatasetTaskConfig, encode: Encode) -> None:
         super().__init__(encode)
         self._config = config
-        self._before, found, self._after = config.prompt_template.partition("{question}")
-        if not found or "{question}" in self._after:
-            raise ConfigError("'{question}' does not occur in it once", "task.prompt_template")
+        self._before, self._after = split_template(config.prompt_template)
 
     def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
         train, heldout = load_rows(self._config, log)

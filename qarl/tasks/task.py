@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError
 from qarl.types import Prompt
 
@@ -90,19 +91,28 @@ class Task(ABC):
         return ()
 
 
-def encoder(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Encode:
+def encoder(tokenizer: PreTrainedTokenizerBase, config: TaskConfig) -> Encode:
     """Encodes a prompt's text; with `chat`, as one user turn. Raises ConfigError without a chat template."""
-    if not chat:
+    if not config.chat:
         return tokenizer.encode
     if not tokenizer.chat_template:
         raise ConfigError("the tokenizer has no chat template", "task.chat", "set task.chat=false")
+    system = [] if config.system_prompt is None else [{"role": "system", "content": config.system_prompt}]
+    kwargs = {**config.chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
 
     def encode(text: str) -> list[int]:
-        messages = [{"role": "user", "content": text}]
-        ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        ids: list[int] = tokenizer.apply_chat_template([*system, {"role": "user", "content": text}], **kwargs)
         return ids
 
     return encode
+
+
+def split_template(template: str) -> tuple[str, str]:
+    """What stands before and after `{question}`. Raises ConfigError unless it occurs once."""
+    before, found, after = template.partition("{question}")
+    if not found or "{question}" in after:
+        raise ConfigError("'{question}' does not occur in it once", "task.prompt_template")
+    return before, after
 
 
 def log_shortage(split: str, found: int, requested: int, log: Log) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,22 @@ def make_service(
 ) -> ProcessRewardService:
     config = RewardConfig(num_workers=workers, timeout_s=timeout_s)
     return ProcessRewardService(config, faults.append, verifier=f"{module}:verify")
+
+
+# --- rows with a verifier's arguments of their own
+
+
+def test_the_arguments_of_a_row_reach_its_verifier(tmp_path: Path) -> None:
+    row = '{"dataset": "chain_sum", "settings": {}, "entry": {"answer": "12"}, "answer_pattern": "[0-9]+"}'
+    prompts = [replace(make_sample("").prompt, verifier_kwargs=json.loads(row)), make_sample("").prompt]
+    samples = [replace(make_sample("So it is 12."), prompt=prompt) for prompt in prompts]
+    faults: list[str] = []
+    with ProcessRewardService(RewardConfig(kind="reasoning_gym"), faults.append) as service:
+        scores = service.score(samples)
+    assert scores[0] == Score(1.0)
+    assert scores[1].reward == 0.0
+    assert "missing 4 required keyword-only arguments" in scores[1].error
+    assert len(faults) == 1
 
 
 # --- exact

@@ -16,6 +16,7 @@ from qarl.config.run import Config
 from qarl.config.task import DatasetTaskConfig
 from qarl.errors import ConfigError
 
+GYM = "task={kind: reasoning_gym, datasets: [{name: chain_sum}]}"
 SHIPPED = sorted((Path(__file__).parents[4] / "configs").glob("*.yaml"))
 BATCH_INVARIANT = "rollout.batch_invariant=true"
 MINIMAL: dict[str, Any] = {"model": {"path": "models/x"}, "task": {"kind": "sorting"}}
@@ -186,6 +187,14 @@ def test_required_keys(missing: str) -> None:
         (["train.dynamic_sampling=1", "advantage.drop_zero_variance=false"], "train.dynamic_sampling"),
         (["objective.kind=grpo", "advantage.estimator=batch"], "advantage.drop_zero_variance"),
         (["objective.kind=reinforce_pp", "advantage.estimator=batch"], "objective.kind"),
+        (["reward.kind=reasoning_gym"], "reward.kind"),
+        ([GYM], "reward.kind"),
+        (
+            [GYM, "reward.kind=reasoning_gym", "pool.augment={per_step: 1, validator: {kind: vote}}"],
+            "pool.augment.per_step",
+        ),
+        (["task={kind: reasoning_gym, datasets: [{name: a}], answer_pattern: '('}"], "task.answer_pattern"),
+        (["model.build={}", f"model.fetch={{package: a, version: '1', sha256: {'a' * 64}}}"], "model.fetch"),
         (["pool.augment.template=Hello"], "pool.augment.template"),
         (["pool.augment.pattern='(a'"], "pool.augment.pattern"),
         (["pool.augment.pattern='(a)(b)'"], "pool.augment.pattern"),

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
+from launch.demo.tiny_model import make_tokenizer
+from qarl.config.task import DatasetTaskConfig, GymDatasetConfig, ReasoningGymTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, DataError
 from qarl.tasks import KINDS, dataset, make_task, sorting
-from qarl.tasks.task import take_evenly
+from qarl.tasks.task import encoder, take_evenly
 
 Notes = list[str]
 TEACHER = sorting.SortingTeacher([2])
@@ -127,13 +128,29 @@ def test_take_evenly(streams: list[list[int]], n: int) -> None:
 
 
 def test_every_kind_of_task_has_its_class_and_its_config_tells_what_it_has(tmp_path: Path) -> None:
-    configs = [SortingTaskConfig(), config_of(tmp_path, qa("a"), qa("b"))]
+    gym = ReasoningGymTaskConfig(datasets=[GymDatasetConfig(name="chain_sum")])
+    configs = [SortingTaskConfig(), config_of(tmp_path, qa("a"), qa("b")), gym]
     assert [config.kind for config in configs] == list(KINDS)
     for config in configs:
         task = make_task(config)
         assert (task.solve is not None) == config.has_program
         with pytest.raises(AssertionError, match="without a tokenizer"):
-            task.prompt("12", "12", 0)
+            task.prompt("12", "12", 1)
+
+
+def test_a_chat_has_the_system_turn_and_the_arguments_of_its_config(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(64)
+    with pytest.raises(ConfigError, match=r"task\.chat"):
+        encoder(tokenizer, config_of(tmp_path, qa("a"), qa("b")))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '0' if m.role == 'system' else '1' }}{{ m.content }}={% endfor %}"
+        "{% if add_generation_prompt %}{{ hint | default('9') }}{% endif %}"
+    )
+    keys = {"system_prompt": "2", "chat_template_kwargs": {"hint": "8"}}
+    cases = {"13=9": {}, "02=13=8": keys, "3": {"chat": False}}
+    for text, more in cases.items():
+        ids = encoder(tokenizer, config_of(tmp_path, qa("a"), qa("b"), **more))("3")
+        assert tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
 def test_demonstrations_never_show_a_heldout_answer() -> None:
