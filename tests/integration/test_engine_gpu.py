@@ -18,7 +18,7 @@ from qarl.config.policy import RolloutConfig
 from qarl.config.schedule import scheme_at
 from qarl.quant.publish import write_engine_config
 from rollout.engine import engine_env
-from tests.integration.test_transfer import Run
+from tests.support.transfer import Run
 
 pytestmark = pytest.mark.gpu
 

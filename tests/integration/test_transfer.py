@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import ray
 
@@ -18,18 +16,17 @@ from qarl.errors import PublicationError
 from qarl.quant.publish import write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import free_address
-from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
-from tests.support.fakes import FakeProver, wait_until_gone
+from tests.support.fakes import wait_until_gone
+from tests.support.transfer import REQUESTS, Run
 from tests.support.wire import without_gpus
 from trainer.learner import LearnerRank, learner_env
 from trainer.ranks import LearnerGroup
 
 ROOT = Path(__file__).parents[2]
 SCHEME = QuantScheme()
-REQUESTS = [SampleRequest(Prompt(str(i), "", "", (1, 4 + i)), i, 1.0, 12) for i in range(6)]
 
 
 class Rank(LearnerRank):
@@ -41,36 +38,6 @@ class Rank(LearnerRank):
 def make_engine(config: Config, folder: Path, damage: Path, worker: int) -> VLLMEngine:
     without_gpus(damage / str(worker))
     return VLLMEngine(folder, config.rollout, SCHEME, "bfloat16", "cpu", worker)
-
-
-@dataclass
-class Run:
-    fleet: RayFleet
-    learner: LearnerGroup
-    damage: Path
-    notes: list[str]
-
-    def publish(self, version: int) -> list[Sample]:
-        """A publication, and what every worker then samples."""
-        weights = self.learner.publish(version)
-        prover = FakeProver(REQUESTS)
-        self.fleet.load(weights, prover)
-        ((_, judged),) = prover.judged
-        return [sample for samples in judged.values() for sample in samples]
-
-    def learn(self, samples: list[Sample]) -> None:
-        batch = [TrainSequence.of(sample, (-1.0) ** i) for i, sample in enumerate(samples)]
-        self.learner.update([[replace(s, prox_logprobs_T=s.sampler_logprobs_T) for s in batch]])
-
-    def gaps(self, samples: list[Sample], version: int) -> list[float]:
-        """max |d log p| of each sample, which must be of `version`."""
-        assert [s.version for s in samples] == [version] * len(samples)
-        scored = self.learner.score([TrainSequence.of(sample) for sample in samples])
-        return [float(np.abs(row - s.logprobs_T).max()) for row, s in zip(scored, samples, strict=True)]
-
-    def check(self, samples: list[Sample], version: int) -> None:
-        """The engines sampled from the learner's weights: every log-prob is equal."""
-        assert set(self.gaps(samples, version)) == {0.0}
 
 
 @pytest.fixture

@@ -77,6 +77,12 @@ def imported(file: Path) -> set[str]:
     return found
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "tests").glob("**/test_*.py")), ids=name)
+def test_helpers_of_tests_lie_in_support(file: Path) -> None:
+    modules = {str(n.module) for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)}
+    assert {module for module in modules if ".test_" in module} == set()
+
+
 def modules(package: str) -> Iterator[str]:
     yield package
     path = importlib.import_module(package).__path__

@@ -11,8 +11,8 @@ import torch
 
 from qarl.errors import ObjectiveError
 from qarl.objectives.registry import compute_loss
+from tests.support.objective_configs import PLAIN, label
 from tests.support.objectives import random_batch
-from tests.unit.qarl.objectives.test_library import PLAIN, label
 
 FIELDS = {
     "learner": "logp_theta_BT",

@@ -11,7 +11,6 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qarl.config.objective import (
-    AdaptiveClip,
     CISPOConfig,
     DAPOConfig,
     DrGRPOConfig,
@@ -30,6 +29,7 @@ from qarl.config.objective import (
     TokenTIS,
 )
 from qarl.objectives.registry import compute_loss
+from tests.support.objective_configs import EVERY, WIDE, label
 from tests.support.objectives import (
     BATCHES,
     Batch,
@@ -41,60 +41,7 @@ from tests.support.objectives import (
     reference_loss,
 )
 
-WIDE: dict[str, Any] = {
-    "seq_clip_ratio_low": 0.1,
-    "seq_clip_ratio_high": 0.2,
-    "neg_seq_clip_ratio_low": 0.15,
-    "neg_seq_clip_ratio_high": 0.3,
-}
-PLAIN = [
-    TBPOConfig(),
-    TBPOConfig(**WIDE),
-    TBPOConfig(**WIDE, level="token"),
-    TBPOConfig(**WIDE, dual_clip=False),
-    TBPOConfig(**WIDE, correction=NoCorrection()),
-    TBPOConfig(**WIDE, positive_only=True),
-    GRPOConfig(),
-    GRPOConfig(clip_ratio_c=1.5, aggregation="token_mean"),
-    DrGRPOConfig(normalizer=7),
-    DAPOConfig(),
-    GSPOConfig(),
-    GSPOConfig(seq_clip_ratio_low=0.1, seq_clip_ratio_high=0.2),
-    CISPOConfig(),
-    CISPOConfig(is_clip_low=0.2, is_clip_high=0.3),
-    GBPOConfig(),
-    GBPOConfig(clip_ratio_high=0.05, aggregation="token_mean"),
-    OnPolicyConfig(),
-    OnPolicyConfig(aggregation="token_mean"),
-    RLOOConfig(),
-    ReinforcePPConfig(),
-]
-CORRECTIONS = [
-    NoCorrection(),
-    TokenTIS(cap=1.1),
-    SequenceTIS(cap=1.1),
-    TokenMask(low=0.8, high=1.3),
-    SequenceMask(low=0.9, high=1.1),
-    SequenceReject(low=0.9, high=1.1),
-]
-CORRECTED = [
-    base.model_copy(update={"correction": correction})
-    for base in (TBPOConfig(**WIDE), GRPOConfig(), GSPOConfig(), CISPOConfig(), OnPolicyConfig())
-    for correction in CORRECTIONS[1:]
-] + [
-    GRPOConfig(correction=AdaptiveClip(cap=1.1)),
-    DAPOConfig(correction=AdaptiveClip(cap=1.0), clip_ratio_c=1.5),
-    GBPOConfig(correction=TokenTIS(cap=1.1)),
-]
-EVERY = PLAIN + CORRECTED
 CONFIGS = st.sampled_from(EVERY)
-
-
-def label(config: Any) -> str:
-    changed = {
-        k: v.kind if hasattr(v, "kind") else v for k, v in config if k in config.model_fields_set and k != "kind"
-    }
-    return f"{config.kind}{changed or ''}"
 
 
 def token(config: Any, advantage: float, ratio: float, weight: float = 1.0) -> tuple[float, float]:

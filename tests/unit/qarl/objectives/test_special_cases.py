@@ -22,8 +22,8 @@ from qarl.config.objective import (
     SequenceTIS,
     TBPOConfig,
 )
+from tests.support.objective_configs import CORRECTIONS, EVERY, WIDE
 from tests.support.objectives import BATCHES, FULL_BATCHES, Batch, random_batch
-from tests.unit.qarl.objectives.test_library import CORRECTIONS, EVERY, WIDE
 
 
 def assert_same(batch: Batch, one: Any, other: Any, factor: float = 1.0) -> None:
