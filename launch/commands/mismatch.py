@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     from launch.demo.pretrained import fetch_missing
     from launch.demo.tiny_model import ensure_model
-    from launch.tools.mismatch.measure import PROFILES, Comparison, run
+    from launch.tools.mismatch.measure import Comparison, run
     from launch.tools.mismatch.report import WIDTH, render
     from qarl.config.io import load_config
     from qarl.quant.scheme import QuantScheme
@@ -48,20 +48,14 @@ def run(args: argparse.Namespace) -> int:
         fetch_missing(config, print)
         ensure_model(config.model, config.task, config.seed, print)
         model = config.model.path
-    requested = Comparison(
-        model=model,
-        schemes=[QuantScheme.of(s.name, args.ignore, s.group_size) for s in map(schemes().__getitem__, args.scheme)],
-        dtypes=args.dtype,
-        lengths=args.lengths,
-        profiles=PROFILES if "all" in args.numerics else args.numerics,
-        num_sequences=args.num_sequences,
-        prompt_tokens=args.prompt_tokens,
-        prompts=args.prompts,
-        lr=args.lr,
-        stale_model=args.stale_model,
-        kv_cache_gib=args.kv_cache_gib,
-        seed=args.seed,
-    )
-    Console(width=WIDTH).print(render(run(requested, args.out)))
+    options = {name: value for name, value in vars(args).items() if name in Comparison.__dataclass_fields__}
+    known = schemes()
+    options |= {
+        "model": model,
+        "schemes": [QuantScheme.of(known[s].name, args.ignore, known[s].group_size) for s in args.scheme],
+        "dtypes": args.dtype,
+        "profiles": PROFILES if "all" in args.numerics else args.numerics,
+    }
+    Console(width=WIDTH).print(render(run(Comparison(**options), args.out)))
     print(f"\n{args.out}/mismatch.json, {args.out}/mismatch.png")
     return 0

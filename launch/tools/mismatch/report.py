@@ -96,7 +96,7 @@ def render(cells: Sequence[Cell]) -> RenderableType:
 def _profiles(cells: Sequence[Cell]) -> Table:
     """A line a cell: mean |d log p| (k3 KL) of each learner against the sampler."""
     names = _names(cells, ("learner",))
-    table = _table("scheme", "dtype", "tokens", *(name for _, name in names))
+    table = Table("scheme", "dtype", "tokens", *(name for _, name in names), box=box.MARKDOWN)
     for cell in cells:
         found = {(gap.part, gap.name): gap for gap in cell.gaps}
         shown = [_with_k3(found[key]) if key in found else "-" for key in names]
@@ -106,7 +106,7 @@ def _profiles(cells: Sequence[Cell]) -> Table:
 
 def _sources(cells: Sequence[Cell]) -> Table:
     """A line a source, a column a cell: mean |d log p|."""
-    table = _table("part", "what differs", *(cell.title for cell in cells))
+    table = Table("part", "what differs", *(cell.title for cell in cells), box=box.MARKDOWN)
     for part, name in _names(cells, ("engine", "format", "rounding", "staleness")):
         found = [next((gap.mean for gap in cell.gaps if (gap.part, gap.name) == (part, name)), None) for cell in cells]
         table.add_row(part, name, *("-" if value is None else _number(value) for value in found))
@@ -118,13 +118,6 @@ def _names(cells: Sequence[Cell], parts: Sequence[Part]) -> list[tuple[Part, str
     return list(
         dict.fromkeys((gap.part, gap.name) for part in parts for c in cells for gap in c.gaps if gap.part == part)
     )
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.MARKDOWN)
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table
 
 
 def _with_k3(gap: Gap) -> str:

@@ -62,9 +62,8 @@ def collapsed(result: RunResult, metric: str, margin: float) -> bool:
 
 def common_level(by_arm: dict[str, list[RunResult]], metric: str) -> float | None:
     """The highest accuracy that every arm reaches: the lowest of the arms' best, each on its mean over the seeds."""
-    best = [max(mean_curve(results, metric).values(), default=math.nan) for results in by_arm.values()]
-    measured = [value for value in best if not math.isnan(value)]
-    return min(measured, default=None)
+    curves = [_by_step(results, metric).values() for results in by_arm.values()]
+    return min((max(map(fmean, values)) for values in curves if values), default=None)
 
 
 def rollouts_to(result: RunResult, metric: str, level: float) -> float | None:
@@ -81,12 +80,8 @@ def rollouts_to(result: RunResult, metric: str, level: float) -> float | None:
     return None
 
 
-def mean_curve(results: Sequence[RunResult], metric: str) -> dict[int, float]:
-    """By step, the mean over the runs that logged it there."""
-    return {step: fmean(values) for step, values in _by_step(results, metric).items()}
-
-
 def _by_step(results: Sequence[RunResult], metric: str) -> dict[int, list[float]]:
+    """By step, the values of the runs that logged the metric there."""
     found: dict[int, list[float]] = {}
     for result in results:
         for step, value in result.series.get(metric, {}).items():
@@ -140,7 +135,9 @@ def table(study: Study, by_arm: dict[str, list[RunResult]]) -> str:
             str(sum(result.status == "failed" for result in results)),
             spread(reached, "{:,.0f}") + (f", {len(reached)} of {len(ended)}" if len(reached) < len(ended) else ""),
         ]
-        cells += [spread(_means(results, name), "{:.3g}") for name in config.means]
+        for name in config.means:
+            means = [fmean(points.values()) for result in results if (points := result.series.get(name))]
+            cells.append(spread(means, "{:.3g}"))
         cells += [spread(_shares(results, name), "{:.2%}") for name in config.time_shares]
         rows.append(cells)
     lines = [header, ["---"] * len(header), *rows]
@@ -156,10 +153,6 @@ def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
     if min(values) == max(values):
         return form.format(values[0])
     return f"{form.format(fmean(values))} ({form.format(min(values))} to {form.format(max(values))})"
-
-
-def _means(results: Sequence[RunResult], metric: str) -> list[float]:
-    return [fmean(points.values()) for result in results if (points := result.series.get(metric))]
 
 
 def _shares(results: Sequence[RunResult], metric: str) -> list[float]:
