@@ -1,8 +1,11 @@
 """Estimate, from the config alone, whether a run fits its machines and whether quantized rollouts pay."""
 
 import argparse
+import os
+import sys
 
 from launch.arguments import add_config, positive_int, read_config
+from qarl.errors import ConfigError
 
 EXAMPLES = """\
   qarl plan quickstart
@@ -21,7 +24,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Print the plan; 1 when the run cannot work, and stderr says why."""
     config = read_config(args)
-    from launch.tools.plan.command import plan
+    import torch
+    from rich.console import Console
 
-    return plan(config, args.device, args.measure, args.json, args.prompt_tokens, args.response_tokens)
+    from launch.preflight import model_config
+    from launch.tools.plan.command import choose_device, render, to_json
+    from launch.tools.plan.measure import measure
+    from launch.tools.plan.planner import make_plan
+    from qarl.numerics.vllm_patch import PROCESS_ENV
+
+    model, device = model_config(config), choose_device(config, args.device)
+    if args.measure:
+        if device.kind == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(f"this machine has no {device.name} to measure", where="--measure")
+        os.environ.update(PROCESS_ENV)  # what engines and learners run under; oneDNN reads it at its first GEMM
+        device = measure(device)
+    plan = make_plan(config, model, device, args.prompt_tokens, args.response_tokens)
+    if args.json:
+        print(to_json(plan))
+    else:
+        Console().print(render(plan))
+    for fault in plan.faults:
+        print(f"qarl: {fault}", file=sys.stderr)
+    return 1 if plan.faults else 0

@@ -1,53 +1,18 @@
-"""`qarl plan`: prints whether a run fits its machines and whether quantized rollouts pay."""
+"""The device of a plan, and the plan as JSON and as tables."""
 
 import json
-import os
-import sys
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
-from launch.preflight import model_config
 from launch.tools.plan.devices import GPUS, Device, device_called
-from launch.tools.plan.measure import measure
-from launch.tools.plan.planner import make_plan
 from launch.tools.plan.result import Plan
 from qarl.config.run import Config
 from qarl.errors import ConfigError
-from qarl.numerics.vllm_patch import PROCESS_ENV
-
-
-def plan(
-    config: Config,
-    device_name: str | None,
-    measured: bool,
-    as_json: bool,
-    prompt_tokens: int | None,
-    response_tokens: int | None,
-) -> int:
-    """Print the plan; returns 1 when the run cannot work, and says why on stderr.
-
-    Raises:
-        UsageError: there is no model config, the device is unknown, or `measured` asks for a GPU that is not here.
-    """
-    model = model_config(config)
-    device = choose_device(config, device_name)
-    if measured:
-        if device.kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"this machine has no {device.name} to measure", where="--measure")
-        os.environ.update(PROCESS_ENV)  # what engines and learners run under; oneDNN reads it at its first GEMM
-        device = measure(device)
-    result = make_plan(config, model, device, prompt_tokens, response_tokens)
-    if as_json:
-        print(to_json(result))
-    else:
-        Console().print(render(result))
-    for fault in result.faults:
-        print(f"qarl: {fault}", file=sys.stderr)
-    return 1 if result.faults else 0
 
 
 def choose_device(config: Config, name: str | None) -> Device:
@@ -152,9 +117,8 @@ def _steps(result: Plan) -> Table:
 
 
 def _gains(result: Plan) -> Table:
-    table = _table(
-        f"{result.own.scheme} against full precision", "", *("",) * max(len(result.by_batch), len(result.by_response))
-    )
+    width = max(len(result.by_batch), len(result.by_response))
+    table = _table(f"{result.own.scheme} against full precision", "", *[""] * width)
     for title, gains in (("sequences per engine", result.by_batch), ("response tokens", result.by_response)):
         table.add_row(title, *(f"{size:,}" for size in gains))
         table.add_row("  speed-up", *(f"{gain:.2f}x" for gain in gains.values()))
@@ -162,16 +126,9 @@ def _gains(result: Plan) -> Table:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=title,
-        box=SIMPLE_HEAD,
-        title_justify="left",
-        caption_justify="left",
-        header_style="dim",
-        padding=(0, 1, 0, 0),
-    )
-    table.show_header = any(columns)
-    table.show_edge = False
+    looks: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "header_style": "dim"}
+    shown = any(columns)
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=shown, show_edge=False, **looks)
     for index, name in enumerate(columns):
         table.add_column(name, justify="left" if index == 0 and not name else "right", no_wrap=True)
     return table
