@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from qarl.errors import PublicationError
 from qarl.numerics import engine_ops
+from qarl.numerics.dense import DenseWeight
 from qarl.numerics.moe import Experts
 from qarl.quant.experts import PARTS
 from qarl.quant.formats import format_of
@@ -37,7 +38,7 @@ def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme) -> N
 
     Embeddings and norms are compared byte by byte. A linear layer multiplies sparse rows, so that each weight, scale
     and bias shows in the product, and must give what the learner's layer gives. Experts compute random tokens. On CPU
-    the results must be bitwise equal, except for dense layers in float32; on GPU they may differ by one rounding.
+    the results must be bitwise equal; on GPU they may differ by one rounding.
 
     Raises:
         PublicationError: a layer computes something else, or no tensor was published for it.
@@ -107,8 +108,7 @@ def _compare_linear(name: str, layer: Any, parts: Parts, scheme: QuantScheme) ->
     engine_MN = layer.quant_method.apply(layer, x_MK, layer.bias)
     if name == "lm_head":  # padded to a multiple of 64
         engine_MN = engine_MN[:, : learner_MN.shape[1]]
-    # The summation order of a dense float32 layer depends on the batch; GPU kernels differ from the learner's.
-    _compare(name, engine_MN, learner_MN, device.type == "cpu" and (scheme.quantizes or dtype != torch.float32))
+    _compare(name, engine_MN, learner_MN, exact=device.type == "cpu")  # GPU kernels differ from the learner's
     if not scheme.quantizes:  # compare the bytes, too, unless the engine's kernel has repacked them
         weight_NK = torch.cat([part["weight"] for part in parts.values()])
         held = getattr(layer, "weight", None)
@@ -132,7 +132,8 @@ def _learner_linear(part: dict[str, Tensor], scheme: QuantScheme, x_MK: Tensor) 
     """[M, N] of the learner's layer with these tensors: with the engine's op on CPU, in float32 arithmetic on GPU."""
     bias = part.get("bias")
     if not scheme.quantizes:
-        return F.linear(x_MK, part["weight"], bias)
+        weight_NK = part["weight"]
+        return DenseWeight(weight_NK)(x_MK, bias) if x_MK.device.type == "cpu" else F.linear(x_MK, weight_NK, bias)
     kind: KernelKind = "auto" if x_MK.device.type == "cpu" else "reference"
     kernel = choose_kernel(format_of(scheme), x_MK.device, x_MK.dtype, kind)
     quantized = {kind: tensor for kind, tensor in part.items() if kind != "bias"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -168,17 +167,6 @@ def w8a8_linear(x_MK: Tensor, weight: W8A8Weight) -> Tensor:
 def w4a16_linear(x_MK: Tensor, layout: Tensor, scale_GN: Tensor, bias_N: Tensor | None) -> Tensor:
     """vLLM's CPU W4A16 layer, bfloat16: [M, N]. `layout` is `qarl.quant.int4.engine_w4a16_layout`'s."""
     out: Tensor = ops().cpu_gemm_wna16(x_MK.contiguous(), layout, scale_GN, None, bias_N, 8, "vec")
-    return out
-
-
-def dense_linear(x_MK: Tensor, weight_NK: Tensor) -> Tensor:
-    """vLLM's linear layer without quantization, by the GEMM that it takes here: [M, N]. For parity checks and tests."""
-    ops()
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-    layer = SimpleNamespace(weight=weight_NK)
-    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
-    out: Tensor = layer.cpu_linear(x_MK.contiguous(), weight_NK, None)
     return out
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qarl.numerics import engine_ops
+from qarl.numerics.dense import DenseProduct
 from qarl.numerics.processor import round_as_engine
 
 
@@ -23,17 +24,22 @@ class Router(nn.Module):
         l = x W^T        top K of l        w = softmax of those K (`norm_topk_prob`), else exp(l - logsumexp l)
 
     On CPU the engine computes all of it in the model's dtype, on GPU in float32 from the logits on.
+
+    Args:
+        gate: transformers' router.
+        engine: compute the logits as the engine's dense layers do, bit for bit; otherwise in torch.
     """
 
-    def __init__(self, gate: Any) -> None:
+    def __init__(self, gate: Any, engine: bool) -> None:
         super().__init__()
         self.weight: nn.Parameter = gate.weight
         self.top_k: int = gate.top_k
         self.renormalize: bool = gate.norm_topk_prob
+        self.engine = engine
 
     def forward(self, x_NE: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [N, K] and float32 weights [N, K], in the engine's order: no particular one."""
-        logits_NX = F.linear(x_NE, self.weight)
+        logits_NX = DenseProduct.apply(x_NE, self.weight, None) if self.engine else F.linear(x_NE, self.weight)
         if x_NE.device.type != "cpu":
             logits_NX = logits_NX.float()
         top_NK, ids_NK = torch.topk(logits_NX, self.top_k, dim=-1, sorted=False)
@@ -123,7 +129,7 @@ class SparseMoe(nn.Module):
 
     def __init__(self, block: Any, engine: bool) -> None:
         super().__init__()
-        self.gate = Router(block.gate)
+        self.gate = Router(block.gate, engine)
         self.experts: nn.Module = (
             block.experts if isinstance(block.experts, Experts) else Experts(block.experts, engine)
         )

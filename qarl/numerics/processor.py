@@ -22,6 +22,11 @@ def has_vnni() -> bool:
     return torch.cpu._is_vnni_supported()
 
 
+def has_bfloat16_gemm() -> bool:
+    """Whether oneDNN and torch multiply bfloat16 by instructions for it."""
+    return torch.cpu._is_avx512_bf16_supported()
+
+
 def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
     if dtype == torch.bfloat16:

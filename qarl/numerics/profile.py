@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from qarl.errors import KernelError, ModelError
 from qarl.numerics import engine_ops
+from qarl.numerics.dense import DenseLinear
 from qarl.numerics.layers import DecoderLayer, Norm, Rotary
 from qarl.numerics.moe import SparseMoe
 from qarl.types import Numerics
@@ -42,6 +44,9 @@ def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
         if device.type != "cpu":
             raise KernelError(f"numerics 'engine' runs on CPU, not on {device}", hint="set learner.numerics=portable")
         engine_ops.ops()
+        for name, module in list(model.named_modules()):
+            if type(module) is nn.Linear:
+                model.set_submodule(name, DenseLinear(module))
     decoder = model.model
     decoder.norm = Norm(decoder.norm)
     decoder.rotary_emb = Rotary(decoder.rotary_emb)

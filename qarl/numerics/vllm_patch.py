@@ -1,8 +1,6 @@
 """Everything that qarl changes in an installed vLLM, and for which versions it was checked. Nothing else patches.
 
-1. CPU kernels are pinned to AVX-512. With AMX, vLLM's CPU kernels round differently for different batch shapes, so the
-   engine would not even agree with itself. Pinned, one token has one value in any batch, on every AVX-512 host.
-   vLLM decides per kernel by `torch.cpu._is_amx_tile_supported`; oneDNN reads ONEDNN_MAX_CPU_ISA.
+1. vLLM's own AMX kernels are off; it chooses them by `torch.cpu._is_amx_tile_supported`. oneDNN keeps its AMX.
 2. The oneDNN W8A8 handler keeps a raw pointer to its weight-scale tensor, which an in-place reload then frees: the
    engine goes on with garbage scales, silently. The handler gets a private copy that lives as long as it does.
    Upstream: vllm-project/vllm#48312 (weight reload correctness for RL).
@@ -13,11 +11,12 @@
    reads checkpoint layout as its own, silently. They are laid out at every load. Upstream: as 2.
 5. vLLM offers its int8 experts on x86 only with AMX, which 1. takes away. The kernel has an AVX512-VNNI path, and its
    sums are of integers: the same bits on either, in any batch. It is offered wherever it was compiled.
+6. Dense layers are computed by `dense.py`, so that a token has one value in any batch. vLLM's hooks for other classes
+   (`register_oot`) replace whole layers, of which there are seven here; the GEMM of all of them is chosen in one place.
 """
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -29,8 +28,7 @@ from qarl.numerics import processor
 from qarl.numerics.scaled_mm import enough_rows, without_onednn
 
 CHECKED_VERSIONS = ("0.32.0",)
-PINNED_ISA = "AVX512_CORE_BF16"
-PROCESS_ENV = {"ONEDNN_MAX_CPU_ISA": PINNED_ISA, "MKL_CBWR": "AVX512,STRICT"}
+PROCESS_ENV = {"MKL_CBWR": "AVX512,STRICT"}
 """Set for every process that runs an engine or a learner on CPU, before torch is imported."""
 
 
@@ -48,17 +46,13 @@ def patch_cpu() -> None:
     """Apply the first two changes to this process, once. Call before the first use of vLLM's CPU kernels.
 
     Raises:
-        KernelError: vLLM is of a version that was not checked, or oneDNN is not pinned.
+        KernelError: vLLM is of a version that was not checked.
     """
     found = vllm_version()
     if found not in CHECKED_VERSIONS:
         raise KernelError(
             f"vLLM {found} is not among the checked versions {', '.join(CHECKED_VERSIONS)}",
             hint="install the pinned one (launch/setup.sh)",
-        )
-    if os.environ.get("ONEDNN_MAX_CPU_ISA") != PINNED_ISA:
-        raise KernelError(
-            "oneDNN is not pinned in this process", hint=f"set ONEDNN_MAX_CPU_ISA={PINNED_ISA} before torch starts"
         )
     torch.cpu._is_amx_tile_supported = _no_amx
     from vllm import _custom_ops
@@ -81,6 +75,7 @@ def patch_cpu() -> None:
 def patch_cpu_engine() -> None:
     """Apply the other changes, which a learner does not need, to this process."""
     from vllm.model_executor.kernels.linear import ChannelWiseTorchFP8ScaledMMLinearKernel as Kernel
+    from vllm.model_executor.layers import utils
     from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsInt8
     from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod as Experts
 
@@ -101,6 +96,36 @@ def patch_cpu_engine() -> None:
 
     Experts._setup_kernel = setup_and_lay_out
     CPUExpertsInt8._supports_current_device = staticmethod(_has_int8_experts)
+    choose = utils.dispatch_cpu_unquantized_gemm
+
+    def choose_dense(layer: Any, remove_weight: bool) -> None:
+        if layer.weight.is_meta or layer.weight.ndim != 2:
+            choose(layer, remove_weight)
+        else:
+            layer.cpu_linear = _EngineDense()
+            if remove_weight:
+                layer.cpu_linear.take(layer.weight)
+                layer.weight = torch.nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+
+    utils.dispatch_cpu_unquantized_gemm = choose_dense
+
+
+class _EngineDense:
+    """A layer's GEMM in vLLM, made anew at each load. An embedding, which is never multiplied, is not copied."""
+
+    def __init__(self) -> None:
+        self._dense: Any = None
+
+    def take(self, weight: torch.Tensor) -> None:
+        from qarl.numerics.dense import DenseWeight  # which calls the kernels that this module patches
+
+        self._dense = DenseWeight(weight)
+
+    def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if self._dense is None:
+            self.take(weight)
+        out: torch.Tensor = self._dense(x, bias)
+        return out
 
 
 def _no_amx() -> bool:

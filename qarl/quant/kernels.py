@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qarl.errors import KernelError
 from qarl.numerics import engine_ops, processor
+from qarl.numerics.dense import linear_gradients
 from qarl.quant.format import Format, Kernel, LearnerKernel
 from qarl.quant.formats import FORMATS
 from qarl.quant.scheme import KernelKind, SchemeName
@@ -33,23 +34,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        x, weight_NK = ctx.saved_tensors
-        grad_x = matmul(grad, weight_NK) if ctx.needs_input_grad[0] else None
-        grad_MN = grad.reshape(-1, grad.shape[-1])
-        grad_w = matmul(grad_MN.t(), x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
-        grad_b = grad_MN.sum(0) if ctx.needs_input_grad[2] else None
-        return grad_x, grad_w, grad_b, None, None
-
-
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b`, summed in float32 and rounded once.
-
-    Processors without a bfloat16 GEMM multiply float32 copies: torch's own loop is six times slower there.
-    """
-    if a.device.type == "cpu" and a.dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
-        return (a.float() @ b.float()).to(a.dtype)
-    return a @ b
+        return *linear_gradients(ctx, grads[0]), None, None
 
 
 def choose_kernel(format_: Format, device: torch.device, dtype: torch.dtype, kind: KernelKind = "auto") -> Kernel:

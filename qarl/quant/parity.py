@@ -8,10 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qarl.numerics import engine_ops, processor
+from qarl.numerics.dense import DenseWeight
 from qarl.numerics.layers import Rotate
 from qarl.numerics.moe import Experts
 from qarl.quant.experts import QuantizedExperts
@@ -63,7 +63,6 @@ def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: K
         return torch.randn(*shape, generator=generator)
 
     linear: list[tuple[Tensor, Tensor]] = []
-    head: list[tuple[Tensor, Tensor]] = []
     if scheme.quantizes:
         format_, cpu = format_of(scheme), torch.device("cpu")
         ours = choose_kernel(format_, cpu, dtype, kernel)
@@ -75,10 +74,7 @@ def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: K
                 x = (random(m, k) * random(m, 1)).to(dtype)
                 rows = [theirs.forward(row, their_weight) for row in x.split(1)]
                 linear.append((ours.forward(x, our_weight), torch.cat(rows)))
-    weight = (random(vocab, hidden) * hidden**-0.5).to(dtype)
-    for m in TOKENS:
-        x = random(m, hidden).to(dtype)
-        head.append((F.linear(x, weight), engine_ops.dense_linear(x, weight)))
+    head = [_dense(random, m, vocab, k, dtype) for k in (hidden, inner) for m in TOKENS]
     checks = [_compare("head", head), _compare("rope", [_rope(config, dtype, random)])]
     if getattr(config, "num_experts", 0):
         checks += _mixture(config, dtype, scheme, kernel, random)
@@ -88,7 +84,6 @@ def check_parity(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: K
 def _mixture(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: KernelKind, random: Any) -> list[Parity]:
     """Router and experts; the experts' values must not depend on the batch. Four experts stand for all."""
     hidden, inner = config.hidden_size, config.moe_intermediate_size
-    gate = (random(config.num_experts, hidden) * hidden**-0.5).to(dtype)
     weights = (random(4, 2 * inner, hidden) * hidden**-0.5, random(4, hidden, inner) * inner**-0.5)
     names = ("gate_up_proj", "down_proj")
     stack = SimpleNamespace(**{name: nn.Parameter(w.to(dtype)) for name, w in zip(names, weights, strict=True)})
@@ -101,11 +96,19 @@ def _mixture(config: Any, dtype: torch.dtype, scheme: QuantScheme, kernel: Kerne
     experts: list[tuple[Tensor, Tensor]] = []
     for m in TOKENS:
         x = random(m, hidden).to(dtype)
-        router.append((F.linear(x, gate), engine_ops.dense_linear(x, gate)))
+        router.append(_dense(random, m, config.num_experts, hidden, dtype))
         inputs = (x, random(m, 4).topk(2).indices, random(m, 2).softmax(-1))
         parts = zip(*(t.split(max(1, m // 4)) for t in inputs), strict=True)
         experts.append((ours.mix(*inputs), torch.cat([theirs.mix(*part) for part in parts])))
     return [_compare("router", router), _compare("experts", experts)]
+
+
+def _dense(random: Any, m: int, n: int, k: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A dense layer on a batch of m rows and row by row, where each exact sum is zero: only its order shows."""
+    x_MH, weight_NH, order_K = random(m, k // 2), random(n, k // 2), random(k // 2 * 2).argsort()
+    x_MK = torch.cat((x_MH, -x_MH), -1)[:, order_K].to(dtype)
+    weight = DenseWeight(torch.cat((weight_NH, weight_NH), -1)[:, order_K].to(dtype))
+    return weight(x_MK), torch.cat([weight(row) for row in x_MK.split(1)])
 
 
 def _rope(config: Any, dtype: torch.dtype, random: Any) -> tuple[Tensor, Tensor]:

@@ -53,8 +53,9 @@ def perturbed(policy: Policy, scheme: QuantScheme = SCHEME) -> Policy:
 
 STOCK = """
 import json, os, sys, torch
-from qarl.numerics.vllm_patch import _no_amx
-torch.cpu._is_amx_tile_supported = _no_amx
+from qarl.numerics.vllm_patch import patch_cpu, patch_cpu_engine
+patch_cpu()
+patch_cpu_engine()
 FIRST
 from vllm import LLM, SamplingParams
 path, tokens, asked = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
@@ -70,7 +71,7 @@ print("RESULT" + json.dumps(rows), flush=True)
 def stock_vllm(
     path: Path, asked: list[tuple[list[int], int]], tokens: int, first: str = ""
 ) -> list[tuple[list[int], list[float]]]:
-    """Sample with plain vLLM, on pinned kernels, in a new process that begins with the statement `first`."""
+    """Sample with `vllm.LLM(path)`, on a worker's kernels, in a new process that begins with the statement `first`."""
     command = [sys.executable, "-c", STOCK.replace("FIRST", first), str(path), str(tokens), json.dumps(asked)]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), timeout=300)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]

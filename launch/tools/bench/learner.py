@@ -1,11 +1,9 @@
 """`qarl bench learner`: what aligned linears and exact numerics cost, each beside its alternative in one run.
 
-CPU time on one thread, with the kernels pinned as in training.
+CPU time on one thread, with the environment of training.
 """
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -36,15 +34,6 @@ KINDS: tuple[KernelKind, ...] = ("engine", "torch")
 SCHEMES: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")  # of the models
 PROFILES: tuple[tuple[Numerics, KernelKind], ...] = (("stock", "auto"), ("engine", "auto"), ("portable", "torch"))
 CPU, PLAIN = torch.device("cpu"), "bfloat16"
-RATE = """
-import time, torch
-torch.set_num_threads(1)
-x, times = torch.randn(1024, 1024).bfloat16(), [time.process_time()]
-for _ in range(10):
-    torch.nn.functional.linear(x, x)
-    times.append(time.process_time())
-print(2 * 1024**3 / min(after - before for before, after in zip(times, times[1:])) / 1e9)
-"""
 
 
 def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
@@ -53,23 +42,12 @@ def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator
     transformers_logging.disable_progress_bar()
     torch.manual_seed(0)
     with one_thread():
-        yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block"
-        yield f"{_cost_of_the_pin()}\n\n{HEADER}"
+        yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block\n\n{HEADER}"
         schemes, missing = _schemes()
         for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens), _layouts()):
             for case in cases:
                 yield from compare(case, rounds)
         yield from missing
-
-
-def _cost_of_the_pin() -> str:
-    """Plain bfloat16 with the CPU kernels pinned, as all of the table is, and free to use AMX where there is one."""
-    free = {name: value for name, value in os.environ.items() if name not in PROCESS_ENV}
-    rates = []
-    for env in (free | PROCESS_ENV, free):
-        done = subprocess.run([sys.executable, "-c", RATE], env=env, capture_output=True, text=True, check=True)
-        rates.append(float(done.stdout))
-    return "bfloat16 GEMM of 1024^3: {:.0f} GFLOP/s pinned, {:.0f} without the pin".format(*rates)
 
 
 def _linears(hidden: Sequence[int]) -> Iterator[Case]:

@@ -40,7 +40,6 @@ def test_bench_learner_measures_layers_blocks_and_profiles(
     from launch.tools.bench import learner
 
     monkeypatch.setattr(learner, "BATCH_TOKENS", 80)
-    monkeypatch.setattr(learner, "_cost_of_the_pin", lambda: "")  # two processes, for one line
     assert main(["bench", "learner", "--hidden", "128", "--tokens", "40", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     wanted = ["128 to 384, forward + backward: torch._int_mm", "once a step: vllm.onednn_scaled_mm, preparation"]

@@ -1,0 +1,108 @@
+"""Dense layers (unquantized linears, routers, the head) on CPU: engine and learner compute them by one function.
+
+A row has one value in any batch. oneDNN orders the sums of a row by the number of rows of the GEMM: a single row in
+another order than several, and with AMX more than 32 rows in another than fewer. Between these bounds the order is one,
+so a batch is computed in blocks of 8, 16, 32 (float32: or 64) rows, of which the last is filled up with zeros.
+
+Suffixes: M rows, K input features, N output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qarl.numerics import engine_ops, processor
+
+FEWEST_ROWS = 8
+MOST_ROWS = {torch.bfloat16: 32, torch.float32: 64}
+
+
+def in_blocks(gemm: Callable[[Tensor], Tensor], x_MK: Tensor) -> Tensor:
+    """`gemm(x_MK)`, [M, N], in blocks of a few fixed numbers of rows."""
+    blocks = list(x_MK.split(MOST_ROWS[x_MK.dtype]))
+    last = len(blocks[-1])
+    rows = max(FEWEST_ROWS, 1 << (last - 1).bit_length())
+    if rows > last:
+        blocks[-1] = F.pad(blocks[-1], (0, 0, 0, rows - last))
+    products = [gemm(block) for block in blocks]
+    return (products[0] if len(products) == 1 else torch.cat(products))[: len(x_MK)]
+
+
+class DenseWeight:
+    """A weight [N, K] in oneDNN's layout: a copy. Calling it gives `x W^T + b`, [..., K] -> [..., N] in the dtype of x.
+
+    On processors without a bfloat16 GEMM the copy of a bfloat16 weight is in float32, and the product is rounded: that
+    is 3 to 10 times faster there than torch's bfloat16 GEMM.
+    """
+
+    def __init__(self, weight_NK: Tensor) -> None:
+        self._dtype = weight_NK.dtype if processor.has_bfloat16_gemm() else torch.float32
+        weight_KN = weight_NK.detach().to(self._dtype).contiguous().t()
+        self._ops = engine_ops.ops()
+        self._handler = self._ops.create_onednn_mm(weight_KN, 32)
+
+    def __call__(self, x: Tensor, bias_N: Tensor | None = None) -> Tensor:
+        bias = None if bias_N is None else bias_N.detach().to(self._dtype)
+        x_MK = x.reshape(-1, x.shape[-1]).to(self._dtype)
+        y_MN = in_blocks(lambda block: self._ops.onednn_mm(self._handler, block, bias), x_MK)
+        return y_MN.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class DenseProduct(torch.autograd.Function):
+    """`x W^T + b` by `DenseWeight`, with gradients.
+
+    The weight is laid out at each call, so that no copy can be stale after an optimizer step.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight_NK)
+        return DenseWeight(weight_NK)(x, bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return linear_gradients(ctx, grads[0])
+
+
+class DenseLinear(nn.Linear):
+    """An `nn.Linear` that computes as the engine's dense layers do. Parameters and their names stay the same."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., K] -> [..., N] in the input's dtype."""
+        out: Tensor = DenseProduct.apply(input, self.weight, self.bias)
+        return out
+
+
+def linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of `x W^T + b` for `ctx`, which has saved x and W and asks for those of x, W and b, in this order.
+
+        dL/dx = dL/dy W        dL/dW = dL/dy^T x        dL/db = sum_m dL/dy
+
+    Plain GEMMs in the compute dtype, summed in float32: gradients need no bit of the engine's.
+    """
+    x, weight_NK = ctx.saved_tensors
+    grad_MN = grad.reshape(-1, grad.shape[-1])
+    grad_x = matmul(grad, weight_NK) if ctx.needs_input_grad[0] else None
+    grad_w = matmul(grad_MN.t(), x.reshape(-1, x.shape[-1])) if ctx.needs_input_grad[1] else None
+    grad_b = grad_MN.sum(0) if ctx.needs_input_grad[2] else None
+    return grad_x, grad_w, grad_b
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """`a @ b`, summed in float32 and rounded once.
+
+    Processors without a bfloat16 GEMM multiply float32 copies: torch's own loop is six times slower there.
+    """
+    if a.device.type == "cpu" and a.dtype == torch.bfloat16 and not processor.has_bfloat16_gemm():
+        return (a.float() @ b.float()).to(a.dtype)
+    return a @ b
