@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -159,7 +160,7 @@ class Trainer:
         """Give every record log pi_prox: the learner's, which the proof compares with the sampler's, or, once they are
         proven equal, the sampler's."""
         sampler = [record.sequence.sampler_logprobs_T for record in records]
-        if self._proof.trusts_sampler:
+        if self._proof.trusts_sampler(step):
             return with_prox(records, sampler), {}
         with timer("prox"):
             prox = self._learner.score([record.sequence for record in records])
@@ -170,9 +171,11 @@ class Trainer:
         every, mode = self._config.mismatch.unaligned_every, self._config.error_tokens.mode
         metrics: dict[str, float] = {}
         if every and step % every == 0:
+            count = min(len(records), self._config.mismatch.unaligned_sequences)
+            some = Random(derive_seed(self._config.seed, "unaligned", step)).sample(records, count)
             with timer("unaligned"):
-                plain = self._learner.score([record.sequence for record in records], aligned=False)
-            sampler = [record.sequence.sampler_logprobs_T for record in records]
+                plain = self._learner.score([record.sequence for record in some], aligned=False)
+            sampler = [record.sequence.sampler_logprobs_T for record in some]
             unaligned = Mismatch.between(plain, sampler, self._config.mismatch.token_bounds)
             metrics |= unaligned.metrics("mismatch/unaligned_")
         if mode != "off":

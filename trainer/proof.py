@@ -31,9 +31,13 @@ class ExactnessProof:
         self.restart(exact)
 
     @property
-    def trusts_sampler(self) -> bool:
-        """Whether the sampler's log-probs may stand for the learner's."""
-        return self._learner.prox == "sampler" and self._exact_steps >= self._config.proof_steps
+    def is_made(self) -> bool:
+        """Whether enough steps in a row had no mismatch."""
+        return self._exact_steps >= self._config.proof_steps
+
+    def trusts_sampler(self, step: int) -> bool:
+        """Whether the sampler's log-probs stand for the learner's in this step, which then makes no proof."""
+        return self._learner.prox == "auto" and self.is_made and step % self._config.proof_every != 0
 
     def restart(self, exact: bool) -> None:
         """Forget everything: learner and engines compute in another scheme from now on. `exact` as in the class."""
@@ -43,7 +47,7 @@ class ExactnessProof:
 
     def reset(self, reason: str) -> None:
         """Start the count of exact steps again; `reason` is logged when the sampler was trusted until now."""
-        if self.trusts_sampler:
+        if self._learner.prox == "auto" and self.is_made:
             self._log(f"{reason}: the sampler's log-probs are no longer trusted")
         self._exact_steps = 0
 

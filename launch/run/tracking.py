@@ -30,6 +30,9 @@ TRACKERS = "tracking.trackers"
 WANDB_ID_FILE = "wandb_id"
 SAMPLE_COLUMNS = ("prompt", "response", "answer", "reward", "finish_reason", "version", "mean_logprob")
 
+FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
+"""0 in a step that takes the sampler's log-probs for pi_prox shows that they are the learner's."""
+
 
 class RunTracker:
     """A `qarl.protocols.Tracker` that shows progress in the terminal and passes everything on to others.
@@ -281,6 +284,8 @@ def _describe(values: Mapping[str, float]) -> str:
         parts.append(f"accuracy {values['reward/accuracy']:.3f}")
     if "mismatch/logp_abs_max" in values:
         parts.append(f"|d log p| max {values['mismatch/logp_abs_max']:.2g}")
+    elif values.get(FIRST_RATIO) == 0:
+        parts.append("|d log p| max 0 of the first minibatch")
     if "perf/tokens_per_s" in values:
         parts.append(f"{values['perf/tokens_per_s']:,.0f} tokens/s")
     return "  ".join(parts)

@@ -203,9 +203,10 @@ class LearnerConfig(Node):
     """Recompute activations in the backward pass."""
     calculate_entropy: bool = True
     """Log `actor/entropy`, for one more pass over the logits."""
-    prox: Literal["recompute", "sampler"] = "recompute"
-    """Where pi_prox comes from: an aligned forward before the update, or the sampler's own log-probs once this run
-    has proven them equal (`mismatch.proof_steps` steps of max |d log p| == 0); one forward less. The proof is made
-    again after a restart, and when the first minibatch of a step shows a ratio other than 1."""
+    prox: Literal["auto", "recompute"] = "auto"
+    """Where pi_prox comes from. `recompute`: an aligned forward before every update. `auto`: the sampler's own
+    log-probs, one forward less, once this run has proven them equal in `mismatch.proof_steps` steps. The proof is made
+    again every `mismatch.proof_every` steps and after a restart; it ends when a step's mismatch is not zero, or when
+    the first minibatch of a step shows a ratio other than 1."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""

@@ -110,9 +110,13 @@ class MismatchConfig(Node):
     stop_above: NonNegativeFloat | None = None
     """Stop the run when max |d log p| between learner and sampler exceeds this in a step; null never stops."""
     proof_steps: PositiveInt = 3
-    """Steps of max |d log p| == 0 after which `learner.prox: sampler` is trusted."""
+    """Steps in a row of max |d log p| == 0 after which `learner.prox: auto` takes the sampler's log-probs."""
+    proof_every: PositiveInt = 10
+    """Steps between two proofs after that: the learner then scores all samples of the step again."""
     unaligned_every: Count = 0
-    """Also score the samples with the plain unaligned model each N steps, for comparison; 0 never."""
+    """Also score samples with the plain unaligned model each N steps, for comparison; 0 never."""
+    unaligned_sequences: PositiveInt = 64
+    """Samples of such a step that are scored so, drawn at random."""
     probe_bound: PositiveFloat = 1.0
     """Publication proof where exact numerics are not promised: largest |d log p| on the probe prompts. Wrong or stale
     weights show several nats; unaligned numerics stay below about 0.5."""

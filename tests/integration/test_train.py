@@ -38,7 +38,9 @@ SMALL = [
     "eval.num_samples=2",
     "model.build.sft.steps=100",
     "task.levels=[2,3,4]",
-    "controls.sft_continued=false",
+    "controls.teacher=true",
+    "mismatch.unaligned_every=1",
+    "mismatch.proof_every=1",
     "tracking.table_every=2",
     "run.name=quickstart",
     "pool.augment.per_step=4",
@@ -240,7 +242,7 @@ def test_dataset_problems_with_math_verify_and_the_sampler_as_prox(finished: tup
         f"task: {{kind: dataset, train_path: {tmp_path}/train.jsonl, heldout_path: {tmp_path}/heldout.jsonl,\n"
         "       question_key: q, answer_key: a, answer_delimiter: 'sorted:', chat: false}\n"
         "reward: {kind: math, num_workers: 2}\n"
-        "learner: {prox: sampler}\n"
+        "learner: {prox: auto}\n"
         "mismatch: {proof_steps: 1, unaligned_every: 0}\n"
     )
     settings = [item for item in SMALL if not item.startswith(("task.", "model.", "pool."))]

@@ -165,11 +165,13 @@ class FakeLearner:
         self.theta = 0.0
         self.ratio_devs: list[float] = []
         self.scored: list[bool] = []
+        self.unaligned: list[int] = []
         self.switches: list[QuantScheme] = []
         self.minibatches: list[list[list[TrainSequence]]] = []
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[npt.NDArray[np.float32]]:
         self.scored.append(aligned)
+        self.unaligned += [] if aligned else [len(sequences)]
         shift = np.float32(0.0 if aligned else 0.5)
         return [logprobs(self.theta, sequence.response_ids) + shift for sequence in sequences]
 

@@ -266,7 +266,7 @@ class _Planner:
             variant=self._variant(scheme) if learner.aligned else Variant(self._shapes),
             arithmetic=gemm.arithmetic or speed.dense(self._shapes),
             rounding_bytes=gemm.rounding_bytes,
-            prox=learner.prox == "recompute",
+            prox=learner.prox == "recompute" or not learner.aligned,
             checkpointing=learner.gradient_checkpointing,
             cores=1 if self._on_cuda else max(1, int(learner.num_cpus_per_rank)),
         )

@@ -82,7 +82,8 @@ def test_the_last_step_is_evaluated_once(tmp_path: Path) -> None:
 
 
 def test_metrics_of_a_step(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(), rewards=FakeRewards(lambda sample: float(sample.worker)))
+    config = make_config(mismatch={"proof_every": 1})
+    run = Run(tmp_path, config, rewards=FakeRewards(lambda sample: float(sample.worker)))
     run.trainer.run()
     assert run.steps("timing_s/step") == [1, 2, 3, 4]
     for name in ("pool", "sample", "reward", "prox", "update", "publish"):
@@ -121,8 +122,9 @@ def test_divergence_names_the_sequence_and_the_step(tmp_path: Path, monkeypatch:
 
 
 def test_the_unaligned_gap_is_measured_when_asked(tmp_path: Path) -> None:
-    run = Run(tmp_path, make_config(mismatch={"unaligned_every": 2}))
+    run = Run(tmp_path, make_config(mismatch={"unaligned_every": 2, "unaligned_sequences": 3, "proof_every": 1}))
     run.trainer.run()
+    assert run.learner.unaligned == [3, 3]
     assert run.steps("mismatch/unaligned_logp_abs_max") == run.steps("timing_s/unaligned") == [2, 4]
     assert run.values("mismatch/unaligned_logp_abs_mean") == pytest.approx([0.5, 0.5], abs=1e-5)
     assert run.values("mismatch/logp_abs_max") == [0.0] * 4
@@ -219,21 +221,23 @@ class DriftsOnce(FakeEngine):
 @pytest.mark.parametrize(
     ("prox", "engine", "scored"),
     [
-        ("sampler", FakeEngine, [1, 2, 3]),
-        ("sampler", DriftsOnce, [1, 2, 3, 4, 5, 6]),  # step 3 breaks the proof; 4, 5 and 6 make it again
+        ("auto", FakeEngine, [1, 2, 3, 7]),
+        ("auto", DriftsOnce, [1, 2, 3, 4, 5, 6, 7]),  # step 3 breaks the proof; 4, 5 and 6 make it again
         ("recompute", FakeEngine, [1, 2, 3, 4, 5, 6, 7, 8]),
     ],
 )
 def test_the_samplers_logprobs_are_trusted_after_the_proof_only(
     tmp_path: Path, prox: str, engine: type[FakeEngine], scored: list[int]
 ) -> None:
-    config = make_config(train={"steps": 8}, learner={"prox": prox, "minibatches": 2}, mismatch={"proof_steps": 3})
+    config = make_config(
+        train={"steps": 8}, learner={"prox": prox, "minibatches": 2}, mismatch={"proof_steps": 3, "proof_every": 7}
+    )
     run = Run(tmp_path, config, engines=[engine(0)], exact=False)
     run.trainer.run()
     assert run.steps("timing_s/prox") == run.steps("mismatch/logp_abs_max") == scored
 
 
-@pytest.mark.parametrize("prox", ["recompute", "sampler"])
+@pytest.mark.parametrize("prox", ["recompute", "auto"])
 def test_prox_belongs_to_its_sequence(tmp_path: Path, prox: str) -> None:
     config = make_config(learner={"prox": prox, "minibatches": 2}, mismatch={"proof_steps": 1})
     run = Run(tmp_path, config, rewards=FakeRewards(right_half))
@@ -247,7 +251,7 @@ def test_prox_belongs_to_its_sequence(tmp_path: Path, prox: str) -> None:
 
 def test_a_ratio_deviation_ends_the_trust_in_the_sampler(tmp_path: Path) -> None:
     """The learner measures it, whatever the objective reports."""
-    config = make_config(train={"steps": 8}, learner={"prox": "sampler"}, mismatch={"proof_steps": 2})
+    config = make_config(train={"steps": 8}, learner={"prox": "auto"}, mismatch={"proof_steps": 2})
     run = Run(tmp_path, config)
     run.learner.ratio_devs = [0.0, 0.0, 0.0, 1e-6]
     run.trainer.run()
@@ -270,7 +274,7 @@ def test_a_ratio_deviation_ends_the_trust_in_the_sampler(tmp_path: Path) -> None
     ids=["plain", "augmented", "voted"],
 )
 def test_a_run_killed_at_any_call_ends_as_if_it_had_not_been(tmp_path: Path, sections: dict[str, Any]) -> None:
-    config = make_config(train={"steps": 5}, learner={"prox": "sampler"}, mismatch={"proof_steps": 2}, **sections)
+    config = make_config(train={"steps": 5}, learner={"prox": "auto"}, mismatch={"proof_steps": 2}, **sections)
     whole = Run(tmp_path / "whole", config)
     result = whole.trainer.run()
     assert bool(sections) == any(not outcome.reason for _, outcome in whole.tracker.outcomes)

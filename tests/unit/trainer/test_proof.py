@@ -18,7 +18,7 @@ from trainer.proof import ExactnessProof
 class Proof(ExactnessProof):
     """A proof, and the lines that it logs."""
 
-    def __init__(self, prox: str = "sampler", aligned: bool = True, exact: bool = True) -> None:
+    def __init__(self, prox: str = "auto", aligned: bool = True, exact: bool = True) -> None:
         self.lines: list[str] = []
         learner = {"prox": prox, "aligned": aligned}
         config = make_config(learner=learner, mismatch={"proof_steps": 2, "probe_bound": 0.5})
@@ -29,7 +29,7 @@ class Proof(ExactnessProof):
         for step, gap in enumerate(gaps, 1):
             sampler = [np.full(3, -1.0, np.float32), np.full(2, -2.0, np.float32)]
             self.observe([logprobs_T + np.float32(gap) for logprobs_T in sampler], sampler, step)
-        return self.trusts_sampler
+        return self.trusts_sampler(1)
 
 
 def test_trust_takes_exact_steps_in_a_row() -> None:
@@ -60,7 +60,7 @@ def test_a_reset_says_why_when_it_ends_trust() -> None:
     assert proof.see(0)
     assert proof.lines == []
     proof.reset("step 9: a reason")
-    assert not proof.trusts_sampler
+    assert not proof.trusts_sampler(1)
     assert proof.lines == ["step 9: a reason: the sampler's log-probs are no longer trusted"]
 
 
@@ -82,7 +82,7 @@ def test_a_probe_after_an_exact_one_must_be_exact_until_a_restart() -> None:
         proof.probe({1: 1e-6}, version=0)
     assert proof.see(0, 0)
     proof.restart(exact=True)
-    assert not proof.trusts_sampler
+    assert not proof.trusts_sampler(1)
     proof.probe({1: 1e-6}, version=0)
     assert len(proof.lines) == 1  # this scheme does not reach zero
     proof.restart(exact=False)
