@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import ray
 
-from launch.preflight import Machine, bundles, learner_kernel, model_config, preflight
+from launch.preflight import Machine, bundles, learner_kernel, model_config, preflight, with_counts
 from launch.run.folder import RunFolder
 from launch.run.prompts import load_prompts
 from launch.tools.plan.command import choose_device
@@ -29,6 +29,7 @@ def dry_run(config: Config) -> int:
     """
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
+        config = with_counts(config)
         folder = RunFolder(config)
         machine = preflight(config)
     print(f"run: {folder.path}, " + (f"continues after step {folder.step}" if folder.saved else "from the beginning"))

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer, no_model
-from qarl.config.derived import kernel_of, numerics_of
+from qarl.config.derived import choose_counts, kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, ModelError, QarlError, ResourceError, UsageError
@@ -91,6 +91,12 @@ def find_machine(config: Config) -> Machine:
     return Machine.of(config, found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", 0.0))
 
 
+def with_counts(config: Config) -> Config:
+    """`config` with the counts of workers and ranks that are "auto" chosen for this machine."""
+    device = Machine.of(config, 1.0, float(torch.cuda.device_count()), inf).device
+    return choose_counts(config, device, os.cpu_count() or 1)
+
+
 def check(found: list[QarlError]) -> None:
     """Raises PreflightError when there are faults."""
     if found:
@@ -112,6 +118,7 @@ def faults(config: Config, machine: Machine) -> list[QarlError]:
 
 def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
     """Settings that contradict each other, or that `machine` lacks, whatever the model."""
+    config = choose_counts(config, machine.device, machine.cpus)
     return _failures(
         partial(_check_batch_invariance, config, machine.device),
         partial(_check_transport, config, machine.device),

@@ -17,7 +17,7 @@ from launch.cluster.placement import Placement
 from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
-from launch.preflight import Machine, preflight
+from launch.preflight import Machine, preflight, with_counts
 from launch.run.augment import make_augmenter
 from launch.run.folder import RunFolder
 from launch.run.prompts import load_prompts
@@ -51,6 +51,7 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
         QarlError: with the reason; UsageError before anything has been started.
     """
     transformers_logging.disable_progress_bar()
+    config = with_counts(config)
     folder = RunFolder(config)
     if folder.is_complete:
         log(f"{folder.path} is complete; `run.resume=false` starts it over")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from qarl.config.base import (
+    AutoCount,
     Betas,
     Count,
     Fraction,
@@ -127,8 +128,9 @@ class RolloutConfig(Node):
     """Linear layers that stay in high precision on both sides: module names or `re:` patterns. Routers always do."""
     schedule: list[PrecisionStage] = []
     """Progressive precision (Bit-by-Bit): later stages, for example int8 first, then int4. Empty keeps `scheme`."""
-    num_workers: PositiveInt = 1
-    """Rollout actors, one engine each."""
+    num_workers: AutoCount = 0
+    """Rollout actors, one engine each. `auto` (0): on CPU, in a Ray of our own, as many as there are cores, which the
+    learner's ranks use in turn, half a CPU reserved for each; elsewhere 1."""
     transport: Literal["object_store", "nccl", "ipc"] = "object_store"
     """How published weights travel. `object_store`: Ray's, through host memory, on any device. Of vLLM's own transfer
     engines on GPU, `nccl` broadcasts to workers on GPUs of their own, `ipc` reads on the GPU of a colocated pair."""
@@ -190,8 +192,8 @@ class LearnerConfig(Node):
     torch's. `auto` on GPU: triton's for `w4a16`, else torch's."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
-    num_ranks: PositiveInt = 1
-    """Learner ranks (data parallel)."""
+    num_ranks: AutoCount = 0
+    """Learner ranks (data parallel). `auto` (0): as `rollout.num_workers`."""
     num_cpus_per_rank: PositiveFloat = 1.0
     """CPUs that one rank reserves."""
     minibatches: PositiveInt = 4

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,7 +29,7 @@ from launch.tools.plan.memory import (
 )
 from launch.tools.plan.result import Estimate, Plan, Times
 from launch.tools.plan.shapes import shapes_of
-from qarl.config.derived import numerics_of
+from qarl.config.derived import choose_counts, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
@@ -84,6 +85,7 @@ class _Planner:
     def __init__(
         self, config: Config, model: Any, device: Device, prompt_tokens: int | None, response_tokens: int | None
     ) -> None:
+        config = choose_counts(config, device.kind, os.cpu_count() or 1)
         rollout, train = config.rollout, config.train
         longest = rollout.sampling.max_new_tokens
         self._config, self._device = config, device

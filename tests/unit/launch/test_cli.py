@@ -25,6 +25,7 @@ from launch.demo.tiny_model import make_tokenizer
 from launch.preflight import Machine, bundles, meta_model, scheme_faults, setting_faults
 from launch.run.folder import set_aside
 from launch.run.resume import check_same_run
+from qarl.config.derived import choose_counts
 from qarl.config.io import documentation, load_config, to_yaml, validate
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
@@ -327,7 +328,7 @@ def test_a_scheme_that_the_engine_lacks_is_an_error_before_any_actor(kernel: str
 
 
 def test_colocated_actors_share_the_gpus() -> None:
-    config = make_config(cluster={"colocate": True})
+    config = choose_counts(make_config(cluster={"colocate": True}), "cuda", 8)
     assert bundles(config, "cuda") == ([{"CPU": 1.0, "GPU": 0.5}], [{"CPU": 1.0, "GPU": 0.5}])
 
 
@@ -364,7 +365,7 @@ def test_all_faults_are_told_at_once_with_a_line_each(capsys: pytest.CaptureFixt
 
 
 def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    overrides = ["cluster.device=cpu", "rollout.num_workers=2", *LIGHT]
+    overrides = ["cluster.device=cpu", "rollout.num_workers=2", "learner.num_ranks=1", *LIGHT]
     assert main(["train", "quickstart", *overrides, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run: runs/quickstart, from the beginning"
