@@ -41,7 +41,8 @@ def defined_in(file: Path) -> set[str]:
             found.add(node.name)
         if isinstance(node, ast.ClassDef):
             found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
-        for target in node.targets if isinstance(node, ast.Assign) else []:
+        assigned = node.targets if isinstance(node, ast.Assign) else []
+        for target in [node.target] if isinstance(node, ast.AnnAssign) else assigned:
             found |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
     return found
 
