@@ -22,7 +22,7 @@ def token_sums(terms_BT: Tensor, weight: Weight, mask_BT: Tensor) -> Tensor:
 def sequence_weight(weight: Weight, ratios: Ratios, mask_BT: Tensor) -> Tensor:
     """The weight of a sequence-level term: [B]. Per-token weights are averaged over the response (our choice; the
     papers do not say)."""
-    return torch.where(mask_BT, weight.token_BT, 0.0).sum(1) / ratios.lengths_B * weight.sequence_B
+    return (weight.token_BT * mask_BT).sum(1) / ratios.lengths_B * weight.sequence_B
 
 
 def reduce(
