@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,6 +29,7 @@ from launch.run.tracking import RunTracker
 from qarl.config.derived import numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
+from qarl.logs import driver_log
 from qarl.prompts.pool import make_pool
 from qarl.quant.publish import write_engine_config
 from qarl.seeds import derive_seed
@@ -66,6 +69,7 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
         backup_dir = folder.prepare()
         if backup_dir is not None:
             log(f"starting over; the old run lies in {backup_dir} until this one has ended well")
+        stack.enter_context(driver_log(folder.logs / "driver.log"))
         tracker = stack.enter_context(closing(RunTracker(config, folder.path, folder.step, config.train.steps)))
         connect(config)
         _Job(config, machine, folder, tracker, stack).run(task, prompts, heldout)
@@ -86,12 +90,13 @@ class _Job:
     def run(self, task: Task, prompts: list[Prompt], heldout: list[Prompt]) -> None:
         """Train, export, evaluate the controls, write the report."""
         config, folder, log = self._config, self._folder, self._log
+        warn = partial(log, level=logging.WARNING)
         for scheme in schemes_of(config.rollout):
             write_engine_config(folder.engine_dir(scheme), Path(config.model.path), scheme)
-        placement = Placement(config, self._device)
-        fleet = self._keep(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), log))
+        placement = Placement(config, self._device, folder.logs)
+        fleet = self._keep(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn))
         learner = self._keep(placement.start_learner(fleet))
-        rewards = self._keep(ProcessRewardService(config.reward, log))
+        rewards = self._keep(ProcessRewardService(config.reward, warn, log_dir=folder.logs))
         infos = fleet.infos()
         self._log_workers(infos)
         exact = self._check_numerics(learner)

@@ -5,6 +5,7 @@ Suffixes: B sequences, T response tokens.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -23,6 +24,7 @@ from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError
+from qarl.logs import redirect_output
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.custom import check_objective
@@ -39,6 +41,7 @@ from trainer.batching import Batch, micro_batches, pad, prox_of
 from trainer.policy import Policy, PolicyOutput
 from trainer.weights import StoredWeights, store
 
+LOG = logging.getLogger(__name__)
 Logprobs = npt.NDArray[np.float32]
 CLIPPED = "actor/clip_fraction"
 """A metric of the objectives that is also logged for a step's last minibatch alone."""
@@ -60,6 +63,7 @@ class LearnerRank:
         device: "cpu" or "cuda".
         rank, world_size, master: for torch.distributed; `master` is "host:port".
         make_sender: builds what `send` sends with; None when weights go through the object store.
+        log_file: where the output of the rank's process goes; None leaves it where it goes.
     """
 
     def __init__(
@@ -70,7 +74,9 @@ class LearnerRank:
         world_size: int,
         master: str,
         make_sender: MakeSender | None = None,
+        log_file: Path | None = None,
     ) -> None:
+        redirect_output(log_file)
         host, _, port = master.rpartition(":")
         os.environ.update(
             RANK=str(rank),
@@ -134,6 +140,7 @@ class LearnerRank:
 
         Returns this rank's partial metrics, and max |r_seq - 1| of each of its micro-batches of the first minibatch.
         """
+        LOG.info("learns from %s sequences", [len(minibatch) for minibatch in minibatches])
         parts: list[Metrics] = []
         deviations: list[float] = []
         for index, sequences in enumerate(minibatches):

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.preflight import bundles
 from qarl.config.run import Config
 from qarl.errors import ResourceError
+from qarl.logs import log_file
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import free_address
 from qarl.weights.source import Tensors, WeightSender
@@ -25,10 +26,10 @@ from trainer.ranks import LearnerGroup
 
 
 class Placement:
-    """The placement group of a run: one bundle per actor, workers first."""
+    """The placement group of a run: one bundle per actor, workers first. The actors' logs go to `log_dir`."""
 
-    def __init__(self, config: Config, device: str) -> None:
-        self._config, self._device = config, device
+    def __init__(self, config: Config, device: str, log_dir: Path) -> None:
+        self._config, self._device, self._log_dir = config, device, log_dir.resolve()
         workers, ranks = bundles(config, device)
         self._bundles = workers + ranks
         self._group: PlacementGroup = placement_group(self._bundles, strategy=config.cluster.placement_strategy)
@@ -61,10 +62,12 @@ class Placement:
 
         def make_actor(worker: int, scheme: QuantScheme) -> Any:
             actor = ray.remote(RolloutWorker).options(**self.options(worker, env))
-            return actor.remote(_EngineFactory(config, model_dir(scheme), device, scheme), worker)
+            engine = _EngineFactory(config, model_dir(scheme), device, scheme)
+            return actor.remote(engine, worker, log_file(self._log_dir, "worker", worker))
 
         rollout = config.rollout
-        return RayFleet(make_actor, scheme, rollout.num_workers, rollout.timeout_s, rollout.max_restarts, note)
+        settings = (rollout.num_workers, rollout.timeout_s, rollout.max_restarts)
+        return RayFleet(make_actor, scheme, *settings, note, self._log_dir)
 
     def start_learner(self, fleet: RayFleet) -> LearnerGroup:
         """Start the learner ranks, which publish to `fleet`, and wait until they are up."""
@@ -78,12 +81,13 @@ class Placement:
         return LearnerGroup(
             [
                 actor.options(**self.options(first + rank, env)).remote(
-                    config, device, rank, count, master, make_sender
+                    config, device, rank, count, master, make_sender, log_file(self._log_dir, "rank", rank)
                 )
                 for rank in range(count)
             ],
             transfer=None if make_sender is None else fleet.receivers,
             timeout_s=config.rollout.timeout_s,
+            log_dir=self._log_dir,
         )
 
 
