@@ -67,12 +67,12 @@ def test_an_error_in_an_actor_is_one_line_or_its_whole_traceback(tiny_models: di
     section = 'objective: {kind: custom, function: "faulty.py:faulty"}\nrun: {name: faulty, resume: false}\n'
     done = train(tmp_path, tiny_models["qwen3"], section)
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stderr == "qarl: cannot divide\n"
+    assert done.stderr == "qarl: step 1: cannot divide\n"
     traced = train(tmp_path, tiny_models["qwen3"], section, QARL_TRACEBACK="1")
     assert traced.returncode == 1
     logs = tmp_path / "runs" / "faulty" / "logs"
     for text in (traced.stderr, (logs / "driver.log").read_text()):
         assert "faulty.py" in text
         assert "ZeroDivisionError: division by zero" in text
-        assert "ObjectiveError: cannot divide" in text
+        assert "ObjectiveError: step 1: cannot divide" in text
     assert "INFO trainer.learner: learns from" in (logs / "rank-0.log").read_text()
