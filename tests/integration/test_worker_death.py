@@ -59,7 +59,6 @@ def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: 
     undisturbed = fleet.sample(requests)
     log = tmp_path / "logs" / "worker-0.log"
     before = log.read_text()
-    last = before.strip().split("\n")[-1].strip()[:300]
 
     killer = threading.Timer(0.7, os.kill, (info.pid, signal.SIGKILL))
     started = time.monotonic()
@@ -68,7 +67,8 @@ def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: 
     assert time.monotonic() - started > 0.7, "the samples were there before the kill"
     assert len(notes) == 1
     assert "rollout worker 0 died during generate" in notes[0]
-    assert f"its log {log} ends with: {last}; replacing it" in notes[0]
+    assert f"its log {log} ends with: " in notes[0]
+    assert "INFO rollout.worker: samples 64 requests; replacing it" in notes[0]
     assert "vllm" in before.lower()
     assert log.read_text().startswith(before), "the replacement appends"
     assert fleet.infos()[0].pid != info.pid
