@@ -54,7 +54,7 @@ def _judge(verify: Callable[[], float]) -> tuple[float, str]:
         if not 0.0 <= reward <= 1.0:
             raise ValueError(f"reward {reward} is not in [0, 1]")
     except BaseException as error:  # whatever a verifier raises costs one sample, not the run
-        logging.getLogger(__name__).warning("the verifier raised", exc_info=True)
+        logging.getLogger("rewards.child").warning("the verifier raised", exc_info=True)
         return 0.0, f"raised {_one_line(error)}"
     return reward, ""
 
