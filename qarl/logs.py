@@ -1,7 +1,5 @@
 """The log files of a run, `runs/NAME/logs`: one for the driver and one for each actor and verifier."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

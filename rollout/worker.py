@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qarl.logs import redirect_output
 from qarl.protocols import Engine
+from qarl.trace import StepTrace
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import Channel, TransferStep, WeightSource
 
@@ -22,11 +23,18 @@ class RolloutWorker:
         make_engine: builds the engine, given the worker's number; runs in the actor's process.
         worker: this worker's number.
         log_file: where the output of the actor's process goes; None leaves it to Ray.
+        trace: of some steps of the process.
     """
 
-    def __init__(self, make_engine: Callable[[int], Engine], worker: int, log_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        make_engine: Callable[[int], Engine],
+        worker: int,
+        log_file: Path | None = None,
+        trace: StepTrace | None = None,
+    ) -> None:
         redirect_output(log_file)
-        self._make_engine, self._worker = make_engine, worker
+        self._make_engine, self._worker, self._trace = make_engine, worker, trace
 
     @cached_property
     def _engine(self) -> Engine:
@@ -49,3 +57,5 @@ class RolloutWorker:
     def load(self, weights: WeightSource) -> None:
         LOG.info("loads weights version %d", weights.manifest.version)
         self._engine.load(weights)
+        if self._trace:
+            self._trace.published(weights.manifest.version)

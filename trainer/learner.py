@@ -34,6 +34,7 @@ from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.parity import Parity, check_parity, processor_note
 from qarl.quant.publish import checkpoint_tensors, write_checkpoint
 from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.trace import StepTrace
 from qarl.types import Numerics, TrainSequence
 from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
@@ -64,6 +65,7 @@ class LearnerRank:
         rank, world_size, master: for torch.distributed; `master` is "host:port".
         make_sender: builds what `send` sends with; None when weights go through the object store.
         log_file: where the output of the rank's process goes; None leaves it where it goes.
+        trace: of some steps of the process.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class LearnerRank:
         master: str,
         make_sender: MakeSender | None = None,
         log_file: Path | None = None,
+        trace: StepTrace | None = None,
     ) -> None:
         redirect_output(log_file)
         host, _, port = master.rpartition(":")
@@ -87,7 +90,7 @@ class LearnerRank:
             MASTER_PORT=port,
         )
         self._config, self._rank, self._world_size = config, rank, world_size
-        self._device, self._make_sender = torch.device(device), make_sender
+        self._device, self._make_sender, self._trace = torch.device(device), make_sender, trace
 
     def start(self) -> None:
         """Load the model and start DeepSpeed; not in the constructor, whose errors Ray hands on as text only.
@@ -162,6 +165,7 @@ class LearnerRank:
 
     def publish(self, version: int) -> StoredWeights | None:
         """Put the current weights, in the engine's format, into Ray's object store; rank 0 returns them."""
+        self._trace_until(version)
         if self._rank == 0:
             return store(in_buckets(self._published_tensors()), version, self._scheme.label)
         for _ in self._published_tensors():  # gathering sharded parameters is collective
@@ -175,10 +179,15 @@ class LearnerRank:
             PublicationError: a worker died or refused what was sent, or the connection broke.
         """
         assert self._make_sender is not None
+        self._trace_until(version)
         if self._sender is None:
             self._sender = self._make_sender(self._rank, self._published_tensors)
         digests = self._sender.send(workers)
         return make_manifest(version, self._scheme.label, digests) if self._rank == 0 else None
+
+    def _trace_until(self, version: int) -> None:
+        if self._trace:
+            self._trace.published(version)
 
     def _published_tensors(self) -> Iterator[tuple[str, Tensor]]:
         return checkpoint_tensors(self._quantized_policy().model, self._gather)

@@ -91,7 +91,7 @@ def test_weights_over_vllms_transfer_engine(
     connect(config)
     placement = Placement(config, "cuda", tmp_path / "logs")
     fleet = placement.start_fleet(lambda _: tmp_path / "engine", scheme, print)
-    run = Run(fleet, placement.start_learner(fleet), tmp_path / "damage", [])
+    run = Run(fleet, placement.start_learner(fleet.receivers), tmp_path / "damage", [])
     try:
         for version in (1, 2):
             samples = run.publish(version)

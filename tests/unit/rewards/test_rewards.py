@@ -289,7 +289,7 @@ def test_what_verifiers_print_and_raise_is_in_their_logs(tmp_path: Path, capfd: 
 def test_a_verifier_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
     with pytest.raises(QarlError, match="exited with code 7") as caught:
         ProcessRewardService(RewardConfig(), pytest.fail, verifier="dead_start:verify", log_dir=tmp_path)
-    assert f"its log {tmp_path / 'verifier-0.log'} ends with: " in caught.value.mend
+    assert f"its log {tmp_path / 'verifier-0.log'} ends with: " in caught.value.hint
 
 
 @pytest.mark.parametrize("kind", ["exact", "math"])

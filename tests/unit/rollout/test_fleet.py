@@ -244,7 +244,7 @@ def test_a_dead_workers_log_is_named_and_its_last_line_shown(tmp_path: Path) -> 
     with pytest.raises(RolloutError) as caught:
         fleet.sample(REQUESTS)
     fleet.close()
-    for message in (caught.value.mend, notes[0]):
+    for message in (caught.value.hint, notes[0]):
         assert f"its log {log} ends with: " in message
         assert "INFO rollout.worker: samples 6 requests" in message
     assert log.read_text().count("samples 6 requests") == 2  # the replacement appended
