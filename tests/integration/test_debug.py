@@ -28,7 +28,7 @@ def test_saved_batches_train_to_the_same_weights_without_an_engine(
     )
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert any(not torch.equal(theirs[name], start[name]) for name in theirs)
+    assert any(not torch.equal(theirs[name], start[name]) for name in start)
     old, new = (_updates(tmp_path / "runs" / name / "metrics.jsonl") for name in ("saved", "again"))
     assert sorted(new) == [1, 2]
     assert all(value == old[step][name] for step, row in new.items() for name, value in row.items())
