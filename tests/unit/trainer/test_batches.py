@@ -81,7 +81,8 @@ def test_rollout_only_never_updates(tmp_path: Path) -> None:
     run = Run(tmp_path, make_config(debug={"rollout_only": True}))
     run.trainer.run()
     assert (run.learner.theta, run.learner.minibatches) == (0.0, [])
-    assert len(run.values("reward/mean")) == len(run.values("mismatch/logp_abs_max")) == 4
+    assert len(run.values("reward/mean")) == 4
+    assert set(run.values("mismatch/logp_abs_max")) == {0.0}
 
 
 def test_what_is_no_batch_is_a_data_error(tmp_path: Path) -> None:
