@@ -32,6 +32,7 @@ from qarl.quant.linear import covered_linears
 from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks import make_task
+from trainer.batches import batch_file
 
 Bundle = dict[str, float]
 """Resources of one actor: CPU, and GPU where it has one."""
@@ -125,9 +126,18 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_colocation, config, machine.device),
         partial(_check_resources, config, machine),
         partial(make_task, config.task),
+        partial(_check_batches, config),
         *(partial(_check_hook, *hook) for hook in _hooks(config)),
         partial(check_objective, config.objective),
     )
+
+
+def _check_batches(config: Config) -> None:
+    """Raises UsageError: `debug.train_from` lacks the batch of a step."""
+    for step in range(1, config.train.steps + 1) if config.debug.train_from else ():
+        file = batch_file(Path(str(config.debug.train_from)), step)
+        if not file.is_file():
+            raise UsageError(f"{file} is missing", "debug.train_from", f"set train.steps={step - 1}, or save more")
 
 
 def faults_on_any_machine(config: Config) -> list[QarlError]:

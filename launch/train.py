@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -27,12 +29,14 @@ from launch.run.tracking import RunTracker
 from qarl.config.derived import numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
+from qarl.logs import driver_log
 from qarl.prompts.pool import make_pool
 from qarl.quant.publish import write_engine_config
 from qarl.seeds import derive_seed
 from qarl.tasks.task import Task
 from qarl.types import Prompt, WorkerInfo
 from rewards.service import ProcessRewardService
+from trainer.batches import train_from
 from trainer.loop import Trainer
 from trainer.ranks import LearnerGroup
 
@@ -66,12 +70,18 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
         backup_dir = folder.prepare()
         if backup_dir is not None:
             log(f"starting over; the old run lies in {backup_dir} until this one has ended well")
+        stack.enter_context(driver_log(folder.logs / "driver.log"))
         tracker = stack.enter_context(closing(RunTracker(config, folder.path, folder.step, config.train.steps)))
         connect(config)
-        _Job(config, machine, folder, tracker, stack).run(task, prompts, heldout)
+        job = _Job(config, machine, folder, tracker, stack)
+        if config.debug.train_from:
+            job.train_from(Path(config.debug.train_from))
+        else:
+            job.run(task, prompts, heldout)
     if backup_dir is not None:
         shutil.rmtree(backup_dir)
-    Console().print(render_summary(read_summary(folder.path)))
+    if not config.debug.train_from:
+        Console().print(render_summary(read_summary(folder.path)))
 
 
 class _Job:
@@ -86,31 +96,43 @@ class _Job:
     def run(self, task: Task, prompts: list[Prompt], heldout: list[Prompt]) -> None:
         """Train, export, evaluate the controls, write the report."""
         config, folder, log = self._config, self._folder, self._log
+        warn = partial(log, level=logging.WARNING)
         for scheme in schemes_of(config.rollout):
             write_engine_config(folder.engine_dir(scheme), Path(config.model.path), scheme)
-        placement = Placement(config, self._device)
-        fleet = self._keep(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), log))
-        learner = self._keep(placement.start_learner(fleet))
-        rewards = self._keep(ProcessRewardService(config.reward, log))
+        placement = Placement(config, self._device, folder.logs)
+        fleet = self._keep(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn))
+        learner = self._keep(placement.start_learner(fleet.receivers))
+        rewards = self._keep(ProcessRewardService(config.reward, warn, log_dir=folder.logs))
         infos = fleet.infos()
         self._log_workers(infos)
         exact = self._check_numerics(learner)
+        batches = folder.path / "batches" if config.debug.save_batches else None
         pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
         augmenter = make_augmenter(config, task, pool, prompts, heldout)
         if augmenter:
             self._keep(augmenter)
         trainer = Trainer(
-            config, learner, fleet, rewards, pool, self._tracker, heldout, folder.checkpoints, exact, augmenter
+            config, learner, fleet, rewards, pool, self._tracker, heldout, folder.checkpoints, exact, augmenter, batches
         )
         if folder.saved:
             log(f"continuing after step {folder.step}")
             trainer.resume(*folder.saved)
+        if config.debug.rollout_only:
+            log("debug.rollout_only: no step updates the weights")
         after = trainer.run()
         files = self._export(learner)
         infos += fleet.infos()  # a later stage has other kernels
         seconds, target = trainer.progress.train_seconds, folder.path / "control_sft"
         controls = run_controls(config, task, target, seconds, fleet, rewards, heldout, log)
         write_report(folder.path, make_summary(config, folder.path, infos, trainer.progress, after, controls, files))
+
+    def train_from(self, batches: Path) -> None:
+        """Train on saved batches, without an engine, and export."""
+        self._log(f"debug.train_from: trains on the batches in {batches}, samples nothing")
+        placement = Placement(self._config, self._device, self._folder.logs)
+        learner = self._keep(placement.start_learner(lambda: []))
+        train_from(batches, self._config, learner, self._tracker.log)
+        self._export(learner)
 
     def _keep(self, partner: Partner) -> Partner:
         """`partner`, which the stack closes at the end."""

@@ -94,6 +94,9 @@ class UpdateResult:
     metrics: Mapping[str, Value]
     first_minibatch_ratio_dev: float
 
+    def all_metrics(self) -> dict[str, Value]:
+        return {**self.metrics, "actor/seq_ratio_max_dev_first_minibatch": self.first_minibatch_ratio_dev}
+
 
 class Learner(Protocol):
     """The policy being trained."""

@@ -37,6 +37,21 @@ def deaths() -> tuple[type[Exception], ...]:
     return RayActorError, OutOfMemoryError, NodeDiedError
 
 
+def dead(actors: Sequence[Any], timeout_s: float = 5.0) -> list[int]:
+    """Numbers of those `actors` whose process is known to be gone within `timeout_s`."""
+    import ray
+
+    calls = [actor.__ray_ready__.remote() for actor in actors]
+    ended, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+    gone = []
+    for call in ended:
+        try:
+            ray.get(call)
+        except deaths():
+            gone.append(calls.index(call))
+    return sorted(gone)
+
+
 def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator[Any]:
     """Yield each of `refs` as soon as its call has ended: when one fails, others may wait for it forever.
 

@@ -1,21 +1,24 @@
-"""The verifier process: `python -m rewards.child FD FUNCTION TIMEOUT_S KWARGS`, started by `rewards.service`.
+"""The verifier process: `python -m rewards.child FD FUNCTION TIMEOUT_S KWARGS LOG`, started by `rewards.service`.
 
 Over the inherited socket FD it says once that it is ready ("", or why it is not), then answers each chunk of
 (text, finish_reason, answer, kwargs of the row) with one (reward, error) per sample, in order. It ends when the socket
-closes. FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON. Besides the standard library it imports
-the verifier, and `qarl.hooks`, which finds it.
+closes. FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON, LOG is a file or empty. Besides the
+standard library it imports the verifier, `qarl.hooks`, which finds it, and `qarl.logs`.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import sys
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from qarl.hooks import load_function
+from qarl.logs import redirect_output
 
 Verifier = Callable[..., float]
 
@@ -26,6 +29,7 @@ ORPHAN_GRACE_S = 2.0
 def main() -> None:
     """Serve until the parent closes the socket or dies."""
     connection = Connection(int(sys.argv[1]))
+    redirect_output(Path(sys.argv[5]) if sys.argv[5] else None)
     try:
         verify: Verifier = partial(load_function(sys.argv[2], "reward.function"), **json.loads(sys.argv[4]))
     except BaseException as error:  # noqa: BLE001 - whatever its import raises, the parent reports
@@ -49,7 +53,8 @@ def _judge(verify: Callable[[], float]) -> tuple[float, str]:
         reward = float(verify())
         if not 0.0 <= reward <= 1.0:
             raise ValueError(f"reward {reward} is not in [0, 1]")
-    except BaseException as error:  # noqa: BLE001 - whatever a verifier raises costs one sample, not the run
+    except BaseException as error:  # whatever a verifier raises costs one sample, not the run
+        logging.getLogger("rewards.child").warning("the verifier raised", exc_info=True)
         return 0.0, f"raised {_one_line(error)}"
     return reward, ""
 

@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from qarl.config.run import RewardConfig
 from qarl.errors import QarlError
+from qarl.logs import log_file, tail
 from qarl.types import Sample, Score
 
 VERIFIERS = {
@@ -42,17 +44,25 @@ class ProcessRewardService:
         on_fault: takes one line per failed sample.
         verifier: "module:function" or "file.py:function" in place of the one that `config` names; called with
             (text, finish_reason, answer, **config.kwargs, **prompt.verifier_kwargs), returns a reward in [0, 1].
+        log_dir: folder of the processes' logs; None leaves their output on stderr.
 
     Raises:
         QarlError: a process cannot start.
     """
 
-    def __init__(self, config: RewardConfig, on_fault: Callable[[str], None], *, verifier: str | None = None) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        on_fault: Callable[[str], None],
+        *,
+        verifier: str | None = None,
+        log_dir: Path | None = None,
+    ) -> None:
         self._verifier = verifier or config.function or VERIFIERS[config.kind]
         self._kwargs = json.dumps(config.kwargs)
         self._timeout_s = config.timeout_s
-        self._on_fault = on_fault
-        self._children = [_Child(self._verifier, self._timeout_s, self._kwargs) for _ in range(config.num_workers)]
+        self._on_fault, self._log_dir = on_fault, log_dir
+        self._children = [self._start(slot) for slot in range(config.num_workers)]
         try:
             for child in self._children:
                 child.wait_ready()
@@ -83,12 +93,15 @@ class ProcessRewardService:
                     child.kill()
         return [scores[index] for index in range(len(samples))]
 
+    def _start(self, slot: int) -> _Child:
+        return _Child(self._verifier, self._timeout_s, self._kwargs, log_file(self._log_dir, "verifier", slot))
+
     def _feed(self, slot: int, pending: deque[Numbered]) -> None:
         """Give the idle child in `slot`, or its replacement, the next samples."""
         child = self._children[slot]
         if child.process.poll() is not None:
             child.kill()
-            child = _Child(self._verifier, self._timeout_s, self._kwargs)
+            child = self._start(slot)
             child.wait_ready()
             self._children[slot] = child
         # Half of an equal share: the last chunks are small, so that all children end together.
@@ -133,8 +146,8 @@ class ProcessRewardService:
 class _Child:
     """One verifier process; `given` are the samples that it has not answered, the first of them due at `deadline`."""
 
-    def __init__(self, verifier: str, timeout_s: float, kwargs: str) -> None:
-        self.verifier = verifier
+    def __init__(self, verifier: str, timeout_s: float, kwargs: str, log: Path | None) -> None:
+        self.verifier, self.log = verifier, log
         self.timeout_s = timeout_s
         self.given: deque[Numbered] = deque()
         self.deadline = 0.0
@@ -143,10 +156,20 @@ class _Child:
             fd = theirs.fileno()
             # Not multiprocessing: it would import the parent's __main__ again, which may be a CLI script.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "rewards.child", str(fd), verifier, str(timeout_s), kwargs],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "rewards.child",
+                    str(fd),
+                    verifier,
+                    str(timeout_s),
+                    kwargs,
+                    str(log or ""),
+                ],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what a verifier prints goes to our stderr
+                stdout=2,  # what a verifier prints goes to our stderr, unless it has a log
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,  # Ctrl-C is for the parent; kill reaches what the verifier started, too
             )
@@ -161,7 +184,7 @@ class _Child:
                 reason = _describe(self.kill())
         if reason:
             self.kill()
-            raise QarlError(f"verifier process could not start: {reason}", self.verifier)
+            raise QarlError(f"verifier process could not start: {reason}", self.verifier, tail(self.log))
 
     def give(self, chunk: Sequence[Numbered]) -> None:
         self.given.extend(chunk)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError
 
 from qarl.errors import RolloutError
+from qarl.logs import log_file, tail
 from qarl.protocols import Prover
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import deaths, get
@@ -30,6 +32,7 @@ class RayFleet:
         timeout_s: longest wait for one call.
         max_restarts: replacements before the run stops.
         log: takes one line for the user.
+        log_dir: folder of the workers' logs, which messages name; None for no logs.
     """
 
     def __init__(
@@ -40,9 +43,10 @@ class RayFleet:
         timeout_s: float,
         max_restarts: int,
         log: Callable[[str], None],
+        log_dir: Path | None = None,
     ) -> None:
         self._make_actor, self._scheme, self._timeout_s, self._log = make_actor, scheme, timeout_s, log
-        self._restarts_left = max_restarts
+        self._restarts_left, self._log_dir = max_restarts, log_dir
         self._weights: WeightSource | None = None  # what a replacement gets, with whoever judges it
         self._prover: Prover | None = None
         self._actors = [make_actor(i, scheme) for i in range(num_workers)]
@@ -124,13 +128,11 @@ class RayFleet:
             ref = getattr(self._actors[worker], method).remote(*args)
 
     def _replace(self, worker: int, reason: str) -> None:
+        ending = tail(log_file(self._log_dir, "worker", worker))
         if self._restarts_left == 0:
-            raise RolloutError(
-                reason,
-                where=f"rollout worker {worker}",
-                hint="its log lies in Ray's session folder",
-            )
+            raise RolloutError(reason, f"rollout worker {worker}", ending)
         self._restarts_left -= 1
+        reason = f"{reason}; {ending}" if ending else reason
         self._log(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
         self._actors[worker] = self._make_actor(worker, self._scheme)

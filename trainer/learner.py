@@ -5,6 +5,7 @@ Suffixes: B sequences, T response tokens.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
@@ -23,6 +24,7 @@ from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError
+from qarl.logs import redirect_output
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.custom import check_objective
@@ -32,6 +34,7 @@ from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.parity import Parity, check_parity, processor_note
 from qarl.quant.publish import checkpoint_tensors, write_checkpoint
 from qarl.quant.scheme import KernelKind, QuantScheme
+from qarl.trace import StepTrace
 from qarl.types import Numerics, TrainSequence
 from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
@@ -39,6 +42,7 @@ from trainer.batching import Batch, micro_batches, pad, prox_of
 from trainer.policy import Policy, PolicyOutput
 from trainer.weights import StoredWeights, store
 
+LOG = logging.getLogger(__name__)
 Logprobs = npt.NDArray[np.float32]
 CLIPPED = "actor/clip_fraction"
 """A metric of the objectives that is also logged for a step's last minibatch alone."""
@@ -60,6 +64,8 @@ class LearnerRank:
         device: "cpu" or "cuda".
         rank, world_size, master: for torch.distributed; `master` is "host:port".
         make_sender: builds what `send` sends with; None when weights go through the object store.
+        log_file: where the output of the rank's process goes; None leaves it where it goes.
+        trace: of some steps of the process.
     """
 
     def __init__(
@@ -70,7 +76,10 @@ class LearnerRank:
         world_size: int,
         master: str,
         make_sender: MakeSender | None = None,
+        log_file: Path | None = None,
+        trace: StepTrace | None = None,
     ) -> None:
+        redirect_output(log_file)
         host, _, port = master.rpartition(":")
         os.environ.update(
             RANK=str(rank),
@@ -81,7 +90,7 @@ class LearnerRank:
             MASTER_PORT=port,
         )
         self._config, self._rank, self._world_size = config, rank, world_size
-        self._device, self._make_sender = torch.device(device), make_sender
+        self._device, self._make_sender, self._trace = torch.device(device), make_sender, trace
 
     def start(self) -> None:
         """Load the model and start DeepSpeed; not in the constructor, whose errors Ray hands on as text only.
@@ -134,6 +143,7 @@ class LearnerRank:
 
         Returns this rank's partial metrics, and max |r_seq - 1| of each of its micro-batches of the first minibatch.
         """
+        LOG.info("learns from %s sequences", [len(minibatch) for minibatch in minibatches])
         parts: list[Metrics] = []
         deviations: list[float] = []
         for index, sequences in enumerate(minibatches):
@@ -155,6 +165,7 @@ class LearnerRank:
 
     def publish(self, version: int) -> StoredWeights | None:
         """Put the current weights, in the engine's format, into Ray's object store; rank 0 returns them."""
+        self._trace_until(version)
         if self._rank == 0:
             return store(in_buckets(self._published_tensors()), version, self._scheme.label)
         for _ in self._published_tensors():  # gathering sharded parameters is collective
@@ -168,10 +179,15 @@ class LearnerRank:
             PublicationError: a worker died or refused what was sent, or the connection broke.
         """
         assert self._make_sender is not None
+        self._trace_until(version)
         if self._sender is None:
             self._sender = self._make_sender(self._rank, self._published_tensors)
         digests = self._sender.send(workers)
         return make_manifest(version, self._scheme.label, digests) if self._rank == 0 else None
+
+    def _trace_until(self, version: int) -> None:
+        if self._trace:
+            self._trace.published(version)
 
     def _published_tensors(self) -> Iterator[tuple[str, Tensor]]:
         return checkpoint_tensors(self._quantized_policy().model, self._gather)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -40,6 +41,7 @@ from qarl.prompts.augment import Augmenter
 from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, TrainSequence
+from trainer.batches import batch_file, save_batch
 from trainer.checkpoint import CheckpointStore
 from trainer.collect import Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
@@ -65,6 +67,7 @@ class Trainer:
     Args:
         exact: the learner's ops equal the engine's on this host; see `ExactnessProof`.
         augmenter: grows `pool`.
+        batches: folder where each step's minibatches are saved; None saves none.
     """
 
     def __init__(
@@ -79,10 +82,11 @@ class Trainer:
         checkpoints: CheckpointStore,
         exact: bool,
         augmenter: Augmenter | None = None,
+        batches: Path | None = None,
     ) -> None:
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
-        self._checkpoints, self._augmenter = checkpoints, augmenter
+        self._checkpoints, self._augmenter, self._batches = checkpoints, augmenter, batches
         self._scheme = scheme_at(config.rollout, 1)
         self._proof = ExactnessProof(config, exact, tracker.note)
         self._probe = Probe(config, learner, heldout, self._proof)
@@ -148,13 +152,16 @@ class Trainer:
         config = self._config
         records = build(groups, config)
         metrics: dict[str, Value] = {"actor/groups_used": float(len({r.group for r in records if r.used}))}
-        if not records:
-            return metrics
-        records, proved = self._prove(records, step, timer)
-        records, diagnosed = self._diagnose(records, step, timer)
+        if records:
+            records, proved = self._prove(records, step, timer)
+            records, diagnosed = self._diagnose(records, step, timer)
+            metrics |= {**proved, **diagnosed}
         minibatches = split(records, config.learner.minibatches, derive_seed(config.seed, "minibatches", step))
-        updated = self._update(minibatches, step, timer) if minibatches else {}
-        return metrics | proved | diagnosed | updated
+        if self._batches:
+            save_batch(batch_file(self._batches, step), minibatches)
+        if minibatches and not config.debug.rollout_only:
+            metrics |= self._update(minibatches, step, timer)
+        return metrics
 
     def _prove(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
         """Give every record log pi_prox: the learner's, which the proof compares with the sampler's, or, once they are
@@ -193,7 +200,7 @@ class Trainer:
         deviation = result.first_minibatch_ratio_dev
         if deviation != 0:
             self._proof.reset(f"step {step}: the first minibatch has max |r_seq - 1| {deviation:.2e}")
-        return {**result.metrics, "actor/seq_ratio_max_dev_first_minibatch": deviation}
+        return result.all_metrics()
 
     def _publish(self, version: int) -> dict[str, float]:
         """Give every engine the learner's weights, and check them with a probe."""

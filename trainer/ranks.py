@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ import ray
 from ray.exceptions import GetTimeoutError
 
 from qarl.errors import PublicationError, QarlError
+from qarl.logs import log_file, tail
 from qarl.metrics import merge
 from qarl.protocols import UpdateResult
 from qarl.quant.parity import Parity
 from qarl.quant.scheme import QuantScheme
-from qarl.remote import deaths, get
+from qarl.remote import dead, deaths, get
 from qarl.types import TrainSequence
 from trainer.weights import SentWeights, StoredWeights, publish_to_store, rank_0s_result
 
@@ -31,12 +33,17 @@ class LearnerGroup:
         transfer: returns the handles of the rollout workers that weights are sent to; None publishes through the object
             store.
         timeout_s: longest wait for a transfer, in seconds.
+        log_dir: folder of the ranks' logs, which messages name; None for no logs.
     """
 
     def __init__(
-        self, ranks: Sequence[Any], transfer: Callable[[], list[Any]] | None = None, timeout_s: float = 600.0
+        self,
+        ranks: Sequence[Any],
+        transfer: Callable[[], list[Any]] | None = None,
+        timeout_s: float = 600.0,
+        log_dir: Path | None = None,
     ) -> None:
-        self.ranks, self._transfer, self._timeout_s = list(ranks), transfer, timeout_s
+        self.ranks, self._transfer, self._timeout_s, self._log_dir = list(ranks), transfer, timeout_s, log_dir
         self._all("start")
 
     def parity(self) -> list[Parity]:
@@ -63,7 +70,7 @@ class LearnerGroup:
         return UpdateResult(metrics, float(np.max(deviations)))  # np.max keeps NaN, and raises when there is none
 
     def publish(self, version: int) -> StoredWeights | SentWeights:
-        with _readable_errors("publish"):
+        with self._readable_errors("publish"):
             if self._transfer is None:
                 return publish_to_store(self.ranks, version)
             workers = self._transfer()
@@ -98,16 +105,16 @@ class LearnerGroup:
         self.ranks = []
 
     def _all(self, method: str, *args: Any) -> list[Any]:
-        with _readable_errors(method):
+        with self._readable_errors(method):
             return get([getattr(rank, method).remote(*args) for rank in self.ranks])
 
-
-@contextmanager
-def _readable_errors(method: str) -> Iterator[None]:
-    try:
-        yield
-    except deaths() as error:
-        raise QarlError(
-            f"a learner rank died during {method} ({type(error).__name__})",
-            hint="the same command continues from the last checkpoint",
-        ) from error
+    @contextmanager
+    def _readable_errors(self, method: str) -> Iterator[None]:
+        try:
+            yield
+        except deaths() as error:
+            logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in dead(self.ranks)]
+            raise QarlError(
+                "; ".join(filter(None, [f"a learner rank died during {method} ({type(error).__name__})", *logs])),
+                hint="the same command continues from the last checkpoint",
+            ) from error

@@ -14,8 +14,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from launch.preflight import bundles
 from qarl.config.run import Config
 from qarl.errors import ResourceError
+from qarl.logs import log_file
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import free_address
+from qarl.trace import StepTrace
 from qarl.weights.source import Tensors, WeightSender
 from rollout.engine import VLLMEngine, engine_env
 from rollout.fleet import RayFleet
@@ -25,10 +27,10 @@ from trainer.ranks import LearnerGroup
 
 
 class Placement:
-    """The placement group of a run: one bundle per actor, workers first."""
+    """The placement group of a run: one bundle per actor, workers first. The actors' logs go to `log_dir`."""
 
-    def __init__(self, config: Config, device: str) -> None:
-        self._config, self._device = config, device
+    def __init__(self, config: Config, device: str, log_dir: Path) -> None:
+        self._config, self._device, self._log_dir = config, device, log_dir.resolve()
         workers, ranks = bundles(config, device)
         self._bundles = workers + ranks
         self._group: PlacementGroup = placement_group(self._bundles, strategy=config.cluster.placement_strategy)
@@ -61,13 +63,17 @@ class Placement:
 
         def make_actor(worker: int, scheme: QuantScheme) -> Any:
             actor = ray.remote(RolloutWorker).options(**self.options(worker, env))
-            return actor.remote(_EngineFactory(config, model_dir(scheme), device, scheme), worker)
+            engine = _EngineFactory(config, model_dir(scheme), device, scheme)
+            return actor.remote(
+                engine, worker, log_file(self._log_dir, "worker", worker), self._trace("worker", worker)
+            )
 
         rollout = config.rollout
-        return RayFleet(make_actor, scheme, rollout.num_workers, rollout.timeout_s, rollout.max_restarts, note)
+        settings = (rollout.num_workers, rollout.timeout_s, rollout.max_restarts)
+        return RayFleet(make_actor, scheme, *settings, note, self._log_dir)
 
-    def start_learner(self, fleet: RayFleet) -> LearnerGroup:
-        """Start the learner ranks, which publish to `fleet`, and wait until they are up."""
+    def start_learner(self, receivers: Callable[[], list[Any]]) -> LearnerGroup:
+        """Start the learner ranks, which publish to the `receivers`, and wait until they are up."""
         config, device = self._config, self._device
         first, count = config.rollout.num_workers, config.learner.num_ranks
         env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))
@@ -78,13 +84,26 @@ class Placement:
         return LearnerGroup(
             [
                 actor.options(**self.options(first + rank, env)).remote(
-                    config, device, rank, count, master, make_sender
+                    config,
+                    device,
+                    rank,
+                    count,
+                    master,
+                    make_sender,
+                    log_file(self._log_dir, "rank", rank),
+                    self._trace("rank", rank),
                 )
                 for rank in range(count)
             ],
-            transfer=None if make_sender is None else fleet.receivers,
+            transfer=None if make_sender is None else receivers,
             timeout_s=config.rollout.timeout_s,
+            log_dir=self._log_dir,
         )
+
+    def _trace(self, kind: str, number: int) -> StepTrace | None:
+        """The trace of worker 0 and of rank 0, beside the logs; of no other."""
+        steps = self._config.debug.profile_steps
+        return StepTrace(steps, self._log_dir.parent / "profile" / f"{kind}-0.json") if steps and not number else None
 
 
 def make_weight_sender(transport: Literal["nccl", "ipc"], rank: int, tensors: Tensors) -> WeightSender:

@@ -40,6 +40,11 @@ class RunFolder:
         done = self.saved is not None and self.step >= config.train.steps
         self.is_complete = done and (self.path / SUMMARY_FILE).exists()
 
+    @property
+    def logs(self) -> Path:
+        """The folder of the logs."""
+        return self.path / "logs"
+
     def engine_dir(self, scheme: QuantScheme) -> Path:
         """The folder of the engine's model config in `scheme`."""
         return self.path / f"engine_model-{scheme.label}"

@@ -11,6 +11,7 @@ from qarl.errors import ConfigError
 
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
+    *("debug.save_batches", "debug.profile_steps"),
     *("run.resume", "rollout.num_workers", "rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
     *(
         f"pool.augment.validator.{key}"

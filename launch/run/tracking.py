@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import secrets
@@ -86,8 +87,9 @@ class RunTracker:
         for tracker in self._trackers:
             tracker.augmented(step, outcomes)
 
-    def note(self, line: str) -> None:
-        """Print one line, above the progress bar where there is one."""
+    def note(self, line: str, level: int = logging.INFO) -> None:
+        """Print one line, above the progress bar where there is one, and log it at `level`."""
+        logging.getLogger(__name__).log(level, line)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         for tracker in self._trackers:
             tracker.note(line)

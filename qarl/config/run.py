@@ -6,6 +6,7 @@ A config file is YAML; `inherits: other.yaml` (relative to the file) takes anoth
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -164,6 +165,27 @@ class ClusterConfig(Node):
     """One engine and one learner rank share one GPU, half each; otherwise each takes a GPU of its own."""
 
 
+class DebugConfig(Node):
+    rollout_only: bool = False
+    """Sample, score and measure as ever, but never update: the weights stay those of the start."""
+    save_batches: bool = False
+    """Save what the learner gets in each step, as runs/NAME/batches/step-N.npz (arrays, no pickle)."""
+    train_from: str | None = None
+    """Folder of saved batches: train on them, without an engine, to the same weights in every bit. Model, learner and
+    objective may be changed to see what becomes of the same data."""
+    profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
+    """[first, last] step that torch's profiler traces in rank 0 and worker 0: runs/NAME/profile/*.json, for
+    ui.perfetto.dev. Two steps suffice: traces are large."""
+
+    @model_validator(mode="after")
+    def _switches_agree(self) -> DebugConfig:
+        if self.train_from and (self.rollout_only or self.save_batches):
+            raise ValueError("debug.train_from: it samples nothing; leave rollout_only and save_batches false")
+        if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"debug.profile_steps: {self.profile_steps} ends before it begins")
+        return self
+
+
 class Config(Node):
     """Everything about one run."""
 
@@ -201,6 +223,14 @@ class Config(Node):
     """Controls in the final report."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
+    debug: DebugConfig = DebugConfig()
+    """Switches for debugging."""
+
+    @model_validator(mode="after")
+    def _saved_batches_are_another_runs(self) -> Config:
+        if self.debug.train_from and Path(self.debug.train_from).parent == Path(self.run.dir) / self.run.name:
+            raise ValueError("debug.train_from: the run that has saved them keeps its folder; choose another run.name")
+        return self
 
     @model_validator(mode="after")
     def _group_has_a_baseline(self) -> Config:

@@ -89,9 +89,9 @@ def test_weights_over_vllms_transfer_engine(
     scheme = scheme_at(config.rollout, 1)
     write_engine_config(tmp_path / "engine", tiny_models["qwen3"], scheme)
     connect(config)
-    placement = Placement(config, "cuda")
+    placement = Placement(config, "cuda", tmp_path / "logs")
     fleet = placement.start_fleet(lambda _: tmp_path / "engine", scheme, print)
-    run = Run(fleet, placement.start_learner(fleet), tmp_path / "damage", [])
+    run = Run(fleet, placement.start_learner(fleet.receivers), tmp_path / "damage", [])
     try:
         for version in (1, 2):
             samples = run.publish(version)

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from launch.run.tracking import read_log
-
-ROOT = Path(__file__).parents[2]
-SMALL = """
-task: {num_prompts: 16, levels: [2, 3]}
-train: {steps: 2, prompts_per_step: 4, group_size: 4, checkpoint_every: 2}
-learner: {minibatches: 1}
-advantage: {drop_zero_variance: false}
-eval: {num_prompts: 4, num_samples: 1, final_num_prompts: 4, greedy: false}
-controls: {teacher: false, sft_continued: false}
-"""
+from tests.support.small_run import ROOT, train
 
 
 def test_a_run_with_functions_of_its_own(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     text = (ROOT / "docs" / "hooks.md").read_text()
     (tmp_path / "mine.py").write_text("\n\n".join(re.findall("```python\n(.*?)```", text, re.DOTALL)))
     [section] = re.findall("```yaml\n(.*?)```", text, re.DOTALL)
-    model = f"model: {{path: {tiny_models['qwen3']}, build: null}}\n"
-    (tmp_path / "mine.yaml").write_text(f"inherits: {ROOT}/configs/quickstart.yaml\n{model}{SMALL}{section}")
-    command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train", "mine.yaml"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    done = train(tmp_path, tiny_models["qwen3"], section)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = tmp_path / "runs" / "quickstart"
     rows = {row["step"]: row for row in read_log(run / "metrics.jsonl") if "reward/mean" in row}
@@ -40,3 +24,34 @@ def test_a_run_with_functions_of_its_own(tiny_models: dict[str, Path], tmp_path:
         (step, row["reward/mean"]) for step, row in rows.items()
     ]
     assert not list(run.glob("wandb*"))
+
+
+FAULTY = """
+import os
+from qarl.errors import ObjectiveError
+
+def faulty(inputs):
+    return divide(inputs) if "RANK" in os.environ else (inputs.logp_BT.sum(), {})
+
+def divide(inputs):
+    try:
+        return 1 / 0
+    except ZeroDivisionError as error:
+        raise ObjectiveError("cannot divide") from error
+"""
+
+
+def test_an_error_in_an_actor_is_one_line_or_its_whole_traceback(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    section = 'objective: {kind: custom, function: "faulty.py:faulty"}\nrun: {name: faulty, resume: false}\n'
+    done = train(tmp_path, tiny_models["qwen3"], section)
+    assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stderr == "qarl: step 1: cannot divide\n"
+    traced = train(tmp_path, tiny_models["qwen3"], section, QARL_TRACEBACK="1")
+    assert traced.returncode == 1
+    logs = tmp_path / "runs" / "faulty" / "logs"
+    for text in (traced.stderr, (logs / "driver.log").read_text()):
+        assert "faulty.py" in text
+        assert "ZeroDivisionError: division by zero" in text
+        assert "ObjectiveError: step 1: cannot divide" in text
+    assert "INFO trainer.learner: learns from" in (logs / "rank-0.log").read_text()

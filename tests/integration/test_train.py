@@ -120,6 +120,12 @@ def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
     assert (run / "curves.png").stat().st_size > 10_000
     assert "CPUInt8ScaledMMLinearKernel" in output
     assert "exactly 0" in output
+    logs = {log.stem: log.read_text() for log in (run / "logs").iterdir()}
+    assert logs.keys() == {"driver", "worker-0", "rank-0", "verifier-0"}
+    assert "rollout worker 0: vLLM on cpu" in logs["driver"]
+    assert "INFO trainer.learner: learns from" in logs["rank-0"]
+    assert "INFO rollout.worker: loads weights version 4" in logs["worker-0"]
+    assert "vllm" in logs["worker-0"]
     assert output.count("no VNNI on this processor") == (0 if processor.has_vnni() else 1)
     assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
     assert (run / "samples.jsonl").read_text().strip()
@@ -197,6 +203,7 @@ def test_a_rollout_actor_killed_in_a_step_does_not_change_the_run(finished: tupl
     victim.kill()
     assert process.wait(timeout=300) == 0
     assert "rollout worker 0 died during" in (tmp_path / "log").read_text()
+    assert "logs/worker-0.log ends with: " in (tmp_path / "log").read_text()
     assert sorted(steps(tmp_path)) == [1, 2, 3, 4]
     ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

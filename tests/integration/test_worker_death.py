@@ -44,19 +44,21 @@ def notes() -> list[str]:
 def fleet(config: Config, notes: list[str], tmp_path: Path) -> Iterator[RayFleet]:
     write_engine_config(tmp_path, Path(config.model.path), QuantScheme())
     connect(config)
-    fleet = Placement(config, "cpu").start_fleet(lambda _: tmp_path, QuantScheme(), notes.append)
+    fleet = Placement(config, "cpu", tmp_path / "logs").start_fleet(lambda _: tmp_path, QuantScheme(), notes.append)
     yield fleet
     fleet.close()
     ray.shutdown()
 
 
-def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: list[str]) -> None:
+def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: list[str], tmp_path: Path) -> None:
     policy = Policy(config.model.path, torch.bfloat16, QuantScheme(), "stock")
     (info,) = fleet.infos()
     requests = [SampleRequest(Prompt(str(i), "", "", (1, 4 + i % 8)), i, 1.0, 700) for i in range(64)]
     prover = FakeProver([replace(request, max_new_tokens=8) for request in requests[:2]])
     fleet.load(publish(policy.model, QuantScheme(), 7), prover)
     undisturbed = fleet.sample(requests)
+    log = tmp_path / "logs" / "worker-0.log"
+    before = log.read_text()
 
     killer = threading.Timer(0.7, os.kill, (info.pid, signal.SIGKILL))
     started = time.monotonic()
@@ -65,6 +67,10 @@ def test_a_killed_actor_costs_time_only(fleet: RayFleet, config: Config, notes: 
     assert time.monotonic() - started > 0.7, "the samples were there before the kill"
     assert len(notes) == 1
     assert "rollout worker 0 died during generate" in notes[0]
+    assert f"its log {log} ends with: " in notes[0]
+    assert "INFO rollout.worker: samples 64 requests; replacing it" in notes[0]
+    assert "vllm" in before.lower()
+    assert log.read_text().startswith(before), "the replacement appends"
     assert fleet.infos()[0].pid != info.pid
     assert {sample.version for sample in samples} == {7}
     # The replacement was judged, on what its predecessor had sampled.

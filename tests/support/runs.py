@@ -50,6 +50,7 @@ class Run:
         rewards: FakeRewards | None = None,
         exact: bool = True,
         kill_after: int | None = None,
+        batches: Path | None = None,
     ) -> None:
         self.fuse = Fuse(kill_after)
         self.learner, self.fleet, self.tracker = FakeLearner(), FakeFleet(engines), FakeTracker()
@@ -69,6 +70,7 @@ class Run:
             checkpoints,
             exact,
             self.augmenter,
+            batches,
         )
         if saved := checkpoints.latest():
             self.trainer.resume(*saved)

@@ -47,7 +47,7 @@ LIGHT_MODULES = (
     "qarl.prompts.pool",
 )
 FLOORS = (
-    {"types", "errors", "metrics", "seeds"},
+    {"types", "errors", "metrics", "seeds", "logs", "trace"},
     {"numerics", "weights", "remote", "hooks"},
     {"quant"},
     {"config"},

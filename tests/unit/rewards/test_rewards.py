@@ -273,6 +273,25 @@ def test_the_time_out_is_per_sample_and_leaves_out_the_start() -> None:
     assert faults == []
 
 
+def test_what_verifiers_print_and_raise_is_in_their_logs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    faults: list[str] = []
+    config = RewardConfig(num_workers=1)
+    with ProcessRewardService(config, faults.append, verifier="toy_verifier:verify", log_dir=tmp_path) as service:
+        service.score([make_sample("print"), make_sample("raise"), make_sample("segv"), make_sample("raise")])
+    text = (tmp_path / "verifier-0.log").read_text()
+    assert "noise on stdout\n" in text
+    assert text.count("WARNING rewards.child: the verifier raised\nTraceback") == 2
+    assert text.count("ValueError: two") == 2
+    assert len(faults) == 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_verifier_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
+    with pytest.raises(QarlError, match="exited with code 7") as caught:
+        ProcessRewardService(RewardConfig(), pytest.fail, verifier="dead_start:verify", log_dir=tmp_path)
+    assert f"its log {tmp_path / 'verifier-0.log'} ends with: " in caught.value.hint
+
+
 @pytest.mark.parametrize("kind", ["exact", "math"])
 def test_config_names_the_verifier(kind: str) -> None:
     with ProcessRewardService(RewardConfig.model_validate({"kind": kind}), pytest.fail) as service:

@@ -230,3 +230,21 @@ def test_a_worker_found_dead_before_a_transfer_waits_for_the_new_weights(make_fl
     (sample,) = ray.get(receivers[1].generate.remote(REQUESTS[:1]))
     assert sample.version == -1  # the learner may no longer have version 1
     assert made.load(2, theta=5.0) == [expected(5.0, 2, REQUESTS[:2])] * 2
+
+
+def test_a_dead_workers_log_is_named_and_its_last_line_shown(tmp_path: Path) -> None:
+    def make_actor(worker: int, scheme: QuantScheme) -> Any:
+        actor = ray.remote(RolloutWorker).options(num_cpus=0)
+        return actor.remote(lambda number: FakeEngine(number, faults=tmp_path), worker, log)
+
+    log, notes = tmp_path / "worker-0.log", list[str]()
+    fleet = RayFleet(make_actor, QuantScheme(), 1, 60.0, 1, notes.append, tmp_path)
+    for prompt in ("p0", "p1"):
+        (tmp_path / prompt).write_text("die")
+    with pytest.raises(RolloutError) as caught:
+        fleet.sample(REQUESTS)
+    fleet.close()
+    for message in (caught.value.hint, notes[0]):
+        assert f"its log {log} ends with: " in message
+        assert "INFO rollout.worker: samples 6 requests" in message
+    assert log.read_text().count("samples 6 requests") == 2  # the replacement appended

@@ -79,9 +79,13 @@ def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
     assert caught.value.hint == "the same command continues from the last checkpoint"
 
 
-def test_a_dead_rank_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
+def test_a_dead_rank_shows_its_log_and_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text("started\nwas busy\n")
+    logging = LearnerGroup(group.ranks, log_dir=tmp_path)
     with pytest.raises(QarlError, match="a learner rank died during save") as caught:
-        group.save(str(tmp_path))
+        logging.save(str(tmp_path))
+    assert f"; its log {log} ends with: was busy; " in str(caught.value)
     assert caught.value.hint == "the same command continues from the last checkpoint"
     assert "\n" not in str(caught.value)
 

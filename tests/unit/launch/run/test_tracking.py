@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 import math
 import os
 import subprocess
@@ -225,3 +226,15 @@ def test_disabled_never_imports_wandb(tmp_path: Path) -> None:
         "t.log(1, {'reward/mean': 1.0}); t.table(1, [], []); t.close(); sys.exit('wandb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_notes_are_logged_with_their_level(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    with caplog.at_level(logging.INFO):
+        tracker.note("a fact")
+        tracker.note("a fault", level=logging.WARNING)
+    tracker.close()
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "a fact"),
+        ("WARNING", "a fault"),
+    ]
