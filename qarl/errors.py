@@ -1,4 +1,4 @@
-"""One picklable tree of errors. Each says what went wrong, where, and the hint, in one line."""
+"""One picklable tree of errors. Each is one line: where, what went wrong, and a hint."""
 
 
 class QarlError(Exception):
@@ -7,7 +7,7 @@ class QarlError(Exception):
     Args:
         what: the fact, e.g. "unknown key 'stepz'".
         where: file, key, tensor, worker; empty when `what` says it.
-        hint: what the user does about it; empty when nothing can be done.
+        hint: what the user can do; empty when there is no advice.
     """
 
     exit_code = 1
@@ -22,7 +22,7 @@ class QarlError(Exception):
 
 
 class UsageError(QarlError):
-    """The input is at fault, nothing has been started: the command line exits with 2."""
+    """The input is wrong and nothing was started: the command line exits with 2."""
 
     exit_code = 2
 
@@ -40,15 +40,15 @@ class ModelError(UsageError):
 
 
 class ResourceError(UsageError):
-    """The cluster or machine lacks what the config asks for."""
+    """The cluster or machine lacks what the config requests."""
 
 
 class KernelError(QarlError):
-    """No kernel for this shape, device or format; or the engine chose another one than asked."""
+    """There is no kernel for a shape, device or format, or the engine chose another one than requested."""
 
 
 class PublicationError(QarlError):
-    """Published weights did not arrive as they were sent, or did not take."""
+    """Published weights were changed on their way, or the engine does not compute with them."""
 
 
 class MismatchError(QarlError):
@@ -60,18 +60,18 @@ class RolloutError(QarlError):
 
 
 class TeacherError(QarlError):
-    """The teacher endpoint refuses to answer, or is none."""
+    """The teacher endpoint refuses to answer, or does not speak the protocol."""
 
 
 class CheckpointError(QarlError):
-    """A checkpoint is missing, foreign or incomplete."""
+    """A checkpoint is missing, incomplete, or of another run."""
 
 
 class ObjectiveError(QarlError, ValueError):
-    """Log-probs, mask or advantages of which no loss can be made."""
+    """Log-probs, mask or advantages that give no loss."""
 
 
 class DivergenceError(ObjectiveError):
-    """Training has left the finite numbers: the command line exits with 3."""
+    """A log-prob or a loss is no longer finite: the command line exits with 3."""
 
     exit_code = 3

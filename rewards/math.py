@@ -6,20 +6,20 @@ from typing import Any
 
 import math_verify
 
-# It warns in every process that its own time-outs are off: they need SIGALRM, and the service bounds the call anyway.
+# It warns in every process that its own time-outs are off. They need SIGALRM, and the service limits the time anyway.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def verify(text: str, finish_reason: str, answer: str) -> float:
     """1.0 when the last answer in `text` is mathematically equal to `answer`, else 0.0.
 
-    `answer` is plain ("72") or LaTeX, with or without delimiters. A completion that nobody can read, or compare, is
-    wrong. `finish_reason` is not asked: an answer that was given counts, whatever follows it. Words are read as
-    products of letters and bases are dropped (52_8 is 52): take data whose answers are numbers, sets or formulas.
-    Some expressions never finish (a tower of powers): bound the call from outside.
+    `answer` is plain ("72") or LaTeX, with or without delimiters. A completion that Math-Verify cannot read or compare
+    is wrong. `finish_reason` is ignored: the last answer counts even when the response was cut after it. Words are read
+    as products of letters, and bases are dropped (52_8 is 52): use data whose answers are numbers, sets or formulas.
+    Some expressions, such as a tower of powers, take forever: the caller must limit the time.
 
     Raises:
-        ValueError: `answer` holds nothing that Math-Verify reads.
+        ValueError: Math-Verify finds nothing in `answer`.
     """
     reference = _reference(answer)
     if text.strip() == answer.strip():

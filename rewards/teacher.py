@@ -17,16 +17,16 @@ FIRST_PAUSE_S = 1.0
 """Before the first retry; each further pause is twice as long, up to LONGEST_PAUSE_S."""
 LONGEST_PAUSE_S = 60.0
 TRY_AGAIN = {408, 429}
-"""Statuses that pass, as do those from 500."""
+"""Statuses that may change with time, as those from 500 on."""
 OF_THE_QUESTION = {400, 413, 422}
 """Statuses that may be about one question, such as one that is too long for the model."""
 
 
 class Teacher:
-    """A `qarl.prompts.validate.Validator`: the teacher's answer counts; without one the question is refused.
+    """A `qarl.prompts.validate.Validator`: the teacher's answer counts; a question without an answer is refused.
 
     Raises:
-        ConfigError: the environment variable of the key is not set, or holds no key.
+        ConfigError: the environment variable of the key is not set, or does not hold a key.
     """
 
     votes = 0
@@ -48,14 +48,14 @@ class Teacher:
         self._questions.put(question)
 
     def verdict(self, question: str, replies: Sequence[str]) -> Verdict | None:
-        """Raises TeacherError when the endpoint will answer no question."""
+        """Raises TeacherError when the endpoint cannot answer any question."""
         result = self._results.pop(question, None)
         if isinstance(result, TeacherError):
             raise result
         return result
 
     def close(self) -> None:
-        """Ask no more; an answer on its way is dropped."""
+        """Send no further question; an answer that is on its way is dropped."""
         self._closed.set()
         for _ in range(self._config.concurrency):
             self._questions.put("")
@@ -67,8 +67,8 @@ class Teacher:
                     self._results[question] = self._judge(question)
                 except TeacherError as error:
                     self._results[question] = error
-                except Exception as error:  # noqa: BLE001 - or the thread dies and the queue waits for ever
-                    self._results[question] = TeacherError(f"cannot be asked: {error!r}", where=self._url)
+                except Exception as error:  # noqa: BLE001 - otherwise the thread dies and the queue waits forever
+                    self._results[question] = TeacherError(f"the request failed: {error!r}", where=self._url)
 
     def _judge(self, question: str) -> Verdict:
         fault = "closed"
@@ -102,7 +102,7 @@ class Teacher:
         try:
             return str(json.loads(text)["choices"][0]["message"]["content"] or "")  # null when it was cut short
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise TeacherError(f"its reply is no chat completion ({error!r})", where=self._url) from None
+            raise TeacherError(f"its reply is not a chat completion ({error!r})", where=self._url) from None
 
 
 def _key(variable: str) -> str:
@@ -111,6 +111,6 @@ def _key(variable: str) -> str:
         raise ConfigError(f"{variable} is not set", where, hint="export it, or name another variable")
     key = os.environ[variable]
     if not key or not key.isascii() or not key.isprintable():
-        what = f"{variable} is empty or holds a line end or other signs that no key has"
-        raise ConfigError(what, where, hint="export the bare key")
+        what = f"{variable} is empty, or has a line end or other characters that no key has"
+        raise ConfigError(what, where, hint="export the key alone")
     return key

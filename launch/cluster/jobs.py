@@ -25,18 +25,18 @@ POLL_S = 1.0
 
 
 class ClusterError(QarlError):
-    """The cluster cannot be reached, or refused, or went away."""
+    """The cluster cannot be reached, refuses the job, or no longer answers."""
 
 
 def submit(config_path: str, overrides: list[str], address: str, wait: bool = True) -> int:
     """Train `config_path` as a job on the cluster whose dashboard is at `address`, and follow its log.
 
-    The nodes hold this tree, this Python and the working directory at the same paths: nothing is uploaded.
+    Nothing is uploaded: the nodes must have this repository, this Python and the working directory at the same paths.
 
     Args:
         config_path: config file; it and the overrides are validated here, before anything is sent.
         overrides: `a.b=c` items; `cluster.address` is set for the job.
-        address: http://host:port of the head's dashboard (port 8265 unless chosen otherwise).
+        address: http://host:port of the head's dashboard (port 8265 by default).
         wait: follow the log until the job ends; otherwise return as soon as it is accepted.
 
     Returns:
@@ -78,7 +78,7 @@ def _reachable(address: str) -> str:
     """`address` in full, once something listens there: Ray itself would wait for minutes."""
     match = re.fullmatch(r"(https?://)?([^\s/:]+):(\d{1,5})/?", address)
     if match is None:
-        raise UsageError(f"'{address}' is no dashboard address", hint="write http://host:8265")
+        raise UsageError(f"'{address}' is not a dashboard address", hint="write http://host:8265")
     scheme, host, port = match.groups(default="http://")
     full = f"{scheme}{host}:{port}"
     try:
@@ -138,7 +138,7 @@ async def _print_log(client: JobSubmissionClient, job: str) -> None:
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
     except ClientError as error:
-        raise ConnectionError(f"the log broke off: {_first_line(error)}") from error
+        raise ConnectionError(f"the log ended early: {_first_line(error)}") from error
 
 
 def _first_line(text: object) -> str:

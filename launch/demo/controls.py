@@ -1,4 +1,4 @@
-"""What RL is compared with, for tasks with a teacher: the teacher itself, and as much time of supervised training."""
+"""What RL is compared with, for tasks with a teacher: the teacher itself, and supervised training for the same time."""
 
 from __future__ import annotations
 

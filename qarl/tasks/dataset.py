@@ -67,15 +67,15 @@ class Row:
 
     @property
     def key(self) -> str:
-        """What makes two questions the same: their words, whatever the white space between them."""
+        """Equal for questions with the same words, even when the white space between them differs."""
         return " ".join(self.question.split())
 
 
 def load_rows(config: DatasetTaskConfig, log: Log) -> tuple[list[Row], list[Row]]:
     """Training and held-out rows in file order, each question once and in one of the two only.
 
-    Repeated questions (the first stays) and training rows whose question is held out, in whatever case or typography,
-    are dropped; `log` gets a line with their number and the first of them.
+    Repeated questions (the first stays) and training rows whose question is held out, even in another case or
+    typography, are dropped; `log` gets a line with their number and the first of them.
 
     Raises:
         DataError: a file is missing or empty, a row is broken, or no training row is left.
@@ -145,7 +145,7 @@ def _value(row: dict[str, Any], key: str, option: str, where: str) -> Any:
 
 
 def _distinct(rows: list[Row], path: str, log: Log) -> dict[str, Row]:
-    """The rows by key, the first of equal ones."""
+    """The rows by key; of rows with the same key, the first."""
     first: dict[str, Row] = {}
     repeated = [row for row in rows if first.setdefault(row.key, row) is not row]
     if repeated:

@@ -1,7 +1,7 @@
 """Rows out of files: JSONL, Parquet, and folders that Hugging Face `datasets` saved (Arrow streams).
 
-A row is (where, values): `where` names it in messages, `train.jsonl:3` by line or `train.parquet:row 3`, from 1. What a
-row holds is checked by its reader. pyarrow is slow to import, so only the functions that need it import it.
+A row is (where, values); `where` names the row in messages: `train.jsonl:3` by line or `train.parquet:row 3`, from 1.
+Whoever reads the rows checks the values. pyarrow is slow to import, so only the functions that need it import it.
 """
 
 from __future__ import annotations

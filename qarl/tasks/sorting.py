@@ -1,4 +1,4 @@
-"""Sorting digits: `529172=` -> `122579`. Graded by length, split on the answer, with a teacher that makes slips."""
+"""Sorting digits: `529172=` -> `122579`. The length is the level; a teacher makes mistakes."""
 
 import random
 import re
@@ -32,7 +32,7 @@ class SortingTask(Task):
         return splits[0], splits[1]
 
     def prompt(self, question: str, answer: str, level: int = 0) -> Prompt:
-        """The level is the number of digits, whatever `level` says."""
+        """The level is the number of digits; `level` is ignored."""
         text = f"{question}="
         return Prompt(f"sorting/{question}", text, answer, tuple(self.encode(text)), len(question))
 
@@ -48,7 +48,7 @@ class SortingTask(Task):
 
 
 class SortingTeacher:
-    """Sorts digits and slips now and then."""
+    """Sorts digits, with occasional mistakes."""
 
     def __init__(self, levels: Sequence[int]) -> None:
         self.settings = {"levels": list(levels)}
@@ -64,7 +64,7 @@ class SortingTeacher:
         return demos
 
     def answer(self, right: str, swap_prob: float, rng: random.Random) -> str:
-        """`right` with slips: from the left, each neighbouring pair of digits is swapped with `swap_prob`."""
+        """`right` with mistakes: from the left, each neighbouring pair of digits is swapped with `swap_prob`."""
         digits = list(right)
         for i in range(len(digits) - 1):
             if rng.random() < swap_prob:
@@ -90,8 +90,8 @@ def random_digits(level: int, rng: random.Random) -> str:
 def generate(levels: Sequence[int], n: int, seed: int, heldout: bool) -> list[str]:
     """Up to `n` distinct problems, held-out or training ones, as digits without the `=`.
 
-    The levels take turns, so every prefix is spread evenly over them; a level that has no more problems (level 2 has
-    100 in all) leaves its turns to the others.
+    The levels take turns, so every prefix is spread evenly over them. When a level has no more problems (level 2 has
+    100 in all), the others continue.
 
     Raises:
         ConfigError: `levels` is empty, holds a number below 1, or repeats one.

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Log = Callable[[str], None]
-"""Takes one line for the reader of the terminal."""
+"""Takes one line for the terminal."""
 Encode = Callable[[str], Sequence[int]]
 """A prompt's text to token ids, chat template and special tokens included."""
 
 
 class Teacher(Protocol):
-    """Shows a model how a task is done, with mistakes."""
+    """Demonstrates a task, with mistakes."""
 
     settings: dict[str, Any]
     """What its demonstrations depend on, ready for JSON."""
@@ -45,8 +45,8 @@ class Task(ABC):
 
     Attributes:
         encode: makes the token ids of a prompt's text.
-        solve: the program that answers every well-formed question; None where there is none.
-        teacher: makes demonstrations for a warm start; None where there is none.
+        solve: the program that answers every well-formed question, or None.
+        teacher: makes demonstrations for a warm start, or None.
     """
 
     solve: Callable[[str], str] | None = None
@@ -76,7 +76,7 @@ class Task(ABC):
 
     @abstractmethod
     def question(self, prompt: Prompt) -> str:
-        """The question that `prompt` was made of."""
+        """The question of `prompt`."""
 
     @abstractmethod
     def is_well_formed(self, question: str) -> bool:
@@ -87,7 +87,7 @@ class Task(ABC):
         return False
 
     def heldout_questions(self) -> Iterable[str]:
-        """All questions kept for evaluation, where the task lists them; empty where a rule tells them."""
+        """All questions kept for evaluation, if the task has a list of them; empty if a rule decides."""
         return ()
 
 

@@ -1,4 +1,4 @@
-"""Texts that say the same: equal up to case, white space and typography, or alike in their n-grams of words."""
+"""Finding equal texts: equal up to case, white space and typography, or with common n-grams of words."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ UNSEEN = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
 )
-"""Signs that show nothing (Unicode's Default_Ignorable_Code_Point)."""
+"""Characters that are invisible (Unicode's Default_Ignorable_Code_Point)."""
 PLAIN = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc", "'")
     | dict.fromkeys("\u201c\u201d\u201e\u201f\u00ab\u00bb", '"')
@@ -18,7 +18,7 @@ PLAIN = str.maketrans(
     | dict.fromkeys("\u00d7\u22c5\u00b7\u2219", "*")
     | dict.fromkeys("\u00f7\u2044\u2215", "/")
 )
-"""Quotes, dashes and signs of arithmetic, as a keyboard has them: a policy writes either."""
+"""Quotes, dashes and arithmetic signs, with the keyboard's character for each: a policy writes both."""
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -34,10 +34,10 @@ def plain(text: str) -> str:
 
 
 class TextIndex:
-    """Texts that can be asked for the one nearest to another. A text shorter than `n` words is a single n-gram: only an
-    equal one overlaps with it.
+    """Texts, and the largest overlap of another text with one of them. A text of fewer than `n` words is one n-gram:
+    it overlaps with an equal text only.
 
-    Adding and asking cost O(words), times the texts that share an n-gram; about 200 bytes are held for each n-gram.
+    `add` and `overlap` cost O(words), times the texts that share an n-gram. An n-gram takes about 200 bytes.
     """
 
     def __init__(self, n: int, texts: Iterable[str] = ()) -> None:
@@ -71,10 +71,10 @@ class TextIndex:
 
 
 class HeldoutIndex(TextIndex):
-    """Likewise, but two texts of which one holds the other whole overlap by 1 however short they are: a held-out
-    question stays one with a few words around it, or without.
+    """As `TextIndex`, but when one text contains the other, they overlap by 1, however short they are: a
+    held-out question with a few more or fewer words around it is still held out.
 
-    Asking costs O(all texts) for a text shorter than `n` words, and O(the texts shorter than `n` words) for others.
+    `overlap` costs O(all texts) for a text shorter than `n` words, and O(the texts shorter than `n` words) for others.
     """
 
     def __init__(self, n: int, texts: Iterable[str] = ()) -> None:

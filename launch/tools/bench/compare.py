@@ -1,4 +1,4 @@
-"""Times of several ways to do one thing, taken in turn, so that a busy machine slows all of them alike."""
+"""Times of several ways to do one thing, measured in turn, so that a busy machine slows all of them equally."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +13,9 @@ HEADER = "| what | ms | by the first | range | target |\n|---|---:|---:|---:|---
 
 @dataclass(frozen=True)
 class Case:
-    """What `runs` have in common; the first of them is what the others are measured by.
+    """Ways to do one thing. The others are compared with the first of `runs`.
 
-    `targets`: the largest ratio that is wanted, by name. `calls`: how often a run does what is to be timed.
+    `targets`: the largest acceptable ratio of a run, by its name. `calls`: how often one run repeats the timed work.
     """
 
     what: str
@@ -29,7 +29,7 @@ def compare(case: Case, rounds: int, clock: Callable[[], float] = time.process_t
 
     Args:
         rounds: in each, all runs follow one another. One more comes first and is not timed.
-        clock: seconds; CPU time of this process unless told otherwise.
+        clock: seconds; by default the CPU time of this process.
     """
     seconds: dict[str, list[float]] = {name: [] for name in case.runs}
     for _ in range(rounds + 1):

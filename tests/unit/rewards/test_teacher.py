@@ -164,7 +164,12 @@ def test_without_an_answer_the_problem_is_refused(stub: Stub, text: str | None) 
 
 @pytest.mark.parametrize(
     ("reply", "message"),
-    [(401, "status 401; check base_url"), (404, "status 404"), (b"<html>", "no chat completion"), (b"[]", "no chat")],
+    [
+        (401, "status 401; check base_url"),
+        (404, "status 404"),
+        (b"<html>", "not a chat completion"),
+        (b"[]", "not a chat"),
+    ],
 )
 def test_an_endpoint_that_is_none_stops_the_run(stub: Stub, reply: int | bytes, message: str) -> None:
     stub.plans = {"q": [reply]}
@@ -197,7 +202,7 @@ def test_a_fault_of_the_client_is_told_and_stops_no_thread(stub: Stub, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(teacher_module, "last_answer", lambda text, pattern: text[10**9])
         teacher.submit("q")
-        with pytest.raises(TeacherError, match="cannot be asked: IndexError"):
+        with pytest.raises(TeacherError, match="the request failed: IndexError"):
             wait_for(teacher, "q")
     teacher.submit("r")
     assert wait_for(teacher, "r") == Verdict("42")
@@ -207,7 +212,7 @@ def test_a_fault_of_the_client_is_told_and_stops_no_thread(stub: Stub, monkeypat
 @pytest.mark.parametrize("key", ["", "secret\n", "sécret"])
 def test_what_is_no_key(stub: Stub, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("TEACHER_KEY", key)
-    with pytest.raises(ConfigError, match="TEACHER_KEY is empty or holds"):
+    with pytest.raises(ConfigError, match="TEACHER_KEY is empty, or has"):
         Teacher(config_of(stub, api_key_env="TEACHER_KEY"))
 
 
