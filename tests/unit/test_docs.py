@@ -12,6 +12,7 @@ import pytest
 
 from launch import cli
 from launch.arguments import read_config
+from qarl.config.io import documentation
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
@@ -20,6 +21,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 REPOSITORY_PATH = re.compile(r"`((?:qarl|rollout|trainer|rewards|launch|configs|docs|tests)/[a-z0-9_./-]*)`")
 INDEX_ROW = re.compile(r"\| (Where .*\?) \| `([^`]+)` \| `([^`]+)` \|")
 CODE = re.compile(r"^```\w*\n(.*?)^```|^ {4}([^\n]*)$", re.MULTILINE | re.DOTALL)
+CONFIG_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`\s]*|: [^`]*)?`")
 NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
 
 
@@ -69,6 +71,15 @@ def test_relative_links_resolve(page: Path) -> None:
 def test_files_that_a_page_names_exist(page: Path) -> None:
     named = {path for path in REPOSITORY_PATH.findall(page.read_text()) if "/my_" not in path}  # the reader's own
     assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=title)
+def test_config_keys_that_a_page_names_exist(page: Path) -> None:
+    known = {key for key, _, _ in documentation()}
+    sections = {key.partition(".")[0] for key in known}
+    files = (".py", ".md", ".json", ".jsonl", ".yaml", ".png", ".log")
+    named = {key for key in CONFIG_KEY.findall(page.read_text()) if not key.endswith(files)}
+    assert {key for key in named - known if key.partition(".")[0] in sections} == set()
 
 
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands(page)])
