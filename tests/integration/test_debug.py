@@ -16,10 +16,14 @@ from tests.support.small_run import train
 def test_saved_batches_train_to_the_same_weights_without_an_engine(
     tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
+    (tmp_path / "mine.py").write_text("def judge(text, finish_reason, answer):\n    return len(set(text)) % 3 / 2\n")
+    reward = 'reward: {kind: custom, function: "mine.py:judge"}\n'  # a random model earns nothing else
+    settings = ("learner.optimizer.lr=0.01", "learner.optimizer.warmup_steps=0")
     debug = "run: {name: saved}\ndebug: {save_batches: true, profile_steps: [2, 2]}\n"
-    first = train(tmp_path, tiny_models["qwen3"], debug)
+    first = train(tmp_path, tiny_models["qwen3"], reward + debug, *settings)
     assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-    again = train(tmp_path, tiny_models["qwen3"], "run: {name: again}\ndebug: {train_from: runs/saved/batches}\n")
+    debug = "run: {name: again}\ndebug: {train_from: runs/saved/batches}\n"
+    again = train(tmp_path, tiny_models["qwen3"], reward + debug, *settings)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
 
     ours, theirs, start = (
