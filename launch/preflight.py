@@ -250,7 +250,7 @@ def _failures(*checks: Callable[[], Any]) -> list[QarlError]:
 def _check_batch_invariance(config: Config, device: str) -> None:
     if device == "cpu" and config.rollout.batch_invariant:
         raise ConfigError(
-            "is a mode of the GPU engine; on CPU the pinned kernels give a token one value in any batch",
+            "is a mode of the GPU engine; on CPU the kernels give a token one value in any batch",
             "rollout.batch_invariant",
             "set it to false",
         )

@@ -146,7 +146,7 @@ class RolloutConfig(Node):
     """Share of a GPU that one engine takes."""
     batch_invariant: bool = False
     """On GPU, vLLM's batch-invariant mode: a token has the same log-prob in any batch, at some cost in speed. Refused
-    on CPU, whose pinned kernels do so anyway."""
+    on CPU, whose kernels do so anyway."""
     num_cpus_per_worker: PositiveFloat = 1.0
     """CPUs that one worker reserves."""
     timeout_s: PositiveFloat = 600.0
