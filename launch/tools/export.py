@@ -36,7 +36,7 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     """Write the newest checkpoint of `run_dir` to the new folder `out`, in `scheme` or that of its rollouts.
 
     Stock vLLM, given the folder, must sample the tokens and log-probs of a rollout worker, given the learner's tensors,
-    bit for bit (on CPU both with kernels pinned as in a run); else there is no folder. Returns a line for the user.
+    bit for bit (on CPU both with the kernels of a run); else there is no folder. Returns a line for the user.
 
     Raises:
         ConfigError: `run_dir` is no run's, or `out` exists.

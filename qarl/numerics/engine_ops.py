@@ -30,7 +30,7 @@ def available() -> bool:
 
 @cache
 def ops() -> Any:
-    """vLLM's CPU ops, patched (`vllm_patch.py`). Raises KernelError where vLLM is missing or was not checked."""
+    """vLLM's CPU ops. Raises KernelError where vLLM is missing or was not checked."""
     if not available():
         raise KernelError(
             "the engine's ops need vLLM, which is not installed", hint="install it, or set learner.numerics=portable"

@@ -15,7 +15,7 @@ FEWEST_ROWS = 4  # of a GEMM on a processor without AVX-512
 def without_onednn() -> Iterator[None]:
     """torch's own GEMM in place of oneDNN's.
 
-    On hosts with AMX torch hands `_scaled_mm` of fp8 to oneDNN, which knows it for AMX-FP8 only: pinned to AVX-512 it
+    On hosts with AMX torch hands `_scaled_mm` of fp8 to oneDNN, which knows it for AMX-FP8 only: limited to AVX-512 it
     falls to its scalar reference, hundreds of times slower, and otherwise fails.
     """
     enabled = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)[0]
