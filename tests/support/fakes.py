@@ -133,7 +133,7 @@ class FakeFleet:
             return {}
         version = self.loads[-1].manifest.version
         requests = self.prover.requests(version)
-        return self.prover.judge({engine.worker: engine.generate(requests) for engine in engines}, version)
+        return self.prover.judge({engine.info().worker: engine.generate(requests) for engine in engines}, version)
 
     def close(self) -> None:
         self.engines = []
