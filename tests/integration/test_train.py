@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,12 @@ SMALL = [
     "eval.num_samples=2",
     "model.build.sft.steps=100",
     "task.levels=[2,3,4]",
+    *(
+        "rollout.num_workers=2",
+        "rollout.num_cpus_per_worker=0.5",
+        "learner.num_ranks=2",
+        "learner.num_cpus_per_rank=0.5",
+    ),
     "controls.teacher=true",
     "mismatch.unaligned_every=1",
     "mismatch.proof_every=1",
@@ -121,7 +128,7 @@ def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
     assert "CPUInt8ScaledMMLinearKernel" in output
     assert "exactly 0" in output
     logs = {log.stem: log.read_text() for log in (run / "logs").iterdir()}
-    assert logs.keys() == {"driver", "worker-0", "rank-0", "verifier-0"}
+    assert logs.keys() == {"driver", "worker-0", "worker-1", "rank-0", "rank-1", "verifier-0"}
     assert "rollout worker 0: vLLM on cpu" in logs["driver"]
     assert "INFO trainer.learner: learns from" in logs["rank-0"]
     assert "INFO rollout.worker: loads weights version 4" in logs["worker-0"]
@@ -202,8 +209,9 @@ def test_a_rollout_actor_killed_in_a_step_does_not_change_the_run(finished: tupl
         time.sleep(0.02)
     victim.kill()
     assert process.wait(timeout=300) == 0
-    assert "rollout worker 0 died during" in (tmp_path / "log").read_text()
-    assert "logs/worker-0.log ends with: " in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert (died := re.search(r"rollout worker (\d) died during", said)), said
+    assert f"logs/worker-{died[1]}.log ends with: " in said
     assert sorted(steps(tmp_path)) == [1, 2, 3, 4]
     ours, theirs = (load_file(f / "runs/quickstart/final/model.safetensors") for f in (tmp_path, finished[0]))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -252,7 +260,7 @@ def test_dataset_problems_with_math_verify_and_the_sampler_as_prox(finished: tup
         "learner: {prox: auto}\n"
         "mismatch: {proof_steps: 1, unaligned_every: 0}\n"
     )
-    settings = [item for item in SMALL if not item.startswith(("task.", "model.", "pool."))]
+    settings = [item for item in SMALL if not item.startswith(("task.", "model.", "pool.", "mismatch."))]
     overrides = [*settings, f"run.dir={tmp_path}/runs", f"model.path={tmp_path}/model", "train.steps=2"]
     command = [sys.executable, "-m", "launch.cli", "train", str(config), *overrides]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400)
@@ -268,7 +276,7 @@ def test_dataset_problems_with_math_verify_and_the_sampler_as_prox(finished: tup
 @pytest.mark.slow
 def test_the_quickstart_learns_what_it_promises(tmp_path: Path) -> None:
     """All 54 steps of the quickstart, against the bounds that three seeds met with room to spare."""
-    overrides = (f"run.dir={tmp_path}/runs", f"model.path={tmp_path}/model", "controls.sft_continued=false")
+    overrides = (f"run.dir={tmp_path}/runs", f"model.path={tmp_path}/model", "controls.teacher=true")
     config = str(ROOT / "configs" / "quickstart.yaml")
     done = subprocess.run([sys.executable, "-m", "launch.cli", "train", config, *overrides], cwd=ROOT, timeout=1200)
     assert done.returncode == 0
@@ -283,7 +291,9 @@ def test_the_quickstart_learns_what_it_promises(tmp_path: Path) -> None:
     assert at_12["eval/pass@1"] >= before["pass@1"] + 0.10
     rows = steps(tmp_path)
     assert len(rows) == 54
-    assert max(row["mismatch/logp_abs_max"] for row in rows.values()) == 0.0
+    proofs = [row["mismatch/logp_abs_max"] for row in rows.values() if "mismatch/logp_abs_max" in row]
+    assert len(proofs) >= 54 // 10
+    assert max(proofs) == 0.0
     assert max(row["actor/seq_ratio_max_dev_first_minibatch"] for row in rows.values()) == 0.0
     clipped = [row["actor/clip_fraction_last_minibatch"] for row in rows.values()]
     assert 0.02 <= sum(clipped) / len(clipped) <= 0.25

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def config(tiny_models: dict[str, Path]) -> Config:
     overrides = [f"model.path={tiny_models['qwen3']}", "rollout.max_model_len=768", "rollout.max_restarts=1"]
+    overrides += ["rollout.num_workers=1", "learner.num_ranks=1"]
     return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
 
 
