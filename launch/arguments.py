@@ -1,7 +1,5 @@
 """What several commands share: configs on the command line, and kinds of numbers. Imports nothing heavy."""
 
-from __future__ import annotations
-
 import argparse
 from importlib import resources
 from pathlib import Path
@@ -26,14 +24,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
 
 
-def read_config(args: argparse.Namespace) -> Config:
+def read_config(args: argparse.Namespace) -> "Config":
     """The config that the arguments name. Raises ConfigError."""
     from qarl.config.io import load_config
 
     return load_config(config_path(args.config), args.overrides)
 
 
-def schemes() -> dict[str, QuantScheme]:
+def schemes() -> "dict[str, QuantScheme]":
     """Every scheme by its label."""
     from typing import get_args
 

@@ -1,7 +1,5 @@
 """`qarl train --dry-run`: what a run would do and where, without starting or writing anything."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The main job: config in, trained model and report out. Everything is wired here."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Callable, Sequence
@@ -30,7 +28,7 @@ from qarl.config.derived import numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
 from qarl.logs import driver_log
-from qarl.prompts.pool import make_pool
+from qarl.prompts.pool import Pool
 from qarl.quant.publish import write_engine_config
 from qarl.seeds import derive_seed
 from qarl.tasks.task import Task
@@ -107,7 +105,7 @@ class _Job:
         self._log_workers(infos)
         exact = self._check_numerics(learner)
         batches = folder.path / "batches" if config.debug.save_batches else None
-        pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
+        pool = Pool(prompts, config.pool, derive_seed(config.seed, "pool"))
         augmenter = make_augmenter(config, task, pool, prompts, heldout)
         if augmenter:
             self._keep(augmenter)

@@ -1,9 +1,8 @@
 """How far the learner's policy is from the one that sampled. Suffixes: N tokens of all sequences, S sequences."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +38,7 @@ class Mismatch:
     @classmethod
     def between(
         cls, learner: Sequence[Logprobs], sampler: Sequence[Logprobs], token_bounds: Sequence[float] = ()
-    ) -> Mismatch:
+    ) -> Self:
         """Over all tokens of matching sequences; sequences without a token do not count.
 
         Raises ValueError when lengths differ, or no token is given.

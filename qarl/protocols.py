@@ -1,17 +1,15 @@
 """What the training loop needs from its partners. A consumer of rollouts does not know where they were sampled."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from qarl.metrics import Value
 from qarl.quant.scheme import QuantScheme
-from qarl.types import AugmentOutcome, GroupResult, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
+from qarl.types import AugmentOutcome, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
 from qarl.weights.source import Channel, TransferStep, WeightSource
 
 
@@ -139,45 +137,14 @@ class RewardService(Protocol):
     def close(self) -> None: ...
 
 
-class PromptPool(Protocol):
-    """Chooses the prompts of each step."""
-
-    def draw(self, n: int, step: int) -> list[Prompt]:
-        """Up to `n` distinct prompts, now in flight."""
-        ...
-
-    def observe(self, results: Sequence[GroupResult], step: int) -> None:
-        """Record group results by prompt id. Late, duplicate and unknown results change nothing."""
-        ...
-
-    def abort(self, prompt_ids: Sequence[str]) -> None:
-        """Return drawn prompts to the pool without a result."""
-        ...
-
-    def spread(self, prompt_id: str) -> float:
-        """Expected standard deviation of the rewards of a prompt that is in the pool."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-    def metrics(self) -> dict[str, float]: ...
-
-
 class Tracker(Protocol):
     """Where metrics go."""
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
 
-    def table(
-        self,
-        step: int,
-        samples: Sequence[Sample],
-        scores: Sequence[Score],
-        name: str = "samples",
-        more: Sequence[Mapping[str, float | str]] = (),
-    ) -> None: ...
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+        """Whole responses with their rewards (`samples`), or with what is wrong in them (`error_tokens`)."""
+        ...
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         """What became of the problems that the policy wrote."""

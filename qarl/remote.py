@@ -3,8 +3,6 @@
 The one file of qarl that names Ray, and it imports Ray inside its functions only.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator, Sequence
 from typing import Any

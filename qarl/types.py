@@ -3,11 +3,9 @@
 Suffixes: _T response tokens of one sequence.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -117,7 +115,7 @@ class TrainSequence:
     id: str = ""
 
     @classmethod
-    def of(cls, sample: Sample, advantage: float = 0.0, id: str = "") -> TrainSequence:
+    def of(cls, sample: Sample, advantage: float = 0.0, id: str = "") -> Self:
         prompt_ids, logprobs_T = sample.prompt.token_ids, sample.logprobs_T
         return cls(prompt_ids, sample.response_ids, logprobs_T, advantage, version=sample.version, id=id)
 

@@ -6,8 +6,6 @@ closes. FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON,
 standard library it imports the verifier, `qarl.hooks`, which finds it, and `qarl.logs`.
 """
 
-from __future__ import annotations
-
 import faulthandler
 import json
 import logging

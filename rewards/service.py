@@ -1,7 +1,5 @@
 """Verifiers in processes of their own, behind a time-out: no verifier can stop, crash or slow down a run."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -93,7 +91,7 @@ class ProcessRewardService:
                     child.kill()
         return [scores[index] for index in range(len(samples))]
 
-    def _start(self, slot: int) -> _Child:
+    def _start(self, slot: int) -> "_Child":
         return _Child(self._verifier, self._timeout_s, self._kwargs, log_file(self._log_dir, "verifier", slot))
 
     def _feed(self, slot: int, pending: deque[Numbered]) -> None:

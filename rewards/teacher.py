@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from qarl.config.pool import TeacherConfig
 from qarl.errors import ConfigError, TeacherError
-from qarl.prompts.validate import Verdict, last_answer
+from qarl.prompts.validate import Validator, Verdict, last_answer
 
 FIRST_PAUSE_S = 1.0
 """Before the first retry; each further pause is twice as long, up to LONGEST_PAUSE_S."""
@@ -22,14 +22,12 @@ OF_THE_QUESTION = {400, 413, 422}
 """Statuses that may be about one question, such as one that is too long for the model."""
 
 
-class Teacher:
-    """A `qarl.prompts.validate.Validator`: the teacher's answer counts; a question without an answer is refused.
+class Teacher(Validator):
+    """The teacher's answer counts; a question without an answer is refused.
 
     Raises:
         ConfigError: the environment variable of the key is not set, or does not hold a key.
     """
-
-    votes = 0
 
     def __init__(self, config: TeacherConfig) -> None:
         self._config = config

@@ -1,7 +1,5 @@
 """All rollout workers: dispatch of requests, weights for every worker, replacement of dead workers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 CPU kernels repack weights and drop the originals, so a layer's weights can only be seen through its output.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from itertools import groupby
 from types import SimpleNamespace

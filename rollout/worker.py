@@ -1,7 +1,5 @@
 """The Ray actor around an engine."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property

@@ -3,11 +3,10 @@
 Suffixes: N flat tokens, S response tokens, B sequences, L padded tokens, T padded response tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Self
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ class Batch:
     """bool, True at the response tokens that the loss counts."""
 
     @classmethod
-    def of(cls, sequences: Sequence[TrainSequence], device: torch.device) -> Batch:
+    def of(cls, sequences: Sequence[TrainSequence], device: torch.device) -> Self:
         rows = flat_rows([s.prompt_ids for s in sequences], [max(0, len(s.response_ids) - 1) for s in sequences])
         ids: list[int] = []
         predicts: list[Tensor] = []

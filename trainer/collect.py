@@ -4,8 +4,6 @@ Dynamic sampling then draws again, in place of uninformative groups. The pool ac
 so a draw need not end before the next one begins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,7 +14,8 @@ from qarl.config.run import Config
 from qarl.errors import PublicationError, RolloutError
 from qarl.prompts.allocation import allocate
 from qarl.prompts.augment import Augmenter
-from qarl.protocols import Fleet, PromptPool, RewardService
+from qarl.prompts.pool import Pool
+from qarl.protocols import Fleet, RewardService
 from qarl.seeds import derive_seed
 from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score
 from trainer.timer import Timer
@@ -54,7 +53,7 @@ class Collector:
     """Owns the order of draw, sample, score and observe."""
 
     def __init__(
-        self, config: Config, fleet: Fleet, rewards: RewardService, pool: PromptPool, augmenter: Augmenter | None
+        self, config: Config, fleet: Fleet, rewards: RewardService, pool: Pool, augmenter: Augmenter | None
     ) -> None:
         self._config, self._fleet, self._rewards, self._pool = config, fleet, rewards, pool
         self._augmenter = augmenter

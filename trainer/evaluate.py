@@ -1,7 +1,5 @@
 """Held-out accuracy, sampled by the rollout engines: the policy as it will be served."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean

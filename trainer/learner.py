@@ -3,8 +3,6 @@
 Suffixes: B sequences, T response tokens.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

@@ -21,8 +21,6 @@ The next step samples from the new weights only: nothing is stale. Every `eval.e
 `train.checkpoint_every` steps a checkpoint, comes between two steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +36,8 @@ from qarl.errors import CheckpointError, ObjectiveError
 from qarl.metrics import Value
 from qarl.mismatch import Mismatch
 from qarl.prompts.augment import Augmenter
-from qarl.protocols import Fleet, Learner, PromptPool, RewardService, Tracker
+from qarl.prompts.pool import Pool
+from qarl.protocols import Fleet, Learner, RewardService, Tracker
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, TrainSequence
 from trainer.batches import batch_file, save_batch
@@ -46,7 +45,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.collect import Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
 from trainer.proof import ExactnessProof, Probe
-from trainer.step import Record, build, error_tokens_of, split, with_prox, without_error_tokens
+from trainer.step import Record, build, error_tokens_of, split, table_row, with_prox, without_error_tokens
 from trainer.timer import Timer
 
 
@@ -76,7 +75,7 @@ class Trainer:
         learner: Learner,
         fleet: Fleet,
         rewards: RewardService,
-        pool: PromptPool,
+        pool: Pool,
         tracker: Tracker,
         heldout: Sequence[Prompt],
         checkpoints: CheckpointStore,
@@ -144,8 +143,8 @@ class Trainer:
         metrics |= self._advance(step, groups, timer)
         self._tracker.log(step, metrics)
         if step % self._config.tracking.table_every == 0:
-            shown = groups[:4]
-            self._tracker.table(step, [s for g in shown for s in g.samples], [s for g in shown for s in g.scores])
+            rows = [table_row(*pair) for group in groups[:4] for pair in zip(group.samples, group.scores, strict=True)]
+            self._tracker.table(step, "samples", rows)
 
     def _learn(self, groups: Sequence[Group], step: int, timer: Timer) -> dict[str, Value]:
         """Update on the groups; returns metrics."""
@@ -225,9 +224,9 @@ class Trainer:
         config = self._config.error_tokens
         found = error_tokens_of(records, config)
         if config.table_every and step % config.table_every == 0 and (rows := worst(found, config.table_rows)):
-            columns = [found[i].columns() | {"advantage": records[i].sequence.advantage} for i in rows]
-            samples, scores = [records[i].sample for i in rows], [records[i].score for i in rows]
-            self._tracker.table(step, samples, scores, "error_tokens", columns)
+            shown = [table_row(records[i].sample, records[i].score) | found[i].columns() for i in rows]
+            advantages = [{"advantage": records[i].sequence.advantage} for i in rows]
+            self._tracker.table(step, "error_tokens", [row | a for row, a in zip(shown, advantages, strict=True)])
         metrics = error_token_metrics(found, [record.sequence.advantage for record in records])
         return without_error_tokens(records, found) if config.mode == "mask" else records, metrics
 

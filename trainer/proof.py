@@ -1,7 +1,5 @@
 """The proof that learner and sampler agree: a probe of every publication, and a count of steps without mismatch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 from qarl.config.run import Config

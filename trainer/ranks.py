@@ -1,7 +1,5 @@
 """The learner ranks, Ray actors, behind the `Learner` protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

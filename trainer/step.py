@@ -1,7 +1,6 @@
 """The batch of one step, as pure functions: from scored groups to records, and from records to minibatches."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -72,6 +71,19 @@ def without_error_tokens(records: Sequence[Record], found: Sequence[ErrorTokens]
         replace(record, sequence=replace(record.sequence, loss_mask_T=~tokens.any_T))
         for record, tokens in zip(records, found, strict=True)
     ]
+
+
+def table_row(sample: Sample, score: Score) -> dict[str, float | str]:
+    """A response as a row of a table."""
+    return {
+        "prompt": sample.prompt.text,
+        "response": sample.text,
+        "answer": sample.prompt.answer,
+        "reward": score.reward,
+        "finish_reason": sample.finish_reason,
+        "version": sample.version,
+        "mean_logprob": float(sample.logprobs_T.mean()) if sample.logprobs_T.size else math.nan,
+    }
 
 
 def split(records: Sequence[Record], count: int, seed: int) -> list[list[TrainSequence]]:

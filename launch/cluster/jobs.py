@@ -1,7 +1,5 @@
 """Submitting a training run to a Ray cluster as a job: it survives the terminal that started it."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import os
@@ -92,7 +90,7 @@ def _reachable(address: str) -> str:
     return full
 
 
-def _connect(address: str) -> JobSubmissionClient:
+def _connect(address: str) -> "JobSubmissionClient":
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -120,7 +118,7 @@ def _token() -> str:
     return path.read_text().strip() if path.is_file() else ""
 
 
-def _follow(client: JobSubmissionClient, job: str) -> int:
+def _follow(client: "JobSubmissionClient", job: str) -> int:
     asyncio.run(_print_log(client, job))
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(POLL_S)
@@ -131,7 +129,7 @@ def _follow(client: JobSubmissionClient, job: str) -> int:
     return 1
 
 
-async def _print_log(client: JobSubmissionClient, job: str) -> None:
+async def _print_log(client: "JobSubmissionClient", job: str) -> None:
     from aiohttp import ClientError
 
     try:

@@ -1,7 +1,5 @@
 """Placing the actors on Ray."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path

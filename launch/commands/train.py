@@ -2,8 +2,6 @@
 
 With --dry-run, check everything that can be checked before a start, show what would run where, and start nothing."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from pathlib import Path
@@ -38,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ray_environment(config: Config) -> None:
+def _ray_environment(config: "Config") -> None:
     """Ray reads these once, when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CPU actors' view of accelerators

@@ -1,7 +1,5 @@
 """What RL is compared with, for tasks with a teacher: the teacher itself, and supervised training for the same time."""
 
-from __future__ import annotations
-
 import random
 import shutil
 import time

@@ -23,7 +23,7 @@ from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
 from qarl.mismatch import Mismatch
-from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.pool import Pool
 from qarl.quant.publish import write_engine_config
 from qarl.seeds import derive_seed
 from qarl.types import SampleRequest, Score
@@ -45,7 +45,7 @@ def main(overrides: Sequence[str]) -> None:
     # The model, warm-started on demonstrations once, and the problems. The pool decides which of them are drawn.
     ensure_model(config.model, config.task, config.seed, print)
     _, prompts, _ = load_prompts(config, print)
-    pool = make_pool(prompts, config.pool, derive_seed(config.seed, "pool"))
+    pool = Pool(prompts, config.pool, derive_seed(config.seed, "pool"))
 
     # The engine computes with vLLM's low-bit kernels (rollout.scheme: w8a8_int8). It starts without weights.
     scheme = scheme_at(config.rollout, 1)

@@ -1,7 +1,5 @@
 """The folder of a run: which run it belongs to, how far that run got, and how a new run takes its place."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The prompts of a run, read before anything starts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from transformers import AutoTokenizer

@@ -1,16 +1,12 @@
 """What a run leaves for its reader: curves.png, report.html, summary.json, and the summary in the terminal."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
 from html import escape
 from pathlib import Path
-from typing import ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -25,8 +21,7 @@ CURVES_FILE = "curves.png"
 REPORT_FILE = "report.html"
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(BaseModel):
     """The outcome of one run.
 
     Keys of `eval_before` and `eval_after` are those of `eval/...` metrics: "greedy", "pass@1", "level_06/pass@1".
@@ -35,7 +30,7 @@ class Summary:
     """
 
     # Non-finite numbers become strings: plain JSON has none.
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     run: str
     scheme: str
@@ -46,34 +41,23 @@ class Summary:
     tokens_per_s: float
     eval_before: dict[str, float]
     eval_after: dict[str, float]
-    controls: dict[str, float] = field(default_factory=dict)
-    mismatch_aligned: dict[str, float] = field(default_factory=dict)
-    mismatch_unaligned: dict[str, float] = field(default_factory=dict)
-    files: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        return _ADAPTER.dump_json(self, indent=2).decode()
-
-    @staticmethod
-    def from_json(text: str, where: str = SUMMARY_FILE) -> Summary:
-        """Raises DataError when `text` is not what `to_json` writes."""
-        try:
-            return _ADAPTER.validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            raise DataError(f"not a run summary: {key} {first['msg'].lower()}", where=where) from None
-
-
-_ADAPTER = TypeAdapter(Summary)
+    controls: dict[str, float] = {}
+    mismatch_aligned: dict[str, float] = {}
+    mismatch_unaligned: dict[str, float] = {}
+    files: dict[str, str] = {}
 
 
 def read_summary(run_dir: Path) -> Summary:
-    """The summary that `write_report` left in `run_dir`. Raises DataError when there is none."""
+    """The summary that `write_report` left in `run_dir`. Raises DataError when there is none, or it is damaged."""
     path = run_dir / SUMMARY_FILE
     if not path.is_file():
         raise DataError("no summary", where=str(path), hint="it is written when a run ends")
-    return Summary.from_json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise DataError(f"not a run summary: {key} {first['msg'].lower()}", where=str(path)) from None
 
 
 def read_series(run_dir: Path) -> Series:
@@ -97,7 +81,7 @@ def write_report(run_dir: Path, summary: Summary) -> None:
     series = read_series(run_dir)
     controls = {_control_name(key): value for key, value in summary.controls.items()}
     picture = draw_curves(series, f"{summary.run}  ({summary.scheme})", controls)
-    (run_dir / SUMMARY_FILE).write_text(summary.to_json(), encoding="utf-8")
+    (run_dir / SUMMARY_FILE).write_text(summary.model_dump_json(indent=2), encoding="utf-8")
     (run_dir / CURVES_FILE).write_bytes(picture)
     (run_dir / REPORT_FILE).write_text(_page(summary, series, picture), encoding="utf-8")
 

@@ -1,14 +1,12 @@
 """Where a run's metrics go: JSONL files in the run folder, the terminal, Weights & Biases."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -22,14 +20,12 @@ from qarl.errors import DataError, ResourceError
 from qarl.hooks import load_function
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Tracker
-from qarl.types import AugmentOutcome, Sample, Score
+from qarl.types import AugmentOutcome
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 AUGMENT_FILE = "augment.jsonl"
-TRACKERS = "tracking.trackers"
 WANDB_ID_FILE = "wandb_id"
-SAMPLE_COLUMNS = ("prompt", "response", "answer", "reward", "finish_reason", "version", "mean_logprob")
 
 FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
 """0 in a step that takes the sampler's log-probs for pi_prox shows that they are the learner's."""
@@ -53,7 +49,7 @@ class RunTracker:
 
     def __init__(self, config: Config, run_dir: Path, start_step: int, total_steps: int) -> None:
         self._total = total_steps
-        self._trackers = [_make(name, config, run_dir, start_step) for name in _names(config)]
+        self._trackers = list(_make(config, run_dir, start_step))
         self._console = Console()
         self._bar: Progress | None = None
         if config.tracking.progress and self._console.is_interactive:
@@ -70,17 +66,10 @@ class RunTracker:
             tracker.log(step, metrics)
         self._show(step, {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)})
 
-    def table(
-        self,
-        step: int,
-        samples: Sequence[Sample],
-        scores: Sequence[Score],
-        name: str = "samples",
-        more: Sequence[Mapping[str, float | str]] = (),
-    ) -> None:
-        """Record whole responses with their rewards, as the table `name`; `more` columns of each, if any."""
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+        """Record rows of the table `name`."""
         for tracker in self._trackers:
-            tracker.table(step, samples, scores, name, more)
+            tracker.table(step, name, rows)
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         """Record which problems of the policy were accepted and which not, and why."""
@@ -139,15 +128,8 @@ class JsonlTracker:
         values = {n: asdict(v) if isinstance(v, Histogram) else _strict(float(v)) for n, v in metrics.items()}
         self._metrics_file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
-    def table(
-        self,
-        step: int,
-        samples: Sequence[Sample],
-        scores: Sequence[Score],
-        name: str = "samples",
-        more: Sequence[Mapping[str, float | str]] = (),
-    ) -> None:
-        for row in _rows(samples, scores, more):
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+        for row in rows:
             record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
             self._samples_file.write(json.dumps(record) + "\n")
 
@@ -182,20 +164,12 @@ class WandbTracker:
         }
         self._run.log({"step": step, **drawn})
 
-    def table(
-        self,
-        step: int,
-        samples: Sequence[Sample],
-        scores: Sequence[Score],
-        name: str = "samples",
-        more: Sequence[Mapping[str, float | str]] = (),
-    ) -> None:
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
         import wandb
 
-        rows = _rows(samples, scores, more)
-        columns = list(rows[0]) if rows else list(SAMPLE_COLUMNS)
-        table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
-        self._run.log({"step": step, name: table})
+        if rows:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            self._run.log({"step": step, name: table})
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         pass
@@ -207,20 +181,15 @@ class WandbTracker:
         self._run.finish()
 
 
-def _names(config: Config) -> list[str]:
-    """The trackers of a run: those of `tracking.trackers`, but W&B when it is disabled."""
-    disabled = config.tracking.wandb_mode == "disabled"
-    return [name for name in config.tracking.trackers if name != "wandb" or not disabled]
-
-
-def _make(name: str, config: Config, run_dir: Path, start_step: int) -> Tracker:
-    """The tracker that `tracking.trackers` calls `name`. Raises ConfigError: a function that cannot be loaded."""
-    if name == "jsonl":
-        return JsonlTracker(config, run_dir, start_step)
-    if name == "wandb":
-        return WandbTracker(config, run_dir, start_step)
-    tracker: Tracker = load_function(name, TRACKERS)(config, run_dir)
-    return tracker
+def _make(config: Config, run_dir: Path, start_step: int) -> Iterator[Tracker]:
+    """The trackers of a run. Raises ConfigError: a function that cannot be loaded."""
+    for name in config.tracking.trackers:
+        if name == "jsonl":
+            yield JsonlTracker(config, run_dir, start_step)
+        elif name != "wandb":
+            yield load_function(name, "tracking.trackers")(config, run_dir)
+        elif config.tracking.wandb_mode != "disabled":
+            yield WandbTracker(config, run_dir, start_step)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -259,25 +228,6 @@ def _continue_log(path: Path, start_step: int) -> TextIO:
 def _strict(value: Any) -> Any:
     """`value`, with the floats that JSON lacks (NaN and the infinities) as strings."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rows(
-    samples: Sequence[Sample], scores: Sequence[Score], more: Sequence[Mapping[str, float | str]]
-) -> list[dict[str, Any]]:
-    rows = [_sample_row(sample, score) for sample, score in zip(samples, scores, strict=True)]
-    return [row | dict(columns) for row, columns in zip(rows, more, strict=True)] if more else rows
-
-
-def _sample_row(sample: Sample, score: Score) -> dict[str, Any]:
-    return {
-        "prompt": sample.prompt.text,
-        "response": sample.text,
-        "answer": sample.prompt.answer,
-        "reward": score.reward,
-        "finish_reason": sample.finish_reason,
-        "version": sample.version,
-        "mean_logprob": float(sample.logprobs_T.mean()) if sample.logprobs_T.size else math.nan,
-    }
 
 
 def _describe(values: Mapping[str, float]) -> str:

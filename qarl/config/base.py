@@ -1,10 +1,9 @@
 """What every section of the configuration is made of. Free of torch."""
 
-from __future__ import annotations
+from collections.abc import Iterator
+from typing import Annotated, Self
 
-from typing import Annotated
-
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -22,3 +21,13 @@ class Node(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def contradictions(self) -> Iterator[str]:
+        """What is wrong between keys that are each valid: a line for each fault, the key first."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if found := list(self.contradictions()):
+            raise ValueError("; ".join(found))
+        return self

@@ -1,7 +1,5 @@
 """What follows from a config and the device that it runs on."""
 
-from __future__ import annotations
-
 from qarl.config.base import Node
 from qarl.config.run import Config
 from qarl.quant.scheme import KernelKind

@@ -5,13 +5,11 @@ A new built-in objective is one class here, in the union below, and one file wit
 own needs neither: see `CustomConfig`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from qarl.config.base import Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -60,11 +58,9 @@ class _Band(Node):
     high: PositiveFloat = 2.0
     """Largest weight that is kept."""
 
-    @model_validator(mode="after")
-    def _holds_one(self) -> _Band:
+    def contradictions(self) -> Iterator[str]:
         if not self.low <= 1 <= self.high:
-            raise ValueError(f"objective.correction: the band {self.low:g} to {self.high:g} does not hold 1")
-        return self
+            yield f"objective.correction: the band {self.low:g} to {self.high:g} does not hold 1"
 
 
 class TokenMask(_Band):

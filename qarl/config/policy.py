@@ -1,21 +1,11 @@
 """Keys of the policy: the model, its rollout engines and its learner."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from qarl.config.base import (
-    AutoCount,
-    Betas,
-    Count,
-    Fraction,
-    Node,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-)
+from qarl.config.base import AutoCount, Betas, Count, Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
 from qarl.quant.scheme import KernelKind, SchemeName
 
 
@@ -92,11 +82,9 @@ class ModelConfig(Node):
     """Download a pretrained model to `path`, in bfloat16, when nothing is there. Without `build` and `fetch`, `path`
     must exist."""
 
-    @model_validator(mode="after")
-    def _made_or_fetched(self) -> ModelConfig:
+    def contradictions(self) -> Iterator[str]:
         if self.build is not None and self.fetch is not None:
-            raise ValueError("model.fetch: a model is built or fetched; set model.build to null")
-        return self
+            yield "model.fetch: a model is built or fetched; set model.build to null"
 
 
 class SamplingConfig(Node):
@@ -156,14 +144,12 @@ class RolloutConfig(Node):
     sampling: SamplingConfig = SamplingConfig()
     """How responses are drawn."""
 
-    @model_validator(mode="after")
-    def _stages_follow_each_other(self) -> RolloutConfig:
+    def contradictions(self) -> Iterator[str]:
         steps = [stage.from_step for stage in self.schedule]
         if sorted(set(steps)) != steps:
-            raise ValueError(f"schedule: from_step must rise from stage to stage, got {steps}")
+            yield f"schedule: from_step must rise from stage to stage, got {steps}"
         if self.schedule and "none" in (self.scheme, *(stage.scheme for stage in self.schedule)):
-            raise ValueError("schedule: every stage must quantize; 'none' cannot be switched to or from")
-        return self
+            yield "schedule: every stage must quantize; 'none' cannot be switched to or from"
 
 
 class OptimizerConfig(Node):

@@ -1,24 +1,24 @@
 """The keys of the prompt pool. `docs/prompt_pool.md` tells what they do together."""
 
-from __future__ import annotations
-
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt
 
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
-def _check_pattern(pattern: str, key: str) -> None:
+def _pattern_faults(pattern: str, key: str) -> Iterator[str]:
     try:
         groups = re.compile(pattern).groups
     except re.error as error:
-        raise ValueError(f"{key}: not a regular expression: {error}") from None
-    if groups != 1:
-        raise ValueError(f"{key}: a regular expression of one group is wanted, this one has {groups}")
+        yield f"{key}: not a regular expression: {error}"
+    else:
+        if groups != 1:
+            yield f"{key}: a regular expression of one group is wanted, this one has {groups}"
 
 
 BOXED = r"\\boxed\{((?:[^{}]|\{[^{}]*\})+)\}"
@@ -37,14 +37,12 @@ class RetireConfig(Node):
     recheck_after_steps: PositiveInt = 50
     """Steps after which a retired prompt may be drawn again; the result decides anew."""
 
-    @model_validator(mode="after")
-    def _something_is_neither(self) -> RetireConfig:
+    def contradictions(self) -> Iterator[str]:
         if self.hopeless_below >= self.solved_above:
-            raise ValueError(
+            yield (
                 f"pool.retire.hopeless_below: every success rate is up to {self.hopeless_below:g} or from "
                 f"pool.retire.solved_above {self.solved_above:g}, all prompts would retire"
             )
-        return self
 
 
 class LineageConfig(Node):
@@ -88,10 +86,8 @@ class VoteConfig(Node):
     answer_pattern: str = BOXED
     """Regular expression whose one group is the answer; its last match in a reply counts."""
 
-    @model_validator(mode="after")
-    def _pattern_has_a_group(self) -> VoteConfig:
-        _check_pattern(self.answer_pattern, "pool.augment.validator.answer_pattern")
-        return self
+    def contradictions(self) -> Iterator[str]:
+        return _pattern_faults(self.answer_pattern, "pool.augment.validator.answer_pattern")
 
 
 class TeacherConfig(Node):
@@ -121,12 +117,10 @@ class TeacherConfig(Node):
     concurrency: PositiveInt = 4
     """Requests at once."""
 
-    @model_validator(mode="after")
-    def _prompt_and_pattern_fit(self) -> TeacherConfig:
-        _check_pattern(self.answer_pattern, "pool.augment.validator.answer_pattern")
+    def contradictions(self) -> Iterator[str]:
+        yield from _pattern_faults(self.answer_pattern, "pool.augment.validator.answer_pattern")
         if "{question}" not in self.prompt:
-            raise ValueError("pool.augment.validator.prompt: {question} does not occur in it")
-        return self
+            yield "pool.augment.validator.prompt: {question} does not occur in it"
 
 
 class AugmentConfig(Node):
@@ -159,12 +153,10 @@ class AugmentConfig(Node):
     )
     """Who finds a new problem's answer, or refuses it."""
 
-    @model_validator(mode="after")
-    def _template_and_pattern_fit(self) -> AugmentConfig:
-        _check_pattern(self.pattern, "pool.augment.pattern")
+    def contradictions(self) -> Iterator[str]:
+        yield from _pattern_faults(self.pattern, "pool.augment.pattern")
         if not any(name in self.template for name in ("{question}", "{beginning}")):
-            raise ValueError("pool.augment.template: neither {question} nor {beginning} occurs in it")
-        return self
+            yield "pool.augment.template: neither {question} nor {beginning} occurs in it"
 
 
 class PoolConfig(Node):
@@ -200,22 +192,14 @@ class PoolConfig(Node):
     augment: AugmentConfig = AugmentConfig()
     """New problems from the policy."""
 
-    @model_validator(mode="after")
-    def _archive_has_a_source(self) -> PoolConfig:
-        if self.archive.capacity and self.capacity is None:
-            raise ValueError("pool.archive.capacity: nothing is ever evicted without pool.capacity; set both")
-        if self.archive.reinsert_per_step and not self.archive.capacity:
-            raise ValueError(
-                "pool.archive.reinsert_per_step: nothing is archived without pool.archive.capacity; set both"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _the_target_stays(self) -> PoolConfig:
+    def contradictions(self) -> Iterator[str]:
         retire = self.retire
+        if self.archive.capacity and self.capacity is None:
+            yield "pool.archive.capacity: nothing is ever evicted without pool.capacity; set both"
+        if self.archive.reinsert_per_step and not self.archive.capacity:
+            yield "pool.archive.reinsert_per_step: nothing is archived without pool.archive.capacity; set both"
         if retire.after_visits and not retire.hopeless_below <= self.target <= retire.solved_above:
-            raise ValueError(
+            yield (
                 f"pool.retire: prompts at pool.target {self.target:g} would retire: it lies outside of "
                 f"hopeless_below {retire.hopeless_below:g} and solved_above {retire.solved_above:g}"
             )
-        return self

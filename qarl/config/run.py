@@ -4,20 +4,13 @@ A config file is YAML; `inherits: other.yaml` (relative to the file) takes anoth
 `a.b=c` come last. Unknown keys are errors that name the nearest known one.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from qarl.config.base import (
-    Count,
-    Node,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-)
+from qarl.config.base import Count, Node, NonNegativeFloat, PositiveFloat, PositiveInt
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
 from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
@@ -49,11 +42,9 @@ class RewardConfig(Node):
     timeout_s: PositiveFloat = 5.0
     """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line says so."""
 
-    @model_validator(mode="after")
-    def _function_is_for_custom(self) -> RewardConfig:
+    def contradictions(self) -> Iterator[str]:
         if (self.kind == "custom") != (self.function is not None) or (self.kwargs and self.function is None):
-            raise ValueError("reward.function: `reward.kind: custom` needs it, and no other kind takes it or kwargs")
-        return self
+            yield "reward.function: `reward.kind: custom` needs it, and no other kind takes it or kwargs"
 
 
 class AdvantageConfig(Node):
@@ -136,11 +127,9 @@ class TrackingConfig(Node):
     progress: bool = True
     """Progress bar in the terminal."""
 
-    @model_validator(mode="after")
-    def _report_has_its_files(self) -> TrackingConfig:
+    def contradictions(self) -> Iterator[str]:
         if "jsonl" not in self.trackers or len(set(self.trackers)) < len(self.trackers):
-            raise ValueError("tracking.trackers: name each once, and `jsonl`, whose files the report reads")
-        return self
+            yield "tracking.trackers: name each once, and `jsonl`, whose files the report reads"
 
 
 class ControlsConfig(Node):
@@ -177,13 +166,11 @@ class DebugConfig(Node):
     """[first, last] step that torch's profiler traces in rank 0 and worker 0: runs/NAME/profile/*.json, for
     ui.perfetto.dev. Two steps suffice: traces are large."""
 
-    @model_validator(mode="after")
-    def _switches_agree(self) -> DebugConfig:
+    def contradictions(self) -> Iterator[str]:
         if self.train_from and (self.rollout_only or self.save_batches):
-            raise ValueError("debug.train_from: it samples nothing; leave rollout_only and save_batches false")
+            yield "debug.train_from: it samples nothing; leave rollout_only and save_batches false"
         if self.profile_steps and self.profile_steps[0] > self.profile_steps[1]:
-            raise ValueError(f"debug.profile_steps: {self.profile_steps} ends before it begins")
-        return self
+            yield f"debug.profile_steps: {self.profile_steps} ends before it begins"
 
 
 class Config(Node):
@@ -226,109 +213,59 @@ class Config(Node):
     debug: DebugConfig = DebugConfig()
     """Switches for debugging."""
 
-    @model_validator(mode="after")
-    def _saved_batches_are_another_runs(self) -> Config:
+    def contradictions(self) -> Iterator[str]:
+        train, rollout, learner, advantage = self.train, self.rollout, self.learner, self.advantage
+        most_tokens = rollout.sampling.max_new_tokens
         if self.debug.train_from and Path(self.debug.train_from).parent == Path(self.run.dir) / self.run.name:
-            raise ValueError("debug.train_from: the run that has saved them keeps its folder; choose another run.name")
-        return self
-
-    @model_validator(mode="after")
-    def _group_has_a_baseline(self) -> Config:
-        if self.train.group_size < 2:
-            raise ValueError(
-                "train.group_size: 1 gives every response the advantage 0, because advantages are group-normalised; "
-                "use 2 or more"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _objective_has_its_advantages(self) -> Config:
-        asked, needed = self.advantage, self.objective.advantage
-        for key, value in needed.items():
-            if getattr(asked, key) != value:
-                raise ValueError(
+            yield "debug.train_from: the run that has saved them keeps its folder; choose another run.name"
+        if train.group_size < 2:
+            yield "train.group_size: 1 gives every response the advantage 0, that of its group's mean; use 2 or more"
+        for key, value in self.objective.advantage.items():
+            if (found := getattr(advantage, key)) != value:
+                yield (
                     f"objective.kind: {self.objective.kind} is defined with advantage.{key}={str(value).lower()}, "
-                    f"not {str(getattr(asked, key)).lower()}"
+                    f"not {str(found).lower()}"
                 )
-        return self
-
-    @model_validator(mode="after")
-    def _only_groups_that_tell_nothing_are_dropped(self) -> Config:
-        if self.advantage.estimator == "batch" and self.advantage.drop_zero_variance:
-            raise ValueError(
+        if advantage.estimator == "batch" and advantage.drop_zero_variance:
+            yield (
                 "advantage.drop_zero_variance: by the estimator `batch` groups of equal rewards have an advantage; "
                 "set it to false"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _dynamic_sampling_drops(self) -> Config:
-        if self.train.dynamic_sampling and not self.advantage.drop_zero_variance:
-            raise ValueError(
-                "train.dynamic_sampling: it replaces groups that are dropped, and advantage.drop_zero_variance is false"
+        if train.dynamic_sampling and not advantage.drop_zero_variance:
+            yield "train.dynamic_sampling: it replaces dropped groups, and advantage.drop_zero_variance is false"
+        if advantage.overlong_cache > most_tokens:
+            yield (
+                f"advantage.overlong_cache: {advantage.overlong_cache} exceeds "
+                f"rollout.sampling.max_new_tokens {most_tokens}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _task_has_the_program(self) -> Config:
-        augment = self.pool.augment
-        if augment.per_step and augment.validator.kind == "program" and not self.task.has_program:
-            raise ValueError(
-                f"pool.augment.validator.kind: task {self.task.kind} has no program to check with; use vote or teacher"
+        if learner.minibatches > train.prompts_per_step:
+            yield (
+                f"learner.minibatches: {learner.minibatches} minibatches of whole groups need at least as many "
+                f"prompts, train.prompts_per_step is {train.prompts_per_step}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _generated_problems_have_their_scorer(self) -> Config:
-        generated = self.task.kind == "reasoning_gym"
-        if generated != (self.reward.kind == "reasoning_gym"):
-            raise ValueError("reward.kind: reasoning_gym belongs to task.kind reasoning_gym, and no other kind does")
-        if generated and self.pool.augment.per_step:
-            raise ValueError("pool.augment.per_step: reasoning_gym scores only its own problems; set it to 0")
-        return self
-
-    @model_validator(mode="after")
-    def _overlong_cache_fits(self) -> Config:
-        if self.advantage.overlong_cache > self.rollout.sampling.max_new_tokens:
-            raise ValueError(
-                f"advantage.overlong_cache: {self.advantage.overlong_cache} exceeds "
-                f"rollout.sampling.max_new_tokens {self.rollout.sampling.max_new_tokens}"
+        if learner.max_tokens_per_micro_batch < rollout.max_model_len:
+            yield (
+                f"learner.max_tokens_per_micro_batch: {learner.max_tokens_per_micro_batch} may not hold one "
+                f"sequence, rollout.max_model_len is {rollout.max_model_len}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _minibatches_hold_groups(self) -> Config:
-        if self.learner.minibatches > self.train.prompts_per_step:
-            raise ValueError(
-                f"learner.minibatches: {self.learner.minibatches} minibatches of whole groups need at least as many "
-                f"prompts, train.prompts_per_step is {self.train.prompts_per_step}"
+        if most_tokens >= rollout.max_model_len:
+            yield (
+                f"rollout.sampling.max_new_tokens: {most_tokens} leaves no room for a prompt "
+                f"in rollout.max_model_len {rollout.max_model_len}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _micro_batches_hold_a_sequence(self) -> Config:
-        if self.learner.max_tokens_per_micro_batch < self.rollout.max_model_len:
-            raise ValueError(
-                f"learner.max_tokens_per_micro_batch: {self.learner.max_tokens_per_micro_batch} may not hold one "
-                f"sequence, rollout.max_model_len is {self.rollout.max_model_len}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _batch_invariance_reaches_the_kernel(self) -> Config:
-        for scheme in (self.rollout.scheme, *(stage.scheme for stage in self.rollout.schedule)):
-            if self.rollout.batch_invariant and not TRAITS[scheme].batch_invariant:
-                raise ValueError(
+        for scheme in (rollout.scheme, *(stage.scheme for stage in rollout.schedule)):
+            if rollout.batch_invariant and not TRAITS[scheme].batch_invariant:
+                yield (
                     f"rollout.batch_invariant: vLLM's mode does not reach its {scheme} kernels, whose sums depend on "
                     "the batch; use w8a8_int8 or none as rollout.scheme"
                 )
-        return self
+        yield from self._task_contradictions()
 
-    @model_validator(mode="after")
-    def _response_fits(self) -> Config:
-        if self.rollout.sampling.max_new_tokens >= self.rollout.max_model_len:
-            raise ValueError(
-                f"rollout.sampling.max_new_tokens: {self.rollout.sampling.max_new_tokens} leaves no room for a prompt "
-                f"in rollout.max_model_len {self.rollout.max_model_len}"
-            )
-        return self
+    def _task_contradictions(self) -> Iterator[str]:
+        augment, generated = self.pool.augment, self.task.kind == "reasoning_gym"
+        if augment.per_step and augment.validator.kind == "program" and not self.task.has_program:
+            yield f"pool.augment.validator.kind: task {self.task.kind} has no program to check; use vote or teacher"
+        if generated != (self.reward.kind == "reasoning_gym"):
+            yield "reward.kind: reasoning_gym belongs to task.kind reasoning_gym, and no other kind does"
+        if generated and augment.per_step:
+            yield "pool.augment.per_step: reasoning_gym scores only its own problems; set it to 0"

@@ -1,7 +1,5 @@
 """Keys of the tasks."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, ClassVar, Literal
 

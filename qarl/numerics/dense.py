@@ -7,8 +7,6 @@ so a batch is computed in blocks of 8, 16, 32 (float32: or 64) rows, of which th
 Suffixes: M rows, K input features, N output features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

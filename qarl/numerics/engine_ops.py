@@ -4,8 +4,6 @@ Suffixes: N tokens of a flat batch, C tokens of its cache, H query heads, G key/
 of them for a token, E model width, I inner width, F = 2I.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -4,10 +4,8 @@ Measured with vLLM 0.32 on CPU: with these modules a transformers model gives th
 Suffixes: N tokens of a flat batch, B rows of T tokens, E model width, H query heads, G key/value heads, D head width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +58,7 @@ class Rotary(nn.Module):
         self.inv_freq: Tensor = rotary.inv_freq.float()
         self.scaling: float = rotary.attention_scaling
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Rotary:
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
         return self
 
     @torch.no_grad()

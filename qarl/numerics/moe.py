@@ -4,8 +4,6 @@ Measured with vLLM 0.32 on CPU, whose experts give a token the same bits in any 
 Suffixes: N tokens, X experts, K of them for a token, E model width, I inner width, F = 2I.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

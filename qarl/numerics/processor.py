@@ -1,7 +1,5 @@
 """What this machine's processor has: vLLM, oneDNN and torch choose their CPU kernels by it, and so must qarl."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Numerics profiles: how the learner rounds. `engine` is exact on CPU, `portable` pure torch, `stock` transformers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -15,8 +15,6 @@
    (`register_oot`) replace whole layers, of which there are seven here; the GEMM of all of them is chosen in one place.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any

@@ -2,8 +2,6 @@
 into micro-batches nor the number of ranks matters.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

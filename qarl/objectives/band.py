@@ -7,10 +7,9 @@ For A >= 0, `min(r A, clip(r, 1-low, 1+high) A)` is `min(r, 1+high) A`: only the
 that interval there is no gradient.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import inf
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class Band:
         pos_high: float | Tensor,
         neg_low: float,
         neg_high: float = inf,
-    ) -> Band:
+    ) -> Self:
         """The upper bound is `pos_high` (one for all, or [B, K]) for A >= 0; for A < 0 the bounds are `neg_low` and
         `neg_high`."""
         negative_B1 = (advantage_B < 0)[:, None]

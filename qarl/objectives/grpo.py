@@ -1,15 +1,11 @@
-"""GRPO: PPO's clipped minimum on token ratios.
-
-Dr. GRPO (`dr_grpo.py`), DAPO (`dapo.py`) and REINFORCE++ (`reinforce_pp.py`) differ in how they average, and call
-`clipped_token_loss`.
-"""
+"""PPO's clipped minimum on token ratios: GRPO, Dr. GRPO, DAPO and REINFORCE++, which differ in how they average."""
 
 from math import inf
 from typing import Literal
 
 from torch import Tensor
 
-from qarl.config.objective import GRPOConfig, TokenClip
+from qarl.config.objective import DAPOConfig, DrGRPOConfig, GRPOConfig, ReinforcePPConfig, TokenClip
 from qarl.metrics import Metrics
 from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.band import Band
@@ -28,6 +24,40 @@ def grpo(inputs: LossInputs, config: GRPOConfig) -> tuple[Tensor, Metrics]:
     as `tbpo`; clip fractions are of tokens.
     """
     return clipped_token_loss(inputs, config, config.aggregation)
+
+
+def dr_grpo(inputs: LossInputs, config: DrGRPOConfig) -> tuple[Tensor, Metrics]:
+    """Dr. GRPO (arXiv 2503.20783): GRPO without its two biases: no division by a response's own length, and no
+    standard deviation in the advantage.
+
+        loss = -(1/num_sequences) sum_b (1/L) sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
+
+    L is `normalizer`; the paper's equation has 1, its code the generation budget. Returns and raises as `grpo`.
+    """
+    return clipped_token_loss(inputs, config, "constant", config.normalizer)
+
+
+def dapo(inputs: LossInputs, config: DAPOConfig) -> tuple[Tensor, Metrics]:
+    """DAPO (arXiv 2503.14476): clip-higher and the mean over tokens.
+
+        loss = -(1/num_tokens) sum_b sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
+
+    eps_high = 0.28 lets the probability of improbable tokens grow. Dynamic sampling is `train.dynamic_sampling`,
+    overlong shaping `advantage.overlong_cache`. Returns and raises as `grpo`.
+    """
+    return clipped_token_loss(inputs, config, "token_mean")
+
+
+def reinforce_pp(inputs: LossInputs, config: ReinforcePPConfig) -> tuple[Tensor, Metrics]:
+    """REINFORCE++ (arXiv 2501.03262): no critic, and the advantage is normalized over the batch, not over the group.
+
+        A = (R - mean(R)) / std(R)    over all responses of the step (`advantage.estimator: batch`)
+        loss = -(1/num_tokens) sum_b sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
+
+    The mean over tokens is our choice. The paper's KL term in each token's reward is left out. Returns and raises as
+    `grpo`.
+    """
+    return clipped_token_loss(inputs, config, "token_mean")
 
 
 def clipped_token_loss(

@@ -1,11 +1,11 @@
-"""The plain policy gradient."""
+"""The plain policy gradient, and RLOO."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from qarl.config.objective import CorrectionConfig, OnPolicyConfig
+from qarl.config.objective import CorrectionConfig, OnPolicyConfig, RLOOConfig
 from qarl.metrics import Metrics
 from qarl.objectives.aggregate import drop_metrics, reduce, token_sums
 from qarl.objectives.corrections import mismatch_weight
@@ -20,6 +20,17 @@ def on_policy(inputs: LossInputs, config: OnPolicyConfig) -> tuple[Tensor, Metri
     `aggregation: token_mean` averages over all tokens instead. Returns and raises as `tbpo`; nothing is clipped.
     """
     return log_prob_loss(inputs, config.correction, config.aggregation)
+
+
+def rloo(inputs: LossInputs, config: RLOOConfig) -> tuple[Tensor, Metrics]:
+    """RLOO (arXiv 2402.14740): the whole response is one action, the others of its group give the baseline.
+
+        A_i = R_i - mean of R_j, j != i    in the group (`advantage.estimator: leave_one_out`)
+        loss = -(1/num_sequences) sum_b w A log pi_theta(y)        log pi_theta(y) = sum_t log pi_theta(y_t)
+
+    The paper's KL term in the reward is left out. Returns and raises as `on_policy`.
+    """
+    return log_prob_loss(inputs, config.correction, "constant")
 
 
 def log_prob_loss(

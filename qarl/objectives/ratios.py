@@ -5,11 +5,10 @@
 Sequence ratios are geometric means over the response (GSPO, arXiv 2507.18071).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -77,7 +76,7 @@ class Ratios:
         return bounded_exp(self.log_w_BT)
 
     @classmethod
-    def of(cls, inputs: LossInputs) -> Ratios:
+    def of(cls, inputs: LossInputs) -> Self:
         """Check the inputs and compute the ratios.
 
         Raises:

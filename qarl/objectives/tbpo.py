@@ -1,10 +1,10 @@
-"""TBPO, trust-band policy optimization (arXiv 2604.07853). Suffix K: as in `band.py`."""
+"""TBPO, trust-band policy optimization (arXiv 2604.07853), and GSPO (arXiv 2507.18071). Suffix K: as in `band.py`."""
 
 from math import inf
 
 from torch import Tensor
 
-from qarl.config.objective import SequenceTIS, TBPOConfig
+from qarl.config.objective import GSPOConfig, SequenceTIS, TBPOConfig
 from qarl.metrics import Metrics, mean
 from qarl.objectives.aggregate import drop_metrics, ratio_metrics, sequence_weight, token_sums
 from qarl.objectives.band import Band
@@ -59,3 +59,21 @@ def tbpo(inputs: LossInputs, config: TBPOConfig) -> tuple[Tensor, Metrics]:
     metrics |= band.clip_metrics(masked_BK) | ratio_metrics(ratios)
     metrics |= drop_metrics(band.outside_BK | masked_BK, inputs, ratios.lengths_B)
     return total / inputs.num_sequences, {"actor/loss": mean(total.item(), len(advantage_B))} | metrics
+
+
+def gspo(inputs: LossInputs, config: GSPOConfig) -> tuple[Tensor, Metrics]:
+    """GSPO, PPO's clipped minimum on sequence ratios: TBPO without dual clip, with one pair of bounds for both signs.
+
+        r = exp((1/T) sum_t log pi_theta/pi_prox)
+        loss = -(1/num_sequences) sum_b w min(r A, clip(r, 1-eps_low, 1+eps_high) A)
+
+    `w` is the mismatch weight (1 in the paper); the default bounds 3e-4 and 4e-4 are the paper's.
+    Returns and raises as `tbpo`.
+    """
+    single_clip = TBPOConfig(
+        seq_clip_ratio_high=config.seq_clip_ratio_high,
+        neg_seq_clip_ratio_low=config.seq_clip_ratio_low,
+        dual_clip=False,
+        correction=config.correction,
+    )
+    return tbpo(inputs, single_clip)

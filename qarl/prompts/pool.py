@@ -349,8 +349,3 @@ class Pool:
 
 def _in_flight(record: Record | None) -> TypeGuard[Record]:
     return record is not None and record.status == Status.IN_FLIGHT
-
-
-def make_pool(prompts: Sequence[Prompt], config: PoolConfig, seed: int) -> Pool:
-    """The pool of `config.strategy`. Raises as Pool does."""
-    return Pool(prompts, config, seed)

@@ -1,10 +1,10 @@
 """Validators find the answer of a new problem, or refuse the problem. All calls are non-blocking."""
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from qarl.config.pool import VoteConfig
 
@@ -17,50 +17,39 @@ class Verdict:
     reason: str = ""
 
 
-class Validator(Protocol):
+class Validator(ABC):
     """Judges questions. A question is identified by its text."""
 
-    votes: int
+    votes = 0
     """How many answers by the policy it needs for each question."""
 
-    def submit(self, question: str) -> None:
+    def submit(self, question: str) -> None:  # noqa: B027
         """Begin to judge a question that has joined the queue, or was in it when the run was resumed."""
-        ...
 
+    @abstractmethod
     def verdict(self, question: str, replies: Sequence[str]) -> Verdict | None:
         """None while it is not available. `replies` are the policy's `votes` answers, or empty until they arrive."""
-        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:  # noqa: B027
+        """End what runs in the background."""
 
 
-class ProgramCheck:
+class ProgramCheck(Validator):
     """The task's program `solve` computes the answer of every well-formed question."""
-
-    votes = 0
 
     def __init__(self, solve: Callable[[str], str]) -> None:
         self._solve = solve
 
-    def submit(self, question: str) -> None:
-        pass
-
     def verdict(self, question: str, replies: Sequence[str]) -> Verdict:
         return Verdict(self._solve(question))
 
-    def close(self) -> None:
-        pass
 
-
-class SelfConsistency:
+class SelfConsistency(Validator):
     """The most frequent answer of the policy's replies (arXiv 2203.11171), if enough replies give it."""
 
     def __init__(self, config: VoteConfig) -> None:
         self.votes = config.num_samples
         self._config = config
-
-    def submit(self, question: str) -> None:
-        pass
 
     def verdict(self, question: str, replies: Sequence[str]) -> Verdict | None:
         if not replies:
@@ -72,9 +61,6 @@ class SelfConsistency:
         if count < self._config.threshold * len(replies):
             return Verdict(None, f"the most frequent answer has {count} of {len(replies)} votes")
         return Verdict(answer)
-
-    def close(self) -> None:
-        pass
 
 
 def last_answer(text: str, pattern: str) -> str:

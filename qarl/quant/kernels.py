@@ -3,8 +3,6 @@
 Suffixes: M tokens, K input features, N output features.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

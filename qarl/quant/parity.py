@@ -1,7 +1,5 @@
 """Checks, op by op, that the learner computes on this host what the engine computes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace

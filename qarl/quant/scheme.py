@@ -3,12 +3,10 @@
 Imports no torch: the configuration is built on it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from qarl.errors import ConfigError
 
@@ -69,7 +67,7 @@ class QuantScheme:
     group_size: int = 128
 
     @classmethod
-    def of(cls, name: SchemeName, ignore: Sequence[str], group_size: int = 128) -> QuantScheme:
+    def of(cls, name: SchemeName, ignore: Sequence[str], group_size: int = 128) -> Self:
         """Scheme from config values. Raises ConfigError for a pattern that is no regular expression."""
         for pattern in ignore:
             try:

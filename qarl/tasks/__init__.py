@@ -1,7 +1,5 @@
 """The problems of a run: training prompts for the pool, held-out prompts for evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

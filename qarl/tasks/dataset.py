@@ -1,7 +1,5 @@
 """Problems from the rows of files: strict about every row, and no held-out question among the training rows."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections import defaultdict

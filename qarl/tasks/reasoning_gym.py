@@ -1,7 +1,5 @@
 """Generated problems of reasoning-gym (https://github.com/open-thought/reasoning-gym), which also has their scorers."""
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import random

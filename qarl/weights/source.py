@@ -1,7 +1,5 @@
 """A weight version on its way from the learner to the engines: its tensors, its manifest, and how they travel."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol

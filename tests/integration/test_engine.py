@@ -14,7 +14,7 @@ from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError
 from qarl.numerics import engine_ops, processor
-from qarl.prompts.pool import make_pool
+from qarl.prompts.pool import Pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
 from qarl.quant.linear import switch_scheme
 from qarl.quant.parity import check_parity
@@ -164,7 +164,7 @@ def test_a_corrupted_scale_stops_the_run(
     prompts = [request.prompt for request in requests(8, 1)]
     small = {"prompts_per_step": 4, "group_size": 2, "steps": 3}
     config = load_config(ROOT / "configs" / "quickstart.yaml", [f"train.{k}={v}" for k, v in small.items()])
-    pool = make_pool(prompts, config.pool, 0)
+    pool = Pool(prompts, config.pool, 0)
     store = CheckpointStore(tmp_path, 1)
     trainer = Trainer(config, Learner(), fleet, FakeRewards(), pool, FakeTracker(), prompts[:4], store, exact=True)
     with pytest.raises(PublicationError, match=reason):

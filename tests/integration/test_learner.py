@@ -156,7 +156,7 @@ def test_a_users_objective_trains_as_the_built_in_one(
     """The function is a file that only the learner's process loads; here it is GSPO itself."""
     (tmp_path / "mine.py").write_text(
         "from qarl.config.objective import GSPOConfig\n"
-        "from qarl.objectives.gspo import gspo\n\n\n"
+        "from qarl.objectives.tbpo import gspo\n\n\n"
         "def loss(inputs, high): return gspo(inputs, GSPOConfig(seq_clip_ratio_high=high))\n"
     )
     mine = f"objective={{kind: custom, function: {tmp_path}/mine.py:loss, kwargs: {{high: 0.1}}}}"

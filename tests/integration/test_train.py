@@ -118,7 +118,7 @@ def test_export_is_the_final_model_and_proven_with_stock_vllm(finished: tuple[Pa
 def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
     folder, output = finished
     run = folder / "runs" / "quickstart"
-    summary = Summary.from_json((run / "summary.json").read_text())
+    summary = Summary.model_validate_json((run / "summary.json").read_text())
     assert summary.kernels == ["CPUInt8ScaledMMLinearKernel"]
     assert summary.mismatch_aligned == {"mean": 0.0, "max": 0.0, "k3": 0.0}
     assert summary.mismatch_unaligned["mean"] > 1e-3
@@ -281,7 +281,7 @@ def test_the_quickstart_learns_what_it_promises(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "launch.cli", "train", config, *overrides], cwd=ROOT, timeout=1200)
     assert done.returncode == 0
     run = tmp_path / "runs" / "quickstart"
-    summary = Summary.from_json((run / "summary.json").read_text())
+    summary = Summary.model_validate_json((run / "summary.json").read_text())
     before, after = summary.eval_before, summary.eval_after
     assert 0.28 <= before["pass@1"] <= 0.52
     assert after["pass@1"] >= max(0.68, before["pass@1"] + 0.25)

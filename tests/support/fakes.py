@@ -273,17 +273,8 @@ class FakeTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((step, dict(metrics)))
 
-    def table(
-        self,
-        step: int,
-        samples: Sequence[Sample],
-        scores: Sequence[Score],
-        name: str = "samples",
-        more: Sequence[Mapping[str, float | str]] = (),
-    ) -> None:
-        assert len(samples) == len(scores)
-        assert not more or len(more) == len(samples)
-        self.tables.append((step, len(samples), name))
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+        self.tables.append((step, len(rows), name))
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         self.outcomes += [(step, outcome) for outcome in outcomes]

@@ -9,7 +9,7 @@ from launch.run.augment import make_augmenter
 from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.config.task import SortingTaskConfig
-from qarl.prompts.pool import make_pool
+from qarl.prompts.pool import Pool
 from qarl.tasks import make_task
 from qarl.types import Sample
 from tests.support.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, Fuse, make_prompts
@@ -55,7 +55,7 @@ class Run:
         self.fuse = Fuse(kill_after)
         self.learner, self.fleet, self.tracker = FakeLearner(), FakeFleet(engines), FakeTracker()
         prompts, heldout = (DIGITS, HELDOUT_DIGITS) if config.pool.augment.per_step else (PROMPTS, HELDOUT)
-        self.pool = make_pool(prompts, config.pool, seed=1)
+        self.pool = Pool(prompts, config.pool, seed=1)
         self.augmenter = make_augmenter(config, TASK, self.pool, prompts, heldout)
         checkpoints = CheckpointStore(directory, config.train.keep_checkpoints)
         guard = self.fuse.guard

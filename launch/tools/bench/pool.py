@@ -13,7 +13,7 @@ from time import process_time
 from typing import Literal, TypeVar
 
 from qarl.config.pool import PoolConfig
-from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.pool import Pool
 from qarl.types import GroupResult, Prompt
 
 GROUP_SIZE = 8
@@ -72,13 +72,13 @@ def _row(*cells: object) -> str:
 
 def _pool_costs(prompts: Sequence[Prompt], config: PoolConfig, batch: int, steps: int) -> list[str]:
     """The cells of a pool, from its draws to its memory."""
-    pool, size = make_pool(prompts, config, SEED), len(prompts)
+    pool, size = Pool(prompts, config, SEED), len(prompts)
     times = _step_times(pool, size, batch, steps)
     snapshot_s, text = _timed(lambda: json.dumps(pool.state_dict()))
-    restore_s, _ = _timed(lambda: make_pool(prompts, config, SEED).load_state_dict(json.loads(text)))
+    restore_s, _ = _timed(lambda: Pool(prompts, config, SEED).load_state_dict(json.loads(text)))
     del pool
     tracemalloc.start()
-    pool = make_pool(prompts, config, SEED)
+    pool = Pool(prompts, config, SEED)
     _step_times(pool, size, batch, min(steps, MEMORY_STEPS))
     gc.collect()
     held, _ = tracemalloc.get_traced_memory()

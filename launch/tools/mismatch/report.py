@@ -1,12 +1,10 @@
 """What `qarl mismatch` found: tables for the terminal and for Markdown, mismatch.json, mismatch.png."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -45,7 +43,7 @@ class Gap:
     metrics: dict[str, float]
 
     @classmethod
-    def between(cls, part: Part, name: str, ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> Gap:
+    def between(cls, part: Part, name: str, ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> Self:
         metrics = Mismatch.between(ours, theirs, TOKEN_BOUNDS).metrics("")
         for number, quarter in by_quartile(ours, theirs, TOKEN_BOUNDS).items():
             metrics |= quarter.metrics(f"q{number}_")

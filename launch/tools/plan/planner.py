@@ -3,8 +3,6 @@
 `launch.tools.plan.command` prints it. Every time is an estimate (docs/plan.md).
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

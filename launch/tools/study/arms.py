@@ -3,8 +3,6 @@
 A run that diverges or fails is an outcome like any other. A run that has ended is not run again.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from omegaconf import OmegaConf
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from launch.run.curves import Series
 from launch.run.report import SUMMARY_FILE, read_series, read_summary
@@ -68,26 +66,16 @@ class StudyConfig(Node):
         """The `a.b=c` items of an arm, its parts spelled out."""
         return [item for name in self.arms[arm] for item in ([name] if "=" in name else self.parts[name])]
 
-    @model_validator(mode="after")
-    def _arms_name_parts(self) -> StudyConfig:
+    def contradictions(self) -> Iterator[str]:
         for arm, names in self.arms.items():
             if unknown := [name for name in names if "=" not in name and name not in self.parts]:
-                raise ValueError(f"arms.{arm}: no part is called {', '.join(unknown)}")
-        return self
-
-    @model_validator(mode="after")
-    def _comparisons_name_arms(self) -> StudyConfig:
+                yield f"arms.{arm}: no part is called {', '.join(unknown)}"
         for title, arms in self.comparisons.items():
             if unknown := [arm for arm in arms if arm not in self.arms]:
-                raise ValueError(f"comparisons.{title}: no arm is called {', '.join(unknown)}")
-        return self
-
-    @model_validator(mode="after")
-    def _runs_are_named_here(self) -> StudyConfig:
-        for item in [*self.overrides, *(item for arm in self.arms for item in self.items(arm))]:
+                yield f"comparisons.{title}: no arm is called {', '.join(unknown)}"
+        for item in [item for items in (self.overrides, *self.parts.values(), *self.arms.values()) for item in items]:
             if item.startswith(("run.", "seed=")):
-                raise ValueError(f"{item}: the study itself sets run.name, run.dir and seed")
-        return self
+                yield f"{item}: the study itself sets run.name, run.dir and seed"
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,9 @@ def test_terminal_summary_fits_eighty_columns() -> None:
 
 
 def test_a_summary_without_comparison_says_so() -> None:
-    bare = Summary("r", "bf16", [], 1, 8, 1.0, 1.0, {"greedy": 0.5}, {}, mismatch_aligned={"mean": 1e-3})
+    change = {"kernels": [], "eval_before": {"greedy": 0.5}, "eval_after": {}, "controls": {}, "files": {}}
+    change |= {"mismatch_aligned": {"mean": 1e-3}, "mismatch_unaligned": {}}
+    bare = SUMMARY.model_copy(update=change)
     console = Console(file=io.StringIO(), width=80)
     console.print(render_summary(bare))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -182,10 +184,11 @@ rates = st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False))
 def test_summary_survives_json(
     before: dict[str, float], aligned: dict[str, float], kernels: list[str], seconds: float
 ) -> None:
-    summary = Summary("r", "s", kernels, 1, 2, seconds, 3.0, before, {}, mismatch_aligned=aligned)
-    text = summary.to_json()
+    values = {"kernels": kernels, "train_seconds": seconds, "eval_before": before, "mismatch_aligned": aligned}
+    summary = SUMMARY.model_copy(update=values)
+    text = summary.model_dump_json(indent=2)
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
-    assert Summary.from_json(text) == summary
+    assert Summary.model_validate_json(text) == summary
 
 
 def test_read_summary_returns_what_was_written_or_says_why_not(tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from rich.console import Console
 
 from launch.run import tracking
 from launch.run.report import read_series
-from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLE_COLUMNS, SAMPLES_FILE, RunTracker, read_log
+from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTracker, read_log
 from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.errors import DataError, ResourceError
 from qarl.metrics import Histogram
 from qarl.types import AugmentOutcome, Prompt, Sample, Score
+from trainer.step import table_row
 
 HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
 STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0}
@@ -121,20 +122,21 @@ def test_damage_inside_a_log_is_named(tmp_path: Path) -> None:
 
 def test_samples_are_kept_with_their_scores(tmp_path: Path) -> None:
     tracker = RunTracker(config(), tmp_path, 0, 3)
-    tracker.table(2, [sample(), sample("x\n[b]")], [Score(1.0), Score(0.0)])
+    tracker.table(2, "samples", [table_row(sample(), Score(1.0)), table_row(sample("x\n[b]"), Score(0.0))])
     tracker.close()
     rows = read_log(tmp_path / SAMPLES_FILE)
-    assert [rows[0][name] for name in SAMPLE_COLUMNS] == ["21=", "12", "12", 1.0, "stop", 7, -0.75]
+    assert list(rows[0].values())[2:] == ["21=", "12", "12", 1.0, "stop", 7, -0.75]
     assert rows[1]["response"] == "x\n[b]"
     assert {row["table"] for row in rows} == {"samples"}
-    assert rows[0].keys() == {"step", "table", *SAMPLE_COLUMNS}
+    assert rows[0].keys() == {"step", "table", *table_row(sample(), Score(1.0))}
     RunTracker(config(), tmp_path, 1, 3).close()
     assert read_log(tmp_path / SAMPLES_FILE) == []
 
 
 def test_a_table_may_have_more_columns(tmp_path: Path) -> None:
     tracker = RunTracker(config(), tmp_path, 0, 3)
-    tracker.table(2, [sample()], [Score(1.0)], "error_tokens", [{"error_share": 0.5, "error_tokens": "repeated 0-1"}])
+    more = {"error_share": 0.5, "error_tokens": "repeated 0-1"}
+    tracker.table(2, "error_tokens", [table_row(sample(), Score(1.0)) | more])
     tracker.close()
     (row,) = read_log(tmp_path / SAMPLES_FILE)
     assert (row["table"], row["error_share"], row["error_tokens"]) == ("error_tokens", 0.5, "repeated 0-1")
@@ -195,7 +197,7 @@ def test_wandb_offline_holds_the_metrics_under_one_id(tmp_path: Path, monkeypatc
     for start in (0, 1):
         tracker = RunTracker(config("offline"), tmp_path, start, 2)
         tracker.log(start + 1, {**STEP, "w_hist": HISTOGRAM})
-        tracker.table(start + 1, [sample()], [Score(1.0)])
+        tracker.table(start + 1, "samples", [table_row(sample(), Score(1.0))])
         tracker.close()
         found = records(tmp_path / "wandb" / "latest-run")
         history = [record["history"]["item"] for record in found if record["type"] == "history"]
@@ -223,7 +225,7 @@ def test_disabled_never_imports_wandb(tmp_path: Path) -> None:
         "from launch.run.tracking import RunTracker; from qarl.config.io import *; "
         "t = RunTracker(validate({'model': {'path': 'm'}, 'task': {'kind': 'sorting'}, "
         f"'tracking': {{'wandb_mode': 'disabled'}}}}, 't'), Path({str(tmp_path)!r}), 0, 1); "
-        "t.log(1, {'reward/mean': 1.0}); t.table(1, [], []); t.close(); sys.exit('wandb' in sys.modules)"
+        "t.log(1, {'reward/mean': 1.0}); t.table(1, 'samples', []); t.close(); sys.exit('wandb' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 

@@ -9,14 +9,14 @@ import pytest
 from qarl.config.pool import ArchiveConfig, PoolConfig, RetireConfig
 from qarl.errors import ConfigError, DataError
 from qarl.prompts.allocation import allocate
-from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.pool import Pool
 from qarl.types import GroupResult, Prompt
 from tests.support.pool import STRATEGIES, Strategy, ids, prompts, through_json
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_abort_restores_the_pool(strategy: Strategy) -> None:
-    pool = make_pool(prompts(20), PoolConfig(strategy=strategy, cooldown_steps=0), seed=1)
+    pool = Pool(prompts(20), PoolConfig(strategy=strategy, cooldown_steps=0), seed=1)
     for step in range(4):
         pool.observe([GroupResult(i, (1.0, 0.0, step % 2)) for i in ids(pool.draw(6, step))], step)
     pool.draw(0, 4)
@@ -29,13 +29,13 @@ def test_abort_restores_the_pool(strategy: Strategy) -> None:
 
 
 def test_cooldown_counts_steps_after_the_observation() -> None:
-    pool = make_pool(prompts(1), PoolConfig(cooldown_steps=2), seed=0)
+    pool = Pool(prompts(1), PoolConfig(cooldown_steps=2), seed=0)
     pool.observe([GroupResult(pool.draw(1, 5)[0].id, (1.0,))], 5)
     assert [len(pool.draw(1, step)) for step in (5, 6, 7, 8)] == [0, 0, 0, 1]
 
 
 def test_late_results_of_an_aborted_draw_are_not_taken_for_those_of_the_next() -> None:
-    pool = make_pool(prompts(1), PoolConfig(), seed=0)
+    pool = Pool(prompts(1), PoolConfig(), seed=0)
     pool.draw(1, 3)
     pool.abort(["p0"])
     pool.draw(1, 4)
@@ -51,7 +51,7 @@ def test_late_results_of_an_aborted_draw_are_not_taken_for_those_of_the_next() -
 @pytest.mark.parametrize("rows", [[], [*prompts(3), *prompts(1)]])
 def test_prompts_must_exist_and_be_unique(rows: list[Prompt]) -> None:
     with pytest.raises(DataError, match="no prompts" if not rows else "'p0' is not unique"):
-        make_pool(rows, PoolConfig(), seed=0)
+        Pool(rows, PoolConfig(), seed=0)
 
 
 @pytest.mark.parametrize("prompt_id", ["p0", "gone"])

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from qarl.config.pool import PoolConfig
-from qarl.prompts.pool import make_pool
+from qarl.prompts.pool import Pool
 from qarl.seeds import derive_seed
 from qarl.types import GroupResult, Prompt
 
@@ -30,7 +30,7 @@ def draws(strategy: Literal["frontier", "uniform"], seed: int) -> str:
     rng = random.Random(seed)
     prompts = [Prompt(f"sorting/{i}", "", "", ()) for i in range(2048)]
     chance = {prompt.id: rng.choice([0.0, 0.0, 0.1, 0.4, 0.6, 0.9, 1.0]) for prompt in prompts}
-    pool = make_pool(prompts, PoolConfig(strategy=strategy), derive_seed(seed, "pool"))
+    pool = Pool(prompts, PoolConfig(strategy=strategy), derive_seed(seed, "pool"))
     digest = hashlib.sha256()
     for step in range(1, STEPS + 1):
         drawn = [prompt.id for prompt in pool.draw(PER_STEP, step)]

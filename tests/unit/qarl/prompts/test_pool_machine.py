@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.pool import Pool
 from qarl.prompts.strategies import LEAST_NEARNESS, Frontier, Median
 from qarl.types import GroupResult, Prompt
 from tests.support.pool import configs, ids, make_forest, prompts, through_json
@@ -45,7 +45,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.refreshed = self.reinserted = -1
 
     def make(self, seed: int) -> Pool:
-        return make_pool(self.prompts, self.config, seed)
+        return Pool(self.prompts, self.config, seed)
 
     # What the oracle knows
 

@@ -11,7 +11,7 @@ import pytest
 
 from qarl.config.pool import ArchiveConfig, PoolConfig
 from qarl.errors import CheckpointError
-from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.pool import Pool
 from qarl.prompts.state import COLUMNS, parse
 from qarl.prompts.state import row as saved_row
 from qarl.types import GroupResult, Prompt
@@ -103,9 +103,9 @@ def test_what_is_no_state_is_refused(state: Any) -> None:
 
 
 def test_state_of_another_data_set_is_refused() -> None:
-    state = make_pool(prompts(5), PoolConfig(), seed=0).state_dict()
+    state = Pool(prompts(5), PoolConfig(), seed=0).state_dict()
     with pytest.raises(CheckpointError, match="1 prompt ids are not in both the state and the task, first 'p4'"):
-        make_pool(prompts(4), PoolConfig(), seed=0).load_state_dict(state)
+        Pool(prompts(4), PoolConfig(), seed=0).load_state_dict(state)
 
 
 def test_a_truncated_state_is_refused() -> None:

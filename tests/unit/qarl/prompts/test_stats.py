@@ -9,13 +9,13 @@ import pytest
 
 from qarl.config.pool import PoolConfig
 from qarl.errors import DataError
-from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.pool import Pool
 from qarl.types import GroupResult, Prompt
 from tests.support.pool import STRATEGIES, Strategy, ids, prompts
 
 
 def test_metrics_of_observed_groups() -> None:
-    pool = make_pool(prompts(8), PoolConfig(target=0.5, prior_strength=2.0, cooldown_steps=0), seed=0)
+    pool = Pool(prompts(8), PoolConfig(target=0.5, prior_strength=2.0, cooldown_steps=0), seed=0)
     assert pool.metrics()["pool/success_mean"] == 0.5
     rewards = [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (1.0, 1.0)]
     pool.observe([GroupResult(i, r) for i, r in zip(ids(pool.draw(4, 0)), rewards, strict=True)], 0)
@@ -28,7 +28,7 @@ def test_metrics_of_observed_groups() -> None:
 
 @pytest.mark.parametrize("rewards", [(), (1.1,), (-0.1, 0.5), (math.nan,), (0.5, math.inf)])
 def test_bad_rewards_are_refused_and_nothing_is_recorded(rewards: tuple[float, ...]) -> None:
-    pool = make_pool(prompts(2), PoolConfig(), seed=0)
+    pool = Pool(prompts(2), PoolConfig(), seed=0)
     good, bad = ids(pool.draw(2, 0))
     before = pool.state_dict()
     with pytest.raises(DataError, match=f"prompt '{bad}'"):
@@ -39,7 +39,7 @@ def test_bad_rewards_are_refused_and_nothing_is_recorded(rewards: tuple[float, .
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("count", [-3, 2**63])
 def test_impossible_counts_are_refused_and_nothing_changes(strategy: Strategy, count: int) -> None:
-    pool = make_pool(prompts(3), PoolConfig(strategy=strategy), seed=0)
+    pool = Pool(prompts(3), PoolConfig(strategy=strategy), seed=0)
     pool.draw(1, 0)
     before = pool.state_dict()
     with pytest.raises(DataError, match=f"prompt pool: n is {count}; it counts from 0"):

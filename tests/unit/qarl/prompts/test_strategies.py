@@ -7,7 +7,7 @@ import random
 import pytest
 
 from qarl.config.pool import PoolConfig
-from qarl.prompts.pool import Pool, make_pool
+from qarl.prompts.pool import Pool
 from qarl.types import GroupResult
 from tests.support.pool import Strategy, ids, prompts, through_json
 
@@ -15,14 +15,14 @@ from tests.support.pool import Strategy, ids, prompts, through_json
 @pytest.mark.parametrize("strategy", ["frontier", "uniform", "prioritised", "easy_to_hard"])
 def test_a_fresh_pool_draws_in_seeded_order(strategy: Strategy) -> None:
     config = PoolConfig(strategy=strategy)
-    first, same, other = (ids(make_pool(prompts(50), config, seed).draw(50, 0)) for seed in (1, 1, 2))
+    first, same, other = (ids(Pool(prompts(50), config, seed).draw(50, 0)) for seed in (1, 1, 2))
     assert first == same
     assert first != other
     assert sorted(first) == sorted(other) == sorted(ids(prompts(50)))
 
 
 def test_the_frontier_picks_at_random_from_twice_as_many() -> None:
-    pool = make_pool(prompts(9), PoolConfig(exploration=0.0, cooldown_steps=0), seed=0)
+    pool = Pool(prompts(9), PoolConfig(exploration=0.0, cooldown_steps=0), seed=0)
     rates = {i: k / 8 for k, i in enumerate(ids(pool.draw(9, 0)))}
     pool.observe([GroupResult(i, (rate,)) for i, rate in rates.items()], 0)
     met: set[float] = set()
@@ -34,7 +34,7 @@ def test_the_frontier_picks_at_random_from_twice_as_many() -> None:
 
 
 def test_uniform_visits_every_prompt_once_per_epoch_in_new_order() -> None:
-    pool = make_pool(prompts(12), PoolConfig(strategy="uniform", cooldown_steps=0), seed=0)
+    pool = Pool(prompts(12), PoolConfig(strategy="uniform", cooldown_steps=0), seed=0)
     drawn: list[str] = []
     for step in range(6):
         drawn += (batch := ids(pool.draw(4, step)))
@@ -92,7 +92,7 @@ def informative_share(strategy: Strategy, solved: float, steps: int) -> float:
     rng = random.Random(0)
     unsolved = [0.0, 0.0, 0.0, 0.3, 0.5, 0.7]
     chance = {p.id: 1.0 if rng.random() < solved else rng.choice(unsolved) for p in prompts(400)}
-    pool = make_pool(prompts(400), PoolConfig(strategy=strategy), seed=0)
+    pool = Pool(prompts(400), PoolConfig(strategy=strategy), seed=0)
     informative = total = 0
     for step in range(steps):
         drawn = ids(pool.draw(16, step))
