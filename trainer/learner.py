@@ -28,6 +28,7 @@ from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.custom import check_objective
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
 from qarl.objectives.registry import compute_loss
+from qarl.quant.changes import CodeChanges
 from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.parity import Parity, check_parity, processor_note
 from qarl.quant.publish import checkpoint_tensors, write_checkpoint
@@ -144,6 +145,7 @@ class LearnerRank:
         LOG.info("learns from %s sequences", [len(minibatch) for minibatch in minibatches])
         parts: list[Metrics] = []
         deviations: list[float] = []
+        changes = CodeChanges(self._policy, self._gather, self._rank, self._world_size)
         for index, sequences in enumerate(minibatches):
             shares = self._micro_batches(sequences)
             lr = self._engine.get_lr()[0]  # before the step: the rate that it uses
@@ -159,6 +161,7 @@ class LearnerRank:
                 self._engine.step()
             requantize(self._policy, self._gather)
             parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})
+        parts.append(changes.metrics())
         return parts, deviations
 
     def publish(self, version: int) -> StoredWeights | None:

@@ -115,6 +115,10 @@ class Format:
     `quantize(weight, amax)` takes the largest magnitude of these weights."""
     saturates_without_vnni: bool = False
     """The sums of the engine's CPU kernel saturate on processors without VNNI."""
+    mantissa_bits: int = 0
+    """Of the weights' codes; 0 for integers."""
+    ones: int = 1
+    """A byte of codes that are all 1."""
     reload_alias: str = ""
     """A second suffix of the int8 weight's name: vLLM registers it under two names and reloads each for itself."""
 
@@ -125,6 +129,40 @@ class Format:
     @property
     def activation_bits(self) -> int:
         return 16 if self.input_activations is None else int(self.input_activations["num_bits"])
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of a published code."""
+        return 8 if self.compression == "int-quantized" else self.weight_bits  # that one stores int4 as int8
+
+    def codes(self, quantized: Quantized) -> Tensor:
+        """The codes of a quantized weight as bytes, of two codes each where `stored_bits` is 4. No copy."""
+        return quantized[_codes_key(quantized)].view(torch.uint8)
+
+    def differing(self, codes: Tensor, others: Tensor) -> int:
+        """How many codes differ between two results of `codes`."""
+        bits = codes ^ others
+        halves = (bits,) if self.stored_bits == 8 else (bits & 15, bits >> 4)
+        return sum(int(half.count_nonzero()) for half in halves)
+
+    def steps(self, quantized: Quantized, n: int, stride: int) -> Tensor:
+        """Distance from each value of every `stride`-th of `n` rows to the next one on the grid: float32 [n/stride, K].
+
+        On a grid of floats it grows with the value: 2^(e - mantissa bits), of values of 2^e and more, times the scale.
+        """
+        if self.block[0] > 1:  # rows share scales
+            return self._steps(quantized)[::stride]
+        return self._steps({key: tensor[::stride] if len(tensor) == n else tensor for key, tensor in quantized.items()})
+
+    def _steps(self, quantized: Quantized) -> Tensor:
+        key = _codes_key(quantized)
+        ones = torch.full_like(quantized[key].view(torch.uint8), self.ones).view(quantized[key].dtype)
+        scale_NK = self.dequantize(quantized | {key: ones})
+        if not self.mantissa_bits:
+            return scale_NK
+        smallest = 2 - 2 ** (self.weight_bits - self.mantissa_bits - 2)  # exponent
+        codes_NK = self.dequantize(quantized).abs() / scale_NK * (1 + 2**-10)  # above what rounding took
+        return torch.exp2(codes_NK.log2().floor().clamp(min=smallest) - self.mantissa_bits) * scale_NK
 
     @property
     def k_multiple(self) -> int:
@@ -152,8 +190,7 @@ class Format:
 
     def published_bytes(self, n: int, k: int, dtype_bytes: int) -> int:
         """Bytes of a layer [N, K] in a checkpoint and on the wire, without its bias; `dtype_bytes`: the model's."""
-        bits = 8 if self.compression == "int-quantized" else self.weight_bits  # "int-quantized" stores int4 as int8
-        return n * k * bits // 8 + self._bytes_of_scales(n, k, dtype_bytes) + self.extra_bytes
+        return n * k * self.stored_bits // 8 + self._bytes_of_scales(n, k, dtype_bytes) + self.extra_bytes
 
     def engine_bytes(self, n: int, k: int, dtype_bytes: int) -> int:
         """Bytes of a layer [N, K] in the engine's memory: what a decode step reads of it."""
@@ -162,3 +199,7 @@ class Format:
     def _bytes_of_scales(self, n: int, k: int, dtype_bytes: int) -> int:
         rows, columns = (ceil(extent / (size or extent)) for extent, size in zip((n, k), self.block, strict=True))
         return rows * columns * (self.scale_bytes or dtype_bytes)
+
+
+def _codes_key(quantized: Quantized) -> str:
+    return "weight" if "weight" in quantized else "weight_packed"

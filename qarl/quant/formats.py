@@ -144,6 +144,7 @@ def _w4a16(scheme: QuantScheme) -> Format:
         input_activations=None,
         block=(1, scheme.group_size),
         scale_bytes=0,
+        ones=0x99,
         extra_bytes=16,  # the weight's shape: two int64
         arithmetic="weight_only",
         engine_kernels=vllm.INT4,
@@ -206,6 +207,8 @@ def _fp8_channel(scheme: QuantScheme) -> Format:
         block=(1, 0),
         scale_bytes=4,
         arithmetic="fp8",
+        mantissa_bits=3,
+        ones=0x38,
         engine_kernels=(*vllm.FP8_CPU, *vllm.FP8_CUDA),
         expert_method="CompressedTensorsW8A8Fp8MoEMethod",
         learner_kernels=(
@@ -255,6 +258,8 @@ def _mxfp4a16(scheme: QuantScheme) -> Format:
         block=(1, fp4.MX_GROUP),
         scale_bytes=1,
         arithmetic="weight_only",
+        mantissa_bits=1,
+        ones=0x22,
         engine_kernels=vllm.MXFP4A16,
         expert_method="CompressedTensorsW4A4Mxfp4MoEMethod",
         learner_kernels=(LearnerKernel("torch", "cuda", dequantized(_mx_value), prepared_bits=16),),
@@ -286,6 +291,8 @@ def _nvfp4a16(scheme: QuantScheme) -> Format:
         scale_bytes=1,
         extra_bytes=4,  # the global scale
         arithmetic="weight_only",
+        mantissa_bits=1,
+        ones=0x22,
         engine_kernels=vllm.NVFP4A16,
         expert_method="CompressedTensorsW4A4Nvfp4MoEMethod",
         learner_kernels=(LearnerKernel("torch", "cuda", dequantized(_nv_value), prepared_bits=16),),

@@ -123,6 +123,8 @@ def test_ranks_score_update_publish_save_and_load(
     assert result.first_minibatch_ratio_dev == 0.0
     assert result.metrics["actor/seq_ratio_max_dev"] > 0
     assert result.metrics["actor/grad_norm"] > 0
+    assert 0 < result.metrics["quant/codes_changed"] < 1
+    assert 0 < result.metrics["quant/update_below_grid"] <= 1
     after = learner.publish(4)
     assert after.manifest.digest != publish(policy.model, scheme, 4).manifest.digest
 
