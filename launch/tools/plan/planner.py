@@ -204,6 +204,8 @@ class _Planner:
             twin, quantized = (plain + quantized if variant.format_ else 0), 0
         elif self._config.mismatch.unaligned_every and variant.format_:
             twin = plain
+        if learner.aligned and learner.minibatches > 1:
+            quantized += variant.packed_bytes // learner.num_ranks  # of before the update, which `CodeChanges` compares
         return learner_memory(
             shapes,
             stage,
