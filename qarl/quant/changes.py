@@ -1,4 +1,4 @@
-"""How far an update moves the quantized weights: whether it reaches the sampler, which sees their codes and scales only.
+"""How far an update moves the quantized weights, of which the sampler sees codes and scales only.
 
 Suffixes: N output features, K input features; S rows of a sample.
 """
@@ -6,7 +6,6 @@ Suffixes: N output features, K input features; S rows of a sample.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from qarl.metrics import Metrics, mean
