@@ -1,8 +1,8 @@
 """Broken inputs, and how `qarl` answers them. `python -m tests.campaign` runs all of them and counts the answers.
 
 Each area has a file `AREA_cases.py` with a list `CASES`. To add a kind of fault, append `Case`s there, or add a file of
-that name: a case breaks one thing in a folder that holds a good config, data set and model, and says which words the one
-line must have. The command runs in this process; Ray and everything behind it is replaced by a flag, so that no case
+that name: a case breaks one thing in a folder that holds a good config, data set and model, and says which words the
+one line must have. The command runs in this process; Ray and what lies behind it is replaced by a flag, so that no case
 costs much. `tests/campaign/test_sample.py` runs some cases of every area in the suite.
 """
 
