@@ -14,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer, no_model
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
-from qarl.errors import ConfigError, ModelError, QarlError, ResourceError, UsageError
+from qarl.errors import ConfigError, QarlError, ResourceError, UsageError
 from qarl.hooks import check_call, load_function
+from qarl.model_folder import check_folder, meta_model, read_config
+from qarl.numerics.engine_limits import check_architecture, check_engine_model
 from qarl.numerics.profile import apply_profile
 from qarl.objectives.custom import check_objective
-from qarl.quant.experts import check_engine
+from qarl.quant.experts import check_engine, check_stacks
 from qarl.quant.format import LearnerKernel
 from qarl.quant.formats import check_processor, engine_kernels, format_of
 from qarl.quant.kernels import find_kernel
 from qarl.quant.linear import covered_linears
-from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks import make_task
 from trainer.batches import batch_file
@@ -109,7 +109,7 @@ def faults(config: Config, machine: Machine) -> list[QarlError]:
     found = setting_faults(config, machine)
     try:
         check_model(config.model, config.task)
-        model = meta_model(model_config(config))
+        model = checked_model(config)
     except QarlError as error:
         return [*found, error]
     for scheme in schemes_of(config.rollout):
@@ -172,11 +172,17 @@ def _knows_kernels(machine: Machine) -> bool:
 
 
 def check_numerics(config: Config, model: Any, device: str) -> None:
-    """Gives `model`, best on the meta device, its numerics. Raises ModelError, KernelError: they do not cover it."""
+    """Gives `model`, best on the meta device, its numerics.
+
+    Raises ModelError, KernelError, ConfigError: numerics or engine do not cover it.
+    """
+    check_engine_model(model.config, config.rollout.max_model_len, device)
+    check_stacks(model)
     numerics = numerics_of(config, device)
     if numerics == "engine" and device == "cpu":
         numerics = "portable"  # covers the same models, and does not load the engine's library
     apply_profile(model, numerics, torch.device(device))
+    check_architecture(model.config)
 
 
 def learner_kernel(config: Config, scheme: QuantScheme, device: str) -> LearnerKernel | None:
@@ -193,15 +199,17 @@ def model_config(config: Config) -> Any:
     Raises ModelError when there is none, or the model is quantized already.
     """
     path, build = Path(config.model.path), config.model.build
-    if not path.exists():
-        if build is None:
-            raise no_model(config.model)
-        return architecture(build, make_tokenizer(build.vocab_size))
-    try:
-        unquantized_config(path)
-        return AutoConfig.from_pretrained(str(path), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ModelError(str(error).splitlines()[0], where=str(path)) from error
+    if path.exists():
+        return read_config(path)
+    if build is None:
+        raise no_model(config.model)
+    return architecture(build, make_tokenizer(build.vocab_size))
+
+
+def checked_model(config: Config) -> Any:
+    """The model on the meta device; of a folder that exists everything is checked. Raises ModelError."""
+    path = Path(config.model.path)
+    return check_folder(path) if path.exists() else meta_model(model_config(config))
 
 
 def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
@@ -212,15 +220,6 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
     if device == "cuda":
         worker["GPU"] = rank["GPU"] = gpus
     return [worker] * config.rollout.num_workers, [rank] * config.learner.num_ranks
-
-
-def meta_model(config: Any, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The model of a transformers config, without memory. Raises ModelError for what is no causal language model."""
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except ValueError as error:
-        raise ModelError(str(error).splitlines()[0], where=config.model_type) from error
 
 
 def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, Any]]]:

@@ -1,27 +1,30 @@
 """The policy: a Hugging Face causal LM with aligned linears and a numerics profile, giving log-probs of responses."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qarl.errors import ModelError
+from qarl.model_folder import load_model, reading
 from qarl.numerics.layers import BatchLayout, hidden_states
 from qarl.numerics.profile import apply_profile
 from qarl.quant.linear import align_linears
-from qarl.quant.publish import unquantized_config
 from qarl.quant.scheme import KernelKind, QuantScheme
-from qarl.types import Numerics
+from qarl.types import Numerics, TrainSequence
 from trainer.batching import Batch
 
 HEAD_ELEMENTS = 2**24
 """Logits that exist at a time: 64 MiB in float32."""
 DENSE_ROWS = 64
 """Chunks are multiples of it, so that each has as many rows as a GEMM of a fixed number of rows takes."""
+EXAMPLE_TOKENS = 24
+LARGEST_GAP = 0.5
+"""Nats, mean |d log p| of the example. Rounding and low-bit GEMMs stay below 0.1, a forgotten scale is above 1."""
 EntropyMode = Literal["none", "value", "gradient"]
 
 
@@ -47,7 +50,7 @@ class Policy(nn.Module):
         temperature: the sampling temperature; log-probs are those of `softmax(logits / temperature)`.
 
     Raises:
-        ModelError: the folder holds no model, or not all of its weights.
+        ModelError: the folder holds no model, or not all of its weights, or one that computes what this class does not.
     """
 
     def __init__(
@@ -62,19 +65,22 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         self.device = device or torch.device("cpu")
-        unquantized_config(Path(path))
-        try:
-            self.model, loading = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=dtype, local_files_only=True, output_loading_info=True
-            )
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ModelError(str(error).splitlines()[0], where=str(path)) from error
-        if missing := sorted(loading["missing_keys"]):  # transformers would fill these with random values
-            raise ModelError(f"{len(missing)} weights are missing, {missing[0]} first", where=str(path))
-        self.model.to(self.device)
+        self.model = load_model(Path(path), dtype).to(self.device)
         self.numerics, self.temperature = numerics, temperature
         self.quantized_names = align_linears(self.model, scheme, kernel)
+        sequence = self._example()
+        expected_T = self._transformers_logprobs(sequence)
         apply_profile(self.model, numerics, self.device)
+        self._check_forward(sequence, expected_T, str(path))
+
+    def train(self, mode: bool = True) -> "Policy":
+        """As ever, but without dropout, whose log-probs no sampler has; only gradient checkpointing sees the mode."""
+        super().train(False)
+        self.training = mode
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = mode
+        return self
 
     def forward(self, batch: Batch, entropy: EntropyMode = "none") -> PolicyOutput:
         """Log-probs of the response tokens and, unless `entropy` is "none", entropies without or with gradient.
@@ -92,11 +98,40 @@ class Policy(nn.Module):
         logp_S, entropy_S = (torch.cat(values) for values in zip(*parts, strict=True))
         return PolicyOutput(_spread(logp_S, batch), None if entropy == "none" else _spread(entropy_S, batch))
 
+    def _example(self) -> TrainSequence:
+        """Random tokens, half prompt and half response."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.model.config.vocab_size, (EXAMPLE_TOKENS,), generator=generator).tolist()
+        half = EXAMPLE_TOKENS // 2
+        return TrainSequence(tuple(ids[:half]), tuple(ids[half:]), np.zeros(half, np.float32))
+
+    @torch.no_grad()
+    def _transformers_logprobs(self, sequence: TrainSequence) -> Tensor:
+        """Log-probs of the response by transformers' own forward: [T]."""
+        ids_L = torch.tensor(sequence.prompt_ids + sequence.response_ids, device=self.device)
+        with reading(Path(self.model.name_or_path), "transformers' forward"):
+            logits_LV = self.model(input_ids=ids_L[None], use_cache=False).logits[0].float() / self.temperature
+        logp_LV = torch.log_softmax(logits_LV, -1)[len(sequence.prompt_ids) - 1 : -1]
+        return logp_LV.gather(1, ids_L[len(sequence.prompt_ids) :, None]).squeeze(1)
+
+    @torch.no_grad()
+    def _check_forward(self, sequence: TrainSequence, expected_T: Tensor, where: str) -> None:
+        """Raises ModelError unless this class gives the log-probs of transformers' own forward, but for rounding."""
+        logp_T = self(Batch.of([sequence], self.device)).logprobs_BT[0]
+        gap = (logp_T - expected_T).abs().mean().item()
+        if not gap <= LARGEST_GAP:  # NaN is above every bound
+            raise ModelError(
+                f"numerics '{self.numerics}' do not compute what {type(self.model).__name__} computes in transformers: "
+                f"mean |d log p| {gap:.2g} nats on random tokens",
+                where,
+                "train another model" if self.numerics == "stock" else "set learner.numerics=stock",
+            )
+
     def _hidden(self, batch: Batch) -> Tensor:
         """The hidden state that predicts each response token: [S, E]."""
         if self.numerics == "stock":  # transformers' own forward
             ids_BL, mask_BL = batch.padded()
-            hidden_BLE = self.model.model(input_ids=ids_BL, use_cache=False, attention_mask=mask_BL)[0]
+            hidden_BLE = self.model.base_model(input_ids=ids_BL, use_cache=False, attention_mask=mask_BL)[0]
             selected: Tensor = hidden_BLE[batch.predicts_BL()]
             return selected
         layout = BatchLayout(batch.rows, paged=self.numerics == "engine", device=self.device)
@@ -104,7 +139,7 @@ class Policy(nn.Module):
 
     def _head(self, hidden_CE: Tensor, sampled_C: Tensor, entropy: EntropyMode) -> tuple[Tensor, Tensor]:
         """Log-probs of `sampled_C`, and entropies (none where not requested)."""
-        logits_CV = self.model.lm_head(hidden_CE).float()
+        logits_CV = after_head(self.model.get_output_embeddings()(hidden_CE), self.model.config).float()
         if self.temperature != 1.0:
             logits_CV = logits_CV / self.temperature
         logp_CV = torch.log_softmax(logits_CV, dim=-1)
@@ -112,6 +147,17 @@ class Policy(nn.Module):
         if entropy == "none":
             return logp_C, logp_C.new_zeros(0)
         return logp_C, entropy_of(logp_CV if entropy == "gradient" else logp_CV.detach())
+
+
+def after_head(logits_CV: Tensor, config: Any) -> Tensor:
+    """What Granite, Cohere and Gemma do to the head's output: divide, multiply, cap it."""
+    if scaling := getattr(config, "logits_scaling", None):
+        logits_CV = logits_CV / scaling
+    if scale := getattr(config, "logit_scale", None):
+        logits_CV = logits_CV * scale
+    if cap := getattr(config, "final_logit_softcapping", None):
+        logits_CV = torch.tanh(logits_CV / cap) * cap
+    return logits_CV
 
 
 def head_rows(vocabulary: int) -> int:

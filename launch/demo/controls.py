@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launch.demo.tiny_model import (
     Log,
     build_section,
-    check_model_dir,
     make_parent,
     own_torch_state,
     save,
@@ -24,6 +22,7 @@ from qarl.config.policy import ModelConfig, SFTConfig
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
 from qarl.config.task import TaskConfig
+from qarl.model_folder import load_model, read_tokenizer
 from qarl.protocols import Fleet, RewardService
 from qarl.quant.publish import publish
 from qarl.seeds import derive_seed
@@ -89,10 +88,9 @@ def continue_sft(
         ConfigError: `model.build` is not set.
     """
     sft, teacher = build_section(config).sft, teacher_of(config, task)
-    check_model_dir(Path(source))
     make_parent(Path(target))
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    tokenizer = read_tokenizer(Path(source))
+    model = load_model(Path(source), torch.float32)
     with own_torch_state(seed):
         rng = random.Random(f"sft-continued/{seed}")
         steps = train(model, tokenizer, sft, teacher, rng, time_schedule(sft, seconds), "", log)

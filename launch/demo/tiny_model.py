@@ -17,6 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, ModelError
+from qarl.model_folder import config_json, read_json
 from qarl.tasks import make_task
 from qarl.tasks.task import Log, Teacher
 
@@ -56,7 +57,7 @@ def check_model(config: ModelConfig, task: TaskConfig) -> None:
     """Raises ModelError as `ensure_model` does, and ConfigError for bad levels; builds nothing."""
     path = Path(config.path)
     if path.exists():
-        check_model_dir(path)
+        config_json(path)
         if config.build is not None and (path / RECIPE).is_file():
             _check_recipe(path, _recipe(config, task))
     elif config.build is None:
@@ -212,8 +213,9 @@ def _recipe(config: ModelConfig, task: TaskConfig) -> dict[str, Any]:
 
 
 def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
-    found, default = json.loads((path / RECIPE).read_text()), TinyModelConfig().model_dump(mode="json")
-    found["sft"] = default["sft"] | found["sft"]  # a key that is newer than the model had its default
+    found, default = read_json(path / RECIPE), TinyModelConfig().model_dump(mode="json")
+    sft = found.get("sft")
+    found["sft"] = default["sft"] | sft if isinstance(sft, dict) else sft  # a newer key had its default
     if differing := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
         raise ModelError(
             f"was built with other settings of {', '.join(differing)}",
@@ -271,28 +273,9 @@ def make_parent(target: Path) -> None:
         raise ModelError("its folder is not writable", str(target))
 
 
-def check_model_dir(path: Path) -> dict[str, Any]:
-    """The contents of config.json. Raises ModelError when a part of a model directory is missing."""
-    if not path.is_dir():
-        raise ModelError("not a directory", str(path), "model.path is a Hugging Face model directory")
-    kinds = {
-        "config.json": ["config.json"],
-        "weights": ["*.safetensors", "pytorch_model*.bin"],
-        "tokenizer": ["tokenizer.json", "tokenizer.model", "vocab.json"],
-    }
-    for kind, patterns in kinds.items():
-        if not any(any(path.glob(pattern)) for pattern in patterns):
-            hint = "choose another model.path, or remove the directory and set model.build"
-            raise ModelError(f"not a model directory, it has no {kind}", str(path), hint)
-    try:
-        return dict(json.loads((path / "config.json").read_text()))
-    except (ValueError, TypeError):
-        raise ModelError("config.json is not a JSON object", str(path), "download the model again") from None
-
-
 def _log_differences(path: Path, tiny: TinyModelConfig, log: Log) -> None:
     """A model that exists is used as it is: say where that is not what `model.build` asks for."""
-    wanted, found = tiny.model_dump(exclude={"sft"}), check_model_dir(path)
+    wanted, found = tiny.model_dump(exclude={"sft"}), config_json(path)
     differing = [f"{key} {found.get(key)} (not {value})" for key, value in wanted.items() if found.get(key) != value]
     if differing:
         log(f"{path}: exists and is used, although model.build differs: {', '.join(differing)}")

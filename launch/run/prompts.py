@@ -1,12 +1,16 @@
 """The prompts of a run, read before anything starts."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from launch.demo.tiny_model import make_tokenizer
+from launch.preflight import model_config
 from qarl.config.run import Config
-from qarl.errors import DataError
+from qarl.errors import ConfigError, DataError, ModelError
+from qarl.model_folder import read_tokenizer
 from qarl.tasks import make_task
 from qarl.tasks.task import Log, Task, encoder
 from qarl.types import Prompt
@@ -16,16 +20,18 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
     """The task, its training prompts and its held-out prompts, without those that leave no room for a response.
 
     Raises:
-        DataError: a data file or row is wrong, or no prompt of a split fits.
-        ConfigError: the tokenizer has no chat template, or the task has no problem.
+        DataError: a data file or row is wrong, a question holds a special token, or no prompt of a split fits.
+        ConfigError: the tokenizer has no chat template, a prompt begins twice, or the task has no problem.
+        ModelError: the tokenizer cannot be read, or makes ids for which the model has no embedding.
     """
     tokenizer = (
         make_tokenizer(config.model.build.vocab_size)
         if config.model.build and not Path(config.model.path).exists()
-        else AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)
+        else read_tokenizer(Path(config.model.path))
     )
     task = make_task(config.task, encoder(tokenizer, config.task))
     loaded = task.load(config.seed, max(config.eval.num_prompts, config.eval.final_num_prompts), log)
+    _check_tokens(task, [*loaded[0], *loaded[1]], tokenizer, model_config(config).vocab_size)
     room = config.rollout.max_model_len - config.rollout.sampling.max_new_tokens
     train, heldout = ([p for p in prompts if len(p.token_ids) <= room] for prompts in loaded)
     if dropped := sum(map(len, loaded)) - len(train) - len(heldout):
@@ -34,3 +40,23 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
         split = "training" if not train else "held-out"
         raise DataError(f"no {split} prompt fits in {room} tokens", "", "raise rollout.max_model_len")
     return task, train, heldout
+
+
+def _check_tokens(task: Task, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raises for prompts whose tokens are not what the data says."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    typed = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
+    first = tokenizer.bos_token_id
+    for prompt in prompts:
+        question, ids = task.question(prompt), prompt.token_ids
+        if not ids:
+            raise DataError(f"the question '{question:.60}' has no tokens", hint="see the tokenizer's files")
+        if max(ids) >= vocab_size:
+            what = f"the tokenizer makes the id {max(ids)}, but the model's embedding ends at {vocab_size - 1}"
+            raise ModelError(what, "model.path", "take the tokenizer that belongs to this model")
+        if found := typed.search(question):
+            what = f"the question '{question:.60}' holds the special token '{found[0]}', which would end or begin turns"
+            raise DataError(what, hint="remove it from the data")
+        if first is not None and ids[:2] == (first, first):
+            what = f"prompts begin with '{tokenizer.bos_token}' twice: the tokenizer adds it to a text that has it"
+            raise ConfigError(what, "task.prompt_template", "remove it there")

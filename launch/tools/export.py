@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from launch.preflight import Machine, check, engine_faults, meta_model, model_config
+from launch.preflight import Machine, check, checked_model, engine_faults
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
@@ -63,7 +63,7 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if not Path(config.model.path).is_dir():
         raise ConfigError(f"{config.model.path} is not here", "model.path", "start this where the run was started")
-    check(engine_faults(config, scheme, meta_model(model_config(config)), Machine(device, is_here=True)))
+    check(engine_faults(config, scheme, checked_model(config), Machine(device, is_here=True)))
     os.environ["DS_ACCELERATOR"] = device
     policy = Policy(config.model.path, getattr(torch, config.model.dtype), scheme, "stock", kernel="reference")
     try:

@@ -4,11 +4,10 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qarl.errors import ConfigError
+from qarl.model_folder import check_folder, load_model, read_tokenizer
 from qarl.quant.outliers import split_outliers
-from qarl.quant.publish import unquantized_config
 
 
 def split(model: Path, out: Path, channels: int) -> str:
@@ -18,17 +17,17 @@ def split(model: Path, out: Path, channels: int) -> str:
         ConfigError: `out` exists or cannot be written, or `channels` is not positive.
         ModelError: `model` is no folder of a full-precision model with gate/up/down MLPs.
     """
-    unquantized_config(model)
+    check_folder(model)
     if out.exists():
         raise ConfigError(f"{out} exists", hint="name a new folder")
-    loaded = AutoModelForCausalLM.from_pretrained(str(model), dtype="auto", local_files_only=True)
+    loaded, tokenizer = load_model(model, "auto"), read_tokenizer(model)
     before = loaded.config.intermediate_size
     split_outliers(loaded, channels)
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         loaded.save_pretrained(part)
-        AutoTokenizer.from_pretrained(str(model), local_files_only=True).save_pretrained(part)
+        tokenizer.save_pretrained(part)
         part.rename(out)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"cannot be written: {error}", where=str(out), hint="nothing was left there") from error

@@ -4,12 +4,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qarl.errors import ModelError
+from qarl.model_folder import config_json
 from qarl.quant.experts import QuantizedExperts, expert_weights, is_stack
 from qarl.quant.formats import quantization_config
 from qarl.quant.linear import Gather, QuantizedLinear, gather_nothing
@@ -75,21 +74,7 @@ def write_engine_config(directory: Path, source: Path, scheme: QuantScheme) -> N
     for file in source.iterdir():
         if file.is_file() and file.suffix not in {".safetensors", ".bin"} and not file.name.endswith(".index.json"):
             shutil.copy(file, directory / file.name)
-    config = unquantized_config(source)
+    config = config_json(source)
     if (quantization := quantization_config(scheme)) is not None:
         config["quantization_config"] = quantization
     (directory / "config.json").write_text(json.dumps(config, indent=2))
-
-
-def unquantized_config(model: Path) -> dict[str, Any]:
-    """The `config.json` of a model folder. Raises ModelError when there is none, or the model is quantized already."""
-    if not (model / "config.json").is_file():
-        raise ModelError("holds no config.json", where=str(model), hint="give a Hugging Face model folder")
-    config: dict[str, Any] = json.loads((model / "config.json").read_text())
-    if quantization := config.get("quantization_config"):
-        raise ModelError(
-            f"is quantized already ({quantization.get('quant_method', 'unknown method')})",
-            where=str(model),
-            hint="give the full-precision model; qarl quantizes it as rollout.scheme says",
-        )
-    return config

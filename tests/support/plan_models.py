@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from launch.preflight import meta_model
 from launch.tools.plan.shapes import Shapes, shapes_of
+from qarl.model_folder import meta_model
 
 QWEN2_5_7B: dict[str, Any] = {
     "model_type": "qwen2",

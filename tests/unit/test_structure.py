@@ -48,7 +48,7 @@ LIGHT_MODULES = (
 )
 FLOORS = (
     {"types", "errors", "metrics", "seeds", "logs", "trace"},
-    {"numerics", "weights", "remote", "hooks"},
+    {"numerics", "weights", "remote", "hooks", "model_folder"},
     {"quant"},
     {"config"},
     {"tasks", "objectives", "advantages", "mismatch", "error_tokens"},

@@ -18,14 +18,14 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from launch.demo.tiny_model import check_model_dir
 from launch.tools.mismatch.report import Cell, Gap, write_report
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, DataError, KernelError, RolloutError
 from qarl.mismatch import Logprobs
+from qarl.model_folder import check_folder, read_tokenizer
+from qarl.numerics.engine_limits import longest_context
 from qarl.numerics.revert import RULES, revert_rule
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish, write_engine_config
@@ -75,14 +75,14 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
         UsageError: the model, the prompts, a length or `out` cannot be used.
         ConfigError, KernelError: nothing that was asked for has a kernel here.
     """
-    longest = int(check_model_dir(Path(asked.model)).get("max_position_embeddings", 0))
+    longest = longest_context(check_folder(Path(asked.model)).config)
     if asked.stale_model is not None:
-        check_model_dir(Path(asked.stale_model))
+        check_folder(Path(asked.stale_model))
     prompts = make_prompts(asked)
     config = _engine_config(asked, prompts)
     if config.max_model_len > longest:
         raise ConfigError(
-            f"responses of {max(asked.lengths)} tokens do not fit in the model's {longest}", where="--lengths"
+            f"responses of {max(asked.lengths)} tokens do not fit in the model's {longest:g}", where="--lengths"
         )
     _make_folder(out)
     os.environ.update(engine_env("cpu", config))
@@ -266,7 +266,7 @@ def make_prompts(asked: Comparison) -> list[Prompt]:
     Raises:
         DataError: the file cannot be read, or has no line.
     """
-    tokenizer = AutoTokenizer.from_pretrained(asked.model, local_files_only=True)
+    tokenizer = read_tokenizer(Path(asked.model))
     if asked.prompts is None:
         rng = random.Random(derive_seed(asked.seed, "prompts"))
         special = set(tokenizer.all_special_ids)

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import torch
 
-from launch.preflight import Machine, check_numerics, learner_kernel, meta_model, scheme_faults, setting_faults
+from launch.preflight import Machine, check_numerics, learner_kernel, scheme_faults, setting_faults
 from launch.tools.plan import speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.layers import layer_rows
@@ -31,6 +31,7 @@ from qarl.config.derived import choose_counts, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
+from qarl.model_folder import meta_model
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import check_capability

@@ -15,14 +15,14 @@ from unittest.mock import patch
 
 import pytest
 import yaml
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs import __file__ as configs_init
 from launch.arguments import config_path
 from launch.cli import COMMANDS, main
 from launch.commands import train as train_command
 from launch.demo.tiny_model import make_tokenizer
-from launch.preflight import Machine, bundles, meta_model, scheme_faults, setting_faults
+from launch.preflight import Machine, bundles, scheme_faults, setting_faults
 from launch.run.folder import set_aside
 from launch.run.resume import check_same_run
 from qarl.config.derived import choose_counts
@@ -30,6 +30,7 @@ from qarl.config.io import documentation, load_config, to_yaml, validate
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, RolloutError
+from qarl.model_folder import meta_model
 from rollout.engine import engine_env
 
 SHIPPED = Path(configs_init).parent
@@ -68,11 +69,12 @@ def fail(capsys: pytest.CaptureFixture[str]) -> Fail:
 
 @pytest.fixture
 def model_dir(tmp_path: Path) -> Path:
-    """A model directory without weights worth the name: enough for what is checked before a run."""
+    """A model of one layer."""
     path = tmp_path / "model"
     make_tokenizer(64).save_pretrained(path)
-    (path / "config.json").write_text('{"model_type": "qwen3"}')
-    (path / "model.safetensors").touch()
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = AutoConfig.for_model("qwen3", num_hidden_layers=1, vocab_size=64, head_dim=32, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path
 
 
@@ -111,7 +113,7 @@ def test_a_model_path_where_nothing_is(fail: Fail) -> None:
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_model_path_that_is_no_model(fail: Fail, model_dir: Path, missing: str) -> None:
     (model_dir / missing).unlink()
-    assert f"{model_dir}: not a model directory" in fail("train", "quickstart", *LIGHT, f"model.path={model_dir}")
+    assert f"{model_dir}: holds no " in fail("train", "quickstart", *LIGHT, f"model.path={model_dir}")
 
 
 def test_a_model_path_that_is_a_file(fail: Fail) -> None:

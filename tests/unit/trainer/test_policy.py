@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qarl.errors import ModelError
 from qarl.quant.linear import quantized_linears, requantize
@@ -183,7 +184,7 @@ def test_broken_weights_file(tiny_models: dict[str, Path], tmp_path: Path) -> No
     shutil.copy(tiny_models["qwen3"] / "config.json", tmp_path)
     weights = (tiny_models["qwen3"] / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(ModelError, match="incomplete"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: SafetensorError"):
         policy(tmp_path, "portable")
 
 
@@ -205,6 +206,64 @@ def test_a_head_in_chunks_gives_the_same_bits(
     assert torch.equal(chunked.logprobs_BT, whole.logprobs_BT)
     assert torch.equal(chunked.entropy_BT, whole.entropy_BT)
     assert (grads - whole_grads).norm() < 1e-2 * whole_grads.norm()  # each chunk's gradient is rounded to bfloat16
+
+
+SCALED = {
+    "granite": {"logits_scaling": 8.0, "residual_multiplier": 0.7, "attention_multiplier": 0.2},
+    "cohere": {"logit_scale": 0.1},
+    "gemma2": {"final_logit_softcapping": 2.0, "head_dim": 32},
+    "gpt_neox": {},
+    "gpt2": {},
+}
+"""What these models do after the head, or under other names than Llama's."""
+
+
+def random_model(kind: str, path: Path, **changes: Any) -> Path:
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 2}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **shape, **special, initializer_range=0.2, **changes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", SCALED)
+def test_what_a_model_does_after_its_head(kind: str, tmp_path: Path) -> None:
+    path = random_model(kind, tmp_path, **SCALED[kind])
+    with torch.no_grad():
+        logp_BT = policy(path, "stock", temperature=0.7)(batch()).logprobs_BT
+    for row, expected in enumerate(response_log_probs(path, 0.7)):
+        torch.testing.assert_close(logp_BT[row, : len(expected)].double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("numerics", ["engine", "portable", "stock"])
+def test_a_forward_that_is_not_the_models_is_refused_by_name(
+    tiny_models: dict[str, Path], numerics: Numerics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.policy.after_head", lambda logits, _: logits / 8)
+    with pytest.raises(ModelError, match=f"numerics '{numerics}' do not compute what Qwen2ForCausalLM computes"):
+        policy(tiny_models["qwen2"], numerics, W8A8, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("qwen3", {"attention_dropout": 0.5, "head_dim": 32}),
+        ("gpt2", {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5}),
+        ("gpt_neox", {"hidden_dropout": 0.5, "attention_dropout": 0.5}),
+        ("mixtral", {"router_jitter_noise": 0.5, "num_local_experts": 2}),
+    ],
+)
+def test_a_policy_in_training_draws_nothing(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    learner = policy(random_model(kind, tmp_path, **changes), "stock")
+    expected_BT = learner(batch()).logprobs_BT
+    learner.train()
+    learner.model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert torch.equal(learner(batch()).logprobs_BT, expected_BT)
+    layers = [module for module in learner.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert layers
+    assert all(layer.training and layer.gradient_checkpointing for layer in layers)
 
 
 LONG = """

@@ -18,7 +18,7 @@ from launch.preflight import PreflightError
 from launch.tools.export import export
 from qarl.config.io import load_config, to_yaml
 from qarl.errors import CheckpointError, ConfigError, KernelError, PublicationError
-from qarl.quant.publish import unquantized_config
+from qarl.model_folder import config_json
 from qarl.quant.scheme import QuantScheme
 from rollout.stock import Sampled, sample_stock
 from trainer.checkpoint import CheckpointStore
@@ -65,7 +65,7 @@ def test_plain_weights_and_other_formats(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "plain", QuantScheme("none"))
     tensors = load_file(tmp_path / "plain" / "model.safetensors")
     assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
-    assert "architectures" in unquantized_config(tmp_path / "plain")  # raises where it is quantized
+    assert "architectures" in config_json(tmp_path / "plain")  # raises where it is quantized
     export(run, tmp_path / "fp8", QuantScheme("fp8_channel"))
     tensors = load_file(tmp_path / "fp8" / "model.safetensors")
     assert tensors["model.layers.0.mlp.up_proj.weight"].dtype == torch.float8_e4m3fn

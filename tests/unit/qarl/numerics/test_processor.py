@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from launch.preflight import Machine, engine_faults, faults, meta_model, model_config
+from launch.preflight import Machine, engine_faults, faults, model_config
 from launch.train import _Job
 from qarl.config.io import load_config
 from qarl.config.schedule import schemes_of
+from qarl.model_folder import meta_model
 from qarl.numerics import processor
 from qarl.numerics.processor import cut_off, round_as_engine
 from qarl.quant import fp8

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.preflight import meta_model
 from launch.tools.plan.shapes import Matrix, shapes_of
 from qarl.errors import ModelError
+from qarl.model_folder import meta_model
 from tests.support.plan_models import QWEN2_5_7B, QWEN3_30B_A3B, config_of, shapes
 
 
@@ -84,5 +84,5 @@ def test_experts_of_a_real_model() -> None:
 def test_other_architectures_are_refused() -> None:
     with pytest.raises(ModelError, match="plans know decoders with gated MLPs"):
         shapes({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2})
-    with pytest.raises(ModelError, match="Unrecognized configuration class"):
+    with pytest.raises(ModelError, match="t5 is not a model of text alone"):
         meta_model(AutoConfig.for_model("t5"), torch.bfloat16)

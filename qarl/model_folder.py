@@ -1,0 +1,211 @@
+"""A Hugging Face model folder. What is wrong with one is a `ModelError` that names it, found without its weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+
+from qarl.errors import ModelError, QarlError
+
+AGAIN = "download the model again"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""In the order in which transformers looks for them; each may be in shards that an index lists."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of them at least: without any, transformers invents a tokenizer."""
+LFS = b"version https://git-lfs"
+"""How a file begins that Git LFS has not replaced by its content."""
+FULL_PRECISION = ("F64", "F32", "F16", "BF16")
+
+
+@contextmanager
+def reading(folder: Path, part: str) -> Iterator[None]:
+    """Turns what libraries raise while they read `part` of `folder` into one ModelError, and silences them."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except QarlError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise ModelError(f"{part}: {type(error).__name__}: {reason:.240}", str(folder), AGAIN) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. Raises ModelError."""
+    with reading(file.parent, file.name):
+        content = file.read_bytes()
+        if content.startswith(LFS):
+            raise ModelError(f"{file.name} is a Git LFS pointer", str(file.parent), "`git lfs pull` fetches the file")
+        found = json.loads(content)
+    if not isinstance(found, dict):
+        raise ModelError(f"{file.name} is not a JSON object", str(file.parent), AGAIN)
+    return found
+
+
+def config_json(folder: Path) -> dict[str, Any]:
+    """The content of config.json. Raises ModelError: there is none, or the model is quantized already."""
+    if not folder.is_dir():
+        raise ModelError("not a directory", str(folder), "model.path is a Hugging Face model directory")
+    if not (folder / "config.json").is_file():
+        raise ModelError("holds no config.json", str(folder), "give a Hugging Face model folder")
+    config = read_json(folder / "config.json")
+    found = config.get("quantization_config") or config.get("compression_config")
+    if found or (folder / "hf_quant_config.json").exists():
+        method = found.get("quant_method", "unknown method") if isinstance(found, dict) else found or "unknown method"
+        raise ModelError(
+            f"is quantized already ({method})",
+            str(folder),
+            "give the full-precision model; qarl quantizes it as rollout.scheme says",
+        )
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError("config.json names no model_type", str(folder), AGAIN)
+    return config
+
+
+def read_config(folder: Path) -> Any:
+    """The transformers config. Raises ModelError, as `config_json` and for what transformers does not understand."""
+    config_json(folder)
+    with reading(folder, "config.json"):
+        return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer. Raises ModelError: there is none, it cannot be read, or knows no token."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(f"holds no tokenizer ({', '.join(TOKENIZER_FILES)})", str(folder), AGAIN)
+    with reading(folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        if not tokenizer.encode("1", add_special_tokens=False):
+            raise ModelError("the tokenizer has no token for '1'", str(folder), AGAIN)
+    return tokenizer
+
+
+def meta_model(config: Any, dtype: torch.dtype = torch.bfloat16, where: str = "") -> Any:
+    """The model of a transformers config, without memory. Raises ModelError for what is no causal language model."""
+    where = where or config.model_type
+    if config.is_encoder_decoder or config.get_text_config() is not config:
+        raise ModelError(f"{config.model_type} is not a model of text alone that continues a prompt", where)
+    with reading(Path(where), "config.json"), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+
+
+def check_folder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+    """The folder's model on the meta device, after its config, tokenizer and the headers of its weights were read.
+
+    Raises ModelError: a part is missing, cannot be read, or does not belong to the others.
+    """
+    model = meta_model(read_config(folder), dtype, str(folder))
+    named, kind = config_json(folder).get("architectures"), type(model).__name__
+    if named != [kind]:
+        what = f"config.json names the architectures {named}, which the engine takes; its model_type is {kind}"
+        raise ModelError(what, str(folder), f'set "architectures" to ["{kind}"] if that is what it is')
+    read_tokenizer(folder)
+    if (folder / "generation_config.json").exists():
+        with reading(folder, "generation_config.json"):
+            GenerationConfig.from_pretrained(str(folder), local_files_only=True)
+    stored = stored_tensors(folder)
+    with reading(folder, "weights"):
+        _, info = type(model).from_pretrained(
+            None, config=model.config, state_dict=stored, dtype=dtype, device_map={"": "meta"}, **LOADING
+        )
+    _check_loaded(info, folder)
+    return model
+
+
+def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
+    """The model with its weights, in evaluation mode. Raises ModelError as `check_folder`, but reads no tokenizer."""
+    model = meta_model(read_config(folder), where=str(folder))
+    stored_tensors(folder)
+    with reading(folder, "weights"):
+        loaded, info = type(model).from_pretrained(str(folder), dtype=dtype, local_files_only=True, **LOADING)
+    _check_loaded(info, folder)
+    return loaded
+
+
+LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+"""Transformers tells what it would fill with random values, and `_check_loaded` refuses it."""
+
+
+def _check_loaded(info: Mapping[str, Any], folder: Path) -> None:
+    """Raises ModelError unless every stored tensor is used and every parameter has one."""
+    mismatched = [f"{name}, {_shape(stored)} and not {_shape(own)}" for name, stored, own in info["mismatched_keys"]]
+    for names, what in (
+        (info["missing_keys"], "missing"),
+        (info["unexpected_keys"], "stored but no part of this model"),
+        (mismatched, "of other shapes than config.json says"),
+        (info["error_msgs"], "unreadable"),
+    ):
+        if names:
+            raise ModelError(
+                f"{len(names)} weights are {what}, {min(names)} first",
+                str(folder),
+                "take the config.json and the weights of one model in full precision",
+            )
+
+
+def _shape(shape: Iterable[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def stored_tensors(folder: Path) -> dict[str, Tensor]:
+    """What the headers of the weight files list, as tensors without memory.
+
+    Raises ModelError: a file is missing, cut short, or holds low-bit weights.
+    """
+    found: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        if not file.is_file():
+            raise ModelError(f"{file.name} is missing", str(folder), AGAIN)
+        with reading(folder, file.name):
+            with file.open("rb") as content:
+                if content.read(len(LFS)) == LFS:
+                    hint = "`git lfs pull` fetches the file"
+                    raise ModelError(f"{file.name} is a Git LFS pointer", str(folder), hint)
+            found |= _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
+    if not found:
+        raise ModelError("its weight files hold no tensor", str(folder), AGAIN)
+    return found
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those that transformers would read."""
+    for name in WEIGHT_FILES:
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            return [folder / name]
+        if index.exists():
+            shards = read_json(index).get("weight_map")
+            if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+                raise ModelError(f"{index.name} has no weight_map of file names", str(folder), AGAIN)
+            return [folder / shard for shard in sorted(set(shards.values()))]
+    raise ModelError(f"holds no weights ({' or '.join(WEIGHT_FILES)}, or shards)", str(folder), AGAIN)
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    found = {}
+    with safe_open(file, "pt") as content:
+        for name in content.keys():  # noqa: SIM118  it is no dict
+            part = content.get_slice(name)
+            if name.endswith(".weight") and part.get_dtype() not in FULL_PRECISION:
+                what = f"{name} is stored as {part.get_dtype()}: the model is quantized already"
+                raise ModelError(what, str(file.parent), "give the full-precision model")
+            found[name] = torch.empty(part.get_shape(), device="meta")
+    return found
+
+
+def _pickled(file: Path) -> dict[str, Tensor]:
+    content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+    return {name: torch.empty(tensor.shape, device="meta") for name, tensor in content.items()}

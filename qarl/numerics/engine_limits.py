@@ -1,0 +1,51 @@
+"""What the engine refuses of a model, known from its config: asked before anything starts. Read in vLLM 0.32."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+from qarl.errors import ConfigError, ModelError
+from qarl.numerics import engine_ops
+from qarl.numerics.profile import SUPPORTED_MODELS
+
+CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Head widths that vLLM's attention on CPU has kernels for."""
+SCALED_ROPES = ("linear", "dynamic")
+"""RoPE types whose `factor` vLLM multiplies the longest context with; the others name the whole context."""
+
+
+def longest_context(config: Any) -> float:
+    """Most tokens of a sequence of the model; infinite where its config names no limit."""
+    longest = float(getattr(config, "max_position_embeddings", None) or inf)
+    rope = getattr(config, "rope_parameters", None) or {}
+    scaled = rope.get("rope_type") in SCALED_ROPES
+    return longest * (rope.get("factor") or 1.0) if scaled else longest
+
+
+def check_engine_model(config: Any, max_model_len: int, device: str) -> None:
+    """Raises ModelError or ConfigError when vLLM cannot run a model of this transformers config on `device`."""
+    where = config.name_or_path or config.model_type
+    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    width = getattr(config, "head_dim", None)
+    if width is None and config.hidden_size % heads:
+        raise ModelError(f"{heads} heads do not divide its width of {config.hidden_size}", where)
+    if kv_heads and heads % kv_heads:
+        raise ModelError(f"{kv_heads} key/value heads do not divide {heads} query heads", where)
+    width = width or config.hidden_size // heads
+    if device == "cpu" and width not in CPU_HEAD_DIMS:
+        widths = ", ".join(map(str, CPU_HEAD_DIMS))
+        raise ModelError(f"vLLM on CPU has no attention for heads of width {width}, only of {widths}", where)
+    if config.model_type in SUPPORTED_MODELS and config.hidden_act not in ("silu", "swish"):
+        raise ModelError(f"vLLM knows {config.model_type} with silu only, not {config.hidden_act}", where)
+    if max_model_len > (longest := longest_context(config)):
+        raise ConfigError(f"the model's contexts have at most {longest:g} tokens", "rollout.max_model_len")
+
+
+def check_architecture(config: Any) -> None:
+    """Raises ModelError when vLLM has no class of its own for the model. Imports vLLM, which takes seconds."""
+    if config.model_type in SUPPORTED_MODELS or not engine_ops.available():
+        return
+    for name in config.architectures or ():
+        if not engine_ops.samples_from(name):
+            raise ModelError(f"vLLM has no model class {name}", config.name_or_path, "train another model")

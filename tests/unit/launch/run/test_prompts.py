@@ -1,0 +1,76 @@
+"""Prompts whose tokens are not what the data says are refused before anything starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers.normalizers import Replace
+
+from launch.demo.tiny_model import make_tokenizer
+from launch.run.prompts import load_prompts
+from qarl.config.io import validate
+from qarl.config.run import Config
+from qarl.errors import UsageError
+
+CHAT = "{% for m in messages %}<bos>{{ m.content }}<eos>{% endfor %}"
+
+
+@pytest.fixture
+def run(tiny_models: dict[str, Path], tmp_path: Path) -> Any:
+    """A config of a data set whose only training question is given, with a model of 256 tokens."""
+    model = Path(shutil.copytree(tiny_models["llama"], tmp_path / "model"))
+
+    def make(question: str, **task: Any) -> Config:
+        for name, text in (("train", question), ("heldout", "2=")):
+            (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": text, "answer": "1"}))
+        paths = {f"{name}_path": str(tmp_path / f"{name}.jsonl") for name in ("train", "heldout")}
+        return validate(
+            {"model": {"path": str(model)}, "task": {"kind": "dataset", "chat": False, **paths, **task}}, "c"
+        )
+
+    return make
+
+
+def refused(config: Config) -> str:
+    with pytest.raises(UsageError) as caught:
+        load_prompts(config, lambda _: None)
+    return str(caught.value)
+
+
+def test_good_prompts_begin_once(run: Any) -> None:
+    _, [prompt], _ = load_prompts(run("12="), lambda _: None)
+    assert prompt.token_ids[0] == 1
+    assert 1 not in prompt.token_ids[1:]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("token", ["<eos>", "<pad>", "<bos>"])
+def test_a_special_token_in_the_data(run: Any, tmp_path: Path, token: str, chat: bool) -> None:
+    tokenizer = make_tokenizer(256)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert f"the question '12{token}3' holds the special token '{token}'" in refused(run(f"12{token}3", chat=chat))
+
+
+def test_a_template_that_begins_a_second_time(run: Any) -> None:
+    line = refused(run("12=", prompt_template="<bos>{question}"))
+    assert line.startswith("task.prompt_template: prompts begin with '<bos>' twice")
+
+
+def test_ids_beyond_the_embedding(run: Any, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(256)
+    tokenizer.add_tokens(["plus"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert "makes the id 256, but the model's embedding ends at 255" in refused(run("1plus1"))
+
+
+def test_a_question_without_tokens(run: Any, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(256)
+    tokenizer.backend_tokenizer.post_processor = None
+    tokenizer.backend_tokenizer.normalizer = Replace("a", "")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert "has no tokens" in refused(run("aaa"))

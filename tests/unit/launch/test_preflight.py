@@ -1,0 +1,169 @@
+"""Model folders that cannot make a run: each is one line that names the folder, before anything starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from launch.arguments import config_path
+from launch.preflight import Machine, faults
+from qarl.config.io import load_config
+
+WEIGHTS = "model.safetensors"
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+Break = Callable[[Path], object]
+
+
+def keys(**changes: Any) -> Break:
+    """Changes keys of config.json; None removes one."""
+
+    def apply(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text()) | changes
+        kept = {key: value for key, value in config.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(kept))
+
+    return apply
+
+
+def text(name: str, content: str) -> Break:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def cut(name: str) -> Break:
+    """Keeps the first two thirds of a file."""
+
+    def apply(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) * 2 // 3])
+
+    return apply
+
+
+def tensors(change: Callable[[dict[str, Any]], Any]) -> Break:
+    def apply(folder: Path) -> None:
+        stored = load_file(folder / WEIGHTS)
+        change(stored)
+        save_file(stored, folder / WEIGHTS, {"format": "pt"})
+
+    return apply
+
+
+def sharded(folder: Path) -> None:
+    """Two shards, of which the second is missing."""
+    stored = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    names = sorted(stored)
+    save_file({name: stored[name] for name in names[:5]}, folder / "a.safetensors", {"format": "pt"})
+    shards = {name: "a.safetensors" if name in names[:5] else "b.safetensors" for name in names}
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
+def removed(*names: str) -> Break:
+    return lambda folder: [(folder / name).unlink(missing_ok=True) for name in names]
+
+
+NORM, MLP = "model.layers.2.input_layernorm.weight", "model.layers.0.mlp.down_proj.weight"
+BROKEN: dict[str, tuple[Break, str]] = {
+    # config.json
+    "no config": (removed("config.json"), "holds no config.json"),
+    "config is a list": (text("config.json", "[]"), "not a JSON object"),
+    "config is empty": (text("config.json", "{}"), "names no model_type"),
+    "config is no JSON": (text("config.json", "{"), "config.json: JSONDecodeError"),
+    "config is no text": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "config.json"),
+    "config of LFS": (text("config.json", LFS), "Git LFS pointer"),
+    "model_type unknown": (keys(model_type="nonesuch"), "nonesuch"),
+    "model_type a number": (keys(model_type=3), "names no model_type"),
+    "auto_map": (keys(model_type="own", auto_map={"AutoConfig": "own.Config"}), "config.json"),
+    "T5": (keys(model_type="t5"), "not a model of text alone"),
+    "vision": (keys(model_type="qwen2_vl"), "not a model of text alone"),
+    "other class": (keys(architectures=["LlamaForCausalLM"]), "names the architectures"),
+    "no class": (keys(architectures=None), "names the architectures"),
+    "width a string": (keys(hidden_size="256"), "config.json"),
+    "layers a list": (keys(num_hidden_layers=[3]), "config.json"),
+    "no heads": (keys(num_attention_heads=0), "config.json"),
+    "odd heads": (keys(num_attention_heads=7, num_key_value_heads=7, head_dim=None), ""),
+    "key/value heads": (keys(num_key_value_heads=3), ""),
+    "narrow heads": (keys(head_dim=24), ""),
+    "wrong width": (keys(hidden_size=128), "of other shapes than config.json says"),
+    "wrong vocabulary": (keys(vocab_size=128), "of other shapes than config.json says"),
+    "negative vocabulary": (keys(vocab_size=-1), "config.json"),
+    "more layers": (keys(num_hidden_layers=4, layer_types=None), "weights are missing"),
+    "fewer layers": (keys(num_hidden_layers=2, layer_types=None), "stored but no part of this model"),
+    "unknown RoPE": (keys(rope_parameters={"rope_type": "nonesuch", "rope_theta": 1e4}), "config.json"),
+    "activation": (keys(hidden_act="gelu"), "with silu only"),
+    "short contexts": (keys(max_position_embeddings=16), "rollout.max_model_len: the model's contexts"),
+    "quantized": (keys(quantization_config={"quant_method": "gptq"}), "quantized already (gptq)"),
+    "quantized, by name": (keys(quantization_config="gptq"), "quantized already (gptq)"),
+    "compressed": (keys(compression_config={"quant_method": "compressed-tensors"}), "quantized already"),
+    "another tool's": (text("hf_quant_config.json", "{}"), "quantized already"),
+    "generation config": (text("generation_config.json", "["), "generation_config.json"),
+    # weights
+    "no weights": (removed(WEIGHTS), "holds no weights"),
+    "weights empty": (text(WEIGHTS, ""), WEIGHTS),
+    "weights cut short": (cut(WEIGHTS), WEIGHTS),
+    "weights of LFS": (text(WEIGHTS, LFS), "Git LFS pointer"),
+    "shard missing": (sharded, "b.safetensors is missing"),
+    "index broken": (lambda folder: (sharded(folder), text(f"{WEIGHTS}.index.json", "[]")(folder)), "index"),
+    "tensor missing": (tensors(lambda t: t.pop(NORM)), f"{NORM} first"),
+    "tensor too many": (tensors(lambda t: t.update({f"{NORM}_scale": torch.ones(1)})), f"{NORM}_scale first"),
+    "tensor misshapen": (tensors(lambda t: t.update({NORM: torch.ones(7)})), f"{NORM}, 7 and not 256"),
+    "int8": (tensors(lambda t: t.update({MLP: t[MLP].to(torch.int8)})), "stored as I8"),
+    "fp8": (tensors(lambda t: t.update({MLP: t[MLP].to(torch.float8_e4m3fn)})), "stored as F8_E4M3"),
+    "pickle broken": (
+        lambda folder: (removed(WEIGHTS)(folder), text("pytorch_model.bin", "x")(folder)),
+        "pytorch_model.bin",
+    ),
+    # tokenizer
+    "no tokenizer": (removed("tokenizer.json"), "holds no tokenizer"),
+    "tokenizer cut short": (cut("tokenizer.json"), "tokenizer"),
+    "tokenizer of LFS": (text("tokenizer.json", LFS), "tokenizer"),
+    "tokenizer config": (text("tokenizer_config.json", "[]"), "tokenizer"),
+    "vocabulary empty": (
+        text("tokenizer.json", json.dumps({"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}})),
+        "tokenizer",
+    ),
+}
+
+
+def lines(folder: Path, *overrides: str) -> list[str]:
+    config = load_config(config_path("quickstart"), [f"model.path={folder}", "model.build=null", *overrides])
+    return [str(fault) for fault in faults(config, Machine("cpu"))]
+
+
+@pytest.fixture
+def folder(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_models["qwen3"], tmp_path / "model"))
+
+
+def test_a_good_folder_has_no_fault(folder: Path) -> None:
+    assert lines(folder) == []
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_folder_is_one_line(folder: Path, kind: str) -> None:
+    change, reason = BROKEN[kind]
+    change(folder)
+    [line] = lines(folder)
+    assert reason in line
+    assert "\n" not in line
+    assert str(folder) in line or "rollout.max_model_len" in line
+
+
+@pytest.mark.parametrize("numerics", ["auto", "stock"])
+def test_experts_that_nothing_publishes(folder: Path, numerics: str) -> None:
+    """Mixtral's; the learner left them in full precision without a word."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 256}
+    config = AutoConfig.for_model("mixtral", num_attention_heads=2, num_key_value_heads=2, num_local_experts=2, **sizes)
+    (folder / WEIGHTS).unlink()
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    found = lines(folder, f"learner.numerics={numerics}")
+    assert any("of such layers qarl knows Qwen3-MoE's experts only" in line for line in found)
