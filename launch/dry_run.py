@@ -9,6 +9,7 @@ import ray
 from launch.preflight import Machine, bundles, learner_kernel, model_config, preflight, with_counts
 from launch.run.folder import RunFolder
 from launch.run.prompts import load_prompts
+from launch.run.tracking import check_login
 from launch.tools.plan.command import choose_device
 from launch.tools.plan.planner import make_plan
 from launch.tools.plan.result import Plan
@@ -28,7 +29,8 @@ def dry_run(config: Config) -> int:
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
         config = with_counts(config)
-        folder = RunFolder(config)
+        folder = RunFolder(config, print)
+        check_login(config)
         machine = preflight(config)
     print(f"run: {folder.path}, " + (f"continues after step {folder.step}" if folder.saved else "from the beginning"))
     _, train, heldout = load_prompts(config, print)

@@ -1,7 +1,6 @@
 """The main job: config in, trained model and report out. Everything is wired here."""
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -19,14 +18,17 @@ from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.preflight import Machine, preflight, with_counts
 from launch.run.augment import make_augmenter
-from launch.run.folder import RunFolder
+from launch.run.files import only_writer
+from launch.run.folder import RunFolder, run_dir
 from launch.run.prompts import load_prompts
 from launch.run.report import read_summary, render_summary, write_report
+from launch.run.resume import input_digests
 from launch.run.summary import make_summary
-from launch.run.tracking import RunTracker
+from launch.run.tracking import RunTracker, check_login
 from qarl.config.derived import numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
+from qarl.errors import AGAIN, QarlError
 from qarl.logs import driver_log
 from qarl.prompts.pool import Pool
 from qarl.quant.publish import write_engine_config
@@ -54,20 +56,31 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
     """
     transformers_logging.disable_progress_bar()
     config = with_counts(config)
-    folder = RunFolder(config)
-    if folder.is_complete:
-        log(f"{folder.path} is complete; `run.resume=false` starts it over")
-        Console().print(render_summary(read_summary(folder.path)))
-        return
+    with ExitStack() as stack:
+        stack.enter_context(only_writer(run_dir(config), log))
+        folder = RunFolder(config, log)
+        if folder.is_complete:
+            log(f"{folder.path} is complete; `run.resume=false` starts it over")
+        else:
+            try:
+                _run(config, folder, log)
+            except OSError as error:  # a full disk, a folder that became read-only
+                raise QarlError(str(error).splitlines()[0], str(folder.path), AGAIN) from error
+        if not config.debug.train_from:
+            Console().print(render_summary(read_summary(folder.path)))
+
+
+def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
+    """Check everything, then begin the run or continue it."""
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
+        check_login(config)
         fetch_missing(config, log)
         machine = preflight(config)
         task, prompts, heldout = load_prompts(config, log)
         ensure_model(config.model, config.task, config.seed, log)
-        backup_dir = folder.prepare()
-        if backup_dir is not None:
-            log(f"starting over; the old run lies in {backup_dir} until this one has ended well")
+        stack.enter_context(folder.begin(input_digests(config, prompts, heldout)))
+        stack.callback(ray.shutdown)  # before a refused start removes its folder: actors write logs there
         stack.enter_context(driver_log(folder.logs / "driver.log"))
         tracker = stack.enter_context(closing(RunTracker(config, folder.path, folder.step, config.train.steps)))
         connect(config)
@@ -76,10 +89,6 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
             job.train_from(Path(config.debug.train_from))
         else:
             job.run(task, prompts, heldout)
-    if backup_dir is not None:
-        shutil.rmtree(backup_dir)
-    if not config.debug.train_from:
-        Console().print(render_summary(read_summary(folder.path)))
 
 
 class _Job:

@@ -21,6 +21,10 @@ class QarlError(Exception):
         return f"{line}; {self.hint}" if self.hint else line
 
 
+AGAIN = "the same command continues from the last checkpoint, if there is one"
+"""The hint of a run that failed through no fault of its input."""
+
+
 class UsageError(QarlError):
     """The input is wrong and nothing was started: the command line exits with 2."""
 
@@ -43,6 +47,10 @@ class ResourceError(UsageError):
     """The cluster or machine lacks what the config requests."""
 
 
+class CheckpointError(UsageError):
+    """A checkpoint is missing, damaged, or of another run."""
+
+
 class KernelError(QarlError):
     """There is no kernel for a shape, device or format, or the engine chose another one than requested."""
 
@@ -61,10 +69,6 @@ class RolloutError(QarlError):
 
 class TeacherError(QarlError):
     """The teacher endpoint refuses to answer, or does not speak the protocol."""
-
-
-class CheckpointError(QarlError):
-    """A checkpoint is missing, incomplete, or of another run."""
 
 
 class ObjectiveError(QarlError, ValueError):

@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from qarl.errors import PublicationError
+from qarl.errors import AGAIN, PublicationError
 from qarl.remote import as_they_end, deaths, free_address
 from qarl.weights.source import Channel, Tensors, TransferStep, Transport
 from qarl.weights.wire import BUCKET_BYTES, digest_of
@@ -120,5 +120,5 @@ class Workers:
                 raise PublicationError(
                     f"died during {method} ({type(error).__name__})",
                     where,
-                    hint="the same command continues from the last checkpoint",
+                    hint=AGAIN,
                 ) from error

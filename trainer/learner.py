@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
-from qarl.errors import CheckpointError
+from qarl.errors import CheckpointError, QarlError
 from qarl.logs import redirect_output
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.vllm_patch import PROCESS_ENV
@@ -43,6 +43,8 @@ from trainer.weights import StoredWeights, store
 
 LOG = logging.getLogger(__name__)
 Logprobs = npt.NDArray[np.float32]
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError)
+"""What torch and DeepSpeed raise for a damaged file."""
 CLIPPED = "actor/clip_fraction"
 """A metric of the objectives that is also logged for a step's last minibatch alone."""
 
@@ -201,12 +203,18 @@ class LearnerRank:
         switch_scheme(self._policy.model, scheme, self._kernel(), self._gather)
 
     def save(self, directory: str) -> None:
-        """DeepSpeed checkpoint under `directory`."""
-        self._engine.save_checkpoint(directory, tag="learner")
+        """DeepSpeed checkpoint under `directory`. Raises QarlError when it cannot be written."""
+        try:
+            self._engine.save_checkpoint(directory, tag="learner")
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
+            raise QarlError(f"cannot be written: {_first_line(error)}", directory, "make room, start again") from error
 
     def load(self, directory: str) -> None:
         """Restore parameters, optimizer and schedule. Raises CheckpointError."""
-        path, _ = self._engine.load_checkpoint(directory, tag="learner")
+        try:
+            path, _ = self._engine.load_checkpoint(directory, tag="learner")
+        except UNREADABLE as error:
+            raise CheckpointError(f"cannot be loaded: {_first_line(error)}", directory, "see its rank's log") from error
         if path is None:
             raise CheckpointError("holds no DeepSpeed checkpoint", where=directory, hint="start with run.resume=false")
         requantize(self._policy, self._gather)
@@ -316,11 +324,15 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
         else:
             file = Path(directory) / "learner" / "mp_rank_00_model_states.pt"
             weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"holds no whole DeepSpeed checkpoint: {error}", where=directory, hint="run it again: a run drops old ones"
         ) from error
     return weights
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> Any:

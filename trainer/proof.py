@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from qarl.config.run import Config
-from qarl.errors import MismatchError, PublicationError
+from qarl.errors import AGAIN, MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
 from qarl.protocols import Learner
 from qarl.seeds import derive_seed
@@ -86,9 +86,7 @@ class ExactnessProof:
                     f"the engine does not compute what was published: max |d log p| {gap:.2e} on the probe prompts, at "
                     f"most {bound:g} expected",
                     where=f"rollout worker {worker}, weights version {version}",
-                    hint="the same command continues from the last checkpoint"
-                    if self._exact
-                    else "raise mismatch.probe_bound if this gap is the numerics' own",
+                    hint=AGAIN if self._exact else "raise mismatch.probe_bound if this gap is the numerics' own",
                 )
         self._probed = True
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import GetTimeoutError
 
-from qarl.errors import PublicationError, QarlError
+from qarl.errors import AGAIN, PublicationError, QarlError
 from qarl.logs import log_file, tail
 from qarl.metrics import merge
 from qarl.protocols import UpdateResult
@@ -79,7 +79,7 @@ class LearnerGroup:
                 raise PublicationError(
                     f"did not end within {self._timeout_s:g} s",
                     where=f"transfer of weights version {version}",
-                    hint="the same command continues from the last checkpoint",
+                    hint=AGAIN,
                 ) from error
         return SentWeights(manifest, tuple(self.ranks))
 
@@ -114,5 +114,5 @@ class LearnerGroup:
             logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in dead(self.ranks)]
             raise QarlError(
                 "; ".join(filter(None, [f"a learner rank died during {method} ({type(error).__name__})", *logs])),
-                hint="the same command continues from the last checkpoint",
+                hint=AGAIN,
             ) from error

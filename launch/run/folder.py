@@ -1,74 +1,147 @@
 """The folder of a run: which run it belongs to, how far that run got, and how a new run takes its place."""
 
+import json
 import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from launch.run.report import SUMMARY_FILE
-from launch.run.resume import check_same_run
+from launch.run.files import unusable, write_whole
+from launch.run.report import SUMMARY_FILE, read_summary
+from launch.run.resume import CONFIG_FILE, INPUTS_FILE, changed_inputs, check_same_run
+from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, WANDB_ID_FILE, read_log
 from qarl.config.io import to_yaml
 from qarl.config.run import Config
-from qarl.errors import ConfigError
+from qarl.errors import ConfigError, UsageError
 from qarl.quant.scheme import QuantScheme
 from trainer.checkpoint import CheckpointStore
 
-CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+LOGS = "logs"
+FILES = (METRICS_FILE, SAMPLES_FILE, AUGMENT_FILE, SUMMARY_FILE, INPUTS_FILE, WANDB_ID_FILE)
+HINT = "start over with run.resume=false, or choose another run.name"
+
+Log = Callable[[str], None]
 
 
 class RunFolder:
-    """The folder that `config.run` names.
+    """The folder that `config.run` names. `log` is told what a user should know about its state.
 
     Attributes:
-        saved: learner folder and state of the newest checkpoint; None when the run starts at the beginning.
+        saved: learner folder and state of the checkpoint to continue from; None when the run starts at the beginning.
         step: the last step that is done.
         is_complete: whether nothing is left to do.
 
     Raises:
-        ConfigError: the folder belongs to a run with other settings.
-        CheckpointError: the newest checkpoint is damaged.
+        ConfigError: the folder belongs to a run with other settings, lacks a part, or is no folder of a run.
+        DataError: a log of the run is damaged.
+        CheckpointError: no checkpoint is whole.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.path = Path(config.run.dir) / config.run.name
-        self.checkpoints = CheckpointStore(self.path / "checkpoints", config.train.keep_checkpoints)
-        self.saved = self.checkpoints.latest() if config.run.resume else None
-        if self.saved:
-            check_same_run(config, self.path)
+    def __init__(self, config: Config, log: Log) -> None:
+        self._config, self._log = config, log
+        self.path = run_dir(config)
+        self.checkpoints = CheckpointStore(self.path / CHECKPOINTS, config.train.keep_checkpoints)
+        self.saved: tuple[str, dict[str, Any]] | None = None
+        self.is_complete = False
+        try:
+            self._check_files()
+            if config.run.resume and (self.path / CONFIG_FILE).exists():
+                self._find_state()
+        except OSError as error:
+            raise unusable(self.path, error) from error
         self.step: int = self.saved[1]["step"] if self.saved else 0
-        done = self.saved is not None and self.step >= config.train.steps
-        self.is_complete = done and (self.path / SUMMARY_FILE).exists()
 
     @property
     def logs(self) -> Path:
         """The folder of the logs."""
-        return self.path / "logs"
+        return self.path / LOGS
 
     def engine_dir(self, scheme: QuantScheme) -> Path:
         """The folder of the engine's model config in `scheme`."""
         return self.path / f"engine_model-{scheme.label}"
 
-    def prepare(self) -> Path | None:
-        """Make the folder and write the config; returns where a run that is started over lies, if there is one."""
-        backup_dir = None if self._config.run.resume else set_aside(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / CONFIG_FILE).write_text(to_yaml(self._config))
-        return backup_dir
+    @contextmanager
+    def begin(self, inputs: Mapping[str, str]) -> Iterator[None]:
+        """Make the folder for a run on `inputs`, digests by name.
+
+        A run that is started over is kept under another name until this one has ended well. When this one is refused
+        before it has logged anything, everything is again as it was.
+        """
+        if self.saved and (changed := changed_inputs(self.path, inputs)):
+            self._log(f"changed since the run began: {', '.join(changed)}; the run goes on with what is there now")
+        backup_dir = None if self._config.run.resume else _set_aside(self.path)
+        if backup_dir:
+            self._log(f"starting over; the old run lies in {backup_dir} until this one has ended well")
+        is_new, existed = not (self.path / CONFIG_FILE).exists(), self.path.exists()
+        before = set(self.path.iterdir()) if existed else set()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.checkpoints.clean()
+            write_whole(self.path / CONFIG_FILE, to_yaml(self._config))
+            if not self.saved:
+                write_whole(self.path / INPUTS_FILE, json.dumps(inputs, indent=1))
+            yield
+        except UsageError:
+            if is_new and not read_log(self.path / METRICS_FILE):
+                for made in set(self.path.iterdir()) - before:
+                    shutil.rmtree(made) if made.is_dir() else made.unlink()
+                if not existed:
+                    self.path.rmdir()
+                if backup_dir:
+                    backup_dir.rename(self.path)
+            raise
+        for backup in _backups(self.path):
+            shutil.rmtree(backup)
+
+    def _check_files(self) -> None:
+        """Raises ConfigError: a file where a folder must be, the reverse, or parts of a run without its config."""
+        config_file = self.path / CONFIG_FILE
+        folders = [self.path / name for name in (".", CHECKPOINTS, LOGS)]
+        files = [self.path / name for name in FILES]
+        for path in (*folders, *files, config_file):
+            exists = path.is_symlink() or path.exists()  # a link may lead nowhere
+            if exists and not (path.is_dir() if path in folders else path.is_file()):
+                raise ConfigError(f"is no {'folder' if path in folders else 'file'}", str(path), HINT)
+        parts = [path.name for path in (*folders[1:2], *files) if path.exists()]
+        if parts and not config_file.exists():
+            what = f"has {parts[0]}, but no {CONFIG_FILE}: which run it belongs to is not known"
+            raise ConfigError(what, str(self.path), "put that file back, or choose another run.name")
+        if not (self._config.run.resume or config_file.exists()) and self.path.exists():
+            raise ConfigError("is no run's folder", str(self.path), "remove it yourself, or choose another run.name")
+
+    def _find_state(self) -> None:
+        """How far the run in the folder got. Raises as the constructor does."""
+        before = check_same_run(self._config, self.path)
+        summary = read_summary(self.path) if (self.path / SUMMARY_FILE).exists() else None
+        if summary and summary.steps >= self._config.train.steps:
+            self.is_complete = True
+            return
+        logged = max((row["step"] for row in read_log(self.path / METRICS_FILE)), default=-1)
+        self.saved = self.checkpoints.latest(self._log)
+        if self.saved is None:
+            if summary or logged > before.train.checkpoint_every:
+                raise ConfigError(f"has logged {logged} steps, but has no checkpoint", str(self.path), HINT)
+            self._log(f"{self.path}: the run ended before its first checkpoint; it begins again")
+        elif logged < self.saved[1]["step"]:
+            what = f"ends at step {logged}, the checkpoint is of step {self.saved[1]['step']}"
+            raise ConfigError(what if logged >= 0 else "is missing or empty", str(self.path / METRICS_FILE), HINT)
 
 
-def set_aside(run_dir: Path) -> Path | None:
-    """Make room for a new run; the old one is kept under another name until the new one has ended well.
+def run_dir(config: Config) -> Path:
+    """The folder that `config.run` names."""
+    return Path(config.run.dir) / config.run.name
 
-    Raises ConfigError when the folder does not belong to a run.
-    """
+
+def _set_aside(run_dir: Path) -> Path | None:
+    """Give the old run another name; None when there is none."""
     if not run_dir.exists():
         return None
-    if not (run_dir / CONFIG_FILE).is_file():
-        raise ConfigError(f"{run_dir} is no run's folder", "", "remove it yourself, or choose another run.name")
-    backup_dir = run_dir.with_name(f"{run_dir.name}.replaced")
-    if backup_dir.exists() and not (run_dir / SUMMARY_FILE).exists():
-        shutil.rmtree(run_dir)  # the previous start-over failed: the backup is still the run to keep
-        return backup_dir
-    if backup_dir.exists():
-        shutil.rmtree(backup_dir)
-    run_dir.rename(backup_dir)
-    return backup_dir
+    numbers = [int(backup.name.rpartition("-")[2]) for backup in _backups(run_dir)]
+    return run_dir.rename(run_dir.with_name(f".{run_dir.name}.replaced-{max(numbers, default=0) + 1}"))
+
+
+def _backups(run_dir: Path) -> list[Path]:
+    """Old runs that were set aside. No run has such a name: that never begins with a dot."""
+    return [path for path in run_dir.parent.glob(f".{run_dir.name}.replaced-*") if path.name[-1].isdigit()]

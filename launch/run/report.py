@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.run.curves import Series, draw_curves
+from launch.run.files import write_whole
 from launch.run.tracking import METRICS_FILE, read_log
 from qarl.errors import DataError
 
@@ -51,9 +52,12 @@ def read_summary(run_dir: Path) -> Summary:
     """The summary that `write_report` left in `run_dir`. Raises DataError when there is none, or it is damaged."""
     path = run_dir / SUMMARY_FILE
     if not path.is_file():
+        if rows := read_log(run_dir / METRICS_FILE):
+            what = f"the run has not ended: step {max(row['step'] for row in rows)} is its last so far"
+            raise DataError(what, str(run_dir), "`qarl train` continues it, and writes the report at its end")
         raise DataError("no summary", where=str(path), hint="it is written when a run ends")
     try:
-        return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+        return Summary.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -81,9 +85,9 @@ def write_report(run_dir: Path, summary: Summary) -> None:
     series = read_series(run_dir)
     controls = {_control_name(key): value for key, value in summary.controls.items()}
     picture = draw_curves(series, f"{summary.run}  ({summary.scheme})", controls)
-    (run_dir / SUMMARY_FILE).write_text(summary.model_dump_json(indent=2), encoding="utf-8")
     (run_dir / CURVES_FILE).write_bytes(picture)
     (run_dir / REPORT_FILE).write_text(_page(summary, series, picture), encoding="utf-8")
+    write_whole(run_dir / SUMMARY_FILE, summary.model_dump_json(indent=2))  # last: it marks the run as complete
 
 
 def render_summary(summary: Summary) -> RenderableType:

@@ -1,13 +1,20 @@
-"""What may change between a run and its continuation. Free of torch and ray."""
+"""What may change between a run and its continuation, and what has changed. Free of torch and ray."""
 
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from qarl.config.io import validate
+from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.errors import ConfigError
+from qarl.hooks import load_function
+from qarl.types import Prompt
+
+CONFIG_FILE = "config.yaml"
+INPUTS_FILE = "inputs.json"
 
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
@@ -22,15 +29,10 @@ RESUMABLE_CHANGES = (
 """Keys that may differ between a run and its continuation."""
 
 
-def check_same_run(config: Config, run_dir: Path) -> None:
-    """Raises ConfigError when `run_dir` belongs to a run with other settings."""
-    file = run_dir / "config.yaml"
-    if not file.exists():
-        return
-    old = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(old, dict)
-    before = _flatten(validate({str(k): v for k, v in old.items()}, str(file)).model_dump())
-    now = _flatten(config.model_dump())
+def check_same_run(config: Config, run_dir: Path) -> Config:
+    """The config of the run in `run_dir`. Raises ConfigError when its settings are others than those of `config`."""
+    old = load_config(run_dir / CONFIG_FILE)
+    before, now = _flatten(old.model_dump()), _flatten(config.model_dump())
     changed = [
         key
         for key in sorted(now.keys() | before.keys())
@@ -41,6 +43,40 @@ def check_same_run(config: Config, run_dir: Path) -> None:
             f"{run_dir} was made with other settings ({', '.join(changed[:4])})",
             hint="give this run another run.name, or start over with run.resume=false",
         )
+    return old
+
+
+def input_digests(config: Config, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> dict[str, str]:
+    """Digests of what a run reads besides its config, by name: rendered prompts, answers, files of the model folder
+    (tokenizer, chat template; the weights only where an objective refers to them), the user's functions."""
+    digests = {}
+    for split, rows in (("training", prompts), ("held-out", heldout)):
+        digests[f"{split} prompts"] = _digest(repr([(p.id, p.text, p.token_ids) for p in rows]).encode())
+        digests[f"{split} answers"] = _digest(repr([p.answer for p in rows]).encode())
+    patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.safetensors"] * (config.objective.kl_coef > 0)
+    for file in sorted(file for pattern in patterns for file in Path(config.model.path).glob(pattern)):
+        with file.open("rb") as opened:
+            digests[str(file)] = file_digest(opened, "sha256").hexdigest()
+    for name in (config.reward.function, getattr(config.objective, "function", None)):
+        source = name and inspect.getsourcefile(inspect.unwrap(load_function(name, "")))
+        if source:
+            digests[str(name)] = _digest(Path(source).read_bytes())
+    return digests
+
+
+def changed_inputs(run_dir: Path, digests: Mapping[str, str]) -> list[str]:
+    """Names of the inputs that have changed since the run in `run_dir` began. Raises ConfigError: that is not known."""
+    file = run_dir / INPUTS_FILE
+    try:
+        before = dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        hint = "start over with run.resume=false, or choose another run.name"
+        raise ConfigError(f"no digests of the run's inputs: {error}", str(file), hint) from error
+    return sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))
+
+
+def _digest(data: bytes) -> str:
+    return sha256(data).hexdigest()
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from launch.run.files import write_whole
 from qarl.config.run import Config
 from qarl.errors import DataError, ResourceError
 from qarl.hooks import load_function
@@ -26,6 +27,7 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 AUGMENT_FILE = "augment.jsonl"
 WANDB_ID_FILE = "wandb_id"
+LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
 
 FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
 """0 in a step that takes the sampler's log-probs for pi_prox shows that they are the learner's."""
@@ -118,15 +120,17 @@ class JsonlTracker:
     """Files of the run folder: metrics, samples and made problems, an object a line."""
 
     def __init__(self, config: Config, run_dir: Path, start_step: int) -> None:
-        self._metrics_file = _continue_log(run_dir / METRICS_FILE, start_step)
-        self._samples_file = _continue_log(run_dir / SAMPLES_FILE, start_step)
-        grows = config.pool.augment.per_step > 0
-        self._augment_file = _continue_log(run_dir / AUGMENT_FILE, start_step) if grows else None
+        def opened(name: str) -> TextIO:
+            return _continue_log(run_dir / name, start_step, config.train.steps)
+
+        self._metrics_file, self._samples_file = opened(METRICS_FILE), opened(SAMPLES_FILE)
+        self._augment_file = opened(AUGMENT_FILE) if config.pool.augment.per_step > 0 else None
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
         """A histogram is `{"edges": [...], "counts": [...]}` in the file."""
         values = {n: asdict(v) if isinstance(v, Histogram) else _strict(float(v)) for n, v in metrics.items()}
         self._metrics_file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        os.fsync(self._metrics_file.fileno())  # a checkpoint is never ahead of the metrics
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
         for row in rows:
@@ -181,6 +185,15 @@ class WandbTracker:
         self._run.finish()
 
 
+def check_login(config: Config) -> None:
+    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it."""
+    if "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online":
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
+
+
 def _make(config: Config, run_dir: Path, start_step: int) -> Iterator[Tracker]:
     """The trackers of a run. Raises ConfigError: a function that cannot be loaded."""
     for name in config.tracking.trackers:
@@ -216,12 +229,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _continue_log(path: Path, start_step: int) -> TextIO:
-    """Open the log for appending, with the rows up to `start_step` (none when it is 0) and no others."""
+def _continue_log(path: Path, start_step: int, total_steps: int) -> TextIO:
+    """Open the log for appending, with the rows up to `start_step` (none when it is 0) and no others.
+
+    After the last step only the evaluation at the end is left: it is made again, and so its row is dropped.
+    """
+    ends = start_step if start_step >= total_steps else None
     rows = [row for row in read_log(path) if row["step"] <= start_step] if start_step else []
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(part, path)
+    rows = [row for row in rows if row["step"] != ends or not any(key.startswith("eval/") for key in row)]
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path.open("a", buffering=1)
 
 
@@ -249,7 +265,7 @@ def _start_wandb(config: Config, run_dir: Path, start_step: int) -> Any:
 
     id_file = run_dir / WANDB_ID_FILE
     if start_step == 0 or not id_file.is_file():
-        id_file.write_text(secrets.token_hex(4))
+        write_whole(id_file, secrets.token_hex(4))
     try:
         run = wandb.init(
             project=config.tracking.wandb_project,
@@ -262,8 +278,7 @@ def _start_wandb(config: Config, run_dir: Path, start_step: int) -> Any:
             settings=wandb.Settings(silent=True, quiet=True, console="off"),
         )
     except wandb.Error as error:
-        hint = "run `wandb login`, or set tracking.wandb_mode=offline"
-        raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=hint) from error
+        raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=LOGIN) from error
     # Steps are named by us: a resumed run logs some of them again, which W&B's own ever-growing counter forbids.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")

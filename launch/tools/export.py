@@ -53,7 +53,7 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir} is no run's folder", hint="name one that holds config.yaml and checkpoints/")
     config = load_config(run_dir / "config.yaml", [])
-    found = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest()
+    found = CheckpointStore(run_dir / "checkpoints", config.train.keep_checkpoints).latest(print)
     if found is None:
         raise CheckpointError("the run has no checkpoint yet", str(run_dir), "see train.checkpoint_every")
     directory, state = found

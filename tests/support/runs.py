@@ -72,7 +72,7 @@ class Run:
             self.augmenter,
             batches,
         )
-        if saved := checkpoints.latest():
+        if saved := checkpoints.latest(print):
             self.trainer.resume(*saved)
 
     def steps(self, key: str) -> list[int]:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from launch.run.curves import Series
 from launch.run.report import SUMMARY_FILE, read_series, read_summary
-from launch.run.resume import check_same_run
+from launch.run.resume import CONFIG_FILE, check_same_run
 from launch.run.tracking import METRICS_FILE
 from qarl.config.base import Fraction, Node
 from qarl.config.io import load_config, read_tree, validate_as
@@ -142,6 +142,8 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
         run = PlannedRun(arm, seed, (str(base), *overrides), load_config(base, overrides))
     except ConfigError as error:
         raise ConfigError(error.what, f"{study.path}, arm {arm}", error.hint) from None
+    if not (run.folder / CONFIG_FILE).exists():
+        return run
     try:
         check_same_run(run.config, run.folder)
     except ConfigError as error:

@@ -22,15 +22,23 @@ from launch.arguments import config_path
 from launch.cli import COMMANDS, main
 from launch.commands import train as train_command
 from launch.demo.tiny_model import make_tokenizer
+<<<<<<< HEAD
 from launch.preflight import Machine, bundles, scheme_faults, setting_faults
 from launch.run.folder import set_aside
 from launch.run.resume import check_same_run
+=======
+from launch.preflight import Machine, bundles, meta_model, scheme_faults, setting_faults
+>>>>>>> bccbac7 (Run folders: one writer, checkpoints with digests, inputs that are compared)
 from qarl.config.derived import choose_counts
-from qarl.config.io import documentation, load_config, to_yaml, validate
+from qarl.config.io import documentation, load_config, validate
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
+<<<<<<< HEAD
 from qarl.errors import ConfigError, RolloutError
 from qarl.model_folder import meta_model
+=======
+from qarl.errors import AGAIN, ConfigError, RolloutError
+>>>>>>> bccbac7 (Run folders: one writer, checkpoints with digests, inputs that are compared)
 from rollout.engine import engine_env
 
 SHIPPED = Path(configs_init).parent
@@ -198,7 +206,7 @@ def raising(error: BaseException) -> Callable[[object], None]:
     [
         (RolloutError("all dead", "fleet"), 1, "qarl: fleet: all dead"),
         (ConfigError("bad"), 2, "qarl: bad"),
-        (KeyboardInterrupt(), 130, "qarl: interrupted; the same command continues from the last checkpoint"),
+        (KeyboardInterrupt(), 130, f"qarl: interrupted; {AGAIN}"),
     ],
 )
 def test_exit_codes(
@@ -400,68 +408,6 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=SHIPPED.parent, capture_output=True, text=True, timeout=60)
     assert not {"torch", "ray", "pydantic", "omegaconf"} & set(done.stdout.split())
-
-
-# --- one folder, one run ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "same"),
-    [
-        ("train", {"steps": 7}, True),
-        ("eval", {"every": 7}, True),
-        ("tracking", {"progress": False}, True),
-        ("cluster", {"device": "cpu"}, True),
-        ("rollout", {"num_workers": 2}, True),
-        ("train", {"group_size": 7}, False),
-        ("rollout", {"scheme": "none"}, False),
-        ("seed", 7, False),
-        ("task", {"kind": "sorting", "levels": [2]}, False),
-    ],
-)
-def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same: bool) -> None:
-    check_same_run(make_config(), tmp_path)  # an empty folder is anyone's
-    (tmp_path / "config.yaml").write_text(to_yaml(make_config()))
-    check_same_run(make_config(), tmp_path)
-    other = make_config(**{key: value})
-    if same:
-        check_same_run(other, tmp_path)
-        return
-    changed = key if key == "seed" else f"{key}.{list(value)[-1]}"
-    with pytest.raises(ConfigError, match=rf"was made with other settings \({changed}\)"):
-        check_same_run(other, tmp_path)
-
-
-def test_starting_over_keeps_the_last_finished_run(tmp_path: Path) -> None:
-    run, backup_dir = tmp_path / "run", tmp_path / "run.replaced"
-
-    def make(name: str, finished: bool) -> None:
-        run.mkdir()
-        (run / "config.yaml").write_text(name)
-        if finished:
-            (run / "summary.json").write_text("{}")
-
-    assert set_aside(run) is None
-    make("first", finished=True)
-    assert set_aside(run) == backup_dir
-    make("failed", finished=False)
-    assert set_aside(run) == backup_dir
-    assert (backup_dir / "config.yaml").read_text() == "first"
-    make("second", finished=True)
-    assert set_aside(run) == backup_dir
-    assert (backup_dir / "config.yaml").read_text() == "second"
-    run.mkdir()
-    with pytest.raises(ConfigError, match="is no run's folder"):
-        set_aside(run)
-
-
-def test_another_run_in_the_folder_is_one_line(fail: Fail) -> None:
-    Path("old/checkpoints/step_000001").mkdir(parents=True)
-    Path("old/checkpoints/step_000001/state.json").write_text('{"schema": 1, "step": 1}')
-    Path("old/config.yaml").write_text(to_yaml(make_config()))
-    line = fail("train", "quickstart", *LIGHT, "run.dir=.", "run.name=old")
-    assert "old was made with other settings (" in line
-    assert "run.resume=false" in line
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------

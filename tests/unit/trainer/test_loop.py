@@ -295,7 +295,7 @@ def test_a_run_killed_at_any_call_ends_as_if_it_had_not_been(tmp_path: Path, sec
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path, missing: list[str]) -> None:
     run = Run(tmp_path, make_config(train={"steps": 2}, pool={"augment": AUGMENT}))
     run.trainer.run()
-    saved = CheckpointStore(tmp_path, 2).latest()
+    saved = CheckpointStore(tmp_path, 2).latest(print)
     assert saved is not None
     theta = run.learner.theta
     with pytest.raises(CheckpointError, match=f"its state has no {' and no '.join(missing)}; delete"):
@@ -318,7 +318,7 @@ def test_a_finished_run_continues_to_more_steps(tmp_path: Path) -> None:
 def test_a_checkpoint_of_before_with_a_count_of_exact_steps_is_read(tmp_path: Path) -> None:
     run = Run(tmp_path, make_config(train={"steps": 2}))
     run.trainer.run()
-    saved = CheckpointStore(tmp_path, 2).latest()
+    saved = CheckpointStore(tmp_path, 2).latest(print)
     assert saved is not None
     run.trainer.resume(saved[0], {**saved[1], "progress": {**saved[1]["progress"], "exact_steps": 2}})
     assert vars(run.trainer.progress) == saved[1]["progress"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError, QarlError
+from qarl.errors import AGAIN, CheckpointError, KernelError, ModelError, PublicationError, QarlError
 from qarl.protocols import UpdateResult
 from qarl.types import TrainSequence
 from tests.support.fakes import FakeRank, make_weights
@@ -76,7 +76,7 @@ def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
     sending = LearnerGroup(group.ranks, transfer=lambda: [], timeout_s=1.0)
     with pytest.raises(PublicationError, match="transfer of weights version 7: did not end within 1 s") as caught:
         sending.publish(7)
-    assert caught.value.hint == "the same command continues from the last checkpoint"
+    assert caught.value.hint == AGAIN
 
 
 def test_a_dead_rank_shows_its_log_and_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_a_dead_rank_shows_its_log_and_says_how_to_go_on(group: LearnerGroup, tm
     with pytest.raises(QarlError, match="a learner rank died during save") as caught:
         logging.save(str(tmp_path))
     assert f"; its log {log} ends with: was busy; " in str(caught.value)
-    assert caught.value.hint == "the same command continues from the last checkpoint"
+    assert caught.value.hint == AGAIN
     assert "\n" not in str(caught.value)
 
 
