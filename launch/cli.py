@@ -27,11 +27,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 a run failed, 2 wrong input, 3 it diverged, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv[0] if argv else "").parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
-    from qarl.errors import QarlError  # late: `qarl --help` needs none of the package
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
+            signal.signal(number, _interrupt)
+    from qarl.errors import AGAIN, QarlError  # late: `qarl --help` needs none of the package
 
     try:
+        args = _parser(argv[0] if argv else "").parse_args(argv)
         return int(args.run(args))
     except QarlError as error:
         if os.environ.get("QARL_TRACEBACK"):
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"qarl: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("qarl: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        print(f"qarl: interrupted; {AGAIN}" if argv[0] == "train" else "qarl: interrupted", file=sys.stderr)
         return 130
 
 

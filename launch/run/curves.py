@@ -22,12 +22,15 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 STYLES = ("-", "--", ":", "-.")
 MISMATCH = {"unaligned, max": "unaligned_logp_abs_max", "unaligned, mean": "unaligned_logp_abs_mean"}
 MISMATCH |= {"aligned, max": "logp_abs_max", "aligned, mean": "logp_abs_mean"}
+LARGEST = 1e30
+"""Larger values, and infinite ones, are left out: matplotlib cannot draw an axis for them."""
 SMALLEST_MISMATCH = 1e-6
 """In nats; the axis is linear below it, so that zeros show."""
 
 
 def draw_curves(series: Series, title: str, controls: Mapping[str, float]) -> bytes:
     """The picture as PNG bytes; `controls` are levels of held-out accuracy, by name."""
+    series = {name: {s: v if abs(v) < LARGEST else np.nan for s, v in of.items()} for name, of in series.items()}
     figure = new_figure(16.5)
     figure.suptitle(title, fontsize=16, fontweight="bold")
     panels: dict[str, Callable[[Axes, Series], None]] = {

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE_HEAD
@@ -70,10 +71,17 @@ def read_series(run_dir: Path) -> Series:
     for row in read_log(run_dir / METRICS_FILE):
         for name in row.keys() - {"step", "time"}:
             if not isinstance(row[name], dict):  # a histogram
-                series.setdefault(name, {})[row["step"]] = float(row[name])
+                series.setdefault(name, {})[row["step"]] = _number(row[name], f"{run_dir / METRICS_FILE}, {name}")
     if not series:
         raise DataError("no metrics", where=str(run_dir / METRICS_FILE), hint="nothing has been logged yet")
     return dict(sorted(series.items()))
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"not a number: {str(value)[:40]!r}", where, "delete that value") from error
 
 
 def write_report(run_dir: Path, summary: Summary) -> None:

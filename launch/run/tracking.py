@@ -26,6 +26,7 @@ from qarl.types import AugmentOutcome
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 AUGMENT_FILE = "augment.jsonl"
+LAST_STEP = 10**12
 WANDB_ID_FILE = "wandb_id"
 LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
 
@@ -222,7 +223,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] <= LAST_STEP:
             hint = "delete that line, or start over with run.resume=false"
             raise DataError("not a JSON object with a step", where=f"{path}:{number}", hint=hint)
         rows.append(row)

@@ -22,23 +22,13 @@ from launch.arguments import config_path
 from launch.cli import COMMANDS, main
 from launch.commands import train as train_command
 from launch.demo.tiny_model import make_tokenizer
-<<<<<<< HEAD
 from launch.preflight import Machine, bundles, scheme_faults, setting_faults
-from launch.run.folder import set_aside
-from launch.run.resume import check_same_run
-=======
-from launch.preflight import Machine, bundles, meta_model, scheme_faults, setting_faults
->>>>>>> bccbac7 (Run folders: one writer, checkpoints with digests, inputs that are compared)
 from qarl.config.derived import choose_counts
 from qarl.config.io import documentation, load_config, validate
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
-<<<<<<< HEAD
-from qarl.errors import ConfigError, RolloutError
-from qarl.model_folder import meta_model
-=======
 from qarl.errors import AGAIN, ConfigError, RolloutError
->>>>>>> bccbac7 (Run folders: one writer, checkpoints with digests, inputs that are compared)
+from qarl.model_folder import meta_model
 from rollout.engine import engine_env
 
 SHIPPED = Path(configs_init).parent
@@ -48,13 +38,14 @@ LIGHT = ["rollout.num_cpus_per_worker=0.1", "learner.num_cpus_per_rank=0.1"]
 
 @pytest.fixture(autouse=True)
 def as_from_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In an empty folder, without the traceback switch; the handler that `main` sets is taken back."""
-    before = signal.getsignal(signal.SIGTERM)
+    """In an empty folder, without the traceback switch; the handlers that `main` sets are taken back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.chdir(tmp_path)
     with patch.dict(os.environ):  # `main` adds to it
         os.environ.pop("QARL_TRACEBACK", None)
         yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 Fail = Callable[..., str]
@@ -227,9 +218,16 @@ def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["config", "show", "no_such_config"])
 
 
-def test_sigterm_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_command, "run", lambda _: signal.raise_signal(signal.SIGTERM))
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_interrupt(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    monkeypatch.setattr(train_command, "run", lambda _: signal.raise_signal(number))
     assert main(["train", "quickstart"]) == 130
+
+
+def test_a_signal_that_nohup_ignores_does_not_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(train_command, "run", lambda _: signal.raise_signal(signal.SIGHUP) or 0)
+    assert main(["train", "quickstart"]) == 0
 
 
 @pytest.mark.parametrize("argv", [[], ["fly"], ["train"], ["config"]])

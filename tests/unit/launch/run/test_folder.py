@@ -43,8 +43,16 @@ def run(tmp_path: Path) -> Path:
 
 
 def end(run: Path, steps: int = 6) -> None:
-    summary = Summary("mine", "none", [], steps, 9, 1.0, 1.0, {}, {})
-    (run / "summary.json").write_text(summary.to_json())
+    fields = {
+        "kernels": [],
+        "rollouts": 9,
+        "train_seconds": 1.0,
+        "tokens_per_s": 1.0,
+        "eval_before": {},
+        "eval_after": {},
+    }
+    summary = Summary.model_validate({"run": "mine", "scheme": "none", "steps": steps, **fields})
+    (run / "summary.json").write_text(summary.model_dump_json())
 
 
 def test_a_killed_run_continues_after_its_last_checkpoint(tmp_path: Path, run: Path) -> None:

@@ -17,6 +17,7 @@ from rich.console import Console
 from launch.run.curves import draw_curves, draw_pool
 from launch.run.report import Summary, read_series, read_summary, render_summary, write_report
 from qarl.errors import DataError
+from qarl.prompts.stats import BINS
 
 SUMMARY = Summary(
     run="sort <demo>",
@@ -149,6 +150,28 @@ def test_series_merge_the_log_calls_of_a_step(tmp_path: Path) -> None:
     assert math.isnan(series["a"][1])
 
 
+@pytest.mark.parametrize("value", ['"abc"', "null", "[1]", "1" + "0" * 400], ids=["text", "null", "list", "too large"])
+def test_a_metric_that_is_no_number_is_named(tmp_path: Path, value: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "reward/mean": {value}}}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl, reward/mean: not a number: "):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize("step", ["true", "-1", "1.5", "1" + "0" * 30])
+def test_a_step_that_is_none_is_named(tmp_path: Path, step: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": {step}, "reward/mean": 0.5}}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: not a JSON object with a step"):
+        read_series(tmp_path)
+
+
+def test_any_number_can_be_drawn() -> None:
+    """Values at the ends of float64, in every panel."""
+    names = ("reward/mean", "eval/pass@1", "mismatch/logp_abs_max", "timing_s/step", "actor/clip", "pool/size")
+    names += ("augment/accepted", *(f"pool/success_hist_{k}" for k in range(BINS)))
+    for values in ((1e308, -1e308, 5e-324), (math.inf, -math.inf, math.nan)):
+        assert draw_curves({name: dict(enumerate(values)) for name in names}, "odd", {}).startswith(b"\x89PNG")
+
+
 def test_nothing_logged_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no metrics"):
         write_report(tmp_path, SUMMARY)
@@ -194,8 +217,13 @@ def test_summary_survives_json(
 def test_read_summary_returns_what_was_written_or_says_why_not(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no summary"):
         read_summary(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 3}\n')
+    with pytest.raises(DataError, match="the run has not ended: step 3 is its last so far; `qarl train` continues it"):
+        read_summary(tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
     write_report(make_run(tmp_path, steps=2), SUMMARY)
     assert read_summary(tmp_path) == SUMMARY
-    (tmp_path / "summary.json").write_text('{"run": 3}')
-    with pytest.raises(DataError, match=r"summary\.json: not a run summary: run"):
-        read_summary(tmp_path)
+    for content in (b'{"run": 3}', b"\xff", b""):
+        (tmp_path / "summary.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"summary\.json: not a run summary: "):
+            read_summary(tmp_path)

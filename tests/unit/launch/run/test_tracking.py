@@ -18,7 +18,7 @@ from rich.console import Console
 
 from launch.run import tracking
 from launch.run.report import read_series
-from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTracker, read_log
+from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTracker, check_login, read_log
 from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.errors import DataError, ResourceError
@@ -112,6 +112,16 @@ def test_resume_keeps_exactly_the_whole_lines_up_to_its_start(
     kept = [step for step in whole if step <= start] if start else []
     assert steps(path) == [*kept, start + 1]
     assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize(("start", "kept"), [(4, ["eval", "reward"]), (6, ["eval", "reward", "reward"])])
+def test_an_evaluation_that_is_made_again_is_logged_once(tmp_path: Path, start: int, kept: list[str]) -> None:
+    """A run that is killed between its last evaluation and its end makes that evaluation again, and no other."""
+    rows = [(4, "eval/greedy"), (4, "reward/mean"), (6, "reward/mean"), (6, "eval/greedy")]
+    (tmp_path / METRICS_FILE).write_text("".join(json.dumps({"step": step, name: 0.5}) + "\n" for step, name in rows))
+    of_six = config().model_copy(update={"train": config().train.model_copy(update={"steps": 6})})
+    RunTracker(of_six, tmp_path, start, 6).close()
+    assert [list(row)[1].partition("/")[0] for row in read_log(tmp_path / METRICS_FILE)] == kept
 
 
 def test_damage_inside_a_log_is_named(tmp_path: Path) -> None:
@@ -217,6 +227,11 @@ def test_wandb_online_without_login_names_the_mend(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(ResourceError, match=r"tracking\.wandb_mode=offline"):
         RunTracker(config("online"), tmp_path, 0, 2)
+    with pytest.raises(ResourceError, match=r"no key on this machine; run `wandb login`, or set tracking\.wandb_mode="):
+        check_login(config("online"))  # before a run, and without a prompt
+    for mode in ("offline", "disabled"):
+        check_login(config(mode))
+    check_login(config("online", trackers=["jsonl"]))
 
 
 def test_disabled_never_imports_wandb(tmp_path: Path) -> None:

@@ -1,0 +1,260 @@
+"""Interrupts of a real run, by name: `python -m tests.campaign.interrupts [KIND ...] [--phases PHASE ...]`.
+
+For each kind, one small run is started again and again. In each start the next phase is awaited, and there the signal
+is sent or the process killed. Checked are then: exit code and line; no process is left after ten seconds; and after the
+last start, that weights, metrics and samples are those of a run that nobody has disturbed, no row missing or twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from qarl.errors import AGAIN
+
+ROOT = Path(__file__).parents[2]
+LEFT_AFTER_S = 10.0
+CONFIG = """
+inherits: {root}/configs/quickstart.yaml
+run: {{name: tried}}
+model: {{path: {model}, build: null}}
+task: {{num_prompts: 16, levels: [2, 3]}}
+reward: {{kind: custom, function: "mine.py:judge"}}
+rollout: {{num_workers: 1, num_cpus_per_worker: 0.5, max_restarts: 99}}
+learner: {{num_ranks: 1, num_cpus_per_rank: 0.5, minibatches: 2, optimizer: {{lr: 0.01, warmup_steps: 0}}}}
+train: {{steps: 3, prompts_per_step: 4, group_size: 4, checkpoint_every: 1}}
+eval: {{every: 1, num_prompts: 4, num_samples: 1, final_num_prompts: 4, greedy: false}}
+mismatch: {{proof_every: 1, unaligned_every: 0}}
+tracking: {{trackers: [jsonl], table_every: 1}}
+"""
+JUDGE = "def judge(text, finish_reason, answer):\n    return len(set(text)) % 3 / 2\n"
+
+
+class Process:
+    """One start of the run in `folder`; its processes are known by a variable of their environment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.run, self._mark = folder, folder / "runs" / "tried", f"QARL_TRIED={uuid.uuid4()}"
+        self._sizes = {path: path.stat().st_size for path in self.run.glob("**/*") if path.is_file()}
+        name, _, value = self._mark.partition("=")
+        env = os.environ | {"PYTHONPATH": str(ROOT), name: value}
+        command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        with self._out.open("w") as out, self._err.open("w") as err:
+            self.process = subprocess.Popen(
+                [*command, "mine.yaml"], cwd=folder, env=env, stdout=out, stderr=err, start_new_session=True
+            )
+
+    def new(self, name: str) -> str:
+        """What this start has written to a file of the run folder."""
+        path = self.run / name
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            size = self._sizes.get(path, 0)
+            file.seek(size if path.stat().st_size >= size else 0)
+            return file.read().decode(errors="replace")
+
+    def maps(self, library: str) -> bool:
+        try:
+            return library in Path(f"/proc/{self.process.pid}/maps").read_text()
+        except OSError:
+            return False
+
+    def living(self) -> list[int]:
+        """The processes of this start."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if self._mark.encode() in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+            except OSError:
+                continue
+        return found
+
+    def find(self, words: str) -> int | None:
+        """The process of this start whose command line has `words`."""
+        for pid in self.living():
+            try:
+                if words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "):
+                    return pid
+            except OSError:
+                continue
+        return None
+
+    def end(self) -> tuple[int, list[str]]:
+        """Exit code, and the lines on stderr."""
+        return self.process.wait(900), self._err.read_text().splitlines()
+
+
+PHASES: dict[str, Callable[[Process], bool]] = {
+    "imports": lambda p: p.maps("pydantic_core"),
+    "checks": lambda p: (p.run.parent / ".tried.lock").exists() and p.maps("libtorch"),
+    "Ray": lambda p: bool(p.new("config.yaml") or p.find("raylet/raylet")),
+    "engine": lambda p: "process" in p.new("logs/worker-0.log"),
+    "learner": lambda p: "process" in p.new("logs/rank-0.log"),
+    "publication": lambda p: "loads weights version" in p.new("logs/worker-0.log"),
+    "sampling": lambda p: "samples 16 requests" in p.new("logs/worker-0.log"),
+    "update": lambda p: "learns from" in p.new("logs/rank-0.log"),
+    "evaluation": lambda p: "reward/mean" in p.new("metrics.jsonl"),
+    "checkpoint": lambda p: any((p.run / "checkpoints").glob("*.part")),
+    "end": lambda p: (p.run / "final").exists(),
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to disturb a run: signal `number` goes to the process whose command line has `victim`, or to the driver;
+    to its whole group where a terminal does so. `code` is promised, and `line` on stderr; with code 0 it goes on."""
+
+    number: signal.Signals
+    code: int
+    line: str = ""
+    victim: str = ""
+    group: bool = False
+
+
+INTERRUPTED = f"qarl: interrupted; {AGAIN}"
+KINDS = {
+    "SIGINT": Kind(signal.SIGINT, 130, INTERRUPTED, group=True),
+    "SIGTERM": Kind(signal.SIGTERM, 130, INTERRUPTED),
+    "SIGHUP": Kind(signal.SIGHUP, 130, INTERRUPTED, group=True),
+    "driver": Kind(signal.SIGKILL, -signal.SIGKILL),
+    "rank": Kind(signal.SIGKILL, 1, "a learner rank died", victim="ray::LearnerRank"),
+    "worker": Kind(signal.SIGKILL, 0, victim="ray::RolloutWorker"),
+    "verifier": Kind(signal.SIGKILL, 0, victim="rewards.child"),
+}
+
+
+@dataclass
+class Campaign:
+    """What was tried, and what was wrong."""
+
+    cells: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    def disturb(self, name: str, phases: list[str], folder: Path) -> None:
+        """Send kind `name` in each of `phases`, in as many starts as that takes; then let the run end."""
+        kind, waiting = KINDS[name], list(phases)
+        while waiting:
+            start = Process(folder)
+            while waiting and self._wait(start, waiting[0]):
+                pid = start.find(kind.victim) if kind.victim else start.process.pid
+                phase = waiting.pop(0)
+                if pid is None:
+                    continue  # that process does not exist in this phase
+                print(f"{name} in {phase}", flush=True)
+                (os.killpg if kind.group else os.kill)(pid, kind.number)
+                self.cells[name] += 1
+                if kind.code:
+                    break
+            else:
+                waiting = []  # the run has ended
+            self._check_end(start, kind, f"{name} in {phase}")
+        if kind.code:
+            self._check_end(Process(folder), Kind(kind.number, 0), f"{name}, last start")
+
+    def _wait(self, start: Process, phase: str) -> bool:
+        """Whether `phase` came before the run ended."""
+        while not PHASES[phase](start):
+            if start.process.poll() is not None:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def _check_end(self, start: Process, kind: Kind, where: str) -> None:
+        code, lines = start.end()
+        ended, own = time.monotonic(), [line for line in lines if line.startswith("qarl: ")]
+        if code != kind.code:
+            self.faults.append(f"{where}: exit code {code}, not {kind.code}: {lines[-3:]}")
+        if kind.line and not (len(lines) == len(own) == 1 and kind.line in own[0]):
+            self.faults.append(f"{where}: not one line: {lines[-5:]}")
+        while left := start.living():
+            if time.monotonic() - ended > LEFT_AFTER_S:
+                self.faults.append(f"{where}: processes {left} are left")
+                return
+            time.sleep(0.1)
+
+    def compare(self, name: str, folder: Path, reference: Path) -> None:
+        """The disturbed run against the one that nobody has disturbed."""
+        for what, read in (("metrics", rows), ("samples", samples), ("weights", weights)):
+            ours, theirs = (read(path / "runs" / "tried") for path in (folder, reference))
+            if ours != theirs:
+                self.faults.append(f"{name}: other {what} than without interrupts")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """The metrics but for times, in their order."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("time", "timing_s/", "perf/"))} for row in found]
+
+
+def samples(run: Path) -> str:
+    return (run / "samples.jsonl").read_text()
+
+
+def weights(run: Path) -> bytes:
+    return (run / "final" / "model.safetensors").read_bytes()
+
+
+def prepare(folder: Path, model: Path) -> Path:
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(CONFIG.format(root=ROOT, model=model))
+    (folder / "mine.py").write_text(JUDGE)
+    return folder
+
+
+def make_model(folder: Path) -> Path:
+    """A random model of 0.2M parameters."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from launch.demo.tiny_model import make_tokenizer
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": 256, "max_position_embeddings": 256}
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.06}
+    config = AutoConfig.for_model("qwen3", **shape, **more, **ids, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
+    make_tokenizer(256).save_pretrained(folder)
+    return folder
+
+
+def run_campaign(names: list[str], phases: list[str], folder: Path, model: Path) -> Campaign:
+    """Disturb one run for each kind of `names` in all `phases`."""
+    campaign, reference = Campaign(), prepare(folder / "undisturbed", model)
+    campaign._check_end(Process(reference), Kind(signal.SIGKILL, 0), "the undisturbed run")
+    for name in names:
+        disturbed = prepare(folder / name, model)
+        campaign.disturb(name, phases, disturbed)
+        campaign.compare(name, disturbed, reference)
+    return campaign
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE")
+    args = parser.parse_args()
+    with TemporaryDirectory(prefix="q") as folder:
+        campaign = run_campaign(args.kinds, args.phases, Path(folder), make_model(Path(folder) / "model"))
+    print(f"{campaign.cells.total()} interrupts: {dict(campaign.cells)}; {len(campaign.faults)} faults")
+    print(*campaign.faults, sep="\n")
+    return bool(campaign.faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
