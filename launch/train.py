@@ -65,7 +65,7 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
             try:
                 _run(config, folder, log)
             except OSError as error:  # a full disk, a folder that became read-only
-                raise QarlError(str(error).splitlines()[0], str(folder.path), AGAIN) from error
+                raise QarlError(str(error).splitlines()[-1], str(folder.path), AGAIN) from error
         if not config.debug.train_from:
             Console().print(render_summary(read_summary(folder.path)))
 

@@ -27,6 +27,8 @@ VERIFIERS = {
 }
 START_LIMIT_S = 60.0
 MAX_CHUNK = 32
+KILLED = "process was killed by SIGKILL"
+"""What the system does to a process when memory is short; the sample is not to blame."""
 
 Numbered = tuple[int, Sample]
 
@@ -69,7 +71,7 @@ class ProcessRewardService:
             raise
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """One score per sample, in order.
+        """One score per sample, in order. A sample whose process was killed from outside is tried once more.
 
         Raises:
             QarlError: the service is closed, or a replacement process cannot start.
@@ -78,12 +80,13 @@ class ProcessRewardService:
             raise QarlError("the reward service is closed")
         pending = deque(enumerate(samples))
         scores: dict[int, Score] = {}
+        killed: set[int] = set()
         try:
             while len(scores) < len(samples):
                 for slot, child in enumerate(self._children):
                     if pending and not child.given:
                         self._feed(slot, pending)
-                self._collect(pending, scores)
+                self._collect(pending, scores, killed)
         finally:
             # After an interruption: answers still on their way must not reach the next call.
             for child in self._children:
@@ -106,7 +109,7 @@ class ProcessRewardService:
         size = min(len(pending), MAX_CHUNK, 1 + len(pending) // (2 * len(self._children)))
         child.give([pending.popleft() for _ in range(size)])
 
-    def _collect(self, pending: deque[Numbered], scores: dict[int, Score]) -> None:
+    def _collect(self, pending: deque[Numbered], scores: dict[int, Score], killed: set[int]) -> None:
         """Wait for the next answers or time-out and record them; give back what a dead child had not begun."""
         busy = {child.connection: child for child in self._children if child.given}
         ready = wait(busy, max(0.0, min(child.deadline for child in busy.values()) - monotonic()))
@@ -120,10 +123,15 @@ class ProcessRewardService:
             else:
                 child.kill()
                 score = Score(0.0, f"timed out after {self._timeout_s} s")
-            scores[index] = score
+            again = score.error == KILLED and index not in killed
+            if again:
+                killed.add(index)
+                unbegun = [(index, sample), *unbegun]
+            else:
+                scores[index] = score
             if not child.given:
                 pending.extendleft(reversed(unbegun))
-            if score.error:
+            if score.error and not again:
                 self._on_fault(f"prompt {sample.prompt.id}: verifier {score.error}; the sample gets reward 0")
 
     def close(self) -> None:

@@ -25,7 +25,8 @@ class RunConfig(Node):
     dir: str = "runs"
     """Folder of all runs, relative to the working directory."""
     resume: bool = True
-    """Continue from the last checkpoint of the same name; false starts over and deletes the old run's files."""
+    """Continue from the last checkpoint of the same name; false starts over. The old run's
+    files are kept until the new one has ended well."""
 
 
 class RewardConfig(Node):

@@ -51,7 +51,7 @@ class Process:
         name, _, value = self._mark.partition("=")
         env = os.environ | {"PYTHONPATH": str(ROOT), name: value}
         command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
-        self._out, self._err = folder / "stdout", folder / "stderr"
+        self._out, self._err = folder / f"stdout-{value}", folder / f"stderr-{value}"
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [*command, "mine.yaml"], cwd=folder, env=env, stdout=out, stderr=err, start_new_session=True
@@ -236,7 +236,12 @@ def make_model(folder: Path) -> Path:
 def run_campaign(names: list[str], phases: list[str], folder: Path, model: Path) -> Campaign:
     """Disturb one run for each kind of `names` in all `phases`."""
     campaign, reference = Campaign(), prepare(folder / "undisturbed", model)
-    campaign._check_end(Process(reference), Kind(signal.SIGKILL, 0), "the undisturbed run")
+    first = Process(reference)
+    campaign._wait(first, "sampling")
+    campaign._check_end(
+        Process(reference), Kind(signal.SIGKILL, 2, "is at work on this run"), "a second run of one name"
+    )
+    campaign._check_end(first, Kind(signal.SIGKILL, 0), "the undisturbed run")
     for name in names:
         disturbed = prepare(folder / name, model)
         campaign.disturb(name, phases, disturbed)

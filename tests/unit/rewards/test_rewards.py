@@ -44,6 +44,9 @@ def verify(text, finish_reason, answer):
         sys.exit(4)
     if text == "segv":
         os.kill(os.getpid(), signal.SIGSEGV)
+    if text == "killed" or text.startswith("killed once") and not os.path.exists(text):
+        open(text, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
     if text == "two":
         return 2.0
     if text == "slow":
@@ -328,6 +331,16 @@ def test_a_process_that_died_idle_is_replaced() -> None:
         os.kill(int(score.error.split()[-1]), signal.SIGKILL)
         wait_for_end(int(score.error.split()[-1]))
         assert service.score([make_sample("")]) == [Score(1.0)]
+
+
+def test_a_sample_whose_process_is_killed_is_tried_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kills a verifier from outside does not change the rewards, and so not the run."""
+    monkeypatch.chdir(tmp_path)
+    faults: list[str] = []
+    with make_service(faults, workers=2) as service:
+        scores = service.score([make_sample(text) for text in ("", "killed once", "killed", "killed once too", "")])
+    assert scores == [Score(1.0), Score(1.0), Score(0.0, "process was killed by SIGKILL"), Score(1.0), Score(1.0)]
+    assert faults == ["prompt p: verifier process was killed by SIGKILL; the sample gets reward 0"]
 
 
 def test_close_leaves_no_process() -> None:
