@@ -1,4 +1,4 @@
-"""Measure one part on this machine: the prompt pool, losses, the learner's layers, publication, or GPU kernels."""
+"""Measure whole steps, or one part: the prompt pool, losses, the learner's layers, publication, or GPU kernels."""
 
 import argparse
 from importlib import import_module
@@ -9,7 +9,8 @@ from launch.arguments import multiple_of_128, positive_int
 EXAMPLES = """\
   qarl bench pool --sizes 10000 100000
   qarl bench learner --hidden 1024 --tokens 256
-  qarl bench kernels"""
+  qarl bench kernels
+  qarl bench e2e --configs quickstart --steps 5"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     widths, lengths = "widths of the layers (default: 2048 4096)", "numbers of tokens (default: 1 64 1024 8192)"
     kernels.add_argument("--hidden", type=multiple_of_128, nargs="+", default=[2048, 4096], help=widths)
     kernels.add_argument("--tokens", type=positive_int, nargs="+", default=[1, 64, 1024, 8192], help=lengths)
+    e2e = part(
+        "e2e", "whole steps beside TRL's GRPOTrainer, which it installs into an environment of its own", rounds=2
+    )
+    both, settings = ["quickstart", "smollm2_chain_sum"], "settings in place of each config's own"
+    e2e.add_argument("--configs", nargs="+", default=both, help=f"configs (default: {' '.join(both)})")
+    e2e.add_argument("--steps", type=positive_int, default=4, help="measured steps of a run (default: 4)")
+    e2e.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help=settings)
 
 
 def run(args: argparse.Namespace) -> int:
