@@ -57,12 +57,13 @@ def bench(configs: Sequence[str], overrides: Sequence[str], steps: int, rounds: 
             ratios.append(median(theirs.step) / median(ours.step))
             yield row(name, "qarl", ours, f"{ratios[-1]:.2f}")
             yield row(name, "TRL", theirs, "1")
-        yield f"{name}: {median(ratios):.2f} times TRL's steps ({min(ratios):.2f} to {max(ratios):.2f})"
+        yield f"{name}: {median(ratios):.2f} times TRL's speed ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def row(work: str, what: str, steps: Steps, ratio: str) -> str:
+def row(work: str, what: str, steps: Steps, speed: str) -> str:
+    """A table row; `speed` is TRL's seconds a step by these."""
     times = f"{median(steps.step):.2f} | {median(steps.sample):.2f} | {mean(steps.tokens):.0f}"
-    return f"| {work} | {what} | {times} | {steps.memory / 2**30:.2f} | {ratio} |"
+    return f"| {work} | {what} | {times} | {steps.memory / 2**30:.2f} | {speed} |"
 
 
 def qarl_steps(name: str, overrides: Sequence[str], steps: int, number: int) -> Steps:
