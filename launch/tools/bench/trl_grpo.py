@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
 
 
 class Clock(TrainerCallback):
@@ -35,6 +33,9 @@ class Clock(TrainerCallback):
 
 
 def main(work: dict[str, Any]) -> None:
+    from datasets import Dataset  # only TRL's environment has these
+    from trl import GRPOConfig, GRPOTrainer
+
     tokenizer = AutoTokenizer.from_pretrained(work["model"])
     model = AutoModelForCausalLM.from_pretrained(work["model"], dtype=getattr(torch, work["dtype"]))
     for row in work["prompts"]:
