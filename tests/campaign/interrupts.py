@@ -17,10 +17,13 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import psutil
 
 from qarl.errors import AGAIN
 
@@ -46,12 +49,12 @@ class Process:
     """One start of the run in `folder`; its processes are known by a variable of their environment."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.run, self._mark = folder, folder / "runs" / "tried", f"QARL_TRIED={uuid.uuid4()}"
+        self.run, self._mark = folder / "runs" / "tried", ("QARL_TRIED", str(uuid.uuid4()))
+        self._began, self._seen = time.time(), set[psutil.Process]()
         self._sizes = {path: path.stat().st_size for path in self.run.glob("**/*") if path.is_file()}
-        name, _, value = self._mark.partition("=")
-        env = os.environ | {"PYTHONPATH": str(ROOT), name: value}
+        env = os.environ | {"PYTHONPATH": str(ROOT)} | dict([self._mark])
         command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
-        self._out, self._err = folder / f"stdout-{value}", folder / f"stderr-{value}"
+        self._out, self._err = (folder / f"{name}-{self._mark[1]}" for name in ("stdout", "stderr"))
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [*command, "mine.yaml"], cwd=folder, env=env, stdout=out, stderr=err, start_new_session=True
@@ -67,42 +70,58 @@ class Process:
             file.seek(size if path.stat().st_size >= size else 0)
             return file.read().decode(errors="replace")
 
+    def wrote(self, name: str) -> bool:
+        """Whether this start has written a file of the run folder."""
+        path = self.run / name
+        return path.exists() and path.stat().st_mtime > self._began
+
     def maps(self, library: str) -> bool:
         try:
             return library in Path(f"/proc/{self.process.pid}/maps").read_text()
         except OSError:
             return False
 
-    def living(self) -> list[int]:
-        """The processes of this start."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if self._mark.encode() in (path / "environ").read_bytes():
-                    found.append(int(path.name))
-            except OSError:
-                continue
-        return found
+    def living(self) -> list[psutil.Process]:
+        """The processes of this start: its descendants, orphans included."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.pid == self.process.pid or self._is_ours(process):
+                    self._seen.add(process)
+        return [process for process in self._seen if _lives(process)]
 
     def find(self, words: str) -> int | None:
-        """The process of this start whose command line has `words`."""
-        for pid in self.living():
-            try:
-                if words.encode() in Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" "):
-                    return pid
-            except OSError:
-                continue
+        """The process of this start whose command line has `words`; the driver for none."""
+        living = self.living()
+        if not words:
+            return self.process.pid
+        for process in living:
+            with suppress(psutil.Error):
+                if words in " ".join(process.cmdline()):
+                    return process.pid
         return None
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Ray's actors write their title over their environment, so a parent that is known tells, too."""
+        if process in self._seen or process.parent() in self._seen:
+            return True
+        return self._mark in process.environ().items()
 
     def end(self) -> tuple[int, list[str]]:
         """Exit code, and the lines on stderr."""
         return self.process.wait(900), self._err.read_text().splitlines()
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 PHASES: dict[str, Callable[[Process], bool]] = {
     "imports": lambda p: p.maps("pydantic_core"),
     "checks": lambda p: (p.run.parent / ".tried.lock").exists() and p.maps("libtorch"),
-    "Ray": lambda p: bool(p.new("config.yaml") or p.find("raylet/raylet")),
+    "Ray": lambda p: p.wrote("config.yaml"),
     "engine": lambda p: "process" in p.new("logs/worker-0.log"),
     "learner": lambda p: "process" in p.new("logs/rank-0.log"),
     "publication": lambda p: "loads weights version" in p.new("logs/worker-0.log"),
@@ -147,11 +166,11 @@ class Campaign:
 
     def disturb(self, name: str, phases: list[str], folder: Path) -> None:
         """Send kind `name` in each of `phases`, in as many starts as that takes; then let the run end."""
-        kind, waiting = KINDS[name], list(phases)
+        kind, waiting, phase = KINDS[name], list(phases), ""
         while waiting:
             start = Process(folder)
             while waiting and self._wait(start, waiting[0]):
-                pid = start.find(kind.victim) if kind.victim else start.process.pid
+                pid = start.find(kind.victim)
                 phase = waiting.pop(0)
                 if pid is None:
                     continue  # that process does not exist in this phase
@@ -171,7 +190,7 @@ class Campaign:
         while not PHASES[phase](start):
             if start.process.poll() is not None:
                 return False
-            time.sleep(0.01)
+            time.sleep(0.02)
         return True
 
     def _check_end(self, start: Process, kind: Kind, where: str) -> None:
@@ -183,7 +202,7 @@ class Campaign:
             self.faults.append(f"{where}: not one line: {lines[-5:]}")
         while left := start.living():
             if time.monotonic() - ended > LEFT_AFTER_S:
-                self.faults.append(f"{where}: processes {left} are left")
+                self.faults.append(f"{where}: left are {left}")
                 return
             time.sleep(0.1)
 
