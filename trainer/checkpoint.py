@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from errno import EINVAL, ENOTSUP
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -124,5 +125,8 @@ def _to_disk(path: Path) -> None:
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (EINVAL, ENOTSUP)):  # some network file systems sync files only
+            raise
     finally:
         os.close(opened)

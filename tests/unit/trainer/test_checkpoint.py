@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from errno import ENOSPC
+from contextlib import nullcontext
+from errno import EINVAL, EIO, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -137,6 +138,21 @@ def test_a_checkpoint_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, mon
     before, after = synced[: synced.index("rename")], synced[synced.index("rename") :]
     assert sorted(before) == ["learner", "manifest.json", "state.json", "step_000002.part", "weights_2"]
     assert after == ["rename", tmp_path.name]
+
+
+@pytest.mark.parametrize(("number", "saved"), [(EINVAL, True), (EIO, False)])
+def test_a_file_system_that_syncs_no_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, saved: bool
+) -> None:
+    def sync(opened: int) -> None:
+        if Path(f"/proc/self/fd/{opened}").is_dir():
+            raise OSError(number, "refused")
+
+    monkeypatch.setattr(os, "fsync", sync)
+    store = CheckpointStore(tmp_path, keep=1)
+    with nullcontext() if saved else pytest.raises(QarlError, match="cannot be written"):
+        store.save(2, learner(2), {})
+    assert (store.latest(print) is not None) == saved
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
