@@ -160,10 +160,17 @@ def engine_faults(config: Config, scheme: QuantScheme, model: Any, machine: Mach
     found = _failures(partial(engine_kernels, scheme, machine.device))
     if machine.is_here and not found:
         found = _failures(partial(check_processor, scheme, machine.device))
-    found += _failures(partial(covered_linears, model, scheme))
+    found += _failures(partial(covered_linears, model, scheme), partial(_check_head, model, scheme))
     if not found and _knows_kernels(machine):
         found = _failures(partial(check_engine, scheme, model.config.to_dict(), config.model.dtype, machine.device))
     return found
+
+
+def _check_head(model: Any, scheme: QuantScheme) -> None:
+    """The engine and the read-back of its layers know a head in full precision only."""
+    name = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), "")
+    if name and scheme.covers(name):
+        raise ConfigError("the model's head would be quantized", "rollout.ignore", f"add '{name}' to the list")
 
 
 def _knows_kernels(machine: Machine) -> bool:

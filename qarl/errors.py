@@ -67,6 +67,10 @@ class RolloutError(QarlError):
     """Rollout workers could not produce the samples."""
 
 
+class ActorError(QarlError):
+    """A worker or a rank raised what no one foresaw."""
+
+
 class TeacherError(QarlError):
     """The teacher endpoint refuses to answer, or does not speak the protocol."""
 

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from qarl.errors import ModelError, QarlError
 
-AGAIN = "download the model again"
+DOWNLOAD = "download the model again"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; each may be in shards that an index lists."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -38,7 +38,7 @@ def reading(folder: Path, part: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or "no reason given"
-        raise ModelError(f"{part}: {type(error).__name__}: {reason:.240}", str(folder), AGAIN) from error
+        raise ModelError(f"{part}: {type(error).__name__}: {reason:.240}", str(folder), DOWNLOAD) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 
@@ -51,7 +51,7 @@ def read_json(file: Path) -> dict[str, Any]:
             raise ModelError(f"{file.name} is a Git LFS pointer", str(file.parent), "`git lfs pull` fetches the file")
         found = json.loads(content)
     if not isinstance(found, dict):
-        raise ModelError(f"{file.name} is not a JSON object", str(file.parent), AGAIN)
+        raise ModelError(f"{file.name} is not a JSON object", str(file.parent), DOWNLOAD)
     return found
 
 
@@ -71,7 +71,7 @@ def config_json(folder: Path) -> dict[str, Any]:
             "give the full-precision model; qarl quantizes it as rollout.scheme says",
         )
     if not isinstance(config.get("model_type"), str):
-        raise ModelError("config.json names no model_type", str(folder), AGAIN)
+        raise ModelError("config.json names no model_type", str(folder), DOWNLOAD)
     return config
 
 
@@ -85,11 +85,11 @@ def read_config(folder: Path) -> Any:
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer. Raises ModelError: there is none, it cannot be read, or knows no token."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise ModelError(f"holds no tokenizer ({', '.join(TOKENIZER_FILES)})", str(folder), AGAIN)
+        raise ModelError(f"holds no tokenizer ({', '.join(TOKENIZER_FILES)})", str(folder), DOWNLOAD)
     with reading(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         if not tokenizer.encode("1", add_special_tokens=False):
-            raise ModelError("the tokenizer has no token for '1'", str(folder), AGAIN)
+            raise ModelError("the tokenizer has no token for '1'", str(folder), DOWNLOAD)
     return tokenizer
 
 
@@ -168,7 +168,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         if not file.is_file():
-            raise ModelError(f"{file.name} is missing", str(folder), AGAIN)
+            raise ModelError(f"{file.name} is missing", str(folder), DOWNLOAD)
         with reading(folder, file.name):
             with file.open("rb") as content:
                 if content.read(len(LFS)) == LFS:
@@ -176,7 +176,7 @@ def stored_tensors(folder: Path) -> dict[str, Tensor]:
                     raise ModelError(f"{file.name} is a Git LFS pointer", str(folder), hint)
             found |= _safetensors(file) if file.suffix == ".safetensors" else _pickled(file)
     if not found:
-        raise ModelError("its weight files hold no tensor", str(folder), AGAIN)
+        raise ModelError("its weight files hold no tensor", str(folder), DOWNLOAD)
     return found
 
 
@@ -189,9 +189,9 @@ def _weight_files(folder: Path) -> list[Path]:
         if index.exists():
             shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
-                raise ModelError(f"{index.name} has no weight_map of file names", str(folder), AGAIN)
+                raise ModelError(f"{index.name} has no weight_map of file names", str(folder), DOWNLOAD)
             return [folder / shard for shard in sorted(set(shards.values()))]
-    raise ModelError(f"holds no weights ({' or '.join(WEIGHT_FILES)}, or shards)", str(folder), AGAIN)
+    raise ModelError(f"holds no weights ({' or '.join(WEIGHT_FILES)}, or shards)", str(folder), DOWNLOAD)
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:

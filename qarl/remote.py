@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qarl.errors import QarlError
+from qarl.errors import ActorError, QarlError
 
 
 def get(refs: Any, timeout_s: float | None = None) -> Any:
@@ -15,6 +15,7 @@ def get(refs: Any, timeout_s: float | None = None) -> Any:
 
     Raises:
         QarlError: the actor raised it.
+        ActorError: the actor raised anything else.
         RayError: everything else, as `ray.get` does; see `deaths`.
     """
     import ray
@@ -25,7 +26,8 @@ def get(refs: Any, timeout_s: float | None = None) -> Any:
     except RayTaskError as error:
         if isinstance(error.cause, QarlError):
             raise error.cause from error
-        raise
+        reason = " ".join(str(error.cause).split()) or "no reason given"
+        raise ActorError(f"{type(error.cause).__name__}: {reason:.300}", error.function_name) from error
 
 
 def deaths() -> tuple[type[Exception], ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError
 
-from qarl.errors import RolloutError
+from qarl.errors import ActorError, RolloutError
 from qarl.logs import log_file, tail
 from qarl.protocols import Prover
 from qarl.quant.scheme import QuantScheme
@@ -120,13 +120,18 @@ class RayFleet:
                 return get(ref, self._timeout_s)
             except GetTimeoutError:
                 reason = f"did not answer {method} within {self._timeout_s:g} s"
+            except ActorError as error:
+                raise RolloutError(error.what, f"rollout worker {worker}, {method}", self._ending(worker)) from error
             except deaths() as error:
                 reason = f"died during {method} ({type(error).__name__})"
             self._replace(worker, reason)
             ref = getattr(self._actors[worker], method).remote(*args)
 
+    def _ending(self, worker: int) -> str:
+        return tail(log_file(self._log_dir, "worker", worker))
+
     def _replace(self, worker: int, reason: str) -> None:
-        ending = tail(log_file(self._log_dir, "worker", worker))
+        ending = self._ending(worker)
         if self._restarts_left == 0:
             raise RolloutError(reason, f"rollout worker {worker}", ending)
         self._restarts_left -= 1

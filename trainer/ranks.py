@@ -10,7 +10,7 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import GetTimeoutError
 
-from qarl.errors import AGAIN, PublicationError, QarlError
+from qarl.errors import AGAIN, ActorError, PublicationError, QarlError
 from qarl.logs import log_file, tail
 from qarl.metrics import merge
 from qarl.protocols import UpdateResult
@@ -110,6 +110,9 @@ class LearnerGroup:
     def _readable_errors(self, method: str) -> Iterator[None]:
         try:
             yield
+        except ActorError as error:
+            log = tail(log_file(self._log_dir, "rank", 0))
+            raise ActorError(error.what, f"learner ranks, {method}", log) from error
         except deaths() as error:
             logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in dead(self.ranks)]
             raise QarlError(

@@ -14,10 +14,12 @@ def split(model: Path, out: Path, channels: int) -> str:
     """Write `model` with `channels` outlier channels of every MLP split to the new folder `out`; returns a summary.
 
     Raises:
-        ConfigError: `out` exists or cannot be written, or `channels` is not positive.
+        ConfigError: `out` exists or cannot be written, or `channels` is not positive or above the inner width.
         ModelError: `model` is no folder of a full-precision model with gate/up/down MLPs.
     """
-    check_folder(model)
+    width = check_folder(model).config.intermediate_size
+    if channels > width:
+        raise ConfigError(f"{channels} is more than the model's {width} inner channels", "--channels", "split fewer")
     if out.exists():
         raise ConfigError(f"{out} exists", hint="name a new folder")
     loaded, tokenizer = load_model(model, "auto"), read_tokenizer(model)

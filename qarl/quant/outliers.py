@@ -26,10 +26,12 @@ def split_outliers(model: Any, channels: int) -> None:
         ModelError: the model's MLPs are not gate/up/down.
     Source: Zhao et al., arXiv 1901.09504 (outlier channel splitting); Bit-by-Bit uses it before low-bit stages.
     """
+    if not hasattr(model.base_model, "layers"):
+        raise ModelError(f"{type(model).__name__} has no layers with gate, up and down projections")
     if channels < 1:
         raise ConfigError(f"cannot split {channels} channels", hint="give a positive number")
-    for index, layer in enumerate(model.model.layers):
-        mlp = layer.mlp
+    for index, layer in enumerate(getattr(model.base_model, "layers", ())):
+        mlp: Any = getattr(layer, "mlp", None)
         if not all(isinstance(getattr(mlp, f"{part}_proj", None), nn.Linear) for part in ("gate", "up", "down")):
             raise ModelError(f"the MLP of layer {index} is not gate, up and down projections")
         source_I, down_EI = _split(mlp.down_proj.weight, channels)

@@ -9,10 +9,12 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError
+from qarl.model_folder import reading
 from qarl.types import Prompt
 
 if TYPE_CHECKING:
@@ -92,7 +94,10 @@ class Task(ABC):
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, config: TaskConfig) -> Encode:
-    """Encodes a prompt's text; with `chat`, as one user turn. Raises ConfigError without a chat template."""
+    """Encodes a prompt's text; with `chat`, as one user turn.
+
+    Raises ConfigError without a chat template; encoding raises ModelError where the template refuses a turn.
+    """
     if not config.chat:
         return tokenizer.encode
     if not tokenizer.chat_template:
@@ -101,7 +106,8 @@ def encoder(tokenizer: PreTrainedTokenizerBase, config: TaskConfig) -> Encode:
     kwargs = {**config.chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.apply_chat_template([*system, {"role": "user", "content": text}], **kwargs)
+        with reading(Path(tokenizer.name_or_path), "chat template"):  # a template may raise anything
+            ids: list[int] = tokenizer.apply_chat_template([*system, {"role": "user", "content": text}], **kwargs)
         return ids
 
     return encode

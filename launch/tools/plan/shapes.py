@@ -80,10 +80,11 @@ def shapes_of(model: Any) -> Shapes:
     Raises ModelError for an architecture that plans do not know.
     """
     config = model.config
-    head = Matrix("lm_head", *model.lm_head.weight.shape)
+    head_weight = model.get_output_embeddings().weight
+    head = Matrix("lm_head", *head_weight.shape)
     matrices = tuple(matrix for name, module in model.named_modules() for matrix in _matrices(name, module, config))
     embedding = model.get_input_embeddings().weight
-    tied = model.lm_head.weight is embedding
+    tied = head_weight is embedding
     parameters = sum(parameter.numel() for parameter in model.parameters())
     in_matrices = sum(matrix.numel for matrix in matrices) - (head.numel if tied else 0)
     per_token = [m.n * m.active for m in matrices if m.name.endswith("up_proj")]

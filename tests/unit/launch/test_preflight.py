@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launch.arguments import config_path
+from launch.demo.pretrained import fetch_missing
+from launch.demo.tiny_model import check_model
 from launch.preflight import Machine, faults
 from qarl.config.io import load_config
+from qarl.errors import ModelError
 
 WEIGHTS = "model.safetensors"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -154,6 +157,22 @@ def test_a_broken_folder_is_one_line(folder: Path, kind: str) -> None:
     assert reason in line
     assert "\n" not in line
     assert str(folder) in line or "rollout.max_model_len" in line
+
+
+@pytest.mark.parametrize("recipe", ["[", "[]", "{}", "3", '{"sft": 3}', '{"sft": {"lr": "x"}}', '{"fetch": null}'])
+@pytest.mark.parametrize("source", ["build", "fetch"])
+def test_a_garbage_recipe(folder: Path, recipe: str, source: str) -> None:
+    (folder / "qarl_build.json").write_text(recipe)
+    fetch = {"package": "a", "version": "1", "sha256": "0" * 64}
+    own = ["model.build=null", f"model.fetch={json.dumps(fetch)}"] if source == "fetch" else []
+    config = load_config(config_path("quickstart"), [f"model.path={folder}", *own])
+    with pytest.raises(ModelError, match=r"qarl_build\.json|was (built|made) with other settings"):
+        check_model(config.model, config.task) if source == "build" else fetch_missing(config, print)
+
+
+def test_a_head_that_would_be_quantized(folder: Path) -> None:
+    [line] = lines(folder, "rollout.ignore=[]")
+    assert line == "rollout.ignore: the model's head would be quantized; add 'lm_head' to the list"
 
 
 @pytest.mark.parametrize("numerics", ["auto", "stock"])

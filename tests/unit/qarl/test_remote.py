@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError
 
-from qarl.errors import KernelError
+from qarl.errors import ActorError, KernelError
 from qarl.remote import as_they_end, deaths, free_address, get
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -29,6 +29,9 @@ class Actor:
             int("four")
         except ValueError as error:
             raise KernelError("no kernel", where="a layer") from error
+
+    def stumble(self) -> None:
+        raise RuntimeError("shapes\n  differ\n")
 
     def die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -47,6 +50,14 @@ def test_an_error_of_an_actor_shows_the_actors_traceback() -> None:
     assert "test_remote.py" in printed
     assert "in fail" in printed
     assert "ValueError: invalid literal for int()" in printed
+
+
+def test_any_other_error_of_an_actor_is_one_line() -> None:
+    with pytest.raises(ActorError) as caught:
+        get(start().stumble.remote())
+    assert str(caught.value).endswith("stumble: RuntimeError: shapes differ")
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "in stumble" in printed
 
 
 def test_get_returns_what_actors_return() -> None:

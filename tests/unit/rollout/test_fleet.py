@@ -99,6 +99,15 @@ def test_samples_come_in_order_from_all_workers(make_fleet: MakeFleet) -> None:
     assert made.notes == []
 
 
+def test_what_no_one_foresaw_is_one_line(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    made.order("p4", "raise")
+    with pytest.raises(RolloutError) as caught:
+        made.fleet.sample(REQUESTS)
+    assert str(caught.value) == "rollout worker 1, generate: RuntimeError: shapes differ"
+    assert content(made.fleet.sample(REQUESTS)) == expected(2.0, 1)
+
+
 def test_close_ends_the_processes(make_fleet: MakeFleet) -> None:
     fleet = make_fleet(2).fleet
     pids = [info.pid for info in fleet.infos()]

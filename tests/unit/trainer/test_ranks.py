@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 
-from qarl.errors import AGAIN, CheckpointError, KernelError, ModelError, PublicationError, QarlError
+from qarl.errors import AGAIN, ActorError, CheckpointError, KernelError, ModelError, PublicationError, QarlError
 from qarl.protocols import UpdateResult
 from qarl.types import TrainSequence
 from tests.support.fakes import FakeRank, make_weights
@@ -88,6 +88,15 @@ def test_a_dead_rank_shows_its_log_and_says_how_to_go_on(group: LearnerGroup, tm
     assert f"; its log {log} ends with: was busy; " in str(caught.value)
     assert caught.value.hint == AGAIN
     assert "\n" not in str(caught.value)
+
+
+def test_what_no_one_foresaw_is_one_line(group: LearnerGroup, tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text("was busy\n")
+    with pytest.raises(ActorError) as caught:
+        LearnerGroup(group.ranks, log_dir=tmp_path).switch("no scheme")  # type: ignore[arg-type]
+    assert str(caught.value).startswith("learner ranks, switch: AttributeError: ")
+    assert str(caught.value).endswith(f"; its log {log} ends with: was busy")
 
 
 def test_a_rank_that_cannot_start_says_why() -> None:

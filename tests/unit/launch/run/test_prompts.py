@@ -56,6 +56,16 @@ def test_a_special_token_in_the_data(run: Any, tmp_path: Path, token: str, chat:
     assert f"the question '12{token}3' holds the special token '{token}'" in refused(run(f"12{token}3", chat=chat))
 
 
+@pytest.mark.parametrize("template", ["{% if", "{{ raise_exception('no system role') }}", "{{ messages[3].content }}"])
+def test_a_chat_template_that_fails(run: Any, tmp_path: Path, template: str) -> None:
+    tokenizer = make_tokenizer(256)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "model")
+    line = refused(run("12=", chat=True))
+    assert f"{tmp_path / 'model'}: chat template: " in line
+    assert "\n" not in line
+
+
 def test_a_template_that_begins_a_second_time(run: Any) -> None:
     line = refused(run("12=", prompt_template="<bos>{question}"))
     assert line.startswith("task.prompt_template: prompts begin with '<bos>' twice")

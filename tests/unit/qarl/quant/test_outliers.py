@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from launch.cli import main
 from qarl.errors import ConfigError, ModelError
 from qarl.quant import int4
 from qarl.quant.outliers import split_outliers
@@ -100,8 +101,22 @@ def test_bad_input() -> None:
         split_outliers(model, 2)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "opt"])
+def test_other_wrappers_are_refused_by_name(kind: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 16}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
+    with pytest.raises(ModelError, match="gate, up and down projections"):
+        split_outliers(model, 2)
+
+
+def test_the_command_splits_no_more_channels_than_there_are(
+    tiny_models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["split-outliers", str(tiny_models["qwen3"]), str(tmp_path / "out"), "--channels", "100000"]) == 2
+    assert "--channels: 100000 is more than the model's 512 inner channels" in capsys.readouterr().err
+
+
 def test_the_command_writes_a_model_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from launch.cli import main
     from launch.demo.tiny_model import make_tokenizer
 
     source, out = str(tmp_path / "model"), str(tmp_path / "split")

@@ -84,5 +84,7 @@ def test_experts_of_a_real_model() -> None:
 def test_other_architectures_are_refused() -> None:
     with pytest.raises(ModelError, match="plans know decoders with gated MLPs"):
         shapes({"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 2})
+    with pytest.raises(ModelError, match="plans know decoders with gated MLPs"):
+        shapes({"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2})
     with pytest.raises(ModelError, match="t5 is not a model of text alone"):
         meta_model(AutoConfig.for_model("t5"), torch.bfloat16)
