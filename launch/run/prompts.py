@@ -48,7 +48,7 @@ def _check_tokens(task: Task, prompts: Sequence[Prompt], tokenizer: PreTrainedTo
     typed = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
     first = tokenizer.bos_token_id
     for prompt in prompts:
-        question, ids = task.question(prompt), prompt.token_ids
+        question, ids = " ".join(task.question(prompt).split()), prompt.token_ids
         if not ids:
             raise DataError(f"the question '{question:.60}' has no tokens", hint="see the tokenizer's files")
         if max(ids) >= vocab_size:
