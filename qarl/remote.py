@@ -27,7 +27,7 @@ def get(refs: Any, timeout_s: float | None = None) -> Any:
         if isinstance(error.cause, QarlError):
             raise error.cause from error
         reason = " ".join(str(error.cause).split()) or "no reason given"
-        raise ActorError(f"{type(error.cause).__name__}: {reason:.300}", error.function_name) from error
+        raise ActorError(f"{type(error.cause).__name__}: {reason:.300}") from error
 
 
 def deaths() -> tuple[type[Exception], ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from qarl.errors import PublicationError
+from qarl.errors import ActorError, PublicationError
 from qarl.remote import as_they_end, get
 from qarl.weights.source import Bucket, Manifest
 from qarl.weights.wire import make_manifest
@@ -27,7 +27,7 @@ class StoredWeights:
         for ref in self.refs:
             try:
                 bucket: Bucket = ray.get(ref)
-            except RayError as error:
+            except (RayError, ActorError) as error:
                 raise PublicationError(f"a bucket is lost ({type(error).__name__})") from error
             yield bucket
 
@@ -45,7 +45,7 @@ class SentWeights:
     def buckets(self) -> Iterator[Bucket]:
         try:
             stored = publish_to_store(self.ranks, self.manifest.version)
-        except RayError as error:
+        except (RayError, ActorError) as error:
             raise PublicationError(f"the learner does not give its weights ({type(error).__name__})") from error
         return stored.buckets()
 

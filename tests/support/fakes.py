@@ -50,7 +50,7 @@ class FakeEngine:
         worker: its number.
         drift: added to every log-prob that it reports.
         faults: folder of files named by prompt id; a request for that prompt consumes the file and does what it says,
-            once: "die" (SIGKILL to this process), "raise" or "hang".
+            once: "die" (SIGKILL to this process) or "hang".
     """
 
     def __init__(self, worker: int = 0, drift: float = 0.0, faults: Path | None = None) -> None:
@@ -94,8 +94,6 @@ class FakeEngine:
         order.unlink()
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "raise":
-            raise RuntimeError("shapes\n  differ")
         time.sleep(1000)
 
 
