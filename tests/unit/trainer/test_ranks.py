@@ -94,8 +94,8 @@ def test_what_no_one_foresaw_is_one_line(group: LearnerGroup, tmp_path: Path) ->
     log = tmp_path / "rank-0.log"
     log.write_text("was busy\n")
     with pytest.raises(ActorError) as caught:
-        LearnerGroup(group.ranks, log_dir=tmp_path).switch("no scheme")  # type: ignore[arg-type]
-    assert str(caught.value).startswith("learner ranks, switch: AttributeError: ")
+        LearnerGroup(group.ranks, log_dir=tmp_path).score([None])  # type: ignore[list-item]
+    assert str(caught.value).startswith("learner ranks, score: AttributeError: ")
     assert str(caught.value).endswith(f"; its log {log} ends with: was busy")
 
 
