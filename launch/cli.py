@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from qarl.errors import AGAIN, QarlError  # late: `qarl --help` needs none of the package
 
     try:
-        args = _parser(argv[0] if argv else "").parse_args(argv)
+        args = _parse(argv)
         return int(args.run(args))
     except QarlError as error:
         if os.environ.get("QARL_TRACEBACK"):
@@ -44,6 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"qarl: interrupted; {AGAIN}" if argv[0] == "train" else "qarl: interrupted", file=sys.stderr)
         return 130
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser(argv[0] if argv else "")
+    args, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(args, "overrides") or any(item.startswith("-") for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest  # argparse itself takes no `key=value` after an option that follows the config
+    return args
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

@@ -11,7 +11,7 @@ from launch.run.folder import RunFolder
 from launch.run.prompts import load_prompts
 from launch.run.tracking import check_login
 from launch.tools.plan.command import choose_device
-from launch.tools.plan.planner import make_plan
+from launch.tools.plan.planner import Planner
 from launch.tools.plan.result import Plan
 from qarl.config.derived import numerics_of
 from qarl.config.run import Config
@@ -23,8 +23,7 @@ from qarl.quant.formats import engine_kernels
 def dry_run(config: Config) -> int:
     """Print what would run where; returns 0, or 2 with the reasons on stderr when the plan says that it cannot work.
 
-    Raises:
-        UsageError: a fault that `qarl train` would report before it starts.
+    Raises UsageError: a fault that `qarl train` would report before it starts.
     """
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
@@ -66,4 +65,4 @@ def describe(config: Config, machine: Machine) -> Iterator[str]:
 def _plan(config: Config, machine: Machine) -> Plan:
     cluster = config.cluster.model_copy(update={"device": machine.device})
     placed = config.model_copy(update={"cluster": cluster})
-    return make_plan(placed, model_config(placed), choose_device(placed, None))
+    return Planner(placed, model_config(placed), choose_device(placed, None)).plan()

@@ -85,10 +85,12 @@ def find_machine(config: Config) -> Machine:
     if config.cluster.address is None:
         memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         return Machine.of(config, float(os.cpu_count() or 1), float(torch.cuda.device_count()), memory)
-    from launch.cluster.connect import connect, resources  # Ray is slow to import
+    import ray  # slow to import
+
+    from launch.cluster.connect import connect
 
     connect(config)
-    found = resources()
+    found = ray.cluster_resources()
     return Machine.of(config, found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", 0.0))
 
 
@@ -226,7 +228,8 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
     rank: Bundle = {"CPU": config.learner.num_cpus_per_rank}
     if device == "cuda":
         worker["GPU"] = rank["GPU"] = gpus
-    return [worker] * config.rollout.num_workers, [rank] * config.learner.num_ranks
+    workers = 0 if config.debug.train_from else config.rollout.num_workers  # saved batches need no engine
+    return [worker] * workers, [rank] * config.learner.num_ranks
 
 
 def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, Any]]]:

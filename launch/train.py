@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import ray
 from rich.console import Console
@@ -17,13 +16,11 @@ from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.preflight import Machine, preflight, with_counts
-from launch.run.augment import make_augmenter
 from launch.run.files import only_writer
 from launch.run.folder import RunFolder, run_dir
-from launch.run.prompts import load_prompts
-from launch.run.report import read_summary, render_summary, write_report
+from launch.run.prompts import load_prompts, make_augmenter
+from launch.run.report import make_summary, read_summary, render_summary, write_report
 from launch.run.resume import input_digests
-from launch.run.summary import make_summary
 from launch.run.tracking import RunTracker, check_login
 from qarl.config.derived import numerics_of
 from qarl.config.run import Config
@@ -41,18 +38,10 @@ from trainer.loop import Trainer
 from trainer.ranks import LearnerGroup
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-Partner = TypeVar("Partner", bound=_Closable)
-
-
 def train(config: Config, log: Callable[[str], None] = print) -> None:
     """Run, or continue, the run that `config` names. Prints the summary at the end.
 
-    Raises:
-        QarlError: with the reason; UsageError before anything has been started.
+    Raises QarlError: with the reason; UsageError before anything has been started.
     """
     transformers_logging.disable_progress_bar()
     config = with_counts(config)
@@ -103,13 +92,13 @@ class _Job:
     def run(self, task: Task, prompts: list[Prompt], heldout: list[Prompt]) -> None:
         """Train, export, evaluate the controls, write the report."""
         config, folder, log = self._config, self._folder, self._log
-        warn = partial(log, level=logging.WARNING)
+        warn, keep = partial(log, level=logging.WARNING), self._stack.enter_context
         for scheme in schemes_of(config.rollout):
             write_engine_config(folder.engine_dir(scheme), Path(config.model.path), scheme)
         placement = Placement(config, self._device, folder.logs)
-        fleet = self._keep(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn))
-        learner = self._keep(placement.start_learner(fleet.receivers))
-        rewards = self._keep(ProcessRewardService(config.reward, warn, log_dir=folder.logs))
+        fleet = keep(closing(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn)))
+        learner = keep(closing(placement.start_learner(fleet.receivers)))
+        rewards = keep(ProcessRewardService(config.reward, warn, log_dir=folder.logs))
         infos = fleet.infos()
         self._log_workers(infos)
         exact = self._check_numerics(learner)
@@ -117,7 +106,7 @@ class _Job:
         pool = Pool(prompts, config.pool, derive_seed(config.seed, "pool"))
         augmenter = make_augmenter(config, task, pool, prompts, heldout)
         if augmenter:
-            self._keep(augmenter)
+            keep(closing(augmenter))
         trainer = Trainer(
             config, learner, fleet, rewards, pool, self._tracker, heldout, folder.checkpoints, exact, augmenter, batches
         )
@@ -137,14 +126,9 @@ class _Job:
         """Train on saved batches, without an engine, and export."""
         self._log(f"debug.train_from: trains on the batches in {batches}, samples nothing")
         placement = Placement(self._config, self._device, self._folder.logs)
-        learner = self._keep(placement.start_learner(lambda: []))
+        learner = self._stack.enter_context(closing(placement.start_learner(lambda: [])))
         train_from(batches, self._config, learner, self._tracker.log)
         self._export(learner)
-
-    def _keep(self, partner: Partner) -> Partner:
-        """`partner`, which the stack closes at the end."""
-        self._stack.callback(partner.close)
-        return partner
 
     def _log_workers(self, infos: Sequence[WorkerInfo]) -> None:
         scheme = scheme_at(self._config.rollout, 1)

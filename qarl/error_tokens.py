@@ -27,8 +27,7 @@ class ErrorTokens:
 
     @property
     def any_T(self) -> Flags:
-        flags: Flags = self.repeated_T | self.compressible_T | self.improbable_T
-        return flags
+        return self.repeated_T | self.compressible_T | self.improbable_T
 
     @property
     def share(self) -> float:

@@ -27,9 +27,8 @@ def load_function(name: str, where: str) -> Hook:
     Args:
         where: the config key that holds `name`, for errors.
 
-    Raises:
-        ConfigError: `name` has no colon, there is no such file, the module or file cannot be imported, it has no such
-            attribute, or the attribute cannot be called.
+    Raises ConfigError: `name` has no colon, there is no such file, the module or file cannot be imported, it has no
+    such attribute, or the attribute cannot be called.
     """
     source, colon, attribute = name.rpartition(":")
     if not (source and colon and attribute):
@@ -47,8 +46,7 @@ def load_function(name: str, where: str) -> Hook:
     function = getattr(module, attribute)
     if not callable(function):
         raise ConfigError(f"{name} is a {type(function).__name__}, not a function", where, HOW)
-    loaded: Hook = function
-    return loaded
+    return function
 
 
 def check_call(function: Hook, arguments: Sequence[str], kwargs: Mapping[str, Any], where: str) -> None:

@@ -137,21 +137,20 @@ class RewardService(Protocol):
     def close(self) -> None: ...
 
 
-class Tracker(Protocol):
-    """Where metrics go."""
+class Tracker:
+    """Where metrics go. Each method does nothing unless a tracker defines it."""
 
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """The metrics of `step`; several calls a step add up."""
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
         """Whole responses with their rewards (`samples`), or with what is wrong in them (`error_tokens`)."""
-        ...
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         """What became of the problems that the policy wrote."""
-        ...
 
     def note(self, line: str) -> None:
         """One line for the terminal."""
-        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """The run has ended, well or not."""

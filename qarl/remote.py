@@ -55,8 +55,7 @@ def dead(actors: Sequence[Any], timeout_s: float = 5.0) -> list[int]:
 def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator[Any]:
     """Yield each of `refs` as soon as its call has ended: when one fails, others may wait for it forever.
 
-    Raises:
-        GetTimeoutError: no call ended within `timeout_s`.
+    Raises GetTimeoutError: no call ended within `timeout_s`.
     """
     import ray
     from ray.exceptions import GetTimeoutError

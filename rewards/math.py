@@ -17,9 +17,7 @@ def verify(text: str, finish_reason: str, answer: str) -> float:
     is wrong. `finish_reason` is ignored: the last answer counts even when the response was cut after it. Words are read
     as products of letters, and bases are dropped (52_8 is 52): use data whose answers are numbers, sets or formulas.
     Some expressions, such as a tower of powers, take forever: the caller must limit the time.
-
-    Raises:
-        ValueError: Math-Verify finds nothing in `answer`.
+    Raises ValueError: Math-Verify finds nothing in `answer`.
     """
     reference = _reference(answer)
     if text.strip() == answer.strip():
@@ -42,5 +40,4 @@ def _final(text: str) -> str:
 
 
 def _parse(text: str) -> list[Any]:
-    parsed: list[Any] = math_verify.parse(text, parsing_timeout=None)
-    return parsed
+    return math_verify.parse(text, parsing_timeout=None)

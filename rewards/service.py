@@ -12,7 +12,6 @@ from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic
-from types import TracebackType
 from typing import Any, Self
 
 from qarl.config.run import RewardConfig
@@ -25,6 +24,7 @@ VERIFIERS = {
     "math": "rewards.math:verify",
     "reasoning_gym": "rewards.reasoning_gym:verify",
 }
+CHILD = (sys.executable, "-P", "-m", "rewards.child")
 START_LIMIT_S = 60.0
 MAX_CHUNK = 32
 KILLED = "process was killed by SIGKILL"
@@ -40,14 +40,11 @@ class ProcessRewardService:
     dies is replaced. Each such sample gets reward 0 with its reason, and `on_fault` one line that names its prompt.
 
     Args:
-        config: which verifier, how many processes, seconds per sample.
-        on_fault: takes one line per failed sample.
         verifier: "module:function" or "file.py:function" in place of the one that `config` names; called with
             (text, finish_reason, answer, **config.kwargs, **prompt.verifier_kwargs), returns a reward in [0, 1].
         log_dir: folder of the processes' logs; None leaves their output on stderr.
 
-    Raises:
-        QarlError: a process cannot start.
+    Raises QarlError: a process cannot start.
     """
 
     def __init__(
@@ -73,8 +70,7 @@ class ProcessRewardService:
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One score per sample, in order. A sample whose process was killed from outside is tried once more.
 
-        Raises:
-            QarlError: the service is closed, or a replacement process cannot start.
+        Raises QarlError: the service is closed, or a replacement process cannot start.
         """
         if not self._children:
             raise QarlError("the reward service is closed")
@@ -143,9 +139,7 @@ class ProcessRewardService:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -162,17 +156,7 @@ class _Child:
             fd = theirs.fileno()
             # Not multiprocessing: it would import the parent's __main__ again, which may be a CLI script.
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "rewards.child",
-                    str(fd),
-                    verifier,
-                    str(timeout_s),
-                    kwargs,
-                    str(log or ""),
-                ],
+                [*CHILD, str(fd), verifier, str(timeout_s), kwargs, str(log or "")],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # what a verifier prints goes to our stderr, unless it has a log

@@ -25,8 +25,7 @@ OF_THE_QUESTION = {400, 413, 422}
 class Teacher(Validator):
     """The teacher's answer counts; a question without an answer is refused.
 
-    Raises:
-        ConfigError: the environment variable of the key is not set, or does not hold a key.
+    Raises ConfigError: the environment variable of the key is not set, or does not hold a key.
     """
 
     def __init__(self, config: TeacherConfig) -> None:

@@ -67,8 +67,6 @@ class VLLMEngine:
 
     Args:
         model_dir: folder with config (and quantization_config) and tokenizer; weights in it are not read.
-        config: engine settings.
-        scheme: the expected low-bit format.
         dtype: "bfloat16" or "float32".
         device: "cpu" or "cuda".
         worker: number of this worker, for messages.
@@ -135,8 +133,7 @@ class VLLMEngine:
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         """One sample per request, in order, with the log-probs of the distribution that it was drawn from.
 
-        Raises:
-            RolloutError: no weights are loaded, or a prompt leaves no room in `max_model_len`.
+        Raises RolloutError: no weights are loaded, or a prompt leaves no room in `max_model_len`.
         """
         from vllm import SamplingParams
 
@@ -146,11 +143,7 @@ class VLLMEngine:
             return []
         params = [
             SamplingParams(
-                temperature=r.temperature,
-                max_tokens=r.max_new_tokens,
-                seed=r.seed,
-                logprobs=0,
-                ignore_eos=r.ignore_eos,
+                temperature=r.temperature, max_tokens=r.max_new_tokens, seed=r.seed, logprobs=0, ignore_eos=r.ignore_eos
             )
             for r in requests
         ]
@@ -158,9 +151,8 @@ class VLLMEngine:
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         except ValueError as error:  # a prompt that does not fit
-            raise RolloutError(
-                str(error).splitlines()[0], f"rollout worker {self._worker}", "raise rollout.max_model_len"
-            ) from error
+            what = str(error).splitlines()[0]
+            raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len") from error
         return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
 
     def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
@@ -194,10 +186,8 @@ class VLLMEngine:
         """Replace the weights in place, check what the engine then computes, and clear the prefix cache.
 
         Tensors that a transfer has brought since the last load are used, and `weights` gives their manifest.
-
-        Raises:
-            PublicationError: the weights differ from their manifest, have another scheme, end early, or the engine does
-                not compute with them. The engine then loads its previous version again; the error says if it could.
+        Raises PublicationError: the weights differ from their manifest, have another scheme, end early, or the engine
+        does not compute with them. The engine then loads its previous version again; the error says if it could.
         """
         previous, self._held = self._held, None  # after a failure below, no sampling from a mixture of two versions
         try:
@@ -213,8 +203,7 @@ class VLLMEngine:
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
 
     def _received(self) -> Bucket:
-        received: Bucket = self._llm.collective_rpc("qarl_received")[0]
-        return received
+        return self._llm.collective_rpc("qarl_received")[0]
 
     def _take(self, weights: WeightSource) -> None:
         if weights.manifest.scheme != self._scheme.label:

@@ -25,11 +25,8 @@ class RayFleet:
     Args:
         make_actor: starts the actor of worker i (a handle of `RolloutWorker`) with an engine in a scheme, without
             waiting for it.
-        scheme: of the engines.
-        num_workers: how many.
         timeout_s: longest wait for one call.
         max_restarts: replacements before the run stops.
-        log: takes one line for the user.
         log_dir: folder of the workers' logs, which messages name; None for no logs.
     """
 
@@ -58,11 +55,7 @@ class RayFleet:
         return self._on_each([("info", ())] * len(self._actors))
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order.
-
-        Raises:
-            RolloutError: more workers died than `max_restarts`.
-        """
+        """One sample per request, in order. Raises RolloutError: more workers died than `max_restarts`."""
         size = -(-len(requests) // len(self._actors))
         chunks = [requests[i * size : (i + 1) * size] for i in range(len(self._actors))]
         return [sample for chunk in self._on_each([("generate", (c,)) for c in chunks]) for sample in chunk]

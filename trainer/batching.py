@@ -50,14 +50,8 @@ class Batch:
         for number, sequence in enumerate(sequences):
             if sequence.loss_mask_T is not None:
                 loss_mask_BT[number, : lengths_B[number]] = torch.tensor(sequence.loss_mask_T)
-        sampled = [token for sequence in sequences for token in sequence.response_ids]
-        tensors = (
-            torch.tensor(ids),
-            torch.cat(predicts),
-            torch.tensor(sampled, dtype=torch.int64),
-            mask_BT,
-            loss_mask_BT,
-        )
+        sampled_S = torch.tensor([t for sequence in sequences for t in sequence.response_ids], dtype=torch.int64)
+        tensors = (torch.tensor(ids), torch.cat(predicts), sampled_S, mask_BT, loss_mask_BT)
         return cls(sequences, rows, *(tensor.to(device) for tensor in tensors))
 
     def padded(self) -> tuple[Tensor, Tensor]:
@@ -93,12 +87,9 @@ def prox_of(sequence: TrainSequence) -> np.ndarray:
 def micro_batches(sequences: Sequence[TrainSequence], max_tokens: int, num_ranks: int = 1) -> list[list[list[int]]]:
     """Indices of `sequences` by rank and micro-batch: each rank gets as many micro-batches, some may be empty.
 
-    Responses to one prompt stay together, so that it is computed once, unless they exceed `max_tokens` or what one
-    rank should take. The groups, longest first, each go to the emptiest micro-batch; there are as few micro-batches as
-    hold `max_tokens` each.
-
-    Raises:
-        ValueError: a sequence alone exceeds `max_tokens`.
+    Responses to one prompt stay together, so that it is computed once, unless they exceed `max_tokens` or what one rank
+    should take. The groups, longest first, each go to the emptiest micro-batch; there are as few micro-batches as hold
+    `max_tokens` each. Raises ValueError: a sequence alone exceeds `max_tokens`.
     """
     total = sum(_tokens(sequences, group) for group in _groups(sequences))
     limit = min(

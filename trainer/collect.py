@@ -6,6 +6,7 @@ so a draw need not end before the next one begins.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from statistics import fmean, pstdev
 
@@ -87,14 +88,9 @@ class Collector:
 
     def _roll_out(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> list[Group]:
         sizes = self._sizes(prompts)
-        sampling = self._config.rollout.sampling
+        sampling, seed = self._config.rollout.sampling, partial(derive_seed, self._config.seed, "train", step)
         requests = [
-            SampleRequest(
-                prompt,
-                derive_seed(self._config.seed, "train", step, prompt.id, index),
-                sampling.temperature,
-                sampling.max_new_tokens,
-            )
+            SampleRequest(prompt, seed(prompt.id, index), sampling.temperature, sampling.max_new_tokens)
             for prompt, size in zip(prompts, sizes, strict=True)
             for index in range(size)
         ]

@@ -96,8 +96,7 @@ class LearnerRank:
     def start(self) -> None:
         """Load the model and start DeepSpeed; not in the constructor, whose errors Ray hands on as text only.
 
-        Raises:
-            UsageError: the model or a setting cannot be used.
+        Raises UsageError: the model or a setting cannot be used.
         """
         config, device = self._config, self._device.type
         check_objective(config.objective)
@@ -178,8 +177,7 @@ class LearnerRank:
     def send(self, version: int, workers: Sequence[Any]) -> Manifest | None:
         """Send the current weights to the rollout workers with these handles; rank 0 returns the manifest.
 
-        Raises:
-            PublicationError: a worker died or refused what was sent, or the connection broke.
+        Raises PublicationError: a worker died or refused what was sent, or the connection broke.
         """
         assert self._make_sender is not None
         self._trace_until(version)
@@ -261,8 +259,7 @@ class LearnerRank:
         entropy = "value" if self._config.learner.calculate_entropy else "none"
         if self._config.objective.entropy_coef:
             entropy = "gradient"
-        output: PolicyOutput = self._engine(batch, entropy)
-        return output
+        return self._engine(batch, entropy)
 
     def _micro_batches(self, sequences: Sequence[TrainSequence]) -> list[list[int]]:
         """This rank's micro-batches as indices: as many on every rank, so that collectives meet; some may be empty."""
@@ -325,9 +322,8 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
             file = Path(directory) / "learner" / "mp_rank_00_model_states.pt"
             weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
     except UNREADABLE as error:
-        raise CheckpointError(
-            f"holds no whole DeepSpeed checkpoint: {error}", where=directory, hint="run it again: a run drops old ones"
-        ) from error
+        what = f"holds no whole DeepSpeed checkpoint: {error}"
+        raise CheckpointError(what, directory, "run it again: a run drops old ones") from error
     return weights
 
 

@@ -44,13 +44,12 @@ class Policy(nn.Module):
     """log pi(response | prompt), token by token.
 
     Args:
-        path: Hugging Face model folder.
-        dtype: dtype of the parameters and of the computation.
+        dtype: of the parameters and of the computation.
         scheme: which linears run in low precision; the scheme `none` gives the plain model.
         temperature: the sampling temperature; log-probs are those of `softmax(logits / temperature)`.
 
-    Raises:
-        ModelError: the folder holds no model, or not all of its weights, or one that computes what this class does not.
+    Raises ModelError: the folder holds no model, or not all of its weights, or one that computes what this class does
+    not.
     """
 
     def __init__(
@@ -132,8 +131,7 @@ class Policy(nn.Module):
         if self.numerics == "stock":  # transformers' own forward
             ids_BL, mask_BL = batch.padded()
             hidden_BLE = self.model.base_model(input_ids=ids_BL, use_cache=False, attention_mask=mask_BL)[0]
-            selected: Tensor = hidden_BLE[batch.predicts_BL()]
-            return selected
+            return hidden_BLE[batch.predicts_BL()]
         layout = BatchLayout(batch.rows, paged=self.numerics == "engine", device=self.device)
         return hidden_states(self.model.model, batch.ids_N, layout)[batch.predicts_S]
 

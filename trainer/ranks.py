@@ -46,13 +46,11 @@ class LearnerGroup:
 
     def parity(self) -> list[Parity]:
         """Rank 0's comparison with the engine's ops; empty unless the numerics are the engine's."""
-        result: list[Parity] = self._all("parity")[0]
-        return result
+        return self._all("parity")[0]
 
     def processor_note(self) -> str:
         """A warning about rank 0's processor, or an empty string."""
-        result: str = self._all("processor_note")[0]
-        return result
+        return self._all("processor_note")[0]
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[Logprobs]:
         if not sequences:
@@ -76,11 +74,8 @@ class LearnerGroup:
             try:
                 manifest = rank_0s_result(calls, self._timeout_s)
             except GetTimeoutError as error:  # NCCL waits forever for a worker that has died
-                raise PublicationError(
-                    f"did not end within {self._timeout_s:g} s",
-                    where=f"transfer of weights version {version}",
-                    hint=AGAIN,
-                ) from error
+                what = f"did not end within {self._timeout_s:g} s"
+                raise PublicationError(what, f"transfer of weights version {version}", AGAIN) from error
         return SentWeights(manifest, tuple(self.ranks))
 
     def switch(self, scheme: QuantScheme) -> bool:
@@ -115,7 +110,5 @@ class LearnerGroup:
             raise ActorError(error.what, f"learner ranks, {method}", log) from error
         except deaths() as error:
             logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in dead(self.ranks)]
-            raise QarlError(
-                "; ".join(filter(None, [f"a learner rank died during {method} ({type(error).__name__})", *logs])),
-                hint=AGAIN,
-            ) from error
+            what = "; ".join(filter(None, [f"a learner rank died during {method} ({type(error).__name__})", *logs]))
+            raise QarlError(what, hint=AGAIN) from error

@@ -27,22 +27,12 @@ def connect(config: Config) -> None:
         _knock(address)
         ray.init(address, log_to_driver=False, logging_level="error")
     except AuthenticationError as error:
-        raise ResourceError(
-            "the cluster refused this machine's token",
-            f"cluster.address {address}",
-            "copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN",
-        ) from error
+        what = "the cluster refused this machine's token"
+        hint = "copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN"
+        raise ResourceError(what, f"cluster.address {address}", hint) from error
     except OSError as error:
-        raise ResourceError(
-            f"no Ray cluster answers at {address} ({error})",
-            "cluster.address",
-            "start one with launch/cluster/ray_cluster.sh head",
-        ) from error
-
-
-def resources() -> dict[str, float]:
-    """What the cluster has in all, by Ray's names: CPU, GPU, memory (bytes)."""
-    return dict(ray.cluster_resources())
+        what = f"no Ray cluster answers at {address} ({error})"
+        raise ResourceError(what, "cluster.address", "start one with launch/cluster/ray_cluster.sh head") from error
 
 
 def _knock(address: str) -> None:

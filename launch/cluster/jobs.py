@@ -1,4 +1,4 @@
-"""Submitting a training run to a Ray cluster as a job: it survives the terminal that started it."""
+"""Submitting a training run to a Ray cluster as a job: it goes on when the terminal is closed."""
 
 import asyncio
 import logging
@@ -30,15 +30,8 @@ def submit(config_path: str, overrides: list[str], address: str, wait: bool = Tr
     """Train `config_path` as a job on the cluster whose dashboard is at `address`, and follow its log.
 
     Nothing is uploaded: the nodes must have this repository, this Python and the working directory at the same paths.
-
-    Args:
-        config_path: config file; it and the overrides are validated here, before anything is sent.
-        overrides: `a.b=c` items; `cluster.address` is set for the job.
-        address: http://host:port of the head's dashboard (port 8265 by default).
-        wait: follow the log until the job ends; otherwise return as soon as it is accepted.
-
-    Returns:
-        0 when the job succeeded (or was accepted, without `wait`), 1 when it failed or was stopped.
+    Config and overrides are checked here, before anything is sent. Returns 0 when the job succeeded (without `wait`:
+    was accepted), 1 when it failed or was stopped.
 
     Raises:
         ConfigError: the config or an override is wrong.
@@ -82,11 +75,9 @@ def _reachable(address: str) -> str:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
-        raise ClusterError(
-            f"no Ray dashboard answers ({error})",
-            where=full,
-            hint="start a head with launch/cluster/ray_cluster.sh head, or give the right --address",
-        ) from error
+        what = f"no Ray dashboard answers ({error})"
+        hint = "start a head with launch/cluster/ray_cluster.sh head, or give the right --address"
+        raise ClusterError(what, full, hint) from error
     return full
 
 
@@ -100,11 +91,9 @@ def _connect(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
     except AuthenticationError as error:
-        raise ClusterError(
-            "the head refused this machine's token" if token else "the head wants a token, this machine has none",
-            where=address,
-            hint="copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN",
-        ) from error
+        what = "the head refused this machine's token" if token else "the head wants a token, this machine has none"
+        hint = "copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN"
+        raise ClusterError(what, address, hint) from error
     except (OSError, RuntimeError) as error:
         raise ClusterError(_first_line(error), where=address, hint="is this a Ray dashboard?") from error
 

@@ -30,7 +30,7 @@ class Placement:
     def __init__(self, config: Config, device: str, log_dir: Path) -> None:
         self._config, self._device, self._log_dir = config, device, log_dir.resolve()
         workers, ranks = bundles(config, device)
-        self._bundles = workers + ranks
+        self._bundles, self._first_rank = workers + ranks, len(workers)
         self._group: PlacementGroup = placement_group(self._bundles, strategy=config.cluster.placement_strategy)
         if not self._group.wait(config.cluster.placement_timeout_s):
             raise ResourceError(
@@ -61,7 +61,8 @@ class Placement:
 
         def make_actor(worker: int, scheme: QuantScheme) -> Any:
             actor = ray.remote(RolloutWorker).options(**self.options(worker, env))
-            engine = _EngineFactory(config, model_dir(scheme), device, scheme)
+            folder = model_dir(scheme).resolve()
+            engine = partial(VLLMEngine, folder, config.rollout, scheme, config.model.dtype, device)
             return actor.remote(
                 engine, worker, log_file(self._log_dir, "worker", worker), self._trace("worker", worker)
             )
@@ -73,7 +74,7 @@ class Placement:
     def start_learner(self, receivers: Callable[[], list[Any]]) -> LearnerGroup:
         """Start the learner ranks, which publish to the `receivers`, and wait until they are up."""
         config, device = self._config, self._device
-        first, count = config.rollout.num_workers, config.learner.num_ranks
+        first, count = self._first_rank, config.learner.num_ranks
         env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))
         master = ray.get(ray.remote(free_address).options(**self.options(first, {})).remote())
         actor = ray.remote(LearnerRank)
@@ -109,14 +110,3 @@ def make_weight_sender(transport: Literal["nccl", "ipc"], rank: int, tensors: Te
     from rollout.send import Sender
 
     return Sender(transport, rank, tensors)
-
-
-class _EngineFactory:
-    """Builds worker i's engine in the worker's process; picklable."""
-
-    def __init__(self, config: Config, model_dir: Path, device: str, scheme: QuantScheme) -> None:
-        self._config, self._model_dir, self._device, self._scheme = config, model_dir.resolve(), device, scheme
-
-    def __call__(self, worker: int) -> VLLMEngine:
-        config = self._config
-        return VLLMEngine(self._model_dir, config.rollout, self._scheme, config.model.dtype, self._device, worker)

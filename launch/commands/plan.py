@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.preflight import model_config
     from launch.tools.plan.command import choose_device, render, to_json
     from launch.tools.plan.measure import measure
-    from launch.tools.plan.planner import make_plan
+    from launch.tools.plan.planner import Planner
     from qarl.numerics.vllm_patch import PROCESS_ENV
 
     model, device = model_config(config), choose_device(config, args.device)
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"this machine has no {device.name} to measure", where="--measure")
         os.environ.update(PROCESS_ENV)  # what engines and learners run under; oneDNN reads it at its first GEMM
         device = measure(device)
-    plan = make_plan(config, model, device, args.prompt_tokens, args.response_tokens)
+    plan = Planner(config, model, device, args.prompt_tokens, args.response_tokens).plan()
     if args.json:
         print(to_json(plan))
     else:

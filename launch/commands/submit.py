@@ -1,4 +1,4 @@
-"""Run a config on a Ray cluster as a job: it survives the terminal that started it."""
+"""Run a config on a Ray cluster as a job: it goes on when the terminal is closed."""
 
 import argparse
 

@@ -8,16 +8,7 @@ from pathlib import Path
 
 import torch
 
-from launch.demo.tiny_model import (
-    Log,
-    build_section,
-    make_parent,
-    own_torch_state,
-    save,
-    teacher_of,
-    train,
-    warmup,
-)
+from launch.demo import tiny_model
 from qarl.config.policy import ModelConfig, SFTConfig
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
@@ -26,7 +17,7 @@ from qarl.model_folder import load_model, read_tokenizer
 from qarl.protocols import Fleet, RewardService
 from qarl.quant.publish import publish
 from qarl.seeds import derive_seed
-from qarl.tasks.task import Task, Teacher
+from qarl.tasks.task import Log, Task, Teacher
 from qarl.types import Prompt
 from trainer.evaluate import evaluate
 from trainer.policy import Policy
@@ -78,25 +69,19 @@ def continue_sft(
     """Train the model of directory `source` on fresh demonstrations for `seconds`; replaces directory `target`.
 
     The control for RL: same teacher, same optimizer, as much time. The learning rate warms up to its peak again and
-    then falls linearly to 0 over the time.
-
-    Returns:
-        Number of optimizer steps made.
-
-    Raises:
-        ModelError: the task has no teacher, `source` is no model directory or `target` cannot be written.
-        ConfigError: `model.build` is not set.
+    then falls linearly to 0 over the time. Returns the number of optimizer steps. Raises ModelError: the task has no
+    teacher, `source` is no model directory or `target` cannot be written.
     """
-    sft, teacher = build_section(config).sft, teacher_of(config, task)
-    make_parent(Path(target))
+    sft, teacher = tiny_model.build_section(config).sft, tiny_model.teacher_of(config, task)
+    tiny_model.make_parent(Path(target))
     tokenizer = read_tokenizer(Path(source))
     model = load_model(Path(source), torch.float32)
-    with own_torch_state(seed):
+    with tiny_model.own_torch_state(seed):
         rng = random.Random(f"sft-continued/{seed}")
-        steps = train(model, tokenizer, sft, teacher, rng, time_schedule(sft, seconds), "", log)
+        steps = tiny_model.train(model, tokenizer, sft, teacher, rng, time_schedule(sft, seconds), "", log)
     if Path(target).exists():
         shutil.rmtree(target)
-    save(model, tokenizer, Path(target), config.dtype, {})
+    tiny_model.save(model, tokenizer, Path(target), config.dtype, {})
     return steps
 
 
@@ -111,5 +96,5 @@ def time_schedule(sft: SFTConfig, seconds: float) -> Iterator[float]:
     """Learning rate factors until `seconds` have passed: linear warm-up, times a linear fall to 0 by the clock."""
     start, step = time.monotonic(), 0
     while (left := 1.0 - (time.monotonic() - start) / seconds) > 0:
-        yield warmup(sft, step) * left
+        yield tiny_model.warmup(sft, step) * left
         step += 1

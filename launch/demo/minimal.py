@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -55,7 +56,7 @@ def main(overrides: Sequence[str]) -> None:
 
     # The learner holds full-precision masters; its forward quantizes and multiplies exactly as the engine does.
     learner = LearnerRank(config, "cpu", rank=0, world_size=1, master="127.0.0.1:0", make_sender=Mailer)
-    with redirect_stdout(sys.stderr):  # DeepSpeed tells its memory
+    with redirect_stdout(sys.stderr):  # DeepSpeed prints its memory
         learner.start()
     print("learner against engine:", *learner.parity(), sep="\n  ")
 
@@ -69,13 +70,9 @@ def train_step(config: Config, pool: Pool, engine: VLLMEngine, learner: LearnerR
     # Sample: a group of responses to each prompt, with the log-probs under which the engine drew them. Each request has
     # a seed of its own, so a sample depends on nothing but its request and the weights.
     sampling, size = config.rollout.sampling, config.train.group_size
+    seed = partial(derive_seed, config.seed, "train", step)
     requests = [
-        SampleRequest(
-            prompt,
-            derive_seed(config.seed, "train", step, prompt.id, index),
-            sampling.temperature,
-            sampling.max_new_tokens,
-        )
+        SampleRequest(prompt, seed(prompt.id, index), sampling.temperature, sampling.max_new_tokens)
         for prompt in pool.draw(config.train.prompts_per_step, step)
         for index in range(size)
     ]

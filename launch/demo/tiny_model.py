@@ -18,6 +18,7 @@ from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.model_folder import config_json, read_json
+from qarl.numerics.processor import one_thread
 from qarl.tasks import make_task
 from qarl.tasks.task import Log, Teacher
 
@@ -35,8 +36,7 @@ _IGNORED = -100  # the label that cross_entropy skips
 def ensure_model(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:
     """Make sure that `config.path` is a model directory, building it when nothing is there and `build` is set.
 
-    Raises:
-        ModelError: nothing is there and nothing can be built, or what is there is no model directory.
+    Raises ModelError: nothing is there and nothing can be built, or what is there is no model directory.
     """
     path = Path(config.path)
     check_model(config, task)
@@ -212,16 +212,13 @@ def _recipe(config: ModelConfig, task: TaskConfig) -> dict[str, Any]:
     }
 
 
-def _check_recipe(path: Path, wanted: dict[str, Any]) -> None:
+def _check_recipe(path: Path, requested: dict[str, Any]) -> None:
     found, default = read_json(path / RECIPE), TinyModelConfig().model_dump(mode="json")
     sft = found.get("sft")
     found["sft"] = default["sft"] | sft if isinstance(sft, dict) else sft  # a newer key had its default
-    if differing := sorted(key for key in wanted | found if wanted.get(key) != found.get(key)):
-        raise ModelError(
-            f"was built with other settings of {', '.join(differing)}",
-            str(path),
-            "choose another model.path, or remove the directory to build it anew",
-        )
+    if differing := sorted(key for key in requested | found if requested.get(key) != found.get(key)):
+        what = f"was built with other settings of {', '.join(differing)}"
+        raise ModelError(what, str(path), "choose another model.path, or remove the directory to build it anew")
 
 
 def save(
@@ -275,8 +272,8 @@ def make_parent(target: Path) -> None:
 
 def _log_differences(path: Path, tiny: TinyModelConfig, log: Log) -> None:
     """A model that exists is used as it is: say where that is not what `model.build` asks for."""
-    wanted, found = tiny.model_dump(exclude={"sft"}), config_json(path)
-    differing = [f"{key} {found.get(key)} (not {value})" for key, value in wanted.items() if found.get(key) != value]
+    requested, found = tiny.model_dump(exclude={"sft"}), config_json(path)
+    differing = [f"{key} {found.get(key)} (not {value})" for key, value in requested.items() if found.get(key) != value]
     if differing:
         log(f"{path}: exists and is used, although model.build differs: {', '.join(differing)}")
 
@@ -287,11 +284,6 @@ def own_torch_state(seed: int) -> Iterator[None]:
 
     One thread gives the same weights on any number of cores, and does not crawl when the other cores are busy.
     """
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield

@@ -60,7 +60,7 @@ def new_figure(height: float) -> Figure:
 
 
 def prepare(ax: Axes, title: str) -> None:
-    """The looks of a panel over steps."""
+    """Title, grid and axis of a panel over steps."""
     ax.set_title(title, loc="left", fontsize=12, fontweight="bold")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -122,7 +122,7 @@ def _draw_times(ax: Axes, series: Series) -> None:
         names = ("pool", "sample", "reward", "prox", "update", "publish")
         parts = {name: [series.get(f"timing_s/{name}", {}).get(s, 0.0) for s in total] for name in names}
         parts["other"] = [
-            max(0.0, all_ - sum(some)) for all_, *some in zip(total.values(), *parts.values(), strict=True)
+            max(0.0, all_ - sum(named)) for all_, *named in zip(total.values(), *parts.values(), strict=True)
         ]
         _stack(ax, list(total), parts)
         ax.set_ylabel("seconds")

@@ -1,4 +1,4 @@
-"""The prompts of a run, read before anything starts."""
+"""The prompts of a run, read before anything starts, and what makes new ones."""
 
 import re
 from collections.abc import Sequence
@@ -8,12 +8,17 @@ from transformers import PreTrainedTokenizerBase
 
 from launch.demo.tiny_model import make_tokenizer
 from launch.preflight import model_config
+from qarl.config.pool import ProgramCheckConfig, VoteConfig
 from qarl.config.run import Config
 from qarl.errors import ConfigError, DataError, ModelError
 from qarl.model_folder import read_tokenizer
+from qarl.prompts.augment import Augmenter
+from qarl.prompts.pool import Pool
+from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator
 from qarl.tasks import make_task
 from qarl.tasks.task import Log, Task, encoder
 from qarl.types import Prompt
+from rewards.teacher import Teacher
 
 
 def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Prompt]]:
@@ -60,3 +65,31 @@ def _check_tokens(task: Task, prompts: Sequence[Prompt], tokenizer: PreTrainedTo
         if first is not None and ids[:2] == (first, first):
             what = f"prompts begin with '{tokenizer.bos_token}' twice: the tokenizer adds it to a text that has it"
             raise ConfigError(what, "task.prompt_template", "remove it there")
+
+
+def make_augmenter(
+    config: Config, task: Task, pool: Pool, prompts: Sequence[Prompt], heldout: Sequence[Prompt]
+) -> Augmenter | None:
+    """None when `pool.augment.per_step` is 0. Raises ConfigError when the teacher's key is not set."""
+    if not config.pool.augment.per_step:
+        return None
+    sampling = config.rollout.sampling
+    return Augmenter(
+        config.pool.augment,
+        pool,
+        task,
+        _validator(config, task),
+        prompts,
+        heldout,
+        (sampling.temperature, sampling.max_new_tokens),
+        config.rollout.max_model_len - sampling.max_new_tokens,
+        config.seed,
+    )
+
+
+def _validator(config: Config, task: Task) -> Validator:
+    chosen = config.pool.augment.validator
+    if isinstance(chosen, ProgramCheckConfig):
+        assert task.solve is not None  # the config has checked it
+        return ProgramCheck(task.solve)
+    return SelfConsistency(chosen) if isinstance(chosen, VoteConfig) else Teacher(chosen)

@@ -1,10 +1,11 @@
-"""What a run leaves for its reader: curves.png, report.html, summary.json, and the summary in the terminal."""
+"""What a run writes for its reader: curves.png, report.html, summary.json, and the summary in the terminal."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from html import escape
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,7 +17,11 @@ from rich.text import Text
 from launch.run.curves import Series, draw_curves
 from launch.run.files import write_whole
 from launch.run.tracking import METRICS_FILE, read_log
+from qarl.config.run import Config
+from qarl.config.schedule import schemes_of
 from qarl.errors import DataError
+from qarl.types import WorkerInfo
+from trainer.loop import Progress
 
 SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
@@ -47,6 +52,46 @@ class Summary(BaseModel):
     mismatch_aligned: dict[str, float] = {}
     mismatch_unaligned: dict[str, float] = {}
     files: dict[str, str] = {}
+
+
+def make_summary(
+    config: Config,
+    run_dir: Path,
+    infos: Sequence[WorkerInfo],
+    progress: Progress,
+    after: dict[str, float],
+    controls: dict[str, float],
+    files: Mapping[str, str],
+) -> Summary:
+    """The summary of a finished run: `after` is its last evaluation, `files` what it exported."""
+    rows = read_log(run_dir / METRICS_FILE)
+    return Summary(
+        run=config.run.name,
+        scheme=" then ".join(scheme.label for scheme in schemes_of(config.rollout)),
+        kernels=sorted({kernel for info in infos for kernel in info.kernels}),
+        steps=progress.step,
+        rollouts=progress.rollouts,
+        train_seconds=progress.train_seconds,
+        tokens_per_s=progress.tokens / progress.train_seconds,
+        eval_before=progress.eval_before,
+        eval_after=after,
+        controls=controls,
+        mismatch_aligned=_mean_mismatch(rows, "mismatch/"),
+        mismatch_unaligned=_mean_mismatch(rows, "mismatch/unaligned_"),
+        files={**files, "report": str(run_dir / REPORT_FILE), "curves": str(run_dir / CURVES_FILE)},
+    )
+
+
+def _mean_mismatch(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, float]:
+    """Over all logged steps: mean of the means, largest maximum, mean k3."""
+    found = [row for row in rows if f"{prefix}logp_abs_mean" in row]
+    if not found:
+        return {}
+    return {
+        "mean": fmean(float(row[f"{prefix}logp_abs_mean"]) for row in found),
+        "max": max(float(row[f"{prefix}logp_abs_max"]) for row in found),
+        "k3": fmean(float(row[f"{prefix}k3_kl"]) for row in found),
+    }
 
 
 def read_summary(run_dir: Path) -> Summary:
@@ -87,8 +132,7 @@ def _number(value: Any, where: str) -> float:
 def write_report(run_dir: Path, summary: Summary) -> None:
     """Write summary.json, curves.png and report.html (one self-contained page) into `run_dir`.
 
-    Raises:
-        DataError: `run_dir` has no metrics.jsonl, or a damaged one.
+    Raises DataError: `run_dir` has no metrics.jsonl, or a damaged one.
     """
     series = read_series(run_dir)
     controls = {_control_name(key): value for key, value in summary.controls.items()}

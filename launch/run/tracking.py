@@ -31,19 +31,15 @@ WANDB_ID_FILE = "wandb_id"
 LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
 
 FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
-"""0 in a step that takes the sampler's log-probs for pi_prox shows that they are the learner's."""
+"""When a step takes the sampler's log-probs for pi_prox, 0 shows that the learner computes the same."""
 
 
-class RunTracker:
-    """A `qarl.protocols.Tracker` that shows progress in the terminal and passes everything on to others.
+class RunTracker(Tracker):
+    """Shows progress in the terminal and passes everything on to others.
 
-    A run resumed at `start_step` forgets what was logged of later steps: those are made again.
+    A run resumed at `start_step` removes what was logged for later steps, which run again.
 
-    Args:
-        config: `tracking` names the other trackers and decides on the progress bar.
-        run_dir: existing folder of the run.
-        start_step: last step already done; 0 starts new files and a new W&B run.
-        total_steps: steps of the whole run.
+    With `start_step` 0, new files and a new W&B run are started.
 
     Raises:
         DataError: a log to be continued is damaged.
@@ -64,18 +60,15 @@ class RunTracker:
         self._first: tuple[int, float] | None = None
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Record the metrics of `step`; several calls a step add up."""
         for tracker in self._trackers:
             tracker.log(step, metrics)
         self._show(step, {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)})
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
-        """Record rows of the table `name`."""
         for tracker in self._trackers:
             tracker.table(step, name, rows)
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
-        """Record which problems of the policy were accepted and which not, and why."""
         for tracker in self._trackers:
             tracker.augmented(step, outcomes)
 
@@ -87,7 +80,7 @@ class RunTracker:
             tracker.note(line)
 
     def close(self) -> None:
-        """Give the terminal back and close the trackers. Call it in a `finally`; twice does no harm."""
+        """Restore the terminal and close the trackers. Call it in a `finally`; a second call does nothing."""
         if self._bar is not None:
             self._bar.stop()
         while self._trackers:
@@ -103,7 +96,7 @@ class RunTracker:
                 self.note(f"step {step}/{self._total}  {line}")
             else:
                 self._bar.update(self._task, completed=step, description=line)
-                # Begun here, not in __init__: a failure before the first step cannot leave the cursor hidden.
+                # Started here, not in __init__: a failure before the first step cannot leave the cursor hidden.
                 self._bar.start()
 
     def _eta(self, step: int) -> str:
@@ -117,8 +110,8 @@ class RunTracker:
         return str(timedelta(seconds=round(seconds)))
 
 
-class JsonlTracker:
-    """Files of the run folder: metrics, samples and made problems, an object a line."""
+class JsonlTracker(Tracker):
+    """Files of the run folder: metrics, samples and problems made by the policy, one object per line."""
 
     def __init__(self, config: Config, run_dir: Path, start_step: int) -> None:
         def opened(name: str) -> TextIO:
@@ -143,16 +136,13 @@ class JsonlTracker:
         for outcome in outcomes:
             self._augment_file.write(json.dumps({"step": step, **asdict(outcome)}) + "\n")
 
-    def note(self, line: str) -> None:
-        pass
-
     def close(self) -> None:
         for file in (self._metrics_file, self._samples_file, self._augment_file):
             if file is not None:
                 file.close()
 
 
-class WandbTracker:
+class WandbTracker(Tracker):
     """Weights & Biases; `tracking.wandb_mode` says how. Raises ResourceError when it cannot start the run."""
 
     def __init__(self, config: Config, run_dir: Path, start_step: int) -> None:
@@ -175,12 +165,6 @@ class WandbTracker:
         if rows:
             table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
             self._run.log({"step": step, name: table})
-
-    def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
-        pass
-
-    def note(self, line: str) -> None:
-        pass
 
     def close(self) -> None:
         self._run.finish()
@@ -209,11 +193,8 @@ def _make(config: Config, run_dir: Path, start_step: int) -> Iterator[Tracker]:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Rows of a JSONL log in the order of writing; none where there is no file.
 
-    What follows the last line end is left out: its writer was killed, or is still writing. Numbers that JSON lacks
-    are strings ("nan", "inf"), which `float` reads.
-
-    Raises:
-        DataError: a whole line is not a JSON object with a step.
+    What follows the last line end is left out: its writer was killed, or is still writing. Numbers that JSON lacks are
+    strings ("nan", "inf"), which `float` reads. Raises DataError: a whole line is not a JSON object with a step.
     """
     if not path.is_file():
         return []
@@ -280,7 +261,7 @@ def _start_wandb(config: Config, run_dir: Path, start_step: int) -> Any:
         )
     except wandb.Error as error:
         raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=LOGIN) from error
-    # Steps are named by us: a resumed run logs some of them again, which W&B's own ever-growing counter forbids.
+    # We number the steps: a resumed run logs some of them again, and W&B's own counter only grows.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run

@@ -87,7 +87,7 @@ def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, de
     """Raises PublicationError unless stock vLLM on `folder` and a rollout worker with the policy's tensors agree."""
     rollout = config.rollout.model_copy(update={"max_model_len": PROMPT_TOKENS + RESPONSE_TOKENS})
     vocabulary, random = policy.model.config.vocab_size, Random(0)
-    asked = [
+    requests = [
         SampleRequest(
             Prompt(str(i), "", "", tuple(random.randrange(vocabulary) for _ in range(PROMPT_TOKENS))),
             seed=i,
@@ -101,14 +101,11 @@ def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, de
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     dtype = config.model.dtype
     weights = publish(policy.model, scheme, 0)
-    ours = _in_own_process(sample_published, weights, folder, rollout, scheme, dtype, device, asked)
-    stock = _in_own_process(sample_stock, folder, rollout, dtype, device, asked)
+    ours = _in_own_process(sample_published, weights, folder, rollout, scheme, dtype, device, requests)
+    stock = _in_own_process(sample_stock, folder, rollout, dtype, device, requests)
     if differing := sum(a != b for a, b in zip(stock, ours, strict=True)):
-        raise PublicationError(
-            f"{differing} of {len(asked)} responses of stock vLLM differ from a rollout worker's",
-            where=f"export in {scheme.label}",
-            hint="nothing was written",
-        )
+        what = f"{differing} of {len(requests)} responses of stock vLLM differ from a rollout worker's"
+        raise PublicationError(what, f"export in {scheme.label}", "nothing was written")
 
 
 def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
@@ -118,6 +115,5 @@ def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
             return process.submit(sample, *args).result()
     except (BrokenProcessPool, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise PublicationError(
-            f"vLLM cannot run what was exported: {reason}", "export", "nothing was written"
-        ) from error
+        what = f"vLLM cannot run what was exported: {reason}"
+        raise PublicationError(what, "export", "nothing was written") from error

@@ -152,7 +152,8 @@ def _document(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
         key = prefix + name
         default = "required" if field.is_required() else field.get_default()
         shown = "" if isinstance(default, BaseModel) else str(default)
-        yield key, shown, " ".join((field.description or "").split())
+        description = field.description or ("Which kind; the other keys depend on it." if name == "kind" else "")
+        yield key, shown, " ".join(description.split())
         for section in _sections(field.annotation):
             for row in _document(section, key + "."):
                 if row[0] not in seen:

@@ -20,7 +20,6 @@ class NoCorrection(Node):
     """Every weight is 1."""
 
     kind: Literal["none"] = "none"
-    """Which correction."""
 
 
 class _TokenCap(Node):
@@ -32,7 +31,6 @@ class TokenTIS(_TokenCap):
     """Truncated importance sampling: `min(w_t, cap)`."""
 
     kind: Literal["token_tis"] = "token_tis"
-    """Which correction."""
 
 
 class AdaptiveClip(_TokenCap):
@@ -40,14 +38,12 @@ class AdaptiveClip(_TokenCap):
     the same factor."""
 
     kind: Literal["adaptive_clip"] = "adaptive_clip"
-    """Which correction."""
 
 
 class SequenceTIS(Node):
     """Truncated importance sampling on the length-normalised sequence weight: `min(w_seq, cap)`."""
 
     kind: Literal["sequence_tis"] = "sequence_tis"
-    """Which correction."""
     cap: PositiveFloat = 2.0
     """Largest weight."""
 
@@ -67,7 +63,6 @@ class TokenMask(_Band):
     """IcePop: `w_t` inside the band, 0 outside."""
 
     kind: Literal["token_mask"] = "token_mask"
-    """Which correction."""
     high: PositiveFloat = 5.0
     """Largest weight that is kept. The two sequence corrections have 2."""
 
@@ -76,14 +71,12 @@ class SequenceMask(_Band):
     """MIS: `w_seq` inside the band, 0 outside."""
 
     kind: Literal["sequence_mask"] = "sequence_mask"
-    """Which correction."""
 
 
 class SequenceReject(_Band):
     """Sequence rejection: 1 when `w_seq` is inside the band, 0 outside."""
 
     kind: Literal["sequence_reject"] = "sequence_reject"
-    """Which correction."""
 
 
 CorrectionConfig = Annotated[
@@ -112,7 +105,6 @@ class TBPOConfig(_Objective):
     """TBPO (arXiv 2604.07853): sequence-level ratio, dual clip for negative advantages, capped mismatch weight."""
 
     kind: Literal["tbpo"] = "tbpo"
-    """Which objective."""
     seq_clip_ratio_low: PositiveFloat = 3e-4
     """eps_low: lower bound for positive advantages. In TBPO it never binds, because PPO's minimum takes the unclipped
     branch; in GSPO it binds for negative advantages."""
@@ -157,7 +149,6 @@ class GRPOConfig(TokenClip):
     """GRPO (arXiv 2402.03300) without its KL penalty: PPO's clipped minimum on token ratios."""
 
     kind: Literal["grpo"] = "grpo"
-    """Which objective."""
     aggregation: Aggregation = "sequence_mean"
     """`sequence_mean`: mean over the tokens of a sequence, then over sequences. `token_mean`: over all tokens."""
 
@@ -167,7 +158,6 @@ class DrGRPOConfig(TokenClip):
 
     advantage: ClassVar[Mapping[str, object]] = MappingProxyType({"estimator": "group", "normalize_by_std": False})
     kind: Literal["dr_grpo"] = "dr_grpo"
-    """Which objective."""
     normalizer: PositiveInt = Field(default=...)
     """Constant that divides the sum over a sequence's tokens. Required for Dr. GRPO; the generation budget is
     `${rollout.sampling.max_new_tokens}`."""
@@ -178,7 +168,6 @@ class DAPOConfig(TokenClip):
     and `advantage.overlong_cache`."""
 
     kind: Literal["dapo"] = "dapo"
-    """Which objective."""
     clip_ratio_high: PositiveFloat = 0.28
     """eps_high: upper bound."""
 
@@ -187,7 +176,6 @@ class GSPOConfig(_Corrected):
     """GSPO (arXiv 2507.18071): PPO's clipped minimum on the length-normalised sequence ratio."""
 
     kind: Literal["gspo"] = "gspo"
-    """Which objective."""
     seq_clip_ratio_low: PositiveFloat = 3e-4
     """eps_low: binds for negative advantages."""
     seq_clip_ratio_high: PositiveFloat = 4e-4
@@ -198,7 +186,6 @@ class CISPOConfig(_Corrected):
     """CISPO (MiniMax-M1, arXiv 2506.13585): the clipped token ratio is a weight; every token keeps a gradient."""
 
     kind: Literal["cispo"] = "cispo"
-    """Which objective."""
     is_clip_low: Fraction = 1.0
     """eps_low of CISPO's weight; 1 means no lower bound, as in the paper."""
     is_clip_high: PositiveFloat = 1.0
@@ -210,7 +197,6 @@ class GBPOConfig(_Corrected):
     the lower bound for a negative one."""
 
     kind: Literal["gbpo"] = "gbpo"
-    """Which objective."""
     clip_ratio_low: Fraction = 0.2
     """eps_low: for a negative advantage the target is 1 - eps_low."""
     clip_ratio_high: PositiveFloat = 0.2
@@ -223,7 +209,6 @@ class OnPolicyConfig(_Corrected):
     """Plain policy gradient, without a ratio: correct when each batch is used for one optimizer step."""
 
     kind: Literal["on_policy"] = "on_policy"
-    """Which objective."""
     aggregation: Aggregation = "sequence_mean"
     """How tokens are averaged."""
 
@@ -235,7 +220,6 @@ class RLOOConfig(_Corrected):
         {"estimator": "leave_one_out", "normalize_by_std": False}
     )
     kind: Literal["rloo"] = "rloo"
-    """Which objective."""
 
 
 class ReinforcePPConfig(TokenClip):
@@ -245,14 +229,12 @@ class ReinforcePPConfig(TokenClip):
         {"estimator": "batch", "normalize_by_std": True, "drop_zero_variance": False}
     )
     kind: Literal["reinforce_pp"] = "reinforce_pp"
-    """Which objective."""
 
 
 class CustomConfig(_Objective):
     """An objective of your own: a function `(inputs: LossInputs, **kwargs) -> (loss, metrics)`."""
 
     kind: Literal["custom"] = "custom"
-    """Which objective."""
     function: str = Field(default=...)
     """The function of a custom objective: `module:function` or `path/to/file.py:function`, found in the working
     directory or on `sys.path`. Required for `custom`."""

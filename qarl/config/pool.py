@@ -71,14 +71,12 @@ class ProgramCheckConfig(Node):
     """The task's own program knows the answer; the sorting task has one."""
 
     kind: Literal["program"] = "program"
-    """Which validator."""
 
 
 class VoteConfig(Node):
     """Self-consistency: the policy answers the new problem several times; the answer most often given counts."""
 
     kind: Literal["vote"] = "vote"
-    """Which validator."""
     num_samples: PositiveInt = 8
     """Answers of the policy, sampled with the next step's rollouts."""
     threshold: Share = 0.5
@@ -94,7 +92,6 @@ class TeacherConfig(Node):
     """Another model answers, over an OpenAI-compatible endpoint, while training goes on."""
 
     kind: Literal["teacher"] = "teacher"
-    """Which validator."""
     base_url: Annotated[str, Field(pattern=r"^https?://[!-~]+$")] = Field(default=...)
     """Up to and with the version: `http://host:8000/v1`. Required."""
     model: Annotated[str, Field(min_length=1)] = Field(default=...)

@@ -16,7 +16,6 @@ class SortingTaskConfig(Node):
     system_prompt: ClassVar[None] = None
     chat_template_kwargs: ClassVar[dict[str, Any]] = {}
     kind: Literal["sorting"] = "sorting"
-    """Which task."""
     num_prompts: PositiveInt = 2048
     """Training prompts generated for the pool."""
     levels: list[int] = [2, 3, 4, 5, 6, 8, 10, 12]
@@ -43,7 +42,6 @@ class DatasetTaskConfig(_PromptConfig):
 
     has_program: ClassVar[bool] = False
     kind: Literal["dataset"] = "dataset"
-    """Which task."""
     train_path: str = Field(default=...)
     """Training rows: JSONL, Parquet (`.parquet`), or a folder of Hugging Face `datasets`. Required."""
     heldout_path: str = Field(default=...)
@@ -74,7 +72,6 @@ class ReasoningGymTaskConfig(_PromptConfig):
 
     has_program: ClassVar[bool] = False
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    """Which task."""
     datasets: Annotated[list[GymDatasetConfig], Field(min_length=1)] = Field(default=...)
     """The generators. In reports, level 1 is the first of them, level 2 the second, and so on. Required."""
     num_prompts: PositiveInt = 2048

@@ -30,9 +30,8 @@ def available() -> bool:
 def ops() -> Any:
     """vLLM's CPU ops. Raises KernelError where vLLM is missing or was not checked."""
     if not available():
-        raise KernelError(
-            "the engine's ops need vLLM, which is not installed", hint="install it, or set learner.numerics=portable"
-        )
+        what = "the engine's ops need vLLM, which is not installed"
+        raise KernelError(what, hint="install it, or set learner.numerics=portable")
     patch_cpu()
     from vllm import _custom_ops
     from vllm.platforms import current_platform
@@ -171,8 +170,7 @@ def w8a8_linear(x_MK: Tensor, weight: W8A8Weight) -> Tensor:
 
 def w4a16_linear(x_MK: Tensor, layout: Tensor, scale_GN: Tensor, bias_N: Tensor | None) -> Tensor:
     """vLLM's CPU W4A16 layer, bfloat16: [M, N]. `layout` is `qarl.quant.int4.engine_w4a16_layout`'s."""
-    out: Tensor = ops().cpu_gemm_wna16(x_MK.contiguous(), layout, scale_GN, None, bias_N, 8, "vec")
-    return out
+    return ops().cpu_gemm_wna16(x_MK.contiguous(), layout, scale_GN, None, bias_N, 8, "vec")
 
 
 def experts(x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor, gate_up_XFE: Tensor, down_XEI: Tensor) -> Tensor:
@@ -182,10 +180,8 @@ def experts(x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor, gate_up_XFE: Tenso
     Raises KernelError for widths that the op does not take.
     """
     if x_NE.shape[1] % 32 or down_XEI.shape[2] % 32:
-        raise KernelError(
-            f"the engine's experts need widths divisible by 32, got {x_NE.shape[1]} and {down_XEI.shape[2]}",
-            hint="set learner.numerics=portable",
-        )
+        what = f"the engine's experts need widths divisible by 32, got {x_NE.shape[1]} and {down_XEI.shape[2]}"
+        raise KernelError(what, hint="set learner.numerics=portable")
     w13, w2 = (ops().cpu_prepack_moe_weight(weight.detach(), "vec") for weight in (gate_up_XFE, down_XEI))
 
     def call(out: Tensor, x: Tensor, weights: Tensor, ids: Tensor) -> None:

@@ -134,8 +134,7 @@ class EngineAttention(torch.autograd.Function):
 def attend(q_NHD: Tensor, k_NGD: Tensor, v_NGD: Tensor, scale: float, layout: BatchLayout) -> Tensor:
     """Causal attention by the engine's op where the batch has a paged view, else in torch: [N, H, D]."""
     if layout.paged is not None:
-        out: Tensor = EngineAttention.apply(q_NHD, k_NGD, v_NGD, scale, layout)
-        return out
+        return EngineAttention.apply(q_NHD, k_NGD, v_NGD, scale, layout)
     return attend_in_torch(q_NHD, k_NGD, v_NGD, scale, layout)
 
 
@@ -172,8 +171,7 @@ class Attention(nn.Module):
         k = self.rotate(self.k_norm(self.k_proj(x_NE).view(heads)), *position_embeddings)
         v = self.v_proj(x_NE).view(heads)
         out = self.attend(q, k, v, self.scaling, layout)
-        projected: Tensor = self.o_proj(out.flatten(1))
-        return projected
+        return self.o_proj(out.flatten(1))
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -202,5 +200,4 @@ def hidden_states(decoder: Any, ids_N: Tensor, layout: BatchLayout) -> Tensor:
     position_embeddings = decoder.rotary_emb(hidden_NE, layout.flat.positions_N)
     for layer in decoder.layers:
         hidden_NE = layer(hidden_NE, position_embeddings, layout)
-    normed_NE: Tensor = decoder.norm(hidden_NE)
-    return normed_NE
+    return decoder.norm(hidden_NE)

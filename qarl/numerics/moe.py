@@ -72,8 +72,7 @@ class Experts(nn.Module):
 
     def forward(self, x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """[N, E] in the dtype of x."""
-        out: Tensor = Mixture.apply(x_NE, ids_NK, weights_NK.float(), self.gate_up_proj, self.down_proj, self)
-        return out
+        return Mixture.apply(x_NE, ids_NK, weights_NK.float(), self.gate_up_proj, self.down_proj, self)
 
     def mix(self, x_NE: Tensor, ids_NK: Tensor, weights_NK: Tensor) -> Tensor:
         """The forward, without gradients."""
@@ -134,8 +133,7 @@ class SparseMoe(nn.Module):
 
     def forward(self, x_NE: Tensor) -> Tensor:
         """[N, E] in the dtype of x."""
-        out_NE: Tensor = self.experts(x_NE, *self.gate(x_NE))
-        return out_NE
+        return self.experts(x_NE, *self.gate(x_NE))
 
 
 def _by_expert(ids_NK: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:

@@ -1,5 +1,7 @@
 """What this machine's processor has: vLLM, oneDNN and torch choose their CPU kernels by it, and so must qarl."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,6 +27,17 @@ def has_bfloat16_gemm() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread within, and on as many as before afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 to bfloat16 without its lower half, towards zero; other dtypes as usual."""
     if dtype == torch.bfloat16:
@@ -36,8 +49,7 @@ def round_as_engine(x: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 to `dtype` as vLLM's CPU kernels round here; to nearest on other devices. Differentiable."""
     if x.device.type != "cpu" or has_avx512():
         return x.to(dtype)
-    out: Tensor = _CutOff.apply(x, dtype)
-    return out
+    return _CutOff.apply(x, dtype)
 
 
 class _CutOff(torch.autograd.Function):

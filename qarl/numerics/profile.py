@@ -27,14 +27,11 @@ def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
         return
     config = model.config
     if config.model_type not in SUPPORTED_MODELS:
-        raise ModelError(
-            f"numerics '{numerics}' covers {', '.join(SUPPORTED_MODELS)}, not {config.model_type}",
-            hint="set learner.numerics=stock",
-        )
+        what = f"numerics '{numerics}' covers {', '.join(SUPPORTED_MODELS)}, not {config.model_type}"
+        raise ModelError(what, hint="set learner.numerics=stock")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
-        raise ModelError(
-            f"numerics '{numerics}' does not cover sliding-window attention", hint="set learner.numerics=stock"
-        )
+        what = f"numerics '{numerics}' does not cover sliding-window attention"
+        raise ModelError(what, hint="set learner.numerics=stock")
     rope_type = config.rope_parameters["rope_type"]
     if rope_type in LENGTH_DEPENDENT_ROPES:
         raise ModelError(f"numerics '{numerics}' does not cover '{rope_type}' RoPE", hint="set learner.numerics=stock")

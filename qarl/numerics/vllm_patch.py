@@ -43,15 +43,12 @@ def vllm_version() -> str | None:
 def patch_cpu() -> None:
     """Apply the first two changes to this process, once. Call before the first use of vLLM's CPU kernels.
 
-    Raises:
-        KernelError: vLLM is of a version that was not checked.
+    Raises KernelError: vLLM is of a version that was not checked.
     """
     found = vllm_version()
     if found not in CHECKED_VERSIONS:
-        raise KernelError(
-            f"vLLM {found} is not among the checked versions {', '.join(CHECKED_VERSIONS)}",
-            hint="install the pinned one (launch/setup.sh)",
-        )
+        what = f"vLLM {found} is not among the checked versions {', '.join(CHECKED_VERSIONS)}"
+        raise KernelError(what, hint="install the pinned one (launch/setup.sh)")
     torch.cpu._is_amx_tile_supported = _no_amx
     from vllm import _custom_ops
 
@@ -80,8 +77,7 @@ def patch_cpu_engine() -> None:
     apply = Kernel.apply_scaled_mm
 
     def apply_to_enough_rows(self: Any, *, A: torch.Tensor, **rest: Any) -> torch.Tensor:
-        out: torch.Tensor = apply(self, A=enough_rows(A), **rest)  # it drops the added rows itself
-        return out
+        return apply(self, A=enough_rows(A), **rest)  # it drops the added rows itself
 
     Kernel.apply_scaled_mm = without_onednn()(apply if processor.has_avx512() else apply_to_enough_rows)
     setup = Experts._setup_kernel
@@ -122,8 +118,7 @@ class _EngineDense:
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         if self._dense is None:
             self.take(weight)
-        out: torch.Tensor = self._dense(x, bias)
-        return out
+        return self._dense(x, bias)
 
 
 def _no_amx() -> bool:

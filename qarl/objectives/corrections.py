@@ -22,16 +22,8 @@ from math import exp
 import torch
 from torch import Tensor
 
-from qarl.config.objective import (
-    AdaptiveClip,
-    CorrectionConfig,
-    NoCorrection,
-    SequenceMask,
-    SequenceReject,
-    SequenceTIS,
-    TokenMask,
-    TokenTIS,
-)
+from qarl.config import objective as config_of
+from qarl.config.objective import CorrectionConfig
 from qarl.metrics import Histogram, Metrics, effective_sample_size, mean
 from qarl.objectives.ratios import Ratios, bounded_exp
 
@@ -55,32 +47,32 @@ class Weight:
     """bool: the correction set the weight to 0 because it left the band. Means nothing at padding."""
 
 
-def mismatch_weight(ratios: Ratios, config: CorrectionConfig | AdaptiveClip) -> tuple[Weight, Metrics]:
+def mismatch_weight(ratios: Ratios, config: CorrectionConfig | config_of.AdaptiveClip) -> tuple[Weight, Metrics]:
     """The weight of every token, and partial metrics."""
     w_B = bounded_exp(ratios.log_w_B)
     metrics = _weight_metrics(w_B, ratios.log_w_B)
     log_w_BT = ratios.log_w_BT
     one = Weight(torch.ones_like(w_B), torch.ones_like(log_w_BT), torch.zeros_like(log_w_BT, dtype=torch.bool))
     match config:
-        case NoCorrection():
+        case config_of.NoCorrection():
             return one, metrics
-        case SequenceTIS():
+        case config_of.SequenceTIS():
             capped = mean((w_B > config.cap).sum().item(), len(w_B))
             weight = replace(one, sequence_B=w_B.clamp(max=config.cap))
             return weight, metrics | {"actor/seq_mismatch_weight_capped": capped}
-        case SequenceMask() | SequenceReject():
+        case config_of.SequenceMask() | config_of.SequenceReject():
             masked_B = (w_B < config.low) | (w_B > config.high)
-            kept_B = w_B if isinstance(config, SequenceMask) else one.sequence_B
+            kept_B = w_B if isinstance(config, config_of.SequenceMask) else one.sequence_B
             weight = replace(one, sequence_B=kept_B * ~masked_B, masked_BT=masked_B[:, None].expand_as(log_w_BT))
             return weight, metrics | {"actor/seq_mismatch_weight_masked": mean(masked_B.sum().item(), len(w_B))}
     w_BT = ratios.w_BT
     tokens = int(ratios.lengths_B.sum())
     match config:
-        case TokenTIS() | AdaptiveClip():
+        case config_of.TokenTIS() | config_of.AdaptiveClip():
             capped = mean((w_BT > config.cap).sum().item(), tokens)  # padding has weight 1, so it is never capped
             weight = replace(one, token_BT=w_BT.clamp(max=config.cap))
             return weight, metrics | {"actor/token_mismatch_weight_capped": capped}
-        case TokenMask():
+        case config_of.TokenMask():
             masked_BT = (w_BT < config.low) | (w_BT > config.high)  # never padding: its weight 1 lies in the band
             weight = replace(one, token_BT=w_BT.masked_fill(masked_BT, 0.0), masked_BT=masked_BT)
             return weight, metrics | {"actor/token_mismatch_weight_masked": mean(masked_BT.sum().item(), tokens)}
@@ -98,13 +90,13 @@ def _weight_metrics(w_B: Tensor, log_w_B: Tensor) -> Metrics:
     }
 
 
-def upper_clip_bound(bound: float, ratios: Ratios, config: CorrectionConfig | AdaptiveClip) -> float | Tensor:
+def upper_clip_bound(bound: float, ratios: Ratios, config: CorrectionConfig | config_of.AdaptiveClip) -> float | Tensor:
     """The upper bound on the ratio for positive advantages: `bound`; with `adaptive_clip` `bound * max(1, w_t / cap)`,
     [B, T].
 
     Truncation scales the update of a token by `min(w_t, cap) / w_t`, and its clip range by the same factor. QuRL
     divides the bound by that factor.
     """
-    if not isinstance(config, AdaptiveClip):
+    if not isinstance(config, config_of.AdaptiveClip):
         return bound
     return (ratios.w_BT * (bound / config.cap)).clamp(min=bound)

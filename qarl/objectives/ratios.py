@@ -128,9 +128,8 @@ def check_shapes(inputs: LossInputs) -> None:
     }
     other = [f"{name} {tuple(x.shape)}" for name, x in fields.items() if x is not None and x.shape != mask_BT.shape]
     if other:
-        raise ObjectiveError(
-            f"{', '.join(other)} and mask {tuple(mask_BT.shape)} of sequences {inputs.named()} must have one shape"
-        )
+        what = f"{', '.join(other)} and mask {tuple(mask_BT.shape)} of sequences {inputs.named()} must have one shape"
+        raise ObjectiveError(what)
 
 
 def check_finite(finite_B: Tensor, inputs: LossInputs, what: str = "log-prob") -> None:

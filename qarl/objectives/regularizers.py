@@ -18,9 +18,7 @@ def regularize(loss: Tensor, inputs: LossInputs, config: ObjectiveConfig) -> tup
     """`loss + kl_coef * KL(pi_theta || reference) - entropy_coef * H`, and both as partial metrics.
 
     The objective has checked `inputs` with `Ratios.of`.
-
-    Raises:
-        DivergenceError: a sampled token has a NaN or infinite log-prob under the reference, or such an entropy.
+    Raises DivergenceError: a sampled token has a NaN or infinite log-prob under the reference, or such an entropy.
     """
     metrics: Metrics = {}
     lengths_B = inputs.mask_BT.sum(1)

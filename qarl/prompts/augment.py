@@ -8,15 +8,17 @@ the order of the queue, up to the first that is not available yet. No step waits
 continues as if it had not stopped.
 """
 
-import math
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from random import Random
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from qarl.config.base import Count
 from qarl.config.pool import AugmentConfig
 from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.pool import Pool
@@ -38,10 +40,15 @@ WHERE = "augmentation state"
 class Candidate:
     """A new question without an answer yet. `replies` are the policy's votes, if the validator needs any."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     question: str
     parent_id: str
-    level: int
+    level: Annotated[int, Field(strict=True)]
     replies: list[str] = field(default_factory=list)
+
+
+_QUEUE, _TEXTS, _COUNTS = TypeAdapter(list[Candidate]), TypeAdapter(list[str]), TypeAdapter(dict[str, Count])
 
 
 class Augmenter:
@@ -54,7 +61,6 @@ class Augmenter:
         heldout: further held-out questions, besides those that `task` lists.
         sampling: temperature, and most new tokens, of the requests.
         longest_prompt: most tokens of a request and of a new prompt.
-        seed: the run's seed.
     """
 
     def __init__(
@@ -163,18 +169,18 @@ class Augmenter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`, in a new augmenter, and submit the queue to the validator again.
 
-        Raises:
-            CheckpointError: another version, or damaged.
+        Raises CheckpointError: another version, or damaged.
         """
         if state.get("version") != VERSION:
             raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE)
         try:
-            queue, queued = [_candidate(row) for row in state["queue"]], _texts(state["queued"])
-            counts = Counter({_texts([name])[0]: _as_count(count, least=0) for name, count in state["counts"].items()})
+            queue = _QUEUE.validate_python(state["queue"])
+            queued = _TEXTS.validate_python(state["queued"])
+            counts = Counter(_COUNTS.validate_python(state["counts"]))
             if unknown := {candidate.question for candidate in queue}.difference(queued):
                 raise ValueError(f"'{min(unknown)}' is in the queue but not in the list of all queued questions")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(f"incomplete or damaged ({' '.join(repr(error).split())})", WHERE) from error
         self._counts = counts
         for question in queued:
             self._remember(question)
@@ -236,29 +242,6 @@ class Augmenter:
     def _conclude(self, parent_id: str, text: str, reason: str, detail: str = "", answer: str = "") -> None:
         self._counts[reason or "accepted"] += 1
         self._outcomes.append(AugmentOutcome(parent_id, text, reason, detail, answer))
-
-
-def _candidate(row: Mapping[str, Any]) -> Candidate:
-    """Raises TypeError or ValueError when `row` is not a valid candidate."""
-    found = Candidate(**row)
-    _texts([found.question, found.parent_id])
-    _texts(found.replies)
-    _as_count(found.level)
-    return found
-
-
-def _as_count(value: Any, least: float = -math.inf) -> int:
-    """Raises TypeError unless `value` is an integer of at least `least`."""
-    if type(value) is not int or value < least:
-        raise TypeError(f"{value!r:.60} is not a count")
-    return value
-
-
-def _texts(values: Any) -> list[str]:
-    """Raises TypeError unless `values` is a list of strings."""
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise TypeError(f"{values!r:.60} are not a list of strings")
-    return values
 
 
 def beginning(question: str) -> str:

@@ -31,13 +31,6 @@ class Forest:
         self._parent: dict[str, tuple[str, float]] = {}
         self._children: dict[str, dict[str, float]] = {}
 
-    def __contains__(self, node: str) -> bool:
-        return node in self._parent or node in self._children
-
-    def __len__(self) -> int:
-        """Prompts that have a parent."""
-        return len(self._parent)
-
     def links(self) -> Iterator[tuple[str, str, float]]:
         """(child, parent, difficulty), in the order of linking."""
         return ((child, parent, difficulty) for child, (parent, difficulty) in self._parent.items())
@@ -52,8 +45,7 @@ class Forest:
     def link(self, child: str, parent: str, difficulty: float = 1.0) -> None:
         """Make `child` a child of `parent`; O(1), or O(depth) when `child` has children.
 
-        Raises:
-            DataError: `child` has a parent, `difficulty` is not within its bounds, or the link would close a cycle.
+        Raises DataError: `child` has a parent, `difficulty` is not within its bounds, or the link would close a cycle.
         """
         where = f"lineage of prompt '{child}'"
         if not 1 / MAX_DIFFICULTY <= difficulty <= MAX_DIFFICULTY:  # NaN fails too
@@ -71,7 +63,10 @@ class Forest:
         """Remove `node`. Its children become children of its parent, with difficulties multiplied, or roots."""
         above = self._parent.pop(node, None)
         if above:
-            self._drop_child(above[0], node)
+            siblings = self._children[above[0]]
+            del siblings[node]
+            if not siblings:
+                del self._children[above[0]]
         for child, difficulty in self._children.pop(node, {}).items():
             del self._parent[child]
             if above:
@@ -83,9 +78,7 @@ class Forest:
 
         v_u' = 1/2 v_u + 1/2 sum_c w_c g^-1(v_c') with w_c equal ("children") or by the number of leaves below
         ("path"); leaves keep their value. The sums are exact, so the order of linking does not matter.
-
-        Raises:
-            KeyError: `values` lacks a node.
+        Raises KeyError: `values` lacks a node.
         """
         result: dict[str, float] = {}
         leaves: dict[str, int] = {}
@@ -111,9 +104,3 @@ class Forest:
     def _set(self, child: str, parent: str, difficulty: float) -> None:
         self._parent[child] = (parent, difficulty)
         self._children.setdefault(parent, {})[child] = difficulty
-
-    def _drop_child(self, parent: str, child: str) -> None:
-        siblings = self._children[parent]
-        del siblings[child]
-        if not siblings:
-            del self._children[parent]

@@ -15,7 +15,6 @@ Any prompt that is not in flight may be evicted to the archive, from which it ma
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import islice
 from random import Random
 from statistics import fmean
@@ -132,9 +131,7 @@ class Pool:
 
         At capacity, evict the prompt farthest from the target. If the new prompt is at least as far, or all others are
         in flight, reject it and return False. A parent that is no longer in the pool is ignored.
-
-        Raises:
-            DataError: the id is in the pool, in the archive or the task's, or `difficulty` is out of bounds.
+        Raises DataError: the id is in the pool, in the archive or the task's, or `difficulty` is out of bounds.
         """
         if prompt.id in self._records or prompt.id in self._archive or prompt.id in self._forgotten:
             raise DataError(f"prompt id '{prompt.id}' is not unique", "prompt pool", hint="give it its own id")
@@ -178,7 +175,7 @@ class Pool:
             "lineage": [list(link) for link in self._lineage.links()],
             "archive": {key: {"row": row(old.record), "step": old.step} for key, old in self._archive.items()},
             "forgotten": sorted(self._forgotten),
-            "gauges": asdict(self._gauges),
+            "gauges": self._gauges.model_dump(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -8,43 +8,40 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from random import Random
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from qarl.config.base import NonNegativeFloat
 from qarl.errors import CheckpointError, DataError
 from qarl.prompts.lineage import Forest
 from qarl.prompts.stats import Record
 from qarl.types import Prompt
 
 VERSION = 2
+Int64 = Annotated[int, Field(ge=0, lt=2**63)]
 WHERE = "prompt pool state"
-COLUMNS = {
-    "ticket": "d",
-    "successes": "d",
-    "trials": "d",
-    "estimate": "d",
-    "alarm_base": "d",
-    "arrival": "q",
-    "visits": "q",
-    "last_step": "q",
-}
+COLUMNS = dict.fromkeys(("ticket", "successes", "trials", "estimate", "alarm_base"), "d")
+COLUMNS |= dict.fromkeys(("arrival", "visits", "last_step"), "q")
 """Fields of a record that are saved, with their type in `array`: float64 or int64."""
 
 
-@dataclass
-class Gauges:
+class Gauges(BaseModel):
     """Scalars of the pool that are saved as they are."""
 
-    zero_variance_share: float = 0.0
-    frontier_width: float = 0.0
-    estimate_error: float = 0.0
-    clock: float = 0.0
-    arrivals: int = 0
-    unknown_results: int = 0
-    evicted: int = 0
-    refused: int = 0
-    reinserted: int = 0
-    reinsert_step: int = -1
-    refresh_step: int = -1
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    zero_variance_share: NonNegativeFloat = 0.0
+    frontier_width: NonNegativeFloat = 0.0
+    estimate_error: NonNegativeFloat = 0.0
+    clock: NonNegativeFloat = 0.0
+    arrivals: Int64 = 0
+    unknown_results: Int64 = 0
+    evicted: Int64 = 0
+    refused: Int64 = 0
+    reinserted: Int64 = 0
+    reinsert_step: Annotated[int, Field(ge=-1)] = -1
+    refresh_step: Annotated[int, Field(ge=-1)] = -1
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,7 @@ def prompt_to_json(prompt: Prompt) -> dict[str, Any]:
 def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
     """Check `state` against the prompts of the task.
 
-    Raises:
-        CheckpointError: another version, other prompt ids, incomplete or contradictory.
+    Raises CheckpointError: another version, other prompt ids, incomplete or contradictory.
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if version != VERSION:
@@ -100,7 +96,7 @@ def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
     try:
         saved = _parse(state, {prompt.id: prompt for prompt in task})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, DataError) as error:
-        raise CheckpointError(f"incomplete or damaged ({error!r})", WHERE) from error
+        raise CheckpointError(f"incomplete or damaged ({' '.join(repr(error).split())})", WHERE) from error
     ids = {record.prompt.id for record in saved.records}
     resting = [saved.in_flight, saved.cooling, saved.retired]
     together = frozenset().union(*resting)
@@ -135,7 +131,7 @@ def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
             for prompt_id, entry in state["archive"].items()
         },
         forgotten=forgotten,
-        gauges=_gauges(state["gauges"]),
+        gauges=Gauges.model_validate(state["gauges"]),
     )
 
 
@@ -182,13 +178,3 @@ def _record(prompt: Prompt, *values: float) -> Record:
     if not (measured and estimated and visited and ordered):
         raise ValueError(f"prompt '{prompt.id}' has impossible statistics")
     return Record(prompt, **dict(zip(COLUMNS, values, strict=True)))  # type: ignore[arg-type]
-
-
-def _gauges(values: Mapping[str, Any]) -> Gauges:
-    gauges = Gauges(**values)
-    for name, default in asdict(Gauges()).items():
-        value = getattr(gauges, name)
-        limit = 2**63 if isinstance(default, int) else math.inf
-        if type(value) is not type(default) or not default <= value < limit:  # the defaults are the least
-            raise ValueError(f"{name} is {value!r}")
-    return gauges

@@ -51,16 +51,12 @@ def expert_weights(stack: Any) -> Iterator[tuple[str, Tensor]]:
 def covers_experts(scheme: QuantScheme, name: str, stack: Any) -> bool:
     """Whether the experts of the stack called `name` are quantized.
 
-    Raises:
-        ConfigError: only some of them are; the engine runs a stack in one kernel.
+    Raises ConfigError: only some of them are; the engine runs a stack in one kernel.
     """
     covered = {scheme.covers(f"{name}.{part}") for part, _ in expert_weights(stack)}
     if len(covered) > 1:
-        raise ConfigError(
-            f"the engine runs the experts of {name} together, of which only some are quantized",
-            where="rollout.ignore",
-            hint="ignore all of them ('re:.*mlp.experts.*') or none",
-        )
+        what = f"the engine runs the experts of {name} together, of which only some are quantized"
+        raise ConfigError(what, "rollout.ignore", "ignore all of them ('re:.*mlp.experts.*') or none")
     return covered == {True}
 
 
@@ -76,11 +72,9 @@ def check_engine(scheme: QuantScheme, config: dict[str, Any], dtype: str, device
     step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers", ())
     layers = [i for i in range(config["num_hidden_layers"]) if (i + 1) % step == 0 and i not in dense]
     if not low_bit and any(scheme.covers(f"model.layers.{i}.mlp.experts.0.{part}") for i in layers for part in PARTS):
-        raise KernelError(
-            f"vLLM has no known kernel for experts in {scheme.name} with {dtype} on {device}{lacks}",
-            where="rollout.scheme",
-            hint="add 're:.*mlp.experts.*' to rollout.ignore: experts then stay in high precision on both sides",
-        )
+        what = f"vLLM has no known kernel for experts in {scheme.name} with {dtype} on {device}{lacks}"
+        hint = "add 're:.*mlp.experts.*' to rollout.ignore: experts then stay in high precision on both sides"
+        raise KernelError(what, "rollout.scheme", hint)
 
 
 class QuantizedExperts(Experts):
@@ -112,11 +106,8 @@ class QuantizedExperts(Experts):
         on_cpu, avx512 = device.type == "cpu", processor.has_avx512()
         has_op = on_cpu and self.format_.runs_experts("cpu", dtype, avx512)
         if kind == "engine" and on_cpu and not has_op and self.format_.runs_experts("cpu", dtype, avx512=True):
-            raise KernelError(
-                f"no 'engine' kernel for experts in {scheme.name} on cpu without AVX-512",
-                where="learner.kernel",
-                hint="set it to 'auto' or 'torch'",
-            )
+            what = f"no 'engine' kernel for experts in {scheme.name} on cpu without AVX-512"
+            raise KernelError(what, "learner.kernel", "set it to 'auto' or 'torch'")
         self.engine = has_op and kind in ("auto", "engine") and engine_ops.available()
         low_bit_input = self.format_.activation_bits < 16  # weight-only kernels take the model's dtype
         self.wide = torch.float32 if on_cpu and low_bit_input else dtype
@@ -163,8 +154,7 @@ class QuantizedExperts(Experts):
         if part not in self._prepared:
             self._prepared[part] = self.kernel.prepare(self.parts()[part], None)
         x, weight = x.to(self.wide), weight.to(self.wide)
-        out: Tensor = StraightThrough.apply(x, weight, None, self.kernel, self._prepared[part])
-        return out
+        return StraightThrough.apply(x, weight, None, self.kernel, self._prepared[part])
 
     def _amax(self, part: str) -> Tensor:
         """Largest magnitude of the projection and what the engine fuses it with: gate and up of an expert."""

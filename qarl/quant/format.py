@@ -79,7 +79,7 @@ class EngineKernel:
         return self.device == device and fits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Format:
     """How one linear layer is quantized. All functions are pure."""
 
@@ -88,17 +88,17 @@ class Format:
     """The checkpoint's tensors of a weight [N, K], all on its device."""
     dequantize: Callable[[Quantized], Tensor]
     """Their value: float32 [N, K]."""
-    round_activation: Callable[[Tensor], Tensor]
+    round_activation: Callable[[Tensor], Tensor] = Tensor.float
     """float32 [M, K] on the activation grid; the activation itself in weight-only formats."""
     compression: str
     weights: dict[str, Any]
-    input_activations: dict[str, Any] | None
+    input_activations: dict[str, Any] | None = None
     """`compression`, `weights` and `input_activations` describe the format in compressed-tensors' words."""
     block: tuple[int, int]
     """(N, K) of the weights that share a scale; 0 for all."""
-    scale_bytes: int
+    scale_bytes: int = 0
     """Bytes of a published scale; 0 for those of the model's dtype."""
-    arithmetic: Arithmetic
+    arithmetic: Arithmetic = "weight_only"
     """What the engine's GEMM computes in."""
     engine_kernels: tuple[EngineKernel, ...]
     """vLLM's kernels that implement it. Another choice of the engine is an error."""

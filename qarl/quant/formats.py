@@ -26,9 +26,8 @@ GROUP_SIZES = (32, 64, 128)
 def format_of(scheme: QuantScheme) -> Format:
     """The format of a quantizing scheme. Raises ConfigError for a group size that the format does not have."""
     if scheme.grouped and scheme.group_size not in GROUP_SIZES:
-        raise ConfigError(
-            f"group size {scheme.group_size} is none of {', '.join(map(str, GROUP_SIZES))}", where="rollout.group_size"
-        )
+        what = f"group size {scheme.group_size} is none of {', '.join(map(str, GROUP_SIZES))}"
+        raise ConfigError(what, "rollout.group_size")
     return _FORMATS[scheme.name](scheme)
 
 
@@ -59,11 +58,8 @@ def engine_kernels(scheme: QuantScheme, device: str) -> tuple[str, ...]:
         return ()
     format_ = format_of(scheme)
     if not format_.runs(device):
-        raise ConfigError(
-            f"vLLM has no {scheme.name} kernel on {device}",
-            where="rollout.scheme",
-            hint=f"take {_others(device)} or none there, or run on another device",
-        )
+        what = f"vLLM has no {scheme.name} kernel on {device}"
+        raise ConfigError(what, "rollout.scheme", f"take {_others(device)} or none there, or run on another device")
     return tuple(k.name for k in (*format_.engine_kernels, *format_.expert_kernels) if k.device == device)
 
 
@@ -72,11 +68,9 @@ def check_processor(scheme: QuantScheme, device: str) -> None:
     if device != "cpu" or not scheme.quantizes or processor.has_avx512():
         return
     if not format_of(scheme).runs(device, avx512=False):
-        raise ConfigError(
-            f"vLLM has no {scheme.name} kernel on a processor without AVX-512",
-            where="rollout.scheme",
-            hint=f"take {_others(device, avx512=False)} or none there, or run on another machine",
-        )
+        what = f"vLLM has no {scheme.name} kernel on a processor without AVX-512"
+        hint = f"take {_others(device, avx512=False)} or none there, or run on another machine"
+        raise ConfigError(what, "rollout.scheme", hint)
 
 
 def _others(device: str, avx512: bool = True) -> str:
@@ -138,15 +132,11 @@ def _w4a16(scheme: QuantScheme) -> Format:
         name=scheme.name,
         quantize=partial(_quantize_packed_int4, group_size=scheme.group_size),
         dequantize=_int4_value,
-        round_activation=lambda x: x.float(),
         compression="pack-quantized",
         weights=_integer(4, strategy="group", group_size=scheme.group_size),
-        input_activations=None,
         block=(1, scheme.group_size),
-        scale_bytes=0,
         ones=0x99,
         extra_bytes=16,  # the weight's shape: two int64
-        arithmetic="weight_only",
         engine_kernels=vllm.INT4,
         expert_method="CompressedTensorsWNA16MoEMethod",
         expert_kernels=vllm.INT4_EXPERTS,
@@ -169,7 +159,6 @@ def _w4a8(scheme: QuantScheme) -> Format:
         weights=_integer(4, strategy="group", group_size=scheme.group_size),
         input_activations={**_DYNAMIC_INT8, "symmetric": False},
         block=(1, scheme.group_size),
-        scale_bytes=0,
         arithmetic="w4a8",
         engine_kernels=vllm.W4A8,
         expert_method="CompressedTensorsW4A8Int8MoEMethod",
@@ -251,13 +240,10 @@ def _mxfp4a16(scheme: QuantScheme) -> Format:
         name=scheme.name,
         quantize=_named("weight_packed weight_scale", fp4.quantize_mx),
         dequantize=_mx_value,
-        round_activation=lambda x: x.float(),
         compression="mxfp4-pack-quantized",
         weights=_fp4("group", fp4.MX_GROUP, "torch.uint8"),
-        input_activations=None,
         block=(1, fp4.MX_GROUP),
         scale_bytes=1,
-        arithmetic="weight_only",
         mantissa_bits=1,
         ones=0x22,
         engine_kernels=vllm.MXFP4A16,
@@ -283,14 +269,11 @@ def _nvfp4a16(scheme: QuantScheme) -> Format:
         name=scheme.name,
         quantize=_named("weight_packed weight_scale weight_global_scale", fp4.quantize_nv),
         dequantize=_nv_value,
-        round_activation=lambda x: x.float(),
         compression="nvfp4-pack-quantized",
         weights=_fp4("tensor_group", fp4.NV_GROUP, "torch.float8_e4m3fn"),
-        input_activations=None,
         block=(1, fp4.NV_GROUP),
         scale_bytes=1,
         extra_bytes=4,  # the global scale
-        arithmetic="weight_only",
         mantissa_bits=1,
         ones=0x22,
         engine_kernels=vllm.NVFP4A16,

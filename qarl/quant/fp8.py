@@ -127,7 +127,5 @@ def check_cuda_shape(q_NK: Tensor) -> None:
     """Raises KernelError for a shape that torch's fp8 GEMM on CUDA does not take."""
     n, k = q_NK.shape
     if n % CUDA_MULTIPLE or k % CUDA_MULTIPLE:
-        raise KernelError(
-            f"torch's fp8 GEMM on cuda needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}",
-            hint="add the layer to rollout.ignore",
-        )
+        what = f"torch's fp8 GEMM on cuda needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}"
+        raise KernelError(what, hint="add the layer to rollout.ignore")

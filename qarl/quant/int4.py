@@ -19,12 +19,8 @@ def quantize_weight(weight_NK: Tensor, group_size: int) -> tuple[Tensor, Tensor]
 
         s_ng = max |w_ng| / 7.5, rounded to the weight's dtype        q = round(clamp(w / s, -8, 7))
 
-    The engine holds scales in the model's dtype; the quotient is taken in float32.
-
-    Returns:
-        int8 `q_NK` of int4 values, and `scale_NG` in the weight's dtype. A zero group gets the dtype's eps.
-    Raises:
-        KernelError: NaN or infinity in the weight.
+    The engine holds scales in the model's dtype; the quotient is taken in float32. Returns int8 `q_NK` of int4 values,
+    and `scale_NG` in the weight's dtype. A zero group gets the dtype's eps. Raises KernelError: NaN or infinity.
     Source: compressed-tensors 0.17 `calculate_qparams`, `quantize`; tested bit-equal.
     """
     n = weight_NK.shape[0]
@@ -77,10 +73,8 @@ def engine_w4a16_layout(q_NK: Tensor) -> Tensor:
     """The weight as vLLM's CPU kernel reads it: blocks of 16 output channels, nibbles along the outputs."""
     n, k = q_NK.shape
     if n % CPU_MULTIPLE or k % CPU_MULTIPLE:
-        raise KernelError(
-            f"the CPU W4A16 kernel needs N and K divisible by {CPU_MULTIPLE}, got N={n} K={k}",
-            hint="add the layer to rollout.ignore",
-        )
+        what = f"the CPU W4A16 kernel needs N and K divisible by {CPU_MULTIPLE}, got N={n} K={k}"
+        raise KernelError(what, hint="add the layer to rollout.ignore")
     return pack(q_NK.t().contiguous()).view(k, -1, 16 // NIBBLES).permute(1, 0, 2).reshape(-1, k * 2).contiguous()
 
 
@@ -94,5 +88,4 @@ def w4a8_pack(q_NK: Tensor, scale_NG: Tensor, bias_N: Tensor | None) -> Tensor:
     groups = scale_NG.shape[1]
     scale = scale_NG.float().view(-1, 1) if groups == 1 else scale_NG.to(torch.bfloat16)
     bias = None if bias_N is None else bias_N.float()
-    packed: Tensor = torch.ops.aten._dyn_quant_pack_4bit_weight(high << 4 | low, scale, bias, k // groups, k, n)
-    return packed
+    return torch.ops.aten._dyn_quant_pack_4bit_weight(high << 4 | low, scale, bias, k // groups, k, n)

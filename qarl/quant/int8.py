@@ -21,12 +21,8 @@ def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
 
         s_n = max_k |w_nk| / 127.5        q = round(clamp(w / s, -128, 127))
 
-    Args:
-        weight_NK: the weight in the model's compute dtype (the engine never sees a finer master).
-    Returns:
-        int8 `q_NK`, contiguous, and float32 `scale_N1`. A zero channel gets the scale float32 eps.
-    Raises:
-        KernelError: NaN or infinity in the weight.
+    The weight has the model's dtype: the engine never sees a finer master. Returns int8 `q_NK`, contiguous, and float32
+    `scale_N1`. A zero channel gets the scale float32 eps. Raises KernelError: NaN or infinity in the weight.
     Source: compressed-tensors 0.17 `calculate_qparams`, `quantize`; tested bit-equal.
     """
     weight = weight_NK.detach().float()
@@ -62,18 +58,14 @@ def int8_gemm(q_x_MK: Tensor, q_w_NK: Tensor) -> Tensor:
     """Exact integer product `q_x @ q_w.T` as int32 [M, N]; accumulation order cannot matter.
 
     Processors without VNNI multiply float32 copies: torch's int8 loop is 15 times slower there.
-
-    Raises:
-        KernelError: the device has no int8 GEMM for these shapes.
+    Raises KernelError: the device has no int8 GEMM for these shapes.
     """
     m, k = q_x_MK.shape
     n = q_w_NK.shape[0]
     if q_x_MK.device.type == "cuda":
         if k % CUDA_MULTIPLE or n % CUDA_MULTIPLE:
-            raise KernelError(
-                f"CUDA int8 GEMM needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}",
-                hint="add the layer to rollout.ignore",
-            )
+            what = f"CUDA int8 GEMM needs K and N divisible by {CUDA_MULTIPLE}, got K={k} N={n}"
+            raise KernelError(what, hint="add the layer to rollout.ignore")
         if m <= 16:  # cuBLASLt refuses fewer rows than 17; zero rows change nothing.
             padded = q_x_MK.new_zeros(17, k)
             padded[:m] = q_x_MK

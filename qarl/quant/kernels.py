@@ -38,8 +38,7 @@ class StraightThrough(torch.autograd.Function):
 def choose_kernel(format_: Format, device: torch.device, dtype: torch.dtype, kind: KernelKind = "auto") -> Kernel:
     """The kernel of `kind` for a format on `device`; `auto` takes the engine's own op, else triton's, else torch's.
 
-    Raises:
-        KernelError: there is none; names format, device and what to set instead.
+    Raises KernelError: there is none; names format, device and what to set instead.
     """
     chosen = find_kernel(format_, device.type, dtype, kind)
     if chosen.instead:
@@ -64,16 +63,12 @@ def find_kernel(format_: Format, device: str, dtype: torch.dtype, kind: KernelKi
     fitting = [kernel for kernel in found if kind in ("auto", kernel.kind)]
     if not fitting:
         kinds = [*(kernel.kind for kernel in found), "reference"]
-        raise KernelError(
-            f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {format_.name} on {device}{lacks}",
-            where="learner.kernel",
-            hint=f"set it to {' or '.join(map(repr, kinds))}, or take another rollout.scheme",
-        )
+        what = f"no {'low-bit' if kind == 'auto' else f'{kind!r}'} kernel for {format_.name} on {device}{lacks}"
+        hint = f"set it to {' or '.join(map(repr, kinds))}, or take another rollout.scheme"
+        raise KernelError(what, "learner.kernel", hint)
     if fitting[0].bfloat16_only and dtype != torch.bfloat16:
-        raise KernelError(
-            f"the {fitting[0].kind!r} {format_.name} kernel on {device} computes in bfloat16",
-            hint="set model.dtype=bfloat16",
-        )
+        what = f"the {fitting[0].kind!r} {format_.name} kernel on {device} computes in bfloat16"
+        raise KernelError(what, hint="set model.dtype=bfloat16")
     return fitting[0]
 
 

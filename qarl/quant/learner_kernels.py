@@ -32,11 +32,8 @@ def w4a16_engine(_: torch.dtype) -> Kernel:
 
 def w4a16_triton(dtype: torch.dtype) -> Kernel:
     if importlib.util.find_spec("triton") is None:
-        raise KernelError(
-            "the W4A16 kernel on CUDA needs triton, which is not installed",
-            where="learner.kernel",
-            hint="install triton, or set it to 'torch' or 'reference'",
-        )
+        what = "the W4A16 kernel on CUDA needs triton, which is not installed"
+        raise KernelError(what, "learner.kernel", "install triton, or set it to 'torch' or 'reference'")
     from qarl.quant.triton_w4a16 import w4a16_linear
 
     return as_published("triton W4A16", w4a16_linear, "weight_packed")(dtype)

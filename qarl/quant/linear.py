@@ -53,11 +53,8 @@ class QuantizedLinear(nn.Linear):
         """
         if self._quantized is None:
             if self.format_.joint and self.amax is None and len(self.siblings) > 1:
-                raise KernelError(
-                    f"shares its scale with {', '.join(self.siblings)}, whose largest magnitude was not taken",
-                    where=self.name,
-                    hint="call requantize(model, gather)",
-                )
+                what = f"shares its scale with {', '.join(self.siblings)}, whose largest magnitude was not taken"
+                raise KernelError(what, self.name, "call requantize(model, gather)")
             shared = (self.amax,) if self.format_.joint else ()
             try:
                 self._quantized = self.format_.quantize(self.weight.detach(), *shared)
@@ -74,8 +71,7 @@ class QuantizedLinear(nn.Linear):
         if self._prepared is None:
             bias = None if self.bias is None else self.bias.detach()
             self._prepared = self.kernel.prepare(self.quantized(), bias)
-        out: Tensor = StraightThrough.apply(input, self.weight, self.bias, self.kernel, self._prepared)
-        return out
+        return StraightThrough.apply(input, self.weight, self.bias, self.kernel, self._prepared)
 
 
 def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto") -> list[str]:
@@ -106,9 +102,8 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
 def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Module]:
     """The linear layers and expert stacks that `scheme` quantizes, by name. `model` may be on the meta device.
 
-    Raises:
-        ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer or an
-            expert stack that is only partly ignored, or a shape that the format does not divide.
+    Raises ConfigError: an ignore pattern that matches no linear layer, a scheme that covers none, a fused layer or an
+    expert stack that is only partly ignored, or a shape that the format does not divide.
     """
     if not scheme.quantizes:
         return {}
@@ -148,11 +143,8 @@ def switch_scheme(
 def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, format_: Format) -> None:
     for sibling in scheme.siblings(name):
         if sibling in shapes and not scheme.covers(sibling):
-            raise ConfigError(
-                f"the engine fuses {name} with {sibling}, of which only one is quantized",
-                where="rollout.ignore",
-                hint="ignore both or none",
-            )
+            what = f"the engine fuses {name} with {sibling}, of which only one is quantized"
+            raise ConfigError(what, "rollout.ignore", "ignore both or none")
     (n, k), fused = shapes[name], [sibling for sibling in scheme.siblings(name) if sibling in shapes]
     for features, multiple, side in (
         (k, format_.k_multiple, "input"),
@@ -160,11 +152,8 @@ def _check(name: str, shapes: dict[str, torch.Size], scheme: QuantScheme, format
     ):
         if features % multiple:
             hint = ", or set a rollout.group_size that divides it" if scheme.grouped else ""
-            raise ConfigError(
-                f"{scheme.name} needs {side} features divisible by {multiple}, {name} has {features}",
-                where="rollout.scheme",
-                hint=f"add '{name}' to rollout.ignore{hint}",
-            )
+            what = f"{scheme.name} needs {side} features divisible by {multiple}, {name} has {features}"
+            raise ConfigError(what, "rollout.scheme", f"add '{name}' to rollout.ignore{hint}")
 
 
 def quantized_linears(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:

@@ -96,8 +96,7 @@ class WeightSender(Protocol):
     def send(self, workers: Sequence[Any]) -> list[tuple[str, str]]:
         """Send all tensors to the workers with these Ray handles; rank 0 returns (name, digest) of each.
 
-        Raises:
-            PublicationError: a worker died or refused what was sent, or the connection broke.
+        Raises PublicationError: a worker died or refused what was sent, or the connection broke.
         """
         ...
 

@@ -31,8 +31,7 @@ def make_manifest(version: int, scheme: str, tensors: Sequence[tuple[str, str]])
 def unpack(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
     """Yield (checkpoint name, tensor) in order, each after its check against the manifest.
 
-    Raises:
-        PublicationError: the manifest, a tensor or the set of tensors is not what was published.
+    Raises PublicationError: the manifest, a tensor or the set of tensors is not what was published.
     """
     manifest = weights.manifest
     where = f"weights version {manifest.version}"

@@ -13,7 +13,7 @@ import torch
 from launch.preflight import model_config
 from launch.tools.plan.devices import CPU
 from launch.tools.plan.memory import BUCKET
-from launch.tools.plan.planner import make_plan
+from launch.tools.plan.planner import Planner
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.remote import free_address
@@ -29,7 +29,7 @@ SMALL = 4096
 def test_kv_cache_is_the_engines(engine: VLLMEngine, tiny_models: dict[str, Path]) -> None:
     overrides = [f"model.path={tiny_models['qwen3']}", "rollout.max_model_len=768", "rollout.kv_cache_gib=1"]
     config = load_config(ROOT / "configs" / "quickstart.yaml", overrides)
-    planned = make_plan(config, model_config(config), CPU).engine
+    planned = Planner(config, model_config(config), CPU).plan().engine
     cache = engine._llm.llm_engine.vllm_config.cache_config
     assert planned.block == cache.block_size
     assert planned.tokens == cache.num_gpu_blocks * cache.block_size
@@ -78,7 +78,7 @@ def config_of(model: Path, stage: int, ranks: int, dtype: str) -> Config:
 )
 def test_a_rank_holds_what_is_planned(stage: int, ranks: int, dtype: str, tiny_models: dict[str, Path]) -> None:
     config = config_of(tiny_models["qwen3"], stage, ranks, dtype)
-    planned = make_plan(config, model_config(config), CPU).learner[stage]
+    planned = Planner(config, model_config(config), CPU).plan().learner[stage]
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         master = ray.get(ray.remote(free_address).options(num_cpus=0).remote())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launch.run.augment import make_augmenter
+from launch.run.prompts import make_augmenter
 from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.config.task import SortingTaskConfig

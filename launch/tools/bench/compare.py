@@ -1,12 +1,9 @@
 """Times of several ways to do one thing, measured in turn, so that a busy machine slows all of them equally."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-
-import torch
 
 HEADER = "| what | ms | by the first | range | target |\n|---|---:|---:|---:|---|"
 
@@ -48,14 +45,3 @@ def compare(case: Case, rounds: int, clock: Callable[[], float] = time.process_t
         milliseconds = 1e3 * median(times) / case.calls
         rows.append(f"| {case.what}: {name} | {milliseconds:.2f} | {median(ratios):.2f} | {spread} | {met} |")
     return rows
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread within, and on as many as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -5,7 +5,7 @@ CPU time on one thread, with the environment of training.
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from launch.tools.bench.compare import HEADER, Case, compare, one_thread
+from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.errors import ConfigError
+from qarl.numerics.processor import one_thread
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.quant.formats import check_processor, format_of
 from qarl.quant.kernels import Kernel, choose_kernel
@@ -34,6 +35,7 @@ KINDS: tuple[KernelKind, ...] = ("engine", "torch")
 SCHEMES: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")  # of the models
 PROFILES: tuple[tuple[Numerics, KernelKind], ...] = (("stock", "auto"), ("engine", "auto"), ("portable", "torch"))
 CPU, PLAIN = torch.device("cpu"), "bfloat16"
+Module = Callable[[Tensor], Tensor]
 
 
 def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator[str]:
@@ -73,11 +75,11 @@ def _linears(hidden: Sequence[int]) -> Iterator[Case]:
 def _blocks(hidden: Sequence[int]) -> Iterator[Case]:
     """A Qwen3 block of transformers with W8A8 layers beside the same in bfloat16."""
     for width in hidden:
-        blocks: dict[str, nn.Module] = {PLAIN: _Block(_qwen3(width, layers=1))}
+        blocks = {PLAIN: _block(_qwen3(width, layers=1))}
         for kind in KINDS:
             model = _qwen3(width, layers=1)
             align_linears(model, QuantScheme(), kind)
-            blocks[f"w8a8_int8, {kind}"] = _Block(model)
+            blocks[f"w8a8_int8, {kind}"] = _block(model)
         x_BTE = torch.randn(TOKENS // SEQUENCE, SEQUENCE, width, dtype=torch.bfloat16)
         yield from _passes(f"block {width}", blocks, x_BTE)
 
@@ -136,7 +138,7 @@ def _layouts() -> Iterator[Case]:
         )
 
 
-def _passes(what: str, modules: dict[str, nn.Module], x: Tensor) -> Iterator[Case]:
+def _passes(what: str, modules: Mapping[str, Module], x: Tensor) -> Iterator[Case]:
     """The modules' forward, then forward and backward, with the first as the alternative of the others."""
     targets = {name: LINEAR_TARGET for name in modules if name != PLAIN}
     upstream, leaf = torch.randn_like(modules[PLAIN](x)), x.clone().requires_grad_()
@@ -146,11 +148,11 @@ def _passes(what: str, modules: dict[str, nn.Module], x: Tensor) -> Iterator[Cas
 
 
 @torch.no_grad()
-def _forward(module: nn.Module, x: Tensor) -> None:
+def _forward(module: Module, x: Tensor) -> None:
     module(x)
 
 
-def _both(module: nn.Module, x: Tensor, upstream: Tensor) -> None:
+def _both(module: Module, x: Tensor, upstream: Tensor) -> None:
     module(x).backward(upstream)
 
 
@@ -158,16 +160,9 @@ def _learn(policy: Policy, batch: Batch) -> None:
     policy(batch).logprobs_BT.sum().backward()
 
 
-class _Block(nn.Module):
+def _block(model: Any) -> Module:
     """The decoder of a one-layer model: its block and a norm. [B, T, E] -> [B, T, E]."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.decoder: nn.Module = model.model
-
-    def forward(self, x_BTE: Tensor) -> Tensor:
-        out_BTE: Tensor = self.decoder(inputs_embeds=x_BTE, use_cache=False)[0]
-        return out_BTE
+    return lambda x_BTE: model.model(inputs_embeds=x_BTE, use_cache=False)[0]
 
 
 def _qwen3(width: int, layers: int) -> Any:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launch.tools.bench.compare import HEADER, Case, compare, one_thread
+from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.config.objective import AdaptiveClip, DrGRPOConfig, SequenceTIS, TokenMask, TokenTIS
+from qarl.numerics.processor import one_thread
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import OBJECTIVES, compute_loss
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
-from launch.tools.mismatch.report import Cell, Gap, write_report
+from launch.demo.tiny_model import make_parent
+from launch.tools.mismatch.report import JSON_FILE, Cell, Gap, write_report
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, DataError, KernelError, RolloutError
 from qarl.mismatch import Logprobs
@@ -68,32 +69,32 @@ class Comparison:
     seed: int = 0
 
 
-def run(asked: Comparison, out: Path) -> list[Cell]:
+def run(comparison: Comparison, out: Path) -> list[Cell]:
     """Measure every scheme and dtype; the report in `out` grows with each. One without a kernel here is left out.
 
     Raises:
         UsageError: the model, the prompts, a length or `out` cannot be used.
-        ConfigError, KernelError: nothing that was asked for has a kernel here.
+        ConfigError, KernelError: nothing requested has a kernel here.
     """
-    longest = longest_context(check_folder(Path(asked.model)).config)
-    if asked.stale_model is not None:
-        check_folder(Path(asked.stale_model))
-    prompts = make_prompts(asked)
-    config = _engine_config(asked, prompts)
+    longest = longest_context(check_folder(Path(comparison.model)).config)
+    if comparison.stale_model is not None:
+        check_folder(Path(comparison.stale_model))
+    prompts = make_prompts(comparison)
+    config = _engine_config(comparison, prompts)
     if config.max_model_len > longest:
-        raise ConfigError(
-            f"responses of {max(asked.lengths)} tokens do not fit in the model's {longest:g}", where="--lengths"
-        )
-    _make_folder(out)
+        what = f"responses of {max(comparison.lengths)} tokens do not fit in the model's {longest:g}"
+        raise ConfigError(what, "--lengths")
+    make_parent(out / JSON_FILE)  # now, and not after the measurement
     os.environ.update(engine_env("cpu", config))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     cells: list[Cell] = []
     reason: ConfigError | KernelError
-    for scheme, dtype in product(asked.schemes, asked.dtypes):
+    for scheme, dtype in product(comparison.schemes, comparison.dtypes):
         name = f"{scheme.label} {dtype}"
-        print(f"{name}: {asked.num_sequences} responses of {' and '.join(map(str, asked.lengths))} tokens", flush=True)
+        lengths = " and ".join(map(str, comparison.lengths))
+        print(f"{name}: {comparison.num_sequences} responses of {lengths} tokens", flush=True)
         try:
-            cells += _in_own_process(asked, scheme, dtype, prompts)
+            cells += _in_own_process(comparison, scheme, dtype, prompts)
         except (ConfigError, KernelError) as error:  # no kernel on this device, or on this processor
             print(f"{name}: left out: {error}", flush=True)
             reason = error
@@ -106,46 +107,51 @@ def run(asked: Comparison, out: Path) -> list[Cell]:
     return cells
 
 
-def _in_own_process(asked: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
+def _in_own_process(comparison: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(measure, asked, scheme, dtype, prompts).result()
+        return process.submit(measure, comparison, scheme, dtype, prompts).result()
 
 
-def measure(asked: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
+def measure(comparison: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
     """One cell for each length; starts an engine in this process."""
     transformers_logging.disable_progress_bar()
-    policy = Policy(asked.model, getattr(torch, dtype), scheme, "engine")
+    policy = Policy(comparison.model, getattr(torch, dtype), scheme, "engine")
     with TemporaryDirectory() as folder:
-        write_engine_config(Path(folder), Path(asked.model), scheme)
-        engine = VLLMEngine(Path(folder), _engine_config(asked, prompts), scheme, dtype, "cpu")
+        write_engine_config(Path(folder), Path(comparison.model), scheme)
+        engine = VLLMEngine(Path(folder), _engine_config(comparison, prompts), scheme, dtype, "cpu")
         engine.load(publish(policy.model, scheme, 0))
-        return [measure_length(engine, policy, asked, scheme, prompts, length) for length in asked.lengths]
+        return [measure_length(engine, policy, comparison, scheme, prompts, length) for length in comparison.lengths]
 
 
 def measure_length(
-    engine: VLLMEngine, policy: Policy, asked: Comparison, scheme: QuantScheme, prompts: Sequence[Prompt], length: int
+    engine: VLLMEngine,
+    policy: Policy,
+    comparison: Comparison,
+    scheme: QuantScheme,
+    prompts: Sequence[Prompt],
+    length: int,
 ) -> Cell:
     """All gaps of responses of `length` tokens. `policy` is the exact learner, whose weights the engine holds."""
     requests = [
-        SampleRequest(prompt, derive_seed(asked.seed, "mismatch", index), 1.0, length, ignore_eos=True)
+        SampleRequest(prompt, derive_seed(comparison.seed, "mismatch", index), 1.0, length, ignore_eos=True)
         for index, prompt in enumerate(prompts)
     ]
     samples = engine.generate(requests)
     sampler = [sample.logprobs_T for sample in samples]
     dtype = policy.model.dtype
-    learners = Learners(asked.model, dtype, scheme, samples)
+    learners = Learners(comparison.model, dtype, scheme, samples)
     exact = score(policy, learners.sequences)
     gaps = [
-        *profile_gaps(learners, asked.profiles, exact, sampler),
+        *profile_gaps(learners, comparison.profiles, exact, sampler),
         *engine_gaps(engine, requests, samples),
         *format_gaps(learners, exact),
         *rounding_gaps(learners, exact),
-        staleness_gap(learners, asked, sampler),
+        staleness_gap(learners, comparison, sampler),
     ]
     mean_logprob = float(np.concatenate(sampler).mean(dtype=np.float64))
     kernels = list(engine.info().kernels)
     name = str(dtype).removeprefix("torch.")
-    return Cell(asked.model, scheme.label, name, kernels, length, len(samples), mean_logprob, gaps)
+    return Cell(comparison.model, scheme.label, name, kernels, length, len(samples), mean_logprob, gaps)
 
 
 class Learners:
@@ -162,7 +168,7 @@ class Learners:
         kernel: KernelKind = "auto",
         path: str | None = None,
     ) -> Policy:
-        """The exact learner, but for what is given."""
+        """The exact learner, with these arguments changed."""
         return Policy(path or self._path, self._dtype, scheme or self.scheme, numerics, kernel=kernel)
 
     def score(self, policy: Policy) -> list[Logprobs]:
@@ -213,7 +219,7 @@ def format_gaps(learners: Learners, exact: list[Logprobs]) -> Iterator[Gap]:
 
 
 def rounding_gaps(learners: Learners, exact: list[Logprobs]) -> Iterator[Gap]:
-    """The exact learner with one thing as torch and transformers have it, against the exact learner."""
+    """The exact learner with one rule as in torch or transformers, against the exact learner."""
     if learners.scheme.quantizes:
         yield Gap.between("rounding", "linear", learners.score(learners.make(kernel="torch")), exact)
     for rule in RULES:
@@ -222,17 +228,17 @@ def rounding_gaps(learners: Learners, exact: list[Logprobs]) -> Iterator[Gap]:
         yield Gap.between("rounding", rule, learners.score(policy), exact)
 
 
-def staleness_gap(learners: Learners, asked: Comparison, sampler: list[Logprobs]) -> Gap:
-    """The exact learner, one optimizer step or another model later, against the sampler of before."""
-    policy = learners.make(path=asked.stale_model)
-    if asked.stale_model is None:
-        one_step(policy, learners.sequences, asked.lr)
-    name = f"one step, lr {asked.lr:g}" if asked.stale_model is None else Path(asked.stale_model).name
+def staleness_gap(learners: Learners, comparison: Comparison, sampler: list[Logprobs]) -> Gap:
+    """The exact learner after one optimizer step, or with another model, against the earlier sampler."""
+    policy = learners.make(path=comparison.stale_model)
+    if comparison.stale_model is None:
+        one_step(policy, learners.sequences, comparison.lr)
+    name = f"one step, lr {comparison.lr:g}" if comparison.stale_model is None else Path(comparison.stale_model).name
     return Gap.between("staleness", name, learners.score(policy), sampler)
 
 
 def one_step(policy: Policy, sequences: Sequence[TrainSequence], lr: float) -> None:
-    """One AdamW step on float32 masters: policy gradient, with advantages 1 and -1 by turns."""
+    """One AdamW step on float32 masters: policy gradient, with advantages 1 and -1 in turn."""
     num_tokens = sum(len(sequence.response_ids) for sequence in sequences)
     for rows in _chunks(policy, sequences):
         batch = Batch.of([sequences[i] for i in rows], policy.device)
@@ -260,43 +266,32 @@ def score(policy: Policy, sequences: Sequence[TrainSequence]) -> list[Logprobs]:
     return found
 
 
-def make_prompts(asked: Comparison) -> list[Prompt]:
-    """The file's lines, by turns, or random tokens that are no `<...>` markers.
+def make_prompts(comparison: Comparison) -> list[Prompt]:
+    """Prompts of the file's lines, in turn, or of random tokens without `<...>` markers.
 
-    Raises:
-        DataError: the file cannot be read, or has no line.
+    Raises DataError: the file cannot be read, or has no line.
     """
-    tokenizer = read_tokenizer(Path(asked.model))
-    if asked.prompts is None:
-        rng = random.Random(derive_seed(asked.seed, "prompts"))
+    tokenizer = read_tokenizer(Path(comparison.model))
+    if comparison.prompts is None:
+        rng = random.Random(derive_seed(comparison.seed, "prompts"))
         special = set(tokenizer.all_special_ids)
         plain = [
             id
             for token, id in sorted(tokenizer.get_vocab().items())
             if id not in special and not (token.startswith("<") and token.endswith(">"))
         ]
-        rows = [rng.choices(plain, k=asked.prompt_tokens) for _ in range(asked.num_sequences)]
+        rows = [rng.choices(plain, k=comparison.prompt_tokens) for _ in range(comparison.num_sequences)]
     else:
         try:
-            lines = [line for line in asked.prompts.read_text(encoding="utf-8").splitlines() if line]
+            lines = [line for line in comparison.prompts.read_text(encoding="utf-8").splitlines() if line]
         except OSError as error:
-            raise DataError(f"cannot read: {error.strerror}", where=str(asked.prompts)) from None
+            raise DataError(f"cannot read: {error.strerror}", where=str(comparison.prompts)) from None
         except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 text ({error.reason})", where=str(asked.prompts)) from None
+            raise DataError(f"not UTF-8 text ({error.reason})", where=str(comparison.prompts)) from None
         if not lines:
-            raise DataError("the file has no lines", where=str(asked.prompts))
-        rows = [tokenizer.encode(lines[i % len(lines)]) for i in range(asked.num_sequences)]
+            raise DataError("the file has no lines", where=str(comparison.prompts))
+        rows = [tokenizer.encode(lines[i % len(lines)]) for i in range(comparison.num_sequences)]
     return [Prompt(str(i), "", "", tuple(row)) for i, row in enumerate(rows)]
-
-
-def _make_folder(out: Path) -> None:
-    """Now, and not after the measurement. Raises ConfigError."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot make this folder: {error.strerror}", where="--out") from None
-    if not os.access(out, os.W_OK):
-        raise ConfigError(f"{out}: no permission to write there", where="--out")
 
 
 def _chunks(policy: Policy, sequences: Sequence[TrainSequence]) -> Iterator[range]:
@@ -306,16 +301,16 @@ def _chunks(policy: Policy, sequences: Sequence[TrainSequence]) -> Iterator[rang
     yield from (range(i, min(i + size, len(sequences))) for i in range(0, len(sequences), size))
 
 
-def _engine_config(asked: Comparison, prompts: Sequence[Prompt]) -> RolloutConfig:
-    longest = max(len(prompt.token_ids) for prompt in prompts) + max(asked.lengths)
+def _engine_config(comparison: Comparison, prompts: Sequence[Prompt]) -> RolloutConfig:
+    longest = max(len(prompt.token_ids) for prompt in prompts) + max(comparison.lengths)
     return RolloutConfig(
         max_model_len=longest + 1,  # scoring samples one token more
-        max_num_seqs=asked.num_sequences,
-        kv_cache_gib=asked.kv_cache_gib,
+        max_num_seqs=comparison.num_sequences,
+        kv_cache_gib=comparison.kv_cache_gib,
     )
 
 
 def _common(a: Sample, b: Sample) -> int:
-    """Tokens until the two differ."""
+    """Number of tokens before the two differ."""
     same = [x == y for x, y in zip(a.response_ids, b.response_ids, strict=False)]
     return same.index(False) if False in same else len(same)

@@ -92,7 +92,7 @@ def render(cells: Sequence[Cell]) -> RenderableType:
 
 
 def _profiles(cells: Sequence[Cell]) -> Table:
-    """A line a cell: mean |d log p| (k3 KL) of each learner against the sampler."""
+    """One line for each cell: mean |d log p| (k3 KL) of each learner against the sampler."""
     names = _names(cells, ("learner",))
     table = Table("scheme", "dtype", "tokens", *(name for _, name in names), box=box.MARKDOWN)
     for cell in cells:
@@ -103,7 +103,7 @@ def _profiles(cells: Sequence[Cell]) -> Table:
 
 
 def _sources(cells: Sequence[Cell]) -> Table:
-    """A line a source, a column a cell: mean |d log p|."""
+    """One line for each source, one column for each cell: mean |d log p|."""
     table = Table("part", "what differs", *(cell.title for cell in cells), box=box.MARKDOWN)
     for part, name in _names(cells, ("engine", "format", "rounding", "staleness")):
         found = [next((gap.mean for gap in cell.gaps if (gap.part, gap.name) == (part, name)), None) for cell in cells]
@@ -127,7 +127,7 @@ def _number(value: float) -> str:
 
 
 def draw(cells: Sequence[Cell]) -> Figure:
-    """A row a cell: mean and max of every gap on the left, growth over the response on the right."""
+    """One row for each cell: mean and max of every gap on the left, growth over the response on the right."""
     figure = Figure(figsize=(15, 4.6 * len(cells)), layout="constrained")
     axes = figure.subplots(len(cells), 2, squeeze=False, width_ratios=(3, 2))
     shown = [value for cell in cells for gap in cell.gaps for value in (gap.mean, gap.max) if 0 < value < math.inf]
@@ -139,7 +139,7 @@ def draw(cells: Sequence[Cell]) -> Figure:
 
 
 def _draw_sources(ax: Axes, cell: Cell, limits: tuple[float, float]) -> None:
-    """Logarithmic; zeros, which a log axis lacks, stand at its left end, infinity at its right."""
+    """Logarithmic; zeros, which a log axis lacks, are drawn at its left end, infinity at its right."""
     floor, top = limits
     for row, gap in enumerate(cell.gaps):
         mean, largest = (min(max(value, floor), top) for value in (gap.mean, gap.max))

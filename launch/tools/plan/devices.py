@@ -10,6 +10,19 @@ from qarl.quant.scheme import Arithmetic
 
 TERA, GIGA, MIB = 1e12, 1e9, 2**20
 
+# Assumptions for GPUs; none was measured here (docs/plan.md).
+BANDWIDTH_EFFICIENCY = 0.9
+"""vLLM names about 5 ms for a decode step of Llama-3.1-8B on one H100 (blog "vLLM V1", 2025): 15.0 GB of weights read
+at 0.9 of the peak."""
+GEMM_EFFICIENCY = 0.7
+"""Assumed: large bfloat16 GEMMs on Hopper reach 0.6 to 0.8 of the peak."""
+LEARNER_EFFICIENCY = 0.4
+"""Model FLOPs utilisation of training on H100: 0.38 to 0.43 (Llama 3, arXiv 2407.21783, table 4)."""
+WEIGHT_ONLY_RATE = 0.9
+"""Of the bfloat16 rate: MARLIN is 10% slower than float16 where arithmetic is the limit (arXiv 2408.11743)."""
+STEP_S, SEQUENCE_S = 2e-3, 1e-5
+"""Assumed: scheduling, sampling, and the small kernels between the GEMMs."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -34,11 +47,11 @@ class Device:
     source: str
     overlaps: bool = True
     """Loading and arithmetic overlap: an operation takes the longer of both. Otherwise it takes their sum."""
-    bandwidth_efficiency: float = 1.0
-    gemm_efficiency: float = 1.0
-    learner_efficiency: float = 1.0
-    step_s: float = 0.0
-    sequence_s: float = 0.0
+    bandwidth_efficiency: float = BANDWIDTH_EFFICIENCY
+    gemm_efficiency: float = GEMM_EFFICIENCY
+    learner_efficiency: float = LEARNER_EFFICIENCY
+    step_s: float = STEP_S
+    sequence_s: float = SEQUENCE_S
 
     def seconds(self, moved: float, flops: float, arithmetic: Arithmetic) -> float:
         """Roofline of one engine operation that moves `moved` bytes and computes `flops`."""
@@ -57,40 +70,13 @@ def device_called(name: str) -> Device:
     return found[name]
 
 
-# Assumptions for GPUs; none was measured here (docs/plan.md).
-BANDWIDTH_EFFICIENCY = 0.9
-"""vLLM names about 5 ms for a decode step of Llama-3.1-8B on one H100 (blog "vLLM V1", 2025): 15.0 GB of weights read
-at 0.9 of the peak."""
-GEMM_EFFICIENCY = 0.7
-"""Assumed: large bfloat16 GEMMs on Hopper reach 0.6 to 0.8 of the peak."""
-LEARNER_EFFICIENCY = 0.4
-"""Model FLOPs utilisation of training on H100: 0.38 to 0.43 (Llama 3, arXiv 2407.21783, table 4)."""
-WEIGHT_ONLY_RATE = 0.9
-"""Of the bfloat16 rate: MARLIN is 10% slower than float16 where arithmetic is the limit (arXiv 2408.11743)."""
-STEP_S, SEQUENCE_S = 2e-3, 1e-5
-"""Assumed: scheduling, sampling, and the small kernels between the GEMMs."""
-
-
 def _gpu(
     name: str, capability: int, mib: int, bandwidth: float, link: float, rates: Mapping[Arithmetic, float], source: str
 ) -> Device:
     """A row of published figures: `bandwidth` in TB/s, `link` in GB/s, `rates` in TFLOP/s."""
     peaks: dict[Arithmetic, float] = {arithmetic: rate * TERA for arithmetic, rate in rates.items()}
-    return Device(
-        name=name,
-        kind="cuda",
-        capability=capability,
-        memory=mib * MIB,
-        bandwidth=bandwidth * TERA,
-        link=link * GIGA,
-        rates={**peaks, "weight_only": WEIGHT_ONLY_RATE * peaks["bf16"]},
-        source=source,
-        bandwidth_efficiency=BANDWIDTH_EFFICIENCY,
-        gemm_efficiency=GEMM_EFFICIENCY,
-        learner_efficiency=LEARNER_EFFICIENCY,
-        step_s=STEP_S,
-        sequence_s=SEQUENCE_S,
-    )
+    peaks["weight_only"] = WEIGHT_ONLY_RATE * peaks["bf16"]
+    return Device(name, "cuda", capability, mib * MIB, bandwidth * TERA, link * GIGA, peaks, source)
 
 
 # Memory as nvidia-smi shows it. Rates without sparsity, of which data sheets give twice as much; PCIe in one direction.
@@ -116,6 +102,9 @@ CPU = Device(
     rates={"fp32": 88e9, "bf16": 397e9, "int8": 712e9, "weight_only": 147e9, "fp8": 64e9},
     source="measured: one core of an x86-64 VM with AVX512-VNNI and AVX512-BF16",
     overlaps=False,
+    bandwidth_efficiency=1.0,
+    gemm_efficiency=1.0,
+    learner_efficiency=1.0,
     step_s=8e-3,
     sequence_s=5e-5,
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from launch.tools.plan.devices import Device
 from qarl.errors import KernelError
+from qarl.numerics.processor import one_thread
 from qarl.quant.formats import FORMATS
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.scheme import Arithmetic
@@ -24,17 +25,11 @@ def measure(device: Device, seconds: float = 0.5) -> Device:
     """`device` with bandwidth and GEMM rates of this machine, each timed for about `seconds`; one core on CPU.
 
     The low-bit rates are those of the learner's kernels (`learner.kernel: auto`), activation rounding included.
-
-    Raises:
-        KernelError: a kernel cannot run as this process was started.
+    Raises KernelError: a kernel cannot run as this process was started.
     """
     where = torch.device(device.kind)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         bandwidth, rates = _bandwidth(where, seconds), _rates(where, seconds)
-    finally:
-        torch.set_num_threads(threads)
     return replace(
         device,
         bandwidth=bandwidth,

@@ -5,26 +5,17 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
 import torch
 
 from launch.preflight import Machine, check_numerics, learner_kernel, scheme_faults, setting_faults
-from launch.tools.plan import speed
+from launch.tools.plan import memory, speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.layers import layer_rows
-from launch.tools.plan.memory import (
-    EngineMemory,
-    LearnerMemory,
-    Variant,
-    activation_bytes,
-    learner_memory,
-    logits_bytes,
-    quantized_bytes,
-    working_bytes,
-)
+from launch.tools.plan.memory import EngineMemory, LearnerMemory, Variant
 from launch.tools.plan.result import Estimate, Plan, Times
 from launch.tools.plan.shapes import shapes_of
 from qarl.config.derived import choose_counts, numerics_of
@@ -33,9 +24,10 @@ from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
 from qarl.model_folder import meta_model
 from qarl.numerics.engine_ops import BLOCK_SIZE
+from qarl.quant.format import LearnerKernel
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import check_capability
-from qarl.quant.scheme import Arithmetic, QuantScheme, SchemeName
+from qarl.quant.scheme import QuantScheme, SchemeName
 from trainer.policy import head_rows
 from trainer.proof import PROBE_PROMPTS, PROBE_TOKENS
 
@@ -51,22 +43,8 @@ PROMPT_TOKENS = 256
 BATCHES = (1, 4, 16, 64, 256, 1024)
 
 
-@dataclass(frozen=True)
-class Gemm:
-    """What the learner's forward runs quantized layers with; `fault` says why nothing can."""
-
-    name: str
-    arithmetic: Arithmetic | None = None
-    """None for the model's dtype."""
-    prepared_bits: int = 0
-    rounding_bytes: tuple[int, int] = (0, 0)
-    fault: str = ""
-
-
-def make_plan(
-    config: Config, model: Any, device: Device, prompt_tokens: int | None = None, response_tokens: int | None = None
-) -> Plan:
-    """The plan of `config` on machines with `device`.
+class Planner:
+    """Plans one config on machines with `device`.
 
     Args:
         model: the transformers config of the model (`model_config`).
@@ -75,14 +53,14 @@ def make_plan(
     Raises:
         ModelError: an architecture that plans do not know.
     """
-    return _Planner(config, model, device, prompt_tokens, response_tokens).plan()
-
-
-class _Planner:
-    """Plans one config on one device."""
 
     def __init__(
-        self, config: Config, model: Any, device: Device, prompt_tokens: int | None, response_tokens: int | None
+        self,
+        config: Config,
+        model: Any,
+        device: Device,
+        prompt_tokens: int | None = None,
+        response_tokens: int | None = None,
     ) -> None:
         config = choose_counts(config, device.kind, os.cpu_count() or 1)
         rollout, train = config.rollout, config.train
@@ -94,8 +72,7 @@ class _Planner:
         self._numerics = numerics_of(config, device.kind)
         self._schemes = schemes_of(rollout)
         self._load = speed.Load(
-            prompts=train.prompts_per_step,
-            group_size=train.group_size,
+            samples=train.prompts_per_step * train.group_size,
             prompt_tokens=min(prompt_tokens or PROMPT_TOKENS, rollout.max_model_len - longest),
             response_tokens=min(response_tokens or longest, longest),
             workers=rollout.num_workers,
@@ -105,7 +82,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         config, shapes, scheme = self._config, self._shapes, self._schemes[0]
-        variant, gemm = self._variant(scheme), self._gemm(scheme)
+        variant, (gemm, gemm_fault) = self._variant(scheme), self._gemm(scheme)
         compared = [scheme, *(replace(scheme, name=name) for name in get_args(SchemeName) if name != scheme.name)]
         stages = [stage for stage in range(4) if stage or config.model.dtype == "float32"]
         learner = {stage: self._learner(variant, gemm, stage) for stage in stages}
@@ -117,7 +94,7 @@ class _Planner:
             device_source=self._device.source,
             scheme=scheme.label,
             numerics=self._numerics,
-            learner_kernel=gemm.name,
+            learner_kernel=gemm.kind if gemm else "none" if gemm_fault else "dense",
             parameters=shapes.parameters,
             active_parameters=shapes.active_parameters,
             prompt_tokens=self._load.prompt_tokens,
@@ -143,16 +120,15 @@ class _Planner:
         covered = frozenset(m.name for m in self._shapes.matrices if scheme.covers(m.name))
         return Variant(self._shapes, format_of(scheme), covered)
 
-    def _gemm(self, scheme: QuantScheme) -> Gemm:
-        """The learner's kernel in `scheme`; the dense one where it does not quantize."""
+    def _gemm(self, scheme: QuantScheme) -> tuple[LearnerKernel | None, str]:
+        """The learner's kernel in `scheme`; None for the dense one, or with the reason why there is none."""
         try:
             kernel = learner_kernel(self._config, scheme, self._device.kind)
-            if kernel is None:
-                return Gemm("dense")
-            check_capability(scheme.name, kernel, self._device.capability)
+            if kernel:
+                check_capability(scheme.name, kernel, self._device.capability)
         except KernelError as error:
-            return Gemm("none", fault=str(error))
-        return Gemm(kernel.kind, kernel.arithmetic, kernel.prepared_bits, kernel.rounding_bytes)
+            return None, str(error)
+        return kernel, ""
 
     def _scheme_fault(self, scheme: QuantScheme) -> str:
         """Why learner or engine cannot compute in `scheme`; empty when they can."""
@@ -160,7 +136,7 @@ class _Planner:
             if row.fault:
                 return f"{row.name}: {row.fault}"
         found = scheme_faults(self._config, scheme, self._model, self._machine)
-        return str(found[0]) if found else self._gemm(scheme).fault
+        return str(found[0]) if found else self._gemm(scheme)[1]
 
     # --- memory ------------------------------------------------------------------------------------------------------
 
@@ -186,35 +162,34 @@ class _Planner:
     def _engine(self, variant: Variant) -> EngineMemory:
         rollout, shapes = self._config.rollout, self._shapes
         tokens = max(rollout.max_num_batched_tokens, rollout.max_model_len)
-        weights, working = variant.engine_weights, working_bytes(shapes, tokens, rollout.max_num_seqs)
+        weights, working = variant.engine_weights, memory.working_bytes(shapes, tokens, rollout.max_num_seqs)
         if self._on_cuda:
             cache, block = max(0, self._engine_budget - GPU_RESERVE - weights - working), GPU_BLOCK
         else:
             cache, block = rollout.kv_cache_gib * GIB, BLOCK_SIZE
         return EngineMemory(weights, working, cache, shapes.kv_bytes, block)
 
-    def _learner(self, variant: Variant, gemm: Gemm, stage: int) -> LearnerMemory:
+    def _learner(self, variant: Variant, gemm: LearnerKernel | None, stage: int) -> LearnerMemory:
         """Bytes of one rank, with a micro-batch as full as it can be."""
         learner, rollout, shapes, train = self._config.learner, self._config.rollout, self._shapes, self._config.train
         longest = train.prompts_per_step * train.group_size * rollout.max_model_len
         tokens = min(learner.max_tokens_per_micro_batch, -(-longest // (learner.minibatches * learner.num_ranks)))
-        quantized = quantized_bytes(variant, gemm.prepared_bits)
-        plain = shapes.parameters * shapes.dtype_bytes
-        twin = 0
+        quantized = memory.quantized_bytes(variant, gemm.prepared_bits if gemm else 0)
+        plain, twin, portable = shapes.parameters * shapes.dtype_bytes, 0, self._numerics == "portable"
         if not learner.aligned:
             twin, quantized = (plain + quantized if variant.format_ else 0), 0
         elif self._config.mismatch.unaligned_every and variant.format_:
             twin = plain
         if learner.aligned and learner.minibatches > 1:
             quantized += variant.packed_bytes // learner.num_ranks  # of before the update, which `CodeChanges` compares
-        return learner_memory(
+        return memory.learner_memory(
             shapes,
             stage,
             learner.num_ranks,
             quantized=quantized,
             twin=twin,
-            activations=activation_bytes(shapes, tokens, self._numerics == "portable", learner.gradient_checkpointing),
-            logits=logits_bytes(shapes, min(tokens, head_rows(shapes.head.n))),
+            activations=memory.activation_bytes(shapes, tokens, portable, learner.gradient_checkpointing),
+            logits=memory.logits_bytes(shapes, min(tokens, head_rows(shapes.head.n))),
             foreach=self._on_cuda,
         )
 
@@ -264,11 +239,11 @@ class _Planner:
         return speed.publication(variant, self._device) + tokens * step
 
     def _training(self, scheme: QuantScheme) -> speed.Training:
-        learner, gemm = self._config.learner, self._gemm(scheme)
+        learner, (gemm, _) = self._config.learner, self._gemm(scheme)
         return speed.Training(
             variant=self._variant(scheme) if learner.aligned else Variant(self._shapes),
-            arithmetic=gemm.arithmetic or speed.dense(self._shapes),
-            rounding_bytes=gemm.rounding_bytes,
+            arithmetic=(gemm and gemm.arithmetic) or speed.dense(self._shapes),
+            rounding_bytes=gemm.rounding_bytes if gemm else (0, 0),
             prox=learner.prox == "recompute" or not learner.aligned,
             checkpointing=learner.gradient_checkpointing,
             cores=1 if self._on_cuda else max(1, int(learner.num_cpus_per_rank)),

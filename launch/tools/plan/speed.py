@@ -27,18 +27,13 @@ parameter written, the gradient cleared (6)."""
 class Load:
     """The work of one training step."""
 
-    prompts: int
-    group_size: int
+    samples: int
     prompt_tokens: int
     response_tokens: int
     """Mean of the responses."""
     workers: int
     ranks: int
     minibatches: int
-
-    @property
-    def samples(self) -> int:
-        return self.prompts * self.group_size
 
 
 def decode_step(variant: Variant, device: Device, batch: int, context: float) -> float:

@@ -36,7 +36,7 @@ class StudyConfig(Node):
     """One experiment: what is compared, and what is shown of it."""
 
     question: str = Field(default=...)
-    """What is asked; opens the report."""
+    """The question of the study; the report begins with it."""
     base: str = Field(default=...)
     """Config that every run starts from, relative to this file."""
     overrides: list[str] = []
@@ -63,7 +63,7 @@ class StudyConfig(Node):
     """Timing metrics whose share of the step time is a column of the table."""
 
     def items(self, arm: str) -> list[str]:
-        """The `a.b=c` items of an arm, its parts spelled out."""
+        """The `a.b=c` items of an arm, its parts expanded."""
         return [item for name in self.arms[arm] for item in ([name] if "=" in name else self.parts[name])]
 
     def contradictions(self) -> Iterator[str]:
@@ -80,7 +80,7 @@ class StudyConfig(Node):
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read, with the arms and seeds that are asked for."""
+    """A study file, read, with the requested arms and seeds."""
 
     name: str
     path: Path
@@ -105,7 +105,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What became of a run, and every metric that it logged; `reason` tells why it did not end well."""
+    """The outcome of a run, and every metric that it logged; `reason` says why it did not end well."""
 
     arm: str
     seed: int
@@ -117,8 +117,7 @@ class RunResult:
 def load_study(path: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Study:
     """Read a study file; `arms` and `seeds` choose among its own (no choice: all; other seeds are allowed).
 
-    Raises:
-        ConfigError: file missing, not YAML, unknown key, wrong type, no such arm.
+    Raises ConfigError: file missing, not YAML, unknown key, wrong type, no such arm.
     """
     tree = OmegaConf.to_container(read_tree(path), resolve=False)  # `${seed}` is for the runs to resolve
     assert isinstance(tree, dict)
@@ -152,7 +151,7 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
 
 
 def run_study(runs: Sequence[PlannedRun], note: Callable[[str], None] = print) -> None:
-    """Make every run that has not ended, one after the other; what becomes of them is read by `results`."""
+    """Run every planned run that has not ended, one after the other; `results` reads their outcomes."""
     for number, run in enumerate(runs, start=1):
         where = f"[{number}/{len(runs)}] {run.config.run.name}"
         if _status(run)[0] in {"done", "diverged"}:
@@ -164,7 +163,7 @@ def run_study(runs: Sequence[PlannedRun], note: Callable[[str], None] = print) -
 
 
 def results(runs: Sequence[PlannedRun]) -> Iterator[RunResult]:
-    """What lies on disk of each run."""
+    """The outcome of each run, read from its folder."""
     for run in runs:
         log = run.folder / METRICS_FILE
         series = read_series(run.folder) if log.is_file() and log.stat().st_size else {}
@@ -172,7 +171,7 @@ def results(runs: Sequence[PlannedRun]) -> Iterator[RunResult]:
 
 
 def _status(run: PlannedRun) -> tuple[Status, str]:
-    """What became of the run, and why."""
+    """The outcome of the run, and its reason."""
     failure = run.folder / FAILURE_FILE
     if failure.is_file():
         code, reason = json.loads(failure.read_text())

@@ -1,4 +1,4 @@
-"""What a study leaves: one Markdown page with a table and a figure for each comparison."""
+"""What a study writes: one Markdown page with a table and a figure for each comparison."""
 
 import math
 import re
@@ -114,7 +114,7 @@ def _command(study: Study) -> str:
 
 
 def table(study: Study, by_arm: dict[str, list[RunResult]]) -> str:
-    """One row an arm."""
+    """One row for each arm."""
     config, metric = study.config, study.config.accuracy
     level = config.reach if config.reach is not None else common_level(by_arm, metric)
     names = [*config.means, *(f"share of step: {name.removeprefix('timing_s/')}" for name in config.time_shares)]
@@ -146,13 +146,13 @@ def table(study: Study, by_arm: dict[str, list[RunResult]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{notes}"
 
 
-def spread(values: Sequence[float], form: str = "{:.3f}") -> str:
+def spread(values: Sequence[float], format_: str = "{:.3f}") -> str:
     """For example "0.81 (0.79 to 0.84)"."""
     if not values:
         return "-"
     if min(values) == max(values):
-        return form.format(values[0])
-    return f"{form.format(fmean(values))} ({form.format(min(values))} to {form.format(max(values))})"
+        return format_.format(values[0])
+    return f"{format_.format(fmean(values))} ({format_.format(min(values))} to {format_.format(max(values))})"
 
 
 def _shares(results: Sequence[RunResult], metric: str) -> list[float]:
@@ -175,7 +175,7 @@ def _settings(study: Study, arms: Sequence[str]) -> str:
 
 
 def draw(study: Study, by_arm: dict[str, list[RunResult]]) -> bytes:
-    """A panel a metric: the mean over the seeds, and the range from smallest to largest, as PNG bytes."""
+    """One panel for each metric: the mean over the seeds, and the range from smallest to largest, as PNG bytes."""
     curves = study.config.curves
     rows = -(-len(curves) // 2)
     figure = new_figure(4.2 * rows + 0.6)

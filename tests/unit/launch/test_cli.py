@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from launch.demo.tiny_model import make_tokenizer
 from launch.preflight import Machine, bundles, scheme_faults, setting_faults
 from qarl.config.derived import choose_counts
 from qarl.config.io import documentation, load_config, validate
-from qarl.config.run import Config
+from qarl.config.run import Config, DebugConfig
 from qarl.config.schedule import schemes_of
 from qarl.errors import AGAIN, ConfigError, RolloutError
 from qarl.model_folder import meta_model
@@ -285,6 +286,8 @@ def test_bundles_are_workers_then_ranks() -> None:
     )
     assert bundles(config, "cpu") == ([{"CPU": 3.0}] * 2, [{"CPU": 0.5}] * 3)
     assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 1.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
+    without_engine = config.model_copy(update={"debug": DebugConfig(train_from="batches")})
+    assert bundles(without_engine, "cpu") == ([], [{"CPU": 0.5}] * 3)
     assert settings_of(config, "cpu", cpus=7.5) == settings_of(config, "cuda", cpus=7.5, gpus=5.0) == []
     [fault] = settings_of(config, "cpu", cpus=7.0)
     assert "request 7.5 CPUs, 7 are available" in fault
@@ -373,8 +376,8 @@ def test_all_faults_are_told_at_once_with_a_line_each(capsys: pytest.CaptureFixt
 
 
 def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    overrides = ["cluster.device=cpu", "rollout.num_workers=2", "learner.num_ranks=1", *LIGHT]
-    assert main(["train", "quickstart", *overrides, "--dry-run"]) == 0
+    overrides = ["rollout.num_workers=2", "learner.num_ranks=1", *LIGHT]
+    assert main(["train", "quickstart", "cluster.device=cpu", "--dry-run", *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run: runs/quickstart, from the beginning"
     assert [line for line in lines if line.startswith(("rollout worker", "learner rank"))] == [
@@ -386,6 +389,23 @@ def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.Capture
     assert any(line.startswith("scheme: w8a8_int8, engine kernels CPUInt8ScaledMMLinearKernel, ") for line in lines)
     assert any(line.startswith("plan: ") for line in lines)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_an_option_stands_anywhere_among_the_overrides(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[argparse.Namespace] = []
+    monkeypatch.setattr("launch.commands.train.run", lambda args: found.append(args) or 0)
+    words = ["quickstart", "seed=1", "train.steps=2"]
+    words.insert(place, "--dry-run")
+    assert main(["train", *words]) == 0
+    assert (found[0].dry_run, found[0].config, found[0].overrides) == (True, "quickstart", ["seed=1", "train.steps=2"])
+
+
+@pytest.mark.parametrize("words", [["quickstart", "--dry-run", "seed=1", "--steps"], ["quickstart", "--dryrun"]])
+def test_unknown_options_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", *words])
+    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err.replace("seed=1 ", "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

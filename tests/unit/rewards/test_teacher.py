@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launch.run.augment import make_augmenter
+from launch.run.prompts import make_augmenter
 from qarl.config.io import validate
 from qarl.config.pool import AugmentConfig, TeacherConfig
 from qarl.errors import ConfigError, TeacherError

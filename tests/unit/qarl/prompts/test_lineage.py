@@ -92,9 +92,7 @@ def test_remove_prunes_and_composes_difficulties(links: Links, data: st.DataObje
         elif parent == gone and gone in above:
             expected[child] = (above[gone][0], pytest.approx(difficulty * above[gone][1]))
     assert {c: (p, d) for c, p, d in forest.links()} == expected
-    assert len(forest) == len(expected)
     assert forest.nodes() == {*expected, *(p for p, _ in expected.values())}
-    assert all(node in forest for node in forest.nodes())
 
 
 @given(st.floats(0.001, 1.0), st.floats(0.25, 4.0))

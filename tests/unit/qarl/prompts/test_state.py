@@ -39,11 +39,11 @@ from tests.support.pool import prompts, through_json
         ({"cooling": None}, "damaged"),
         ({"cooling": ["p0"], "in_flight": ["p0"]}, "two states"),
         ({"cooling": ["p9"]}, "unknown"),
-        ({"gauges": {"arrivals": "4"}}, "damaged .*arrivals is '4'"),
-        ({"gauges": {"arrivals": 2**63}}, "damaged .*arrivals is 9"),
-        ({"gauges": {"clock": math.inf}}, "damaged .*clock is inf"),
-        ({"gauges": {"clock": -1.0}}, "damaged .*clock is -1"),
-        ({"gauges": {"refresh_step": -2}}, "damaged .*refresh_step is -2"),
+        ({"gauges": {"arrivals": "4"}}, "damaged .*arrivals .*'4'"),
+        ({"gauges": {"arrivals": 2**63}}, "damaged .*arrivals .*=9"),
+        ({"gauges": {"clock": math.inf}}, "damaged .*clock .*=inf"),
+        ({"gauges": {"clock": -1.0}}, "damaged .*clock .*=-1"),
+        ({"gauges": {"refresh_step": -2}}, "damaged .*refresh_step .*=-2"),
     ],
 )
 def test_foreign_states_are_refused_and_the_pool_stays(change: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from launch.demo.tiny_model import make_tokenizer
 from launch.tools.mismatch import measure as mismatch
 from launch.tools.mismatch.measure import Comparison, _common, make_prompts, one_step, run, score
 from launch.tools.mismatch.report import WIDTH, Cell, Gap, draw, render, write_report
-from qarl.errors import ConfigError, DataError, KernelError, QarlError, RolloutError
+from qarl.errors import ConfigError, DataError, KernelError, ModelError, QarlError, RolloutError
 from qarl.mismatch import Mismatch
 from qarl.quant.linear import quantized_linears
 from qarl.quant.scheme import QuantScheme
@@ -141,7 +141,7 @@ def test_responses_that_do_not_fit_the_model(asked: Comparison, tmp_path: Path) 
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(asked: Comparison, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"^--out: .*file/out: cannot make this folder: Not a directory$"):
+    with pytest.raises(ModelError, match=r"file/out/mismatch\.json: cannot make its folder: Not a directory$"):
         run(asked, tmp_path / "file" / "out")
 
 

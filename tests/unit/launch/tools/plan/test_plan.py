@@ -14,7 +14,7 @@ from launch.preflight import model_config
 from launch.tools.plan import command
 from launch.tools.plan.devices import CPU, GPUS, Device
 from launch.tools.plan.measure import measure
-from launch.tools.plan.planner import make_plan
+from launch.tools.plan.planner import Planner
 from launch.tools.plan.result import Estimate, Plan, Times, _range
 from qarl.config.io import load_config
 from qarl.config.run import Config
@@ -259,7 +259,7 @@ def test_text_for_the_terminal(
 def made(own_rollout: float, plain_rollout: float | None = 10.0, scheme: str = "w8a8_int8") -> Plan:
     """A plan whose learner takes 4 s and whose publication takes 1 s."""
     config = load_config(ROOT / "configs" / "quickstart.yaml", [f"rollout.scheme={scheme}"])
-    plan = make_plan(config, model_config(config), CPU)
+    plan = Planner(config, model_config(config), CPU).plan()
 
     def estimate(name: str, rollout: float | None) -> Estimate:
         times = None if rollout is None else Times(0.1, rollout, 4.0, 1.0)
@@ -330,5 +330,5 @@ def test_measuring_a_gpu() -> None:
 def test_shipped_configs_are_unchanged_by_a_plan() -> None:
     config: Config = load_config(ROOT / "configs" / "quickstart.yaml")
     before = config.model_dump()
-    make_plan(config, model_config(config), CPU)
+    Planner(config, model_config(config), CPU).plan()
     assert config.model_dump() == before

@@ -30,8 +30,13 @@ ROUND = Device(
     link=1e10,
     rates={"bf16": 1e15, "int8": 2e15, "weight_only": 0.9e15},
     source="round figures",
+    bandwidth_efficiency=1.0,
+    gemm_efficiency=1.0,
+    learner_efficiency=1.0,
+    step_s=0.0,
+    sequence_s=0.0,
 )
-LOAD = Load(prompts=4, group_size=8, prompt_tokens=100, response_tokens=1000, workers=2, ranks=2, minibatches=4)
+LOAD = Load(samples=32, prompt_tokens=100, response_tokens=1000, workers=2, ranks=2, minibatches=4)
 
 
 def test_one_sequence_reads_all_weights_once() -> None:
