@@ -21,6 +21,7 @@ from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import Bucket, Channel, PublishedWeights, TransferStep, WeightSource
 from qarl.weights.wire import unpack
+from rollout.read_back import Selection
 
 
 def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
@@ -97,6 +98,7 @@ class VLLMEngine:
         self._worker, self._device, self._scheme = worker, device, scheme
         self._receives = config.transport != "object_store"
         self._held: WeightSource | None = None
+        self._read_back_every, self._loads = config.read_back_every, 0
         self._llm = LLM(
             str(model_dir),
             dtype=dtype,
@@ -193,7 +195,7 @@ class VLLMEngine:
         try:
             if self._receives:  # keep them here: the learner has them only until its next update
                 weights = PublishedWeights(weights.manifest, self._received() or _all_tensors(weights))
-            self._take(weights)
+            self._take(weights, self._selection(previous))
         except LOAD_ERRORS as error:
             raise self._put_back(previous, weights.manifest.version, error) from error
         self._held = weights
@@ -205,11 +207,18 @@ class VLLMEngine:
     def _received(self) -> Bucket:
         return self._llm.collective_rpc("qarl_received")[0]
 
-    def _take(self, weights: WeightSource) -> None:
+    def _selection(self, previous: WeightSource | None) -> Selection | None:
+        """What the next load reads back: all layers (None) at first and in every `rollout.read_back_every`-th load."""
+        turn, self._loads = self._loads % self._read_back_every, self._loads + 1
+        if previous is None or turn == 0:
+            return None
+        return Selection(previous.manifest, self._read_back_every, turn)
+
+    def _take(self, weights: WeightSource, selection: Selection | None = None) -> None:
         if weights.manifest.scheme != self._scheme.label:
             raise PublicationError(f"they are in {weights.manifest.scheme}, the engine runs {self._scheme.label}")
         self.reload(unpack(weights))
-        self._llm.collective_rpc("qarl_read_back", args=(weights, self._scheme))
+        self._llm.collective_rpc("qarl_read_back", args=(weights, self._scheme, selection))
         if not self._llm.reset_prefix_cache():
             raise PublicationError("the engine kept its prefix cache")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from qarl.quant.formats import format_of
 from qarl.quant.scheme import QuantScheme
 from qarl.weights.source import Bucket, WeightSource
-from rollout.read_back import read_back
+from rollout.read_back import Selection, read_back
 
 
 class WeightLoader:
@@ -32,10 +32,10 @@ class WeightLoader:
         received: Bucket = self.weight_transfer_engine.inbox.take()  # type: ignore[attr-defined]
         return received
 
-    def qarl_read_back(self, weights: WeightSource, scheme: QuantScheme) -> None:
-        """Compare every layer of the engine with `weights`. Raises as `read_back` does."""
+    def qarl_read_back(self, weights: WeightSource, scheme: QuantScheme, selection: Selection | None) -> None:
+        """Compare layers of the engine with `weights`. Raises as `read_back` does."""
         with torch.inference_mode():
-            read_back(self.get_model(), weights, scheme)  # type: ignore[attr-defined]
+            read_back(self.get_model(), weights, scheme, selection)  # type: ignore[attr-defined]
 
     def qarl_kernels(self) -> dict[str, str]:
         """The low-bit kernel's class name of every linear layer and expert stack, by layer; empty where it has none."""

@@ -3,6 +3,7 @@
 CPU kernels repack weights and drop the originals, so a layer's weights can only be seen through its output.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
@@ -20,8 +21,8 @@ from qarl.quant.experts import PARTS
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.scheme import FUSED, KernelKind, QuantScheme
-from qarl.weights.source import WeightSource
-from qarl.weights.wire import unpack_unchecked
+from qarl.weights.source import Manifest, WeightSource
+from qarl.weights.wire import to_torch
 
 ROWS = 128
 """Rows of the matrix that a linear layer multiplies."""
@@ -31,8 +32,25 @@ Parts = dict[str, dict[str, Tensor]]
 """Checkpoint tensors of one layer of the engine: {"q_proj": {"weight": ..., "weight_scale": ...}, "k_proj": ...}."""
 
 
-def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme) -> None:
-    """Check that the engine's `model` computes with `weights`.
+@dataclass(frozen=True)
+class Selection:
+    """Which layers are read back: those with a tensor that `previous`, what the engine held before the load, has not;
+    and of the others, in the order of publication, every `every`-th from number `turn` on.
+    """
+
+    previous: Manifest
+    every: int
+    turn: int
+
+    def layers(self, manifest: Manifest) -> set[str]:
+        before, now = _tensors_by_layer(self.previous), _tensors_by_layer(manifest)
+        return {
+            name for number, name in enumerate(now) if number % self.every == self.turn or now[name] != before.get(name)
+        }
+
+
+def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme, selection: Selection | None = None) -> None:
+    """Check that the engine's `model` computes with `weights`, in the selected layers; None for all.
 
     Embeddings and norms are compared byte by byte. A linear layer multiplies sparse rows, so that each weight, scale
     and bias shows in the product, and must give what the learner's layer gives. Experts compute random tokens. On CPU
@@ -46,17 +64,22 @@ def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme) -> N
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     layers = {name: layer for name, layer in model.named_modules() if _holds_weights(layer)}
-    seen: set[str] = set()
+    published = _tensors_by_layer(weights.manifest)
+    if unknown := [name for name in published if name not in layers]:
+        raise PublicationError(f"the engine has no layer {unknown[0]}")
+    if missing := [name for name in layers if name not in published]:
+        raise PublicationError(f"no tensor of {missing[0]} was published")
+    selected = set(published) if selection is None else selection.layers(weights.manifest)
     device = next(model.parameters()).device
-    for name, group in groupby(unpack_unchecked(weights), lambda pair: _layer_of(pair[0])):
-        layer, tensors, prefix = layers.get(name), list(group), name.rpartition(".")[0]
-        if layer is None:
-            raise PublicationError(f"the engine has no layer {name}")
-        seen.add(name)
+    tensors = (tensor for bucket in weights.buckets() for tensor in bucket)
+    for name, group in groupby(tensors, lambda tensor: _layer_of(tensor.name)):
+        if name not in selected:
+            continue
+        layer, prefix = layers[name], name.rpartition(".")[0]
         parts: Parts = {}
-        for key, tensor in tensors:
-            module, _, kind = key.removeprefix(f"{prefix}.").rpartition(".")
-            parts.setdefault(module, {})[kind] = tensor.to(device)
+        for tensor in group:
+            module, _, kind = tensor.name.removeprefix(f"{prefix}.").rpartition(".")
+            parts.setdefault(module, {})[kind] = to_torch(tensor).to(device)
         example_name = next(iter(parts))
         covered = scheme.covers(f"{prefix}.{example_name}" if prefix else example_name)
         layer_scheme = scheme if covered else QuantScheme("none")
@@ -69,14 +92,18 @@ def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme) -> N
             _compare(name, layer.weight[: len(weight)], weight)
             if isinstance(layer, ParallelLMHead):
                 _compare_linear(name, layer, parts, layer_scheme)
-    if missing := [name for name in layers if name not in seen]:
-        raise PublicationError(f"no tensor of {missing[0]} was published")
 
 
 def _holds_weights(layer: nn.Module) -> bool:
     # Attention has a quant_method, too, but only for the scales of its KV cache.
     quantized = hasattr(layer, "quant_method") and not hasattr(layer, "kv_cache")
     return quantized or isinstance(getattr(layer, "weight", None), Tensor)
+
+
+def _tensors_by_layer(manifest: Manifest) -> dict[str, list[tuple[str, str]]]:
+    """(name, digest) of the tensors of each layer of the engine, in the order of publication."""
+    grouped = groupby(manifest.tensors, lambda pair: _layer_of(pair[0]))
+    return {layer: list(tensors) for layer, tensors in grouped}
 
 
 def _layer_of(tensor: str) -> str:

@@ -20,6 +20,7 @@ RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
     *("debug.save_batches", "debug.profile_steps"),
     *("run.resume", "rollout.num_workers", "rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
+    "rollout.read_back_every",
     *(
         f"pool.augment.validator.{key}"
         for key in ("base_url", "api_key_env", "timeout_s", "max_retries", "concurrency")

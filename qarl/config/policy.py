@@ -122,6 +122,9 @@ class RolloutConfig(Node):
     transport: Literal["object_store", "nccl", "ipc"] = "object_store"
     """How published weights travel. `object_store`: Ray's, through host memory, on any device. Of vLLM's own transfer
     engines on GPU, `nccl` broadcasts to workers on GPUs of their own, `ipc` reads on the GPU of a colocated pair."""
+    read_back_every: PositiveInt = 8
+    """A worker compares what its engine computes with what was published: in every so-manieth publication all layers,
+    in the others those that changed, and of the rest a share, so that each has its turn. 1 takes all each time."""
     max_model_len: PositiveInt = 1024
     """Longest prompt + response of the engine, in tokens."""
     max_num_seqs: PositiveInt = 64

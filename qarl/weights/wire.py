@@ -49,11 +49,6 @@ def unpack(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
         raise PublicationError(f"{missing[0]} is missing", where)
 
 
-def unpack_unchecked(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
-    """Yield (checkpoint name, tensor) in order, of weights that `unpack` has already checked."""
-    return ((tensor.name, to_torch(tensor)) for bucket in weights.buckets() for tensor in bucket)
-
-
 def in_buckets(tensors: Iterable[tuple[str, Tensor]], limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
     """Pack (name, tensor) pairs into buckets; a bucket ends with the tensor that fills `limit` bytes.
 

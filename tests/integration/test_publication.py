@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import rollout.loader
+from qarl.config.policy import RolloutConfig
 from qarl.errors import PublicationError, RolloutError
 from qarl.quant.publish import checkpoint_tensors, publish
 from qarl.weights.source import Bucket, Manifest, PublishedTensor, PublishedWeights, WeightSource
-from qarl.weights.wire import in_buckets, seal
+from qarl.weights.wire import in_buckets, pack, seal, to_torch
 from rollout.engine import VLLMEngine
+from rollout.read_back import _layer_of
 from tests.support.real_engine import SCHEME, gap, perturbed, requests
 from trainer.policy import Policy
 
@@ -170,6 +172,53 @@ def test_what_goes_wrong_in_the_engine_shows_in_the_read_back(
 
     monkeypatch.setattr(rollout.loader, "engine_names", names)
     refused(loaded, policy, publish(changed.model, SCHEME, 2), f"the engine's {layer} does not compute")
+
+
+EVERY = RolloutConfig().read_back_every
+
+
+def damaged_loads(engine: VLLMEngine, versions: Sequence[WeightSource], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Load `versions` as the loads 1, 2, ... of an engine that damages the same weight each time; which are refused."""
+    real, refused, damages = rollout.loader.engine_names, [], [flip_in_engine]
+
+    def names(stream: Stream, scheme: object) -> Stream:
+        damage = damages.pop() if damages else lambda tensors: tensors
+        return damage(real(stream, scheme))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rollout.loader, "engine_names", names)
+    monkeypatch.setattr(engine, "_loads", 1)
+    for number, weights in enumerate(versions, 1):
+        damages[:] = [flip_in_engine]  # a refused load is followed by one of the version before, without damage
+        try:
+            engine.load(weights)
+        except PublicationError as error:
+            if DOWN.removesuffix(".weight") not in error.what:
+                raise
+            refused.append(number)
+    return refused
+
+
+def test_damage_to_a_layer_that_did_not_change_is_found_within_one_rotation(
+    loaded: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer's turn comes once, and then all layers' at once."""
+    same = publish(policy.model, SCHEME, 1)
+    layers = list(dict.fromkeys(_layer_of(name) for name, _ in same.manifest.tensors))
+    turn = layers.index("model.layers.1.mlp.down_proj") % EVERY
+    assert turn != 0
+    assert damaged_loads(loaded, [same] * EVERY, monkeypatch) == [turn, EVERY]
+
+
+def test_damage_to_a_layer_that_changed_is_found_at_once(
+    loaded: VLLMEngine, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other layers are the same, and none has its turn with this one."""
+    tensors = []
+    for tensor in publish(policy.model, SCHEME, 2).tensors:
+        if tensor.name == DOWN:
+            tensor = pack(DOWN, to_torch(tensor).neg())
+        tensors.append(tensor)
+    assert damaged_loads(loaded, [seal(2, SCHEME.label, tensors)] * 2, monkeypatch) == [1, 2]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class LearnerMemory:
     gradients: int
     optimizer: int
     quantized: int
-    """Published tensors and the layout that the GEMM reads, of every quantized layer; complete on each rank."""
+    """Published tensors of every quantized layer, and the layouts that GEMMs read; complete on each rank."""
     twin: int
     """A second model: for `mismatch.unaligned_every`, or to quantize what an unaligned learner publishes."""
     bucket: int
@@ -82,6 +82,17 @@ def quantized_bytes(variant: Variant, prepared_bits: int) -> int:
     """What the learner holds of quantized layers besides their weights: the published tensors and the GEMM's layout."""
     weights = sum(m.numel for m in variant.shapes.matrices if variant.format_of(m) is not None)
     return variant.packed_bytes + weights * prepared_bits // 8
+
+
+def dense_copies(variant: Variant, weight_bytes: int, engine: bool = False) -> int:
+    """What dense layers, but no experts, hold on CPU besides their weights: the layout that the GEMM reads.
+
+    An engine keeps the original of its head only. `weight_bytes` of the copy: those of the dtype, or of float32.
+    """
+    dense = [m for m in variant.shapes.matrices if m.copies == 1 and variant.format_of(m) is None]
+    copies = sum(m.numel * weight_bytes for m in dense)
+    dropped = sum(m.numel for m in dense if m != variant.shapes.head) if engine else 0
+    return copies - dropped * variant.shapes.dtype_bytes
 
 
 def learner_memory(

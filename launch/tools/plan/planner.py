@@ -23,6 +23,7 @@ from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
 from qarl.model_folder import meta_model
+from qarl.numerics import processor
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.quant.format import LearnerKernel
 from qarl.quant.formats import format_of
@@ -159,6 +160,11 @@ class Planner:
         engine = self._engine_budget if self._config.cluster.colocate else 0
         return int(self._device.memory) - engine - GPU_RESERVE
 
+    @property
+    def _dense_bytes(self) -> int:
+        """Bytes of a dense weight in the layout that GEMMs on CPU read."""
+        return self._shapes.dtype_bytes if processor.has_bfloat16_gemm() else 4
+
     def _engine(self, variant: Variant) -> EngineMemory:
         rollout, shapes = self._config.rollout, self._shapes
         tokens = max(rollout.max_num_batched_tokens, rollout.max_model_len)
@@ -166,6 +172,7 @@ class Planner:
         if self._on_cuda:
             cache, block = max(0, self._engine_budget - GPU_RESERVE - weights - working), GPU_BLOCK
         else:
+            weights += memory.dense_copies(variant, self._dense_bytes, engine=True)
             cache, block = rollout.kv_cache_gib * GIB, BLOCK_SIZE
         return EngineMemory(weights, working, cache, shapes.kv_bytes, block)
 
@@ -180,6 +187,8 @@ class Planner:
             twin, quantized = (plain + quantized if variant.format_ else 0), 0
         elif self._config.mismatch.unaligned_every and variant.format_:
             twin = plain
+        if self._numerics == "engine":
+            quantized += memory.dense_copies(variant, self._dense_bytes)
         if learner.aligned and learner.minibatches > 1:
             quantized += variant.packed_bytes // learner.num_ranks  # of before the update, which `CodeChanges` compares
         return memory.learner_memory(

@@ -55,7 +55,7 @@ class Learner:
 
 def test_a_worker_that_came_later_has_its_weights_when_the_next_are_refused() -> None:
     engine, llm = object.__new__(VLLMEngine), LLM()
-    vars(engine).update(_llm=llm, _receives=True, _scheme=SCHEME, _worker=1, _held=None)
+    vars(engine).update(_llm=llm, _receives=True, _scheme=SCHEME, _worker=1, _held=None, _loads=0, _read_back_every=8)
     model = nn.Linear(2, 2, bias=False)
     first = publish(model, SCHEME, 1)
     engine.load(Learner(first))  # nothing was sent to it: it asks the learner

@@ -7,7 +7,9 @@ import torch
 
 from launch.tools.plan.speed import READ_BACK_ROWS
 from qarl.quant.int8 import quantize_weight, w8a8_forward
-from rollout.read_back import ROWS, _layer_of, _rows
+from qarl.weights.source import Manifest
+from qarl.weights.wire import make_manifest
+from rollout.read_back import ROWS, Selection, _layer_of, _rows
 
 
 @pytest.mark.parametrize("inputs", [1, 64, 128, 192, 1000])
@@ -49,3 +51,32 @@ def test_a_tensor_belongs_to_the_engines_fused_layer(tensor: str, layer: str) ->
 
 def test_the_plan_counts_the_rows_that_are_read_back() -> None:
     assert READ_BACK_ROWS == ROWS
+
+
+LAYERS = [f"model.layers.{layer}.{part}" for layer in range(5) for part in ("input_layernorm", "mlp.down_proj")]
+
+
+def manifest(changed: str = "") -> Manifest:
+    names = [f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "weight_scale")]
+    return make_manifest(1, "none", [(name, "new" if name == changed else "old") for name in names])
+
+
+@pytest.mark.parametrize("every", [1, 3, 8, 20])
+def test_every_layer_has_its_turn(every: int) -> None:
+    shares = [Selection(manifest(), every, turn).layers(manifest()) for turn in range(every)]
+    assert sorted(layer for share in shares for layer in share) == sorted(LAYERS)
+    assert all(len(share) <= -(-len(LAYERS) // every) for share in shares)
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_a_layer_that_changed_is_read_in_any_turn(turn: int) -> None:
+    others = Selection(manifest(), 8, turn).layers(manifest())
+    now = manifest(changed=f"{LAYERS[5]}.weight_scale")
+    assert Selection(manifest(), 8, turn).layers(now) == others | {LAYERS[5]}
+
+
+def test_a_layer_with_fewer_or_more_tensors_has_changed() -> None:
+    whole = manifest()
+    fewer = make_manifest(2, "none", whole.tensors[:-1])
+    assert LAYERS[-1] in Selection(whole, 8, 0).layers(fewer)
+    assert LAYERS[-1] in Selection(fewer, 8, 0).layers(whole)

@@ -12,6 +12,7 @@ from launch.tools.plan.memory import (
     EngineMemory,
     Variant,
     activation_bytes,
+    dense_copies,
     learner_memory,
     logits_bytes,
     quantized_bytes,
@@ -137,6 +138,18 @@ def test_quantized_copies_of_the_learner() -> None:
     assert quantized_bytes(int8, bits["torch"]) == stored
     assert quantized_bytes(int8, bits["engine"]) == stored + LINEAR
     assert quantized_bytes(Variant(model), 0) == 0
+
+
+def test_dense_layers_on_cpu_hold_a_copy() -> None:
+    model = shapes(QWEN2_5_7B)
+    head = 152_064 * 3584
+    int8, plain = variant(model, "w8a8_int8"), Variant(model)
+    assert dense_copies(int8, 2) == dense_copies(int8, 2, engine=True) == 2 * head
+    assert dense_copies(plain, 2) == 2 * (LINEAR + head)
+    assert dense_copies(plain, 2, engine=True) == 2 * head  # of the others the original is dropped
+    assert dense_copies(plain, 4, engine=True) == 4 * head + 2 * LINEAR
+    experts = variant(shapes(QWEN3_30B_A3B), "none")
+    assert dense_copies(experts, 2) < 0.1 * experts.engine_weights
 
 
 def saved_bytes(kind: str, numerics: str, dtype: torch.dtype, layers: int, tokens: int, **keys: Any) -> int:
