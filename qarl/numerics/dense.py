@@ -52,32 +52,43 @@ class DenseWeight:
 
 
 class DenseProduct(torch.autograd.Function):
-    """`x W^T + b` by `DenseWeight`, with gradients.
-
-    The weight is laid out at each call, so that no copy can be stale after an optimizer step.
-    """
+    """`x W^T + b` by `dense`, a `DenseWeight` of W; None for a new one. With gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight_NK: Tensor, bias_N: Tensor | None, dense: DenseWeight | None) -> Tensor:
         ctx.save_for_backward(x, weight_NK)
-        return DenseWeight(weight_NK)(x, bias_N)
+        return (dense or DenseWeight(weight_NK))(x, bias_N)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return linear_gradients(ctx, grads[0])
+        return *linear_gradients(ctx, grads[0]), None
 
 
 class DenseLinear(nn.Linear):
-    """An `nn.Linear` that computes as the engine's dense layers do. Parameters and their names stay the same."""
+    """An `nn.Linear` that computes as the engine's dense layers do. Parameters and their names stay the same.
+
+    The engine's layout of the weight is made at first use and kept until `forget()`, which
+    `qarl.quant.linear.requantize` calls, or until the parameter is seen to differ: it has other memory, or an op has
+    changed it in place. What is written through `.data`, as DeepSpeed does, is not seen.
+    """
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
+        self.forget()
+
+    def forget(self) -> None:
+        """The weight has changed."""
+        self._dense: DenseWeight | None = None
+        self._made_of = (0, 0)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., K] -> [..., N] in the input's dtype."""
-        out: Tensor = DenseProduct.apply(input, self.weight, self.bias)
+        now = (self.weight.data_ptr(), self.weight._version)
+        if self._dense is None or self._made_of != now:
+            self._dense, self._made_of = DenseWeight(self.weight), now
+        out: Tensor = DenseProduct.apply(input, self.weight, self.bias, self._dense)
         return out
 
 

@@ -37,7 +37,7 @@ class Router(nn.Module):
 
     def forward(self, x_NE: Tensor) -> tuple[Tensor, Tensor]:
         """Ids [N, K] and float32 weights [N, K], in the engine's order: no particular one."""
-        logits_NX = DenseProduct.apply(x_NE, self.weight, None) if self.engine else F.linear(x_NE, self.weight)
+        logits_NX = DenseProduct.apply(x_NE, self.weight, None, None) if self.engine else F.linear(x_NE, self.weight)
         if x_NE.device.type != "cpu":
             logits_NX = logits_NX.float()
         top_NK, ids_NK = torch.topk(logits_NX, self.top_k, dim=-1, sorted=False)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qarl.errors import ConfigError, KernelError
+from qarl.numerics.dense import DenseLinear
 from qarl.quant.experts import QuantizedExperts, covers_experts, expert_stacks, expert_weights
 from qarl.quant.format import Format, Kernel, Quantized
 from qarl.quant.formats import format_of
@@ -169,7 +170,7 @@ def quantized_experts(model: nn.Module) -> Iterator[QuantizedExperts]:
 
 
 def requantize(model: nn.Module, gather: Gather = gather_nothing) -> None:
-    """Forget all quantized weights; call it after every optimizer step and every load of weights.
+    """Forget all quantized weights, and the layouts of dense ones; call it after every optimizer step and every load.
 
     In joint formats it also finds the largest magnitude of each group of siblings; `gather` completes their weights.
     Raises KernelError: NaN or infinity in such a weight, or a weight that is still sharded.
@@ -177,8 +178,11 @@ def requantize(model: nn.Module, gather: Gather = gather_nothing) -> None:
     layers = {module.name: module for _, module in quantized_linears(model)}
     for layer in layers.values():
         layer.requantize()
-    for experts in quantized_experts(model):
-        experts.requantize()
+    for module in model.modules():
+        if isinstance(module, QuantizedExperts):
+            module.requantize()
+        elif isinstance(module, DenseLinear):
+            module.forget()
     for names in dict.fromkeys(layer.siblings for layer in layers.values() if layer.format_.joint):
         group = [layers[name] for name in names]
         with gather([parameter for layer in group for parameter in layer.parameters(recurse=False)]):

@@ -125,7 +125,7 @@ def test_ranks_score_update_publish_save_and_load(
     assert result.metrics["actor/grad_norm"] > 0
     assert 0 < result.metrics["quant/codes_changed"] < 1
     assert 0 < result.metrics["quant/update_below_grid"] <= 1
-    after = learner.publish(4)
+    updated, after = learner.score(batch), learner.publish(4)
     assert after.manifest.digest != publish(policy.model, scheme, 4).manifest.digest
 
     learner.save(str(tmp_path))
@@ -137,6 +137,9 @@ def test_ranks_score_update_publish_save_and_load(
     policy.load_state_dict(checkpoint_weights(str(tmp_path), zero_stage))
     requantize(policy.model)
     assert publish(policy.model, scheme, 4).manifest.digest == after.manifest.digest
+    with torch.no_grad():  # no layer of the updated learner has kept what it laid out for its GEMM before
+        alone_BT = policy(Batch.of(batch, torch.device("cpu"))).logprobs_BT
+    assert all(np.array_equal(row, alone_BT[i, : len(row)].numpy()) for i, row in enumerate(updated))
 
 
 def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: dict[str, Path]) -> None:

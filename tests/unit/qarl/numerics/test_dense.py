@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from qarl.numerics import dense, engine_ops, processor
 from qarl.numerics.dense import MOST_ROWS, DenseLinear, DenseWeight, in_blocks, matmul
+from qarl.quant.linear import requantize
 
 needs_vllm = pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not installed")
 DTYPES = (torch.bfloat16, torch.float32)
@@ -96,15 +99,46 @@ def test_values_and_gradients_are_those_of_the_plain_layer(dtype: torch.dtype, b
         torch.testing.assert_close(grad.double(), want, rtol=bound["rtol"], atol=atol)
 
 
-@needs_vllm
-def test_a_layer_follows_its_weight() -> None:
-    layer = DenseLinear(nn.Linear(64, 32))
-    x = torch.randn(3, 64)
-    before = layer(x)
+def double_in_place(layer: DenseLinear) -> None:
     with torch.no_grad():
         layer.weight.mul_(2)
-        layer.bias.mul_(2)
-        assert torch.equal(layer(x), 2 * before)
+
+
+def double_elsewhere(layer: DenseLinear) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach() * 2)
+
+
+def double_as_deepspeed_does(layer: DenseLinear) -> None:
+    layer.weight.data.mul_(2)
+    requantize(nn.Sequential(layer))
+
+
+@needs_vllm
+@pytest.mark.parametrize("double", [double_in_place, double_elsewhere, double_as_deepspeed_does])
+def test_a_layer_follows_its_weight(double: Callable[[DenseLinear], None]) -> None:
+    layer = DenseLinear(nn.Linear(64, 32, bias=False))
+    x = torch.randn(3, 64)
+    before = layer(x)
+    double(layer)
+    assert torch.equal(layer(x), 2 * before)
+
+
+@needs_vllm
+def test_a_weight_is_laid_out_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[DenseWeight] = []
+
+    class Counted(DenseWeight):
+        def __init__(self, weight_NK: Tensor) -> None:
+            super().__init__(weight_NK)
+            made.append(self)
+
+    monkeypatch.setattr(dense, "DenseWeight", Counted)
+    layer = DenseLinear(nn.Linear(64, 32))
+    for count in (1, 2, 3):
+        for _ in range(3):
+            layer(torch.randn(3, 64, requires_grad=True)).sum().backward()
+        assert len(made) == count
+        double_as_deepspeed_does(layer)
 
 
 def test_without_a_bfloat16_gemm_float32_copies_are_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
