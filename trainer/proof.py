@@ -1,6 +1,7 @@
 """The proof that learner and sampler agree: a probe of every publication, and a count of steps without mismatch."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
 from qarl.config.run import Config
 from qarl.errors import AGAIN, MismatchError, PublicationError
@@ -123,11 +124,11 @@ class Probe:
         ]
 
     def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
-        gaps = {worker: self._gap(of_worker) for worker, of_worker in samples.items()}
+        sequences = {worker: [TrainSequence.of(s) for s in of_worker] for worker, of_worker in samples.items()}
+        learner = iter(self._learner.score([s for of_worker in sequences.values() for s in of_worker]))
+        gaps = {}
+        for worker, of_worker in sequences.items():
+            sampler = [sequence.sampler_logprobs_T for sequence in of_worker]
+            gaps[worker] = Mismatch.between(list(islice(learner, len(sampler))), sampler).abs_max
         self._proof.probe(gaps, version)
         return gaps
-
-    def _gap(self, samples: Sequence[Sample]) -> float:
-        sequences = [TrainSequence.of(sample) for sample in samples]
-        learner = self._learner.score(sequences)
-        return Mismatch.between(learner, [sequence.sampler_logprobs_T for sequence in sequences]).abs_max

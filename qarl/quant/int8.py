@@ -28,7 +28,7 @@ def quantize_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight_NK.detach().float()
     scale_N1 = finite_amax(weight) / WEIGHT_HALF_RANGE
     scale_N1 = torch.where(scale_N1 == 0, torch.finfo(torch.float32).eps, scale_N1)
-    return (weight / scale_N1).clamp(-128, 127).round().to(torch.int8), scale_N1
+    return (weight / scale_N1).clamp_(-128, 127).round_().to(torch.int8), scale_N1
 
 
 def finite_amax(weight: Tensor) -> Tensor:
