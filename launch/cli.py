@@ -27,6 +27,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0 done, 1 a run failed, 2 wrong input, 3 it diverged, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
+    # accelerate imports DeepSpeed also here, where it computes nothing: without this it warns that there is no GPU.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
             signal.signal(number, _interrupt)

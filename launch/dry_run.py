@@ -48,13 +48,13 @@ def dry_run(config: Config) -> int:
 
 def describe(config: Config, machine: Machine) -> Iterator[str]:
     """Device, numerics, kernels, and which actor gets what."""
-    device = machine.device
+    device, experts = machine.device, "moe_intermediate_size" in model_config(config).to_dict()
     yield (
         f"machine: {device}, {machine.cpus:g} CPUs, {machine.gpus:g} GPUs, {machine.memory / 2**30:.1f} GiB of memory"
     )
     yield f"numerics: {numerics_of(config, device)}"
     for scheme in schemes_of(config.rollout):
-        engine = ", ".join(engine_kernels(scheme, device)) or "full precision"
+        engine = ", ".join(engine_kernels(scheme, device, experts)) or "full precision"
         learner = learner_kernel(config, scheme, device)
         yield f"scheme: {scheme.label}, engine kernels {engine}, learner kernel {learner.kind if learner else 'dense'}"
     for role, actors in zip(("rollout worker", "learner rank"), bundles(config, device), strict=True):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer, no_model
+from launch.run.resume import saved_ranks
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
@@ -95,9 +96,10 @@ def find_machine(config: Config) -> Machine:
 
 
 def with_counts(config: Config) -> Config:
-    """`config` with the counts of workers and ranks that are "auto" chosen for this machine."""
+    """`config` with the counts of workers and ranks that are "auto" chosen for this machine; a run that continues keeps
+    its ranks."""
     device = Machine.of(config, 1.0, float(torch.cuda.device_count()), inf).device
-    return choose_counts(config, device, os.cpu_count() or 1)
+    return choose_counts(config, device, os.cpu_count() or 1, saved_ranks(config))
 
 
 def check(found: list[QarlError]) -> None:
@@ -139,7 +141,8 @@ def _check_batches(config: Config) -> None:
     for step in range(1, config.train.steps + 1) if config.debug.train_from else ():
         file = batch_file(Path(str(config.debug.train_from)), step)
         if not file.is_file():
-            raise UsageError(f"{file} is missing", "debug.train_from", f"set train.steps={step - 1}, or save more")
+            steps = f"set train.steps={step - 1}" if step > 1 else "name a folder that has it"
+            raise UsageError(f"{file} is missing", "debug.train_from", f"{steps}, or save more (debug.save_batches)")
 
 
 def faults_on_any_machine(config: Config) -> list[QarlError]:
@@ -211,7 +214,7 @@ def model_config(config: Config) -> Any:
     if path.exists():
         return read_config(path)
     if build is None:
-        raise no_model(config.model)
+        raise no_model(config.model, config.task)
     return architecture(build, make_tokenizer(build.vocab_size))
 
 

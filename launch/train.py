@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from time import monotonic
 
 import ray
 from rich.console import Console
@@ -34,7 +35,7 @@ from qarl.tasks.task import Task
 from qarl.types import Prompt, WorkerInfo
 from rewards.service import ProcessRewardService
 from trainer.batches import train_from
-from trainer.loop import Trainer
+from trainer.loop import Progress, Trainer
 from trainer.ranks import LearnerGroup
 
 
@@ -55,8 +56,7 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
                 _run(config, folder, log)
             except OSError as error:  # a full disk, a folder that became read-only
                 raise QarlError(str(error).splitlines()[-1], str(folder.path), AGAIN) from error
-        if not config.debug.train_from:
-            Console().print(render_summary(read_summary(folder.path)))
+        Console().print(render_summary(read_summary(folder.path)))
 
 
 def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
@@ -123,12 +123,19 @@ class _Job:
         write_report(folder.path, make_summary(config, folder.path, infos, trainer.progress, after, controls, files))
 
     def train_from(self, batches: Path) -> None:
-        """Train on saved batches, without an engine, and export."""
+        """Train on saved batches, without an engine, export, write the report."""
+        config, folder, progress = self._config, self._folder, Progress()
         self._log(f"debug.train_from: trains on the batches in {batches}, samples nothing")
-        placement = Placement(self._config, self._device, self._folder.logs)
+        placement = Placement(config, self._device, folder.logs)
         learner = self._stack.enter_context(closing(placement.start_learner(lambda: [])))
-        train_from(batches, self._config, learner, self._tracker.log)
-        self._export(learner)
+        start = monotonic()
+        for step, lengths, metrics in train_from(batches, config, learner):
+            seconds = monotonic() - start
+            self._tracker.log(step, metrics | {"perf/tokens_per_s": sum(lengths) / (seconds - progress.train_seconds)})
+            progress.step, progress.train_seconds = step, seconds
+            progress.rollouts, progress.tokens = progress.rollouts + len(lengths), progress.tokens + sum(lengths)
+        files = self._export(learner)
+        write_report(folder.path, make_summary(config, folder.path, [], progress, {}, {}, files))
 
     def _log_workers(self, infos: Sequence[WorkerInfo]) -> None:
         scheme = scheme_at(self._config.rollout, 1)

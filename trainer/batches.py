@@ -1,6 +1,6 @@
 """The batches of a run as files, and training on them again without an engine; see `debug` in the config."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -65,13 +65,13 @@ def _parts(joined: Any, lengths: Array) -> list[Any]:
     return [None if n < 0 else joined[end - n : end] for end, n in zip(ends.tolist(), lengths.tolist(), strict=True)]
 
 
-def train_from(folder: Path, config: Config, learner: Learner, log: Callable[[int, Mapping[str, Value]], None]) -> None:
+def train_from(folder: Path, config: Config, learner: Learner) -> Iterator[tuple[int, list[int], dict[str, Value]]]:
     """Train on the batches in `folder` of steps 1 to `train.steps`: the same updates, and so the same weights, as in
-    the run that has saved them. `log` takes the metrics of each step."""
+    the run that has saved them. Yields each step, the lengths of its responses, and its metrics."""
     for step in range(1, config.train.steps + 1):
         scheme = scheme_at(config.rollout, step)
         if scheme != scheme_at(config.rollout, max(1, step - 1)):
             learner.switch(scheme)
         minibatches = load_batch(batch_file(folder, step))
-        if minibatches:
-            log(step, learner.update(minibatches).all_metrics())
+        lengths = [len(sequence.response_ids) for minibatch in minibatches for sequence in minibatch]
+        yield step, lengths, learner.update(minibatches).all_metrics() if minibatches else {}

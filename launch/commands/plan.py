@@ -5,7 +5,7 @@ import os
 import sys
 
 from launch.arguments import add_config, positive_int, read_config
-from qarl.errors import ConfigError
+from qarl.errors import ConfigError, UsageError
 
 EXAMPLES = """\
   qarl plan quickstart
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; 1 when the run cannot work, and stderr says why."""
+    """Print the plan; 2 when the run cannot work, and stderr says why."""
     config = read_config(args)
     import torch
     from rich.console import Console
@@ -48,4 +48,4 @@ def run(args: argparse.Namespace) -> int:
         Console().print(render(plan))
     for fault in plan.faults:
         print(f"qarl: {fault}", file=sys.stderr)
-    return 1 if plan.faults else 0
+    return UsageError.exit_code if plan.faults else 0

@@ -23,6 +23,7 @@ from launch.run.prompts import load_prompts
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
+from qarl.errors import QarlError
 from qarl.mismatch import Mismatch
 from qarl.prompts.pool import Pool
 from qarl.quant.publish import write_engine_config
@@ -122,4 +123,8 @@ class Mailer:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except QarlError as error:
+        print(f"qarl: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -61,14 +61,15 @@ def check_model(config: ModelConfig, task: TaskConfig) -> None:
         if config.build is not None and (path / RECIPE).is_file():
             _check_recipe(path, _recipe(config, task))
     elif config.build is None:
-        raise no_model(config)
+        raise no_model(config, task)
     else:
         teacher_of(config, task)
 
 
-def no_model(config: ModelConfig) -> ModelError:
+def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
     """The error for a model directory that does not exist."""
-    hint = "download a model there or set model.build={}" if config.fetch is None else "`qarl fetch` downloads it"
+    build = ", or set model.build={} to make a tiny one" if make_task(task).teacher else ""
+    hint = f"download a model there{build}" if config.fetch is None else "`qarl fetch` downloads it"
     return ModelError("no such model directory", config.path, hint)
 
 

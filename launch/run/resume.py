@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Mapping, Sequence
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -19,7 +20,8 @@ INPUTS_FILE = "inputs.json"
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
     *("debug.save_batches", "debug.profile_steps"),
-    *("run.resume", "rollout.num_workers", "rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
+    *("run.resume", "rollout.num_workers", "rollout.num_cpus_per_worker", "learner.num_cpus_per_rank"),
+    *("rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
     "rollout.read_back_every",
     *(
         f"pool.augment.validator.{key}"
@@ -28,6 +30,12 @@ RESUMABLE_CHANGES = (
     *("mismatch.token_bounds", "mismatch.warn_above", "mismatch.stop_above"),
 )
 """Keys that may differ between a run and its continuation."""
+
+
+def saved_ranks(config: Config) -> int:
+    """Learner ranks of the run that `config` continues: its checkpoints have a part for each. 0 when it begins."""
+    file = Path(config.run.dir) / config.run.name / CONFIG_FILE
+    return load_config(file).learner.num_ranks if config.run.resume and os.path.isfile(file) else 0
 
 
 def check_same_run(config: Config, run_dir: Path) -> Config:

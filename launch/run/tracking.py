@@ -30,6 +30,7 @@ LAST_STEP = 10**12
 WANDB_ID_FILE = "wandb_id"
 LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
 
+LOSS = "actor/loss"
 FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
 """When a step takes the sampler's log-probs for pi_prox, 0 shows that the learner computes the same."""
 
@@ -90,7 +91,7 @@ class RunTracker(Tracker):
         overall = {n.removeprefix("eval/"): v for n, v in values.items() if n.startswith("eval/") and n.count("/") == 1}
         if overall:
             self.note(f"step {step}/{self._total}  held-out  " + "  ".join(f"{n} {v:.3f}" for n, v in overall.items()))
-        if "reward/mean" in values:
+        if "perf/tokens_per_s" in values:
             line = f"{_describe(values)}  ETA {self._eta(step)}"
             if self._bar is None:
                 self.note(f"step {step}/{self._total}  {line}")
@@ -229,9 +230,8 @@ def _strict(value: Any) -> Any:
 
 
 def _describe(values: Mapping[str, float]) -> str:
-    parts = [f"reward {values['reward/mean']:.3f}"]
-    if "reward/accuracy" in values:
-        parts.append(f"accuracy {values['reward/accuracy']:.3f}")
+    names = {"reward/mean": "reward", "reward/accuracy": "accuracy"} if "reward/mean" in values else {LOSS: "loss"}
+    parts = [f"{label} {values[name]:.3f}" for name, label in names.items() if name in values]
     if "mismatch/logp_abs_max" in values:
         parts.append(f"|d log p| max {values['mismatch/logp_abs_max']:.2g}")
     elif values.get(FIRST_RATIO) == 0:

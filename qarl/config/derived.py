@@ -9,24 +9,28 @@ MOST_BY_CORES = 8
 """Workers and ranks that are started for cores; each holds a copy of the model."""
 
 
-def choose_counts(config: Config, device: str, cores: float) -> Config:
+def choose_counts(config: Config, device: str, cores: float, ranks: int = 0) -> Config:
     """`config` with numbers of rollout workers and learner ranks in place of "auto".
 
     On CPU sampling and learning take turns, so both use every core of a machine: each actor reserves half a CPU, unless
-    the config says otherwise. Ranks are at most as many as a minibatch has groups.
+    the config says otherwise, and less where there are more actors than cores. Ranks are at most as many as a minibatch
+    has groups.
+
+    Args:
+        ranks: number of learner ranks of the run that this one continues; 0 when it begins.
     """
     groups = config.train.prompts_per_step // config.learner.minibatches
     here = device == "cpu" and config.cluster.address is None
     count = int(max(1, min(cores, MOST_BY_CORES, groups))) if here else 1
     sections: dict[str, Node] = {}
-    for section, number, share in (
-        ("rollout", "num_workers", "num_cpus_per_worker"),
-        ("learner", "num_ranks", "num_cpus_per_rank"),
+    for section, number, cpus, chosen in (
+        ("rollout", "num_workers", "num_cpus_per_worker", count),
+        ("learner", "num_ranks", "num_cpus_per_rank", ranks or count),
     ):
         node: Node = getattr(config, section)
         if not getattr(node, number):
-            shares = {share: 0.5} if here and share not in node.model_fields_set else {}
-            sections[section] = node.model_copy(update={number: count, **shares})
+            reserved = {cpus: 0.5 * min(1.0, cores / chosen)} if here and cpus not in node.model_fields_set else {}
+            sections[section] = node.model_copy(update={number: chosen, **reserved})
     return config.model_copy(update=sections)
 
 

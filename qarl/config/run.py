@@ -56,8 +56,8 @@ class AdvantageConfig(Node):
     normalize_by_std: bool = True
     """Divide by the standard deviation: of the group, or of the batch for the two batch estimators."""
     drop_zero_variance: bool = True
-    """Leave groups whose rewards are all equal out of the update. They have no advantage, but by the estimator `batch`,
-    which needs false."""
+    """Leave groups whose rewards are all equal out of the update. Their advantage is zero, except with
+    `estimator: batch`, which requires false."""
     overlong_cache: Count = 0
     """DAPO's soft punishment: the reward falls linearly, down to -1, over the last so many tokens before
     `rollout.sampling.max_new_tokens`; 0 for none."""

@@ -49,8 +49,9 @@ def quantization_config(scheme: QuantScheme) -> dict[str, Any] | None:
     }
 
 
-def engine_kernels(scheme: QuantScheme, device: str) -> tuple[str, ...]:
-    """Class names of the vLLM kernels that implement `scheme` on `device`, experts' included; none for `none`.
+def engine_kernels(scheme: QuantScheme, device: str, experts: bool = True) -> tuple[str, ...]:
+    """Class names of the vLLM kernels that implement `scheme` on `device`, those of experts too unless `experts` is
+    False; none for `none`.
 
     Raises ConfigError: vLLM has none there.
     """
@@ -60,7 +61,8 @@ def engine_kernels(scheme: QuantScheme, device: str) -> tuple[str, ...]:
     if not format_.runs(device):
         what = f"vLLM has no {scheme.name} kernel on {device}"
         raise ConfigError(what, "rollout.scheme", f"take {_others(device)} or none there, or run on another device")
-    return tuple(k.name for k in (*format_.engine_kernels, *format_.expert_kernels) if k.device == device)
+    kernels = (*format_.engine_kernels, *(format_.expert_kernels if experts else ()))
+    return tuple(kernel.name for kernel in kernels if kernel.device == device)
 
 
 def check_processor(scheme: QuantScheme, device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ def test_saved_batches_train_to_the_same_weights_without_an_engine(
     debug = "run: {name: again}\ndebug: {train_from: runs/saved/batches}\n"
     again = train(tmp_path, tiny_models["qwen3"], reward + debug, *settings)
     assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-3000:]
+    assert re.search(r"step 2/2  loss -?\d\.\d{3}  .* tokens/s", again.stdout)
+    assert "runs/again/final" in again.stdout.partition("Files")[2]  # the summary
 
     ours, theirs, start = (
         load_file(folder / "model.safetensors")

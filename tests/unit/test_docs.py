@@ -20,6 +20,7 @@ PAGES = sorted(page for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md") f
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 REPOSITORY_PATH = re.compile(r"`((?:qarl|rollout|trainer|rewards|launch|configs|docs|tests)/[a-z0-9_./-]*)`")
 INDEX_ROW = re.compile(r"\| (Where .*\?) \| `([^`]+)` \| `([^`]+)` \|")
+SYMBOL = re.compile(r"`([A-Za-z_]+)`")
 CODE = re.compile(r"^```\w*\n(.*?)^```|^ {4}([^\n]*)$", re.MULTILINE | re.DOTALL)
 CONFIG_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`\s]*|: [^`]*)?`")
 NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
@@ -90,6 +91,19 @@ def test_commands_parse(page: Path, command: str) -> None:
     shipped = ROOT / "configs" / f"{getattr(args, 'config', '')}.yaml"
     if getattr(args, "config", "") and shipped.is_file():
         read_config(args)
+
+
+def test_the_recipes_name_what_exists() -> None:
+    """A name in an item of CONTRIBUTING occurs in one of the files which that item names."""
+    items = re.split(r"\n(?=\d\. |#|\n)", (ROOT / "CONTRIBUTING.md").read_text().partition("## Recipes")[2])
+    found = 0
+    for item in items:
+        files = [ROOT / path for path in REPOSITORY_PATH.findall(item) if path.endswith(".py") and "/my_" not in path]
+        text = "\n".join(file.read_text() for file in files)
+        names = [name for name in SYMBOL.findall(item) if not name.startswith("my_")]
+        assert {name for name in names if files and not re.search(rf"\b{name}\b", text)} == set(), item
+        found += len(names) if files else 0
+    assert found >= 15
 
 
 def test_the_index_names_what_exists() -> None:

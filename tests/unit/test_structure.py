@@ -77,6 +77,17 @@ def imported(file: Path) -> set[str]:
     return found
 
 
+def imported_modules(code: str) -> set[str]:
+    """Modules that `code` imports; in `from a import b`, where `b` may be one, also "a.b"."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "tests").glob("**/test_*.py")), ids=name)
 def test_helpers_of_tests_lie_in_support(file: Path) -> None:
     modules = {str(n.module) for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)}
@@ -115,9 +126,22 @@ def test_no_import_inside_qarl_climbs(file: Path) -> None:
     own = room(name(file))
     if own == "__init__":
         return
-    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
-    rooms = {room(str(node.module)) for node in nodes if str(node.module).startswith("qarl.")}
+    rooms = {room(module) for module in imported_modules(file.read_text()) if module.startswith("qarl.")}
     assert {other for other in rooms - {own} if floor[other] >= floor[own]} == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import qarl.config.run", {"config"}),
+        ("import os, qarl.quant as q", {"quant"}),
+        ("from qarl import config, types", {"config", "types"}),
+        ("from qarl.quant.int8 import quantize", {"quant"}),
+        ("import qarl", set()),
+    ],
+)
+def test_every_form_of_import_is_seen(line: str, found: set[str]) -> None:
+    assert {room(module) for module in imported_modules(line) if module.startswith("qarl.")} == found
 
 
 @pytest.mark.parametrize("library", IMPORTERS)

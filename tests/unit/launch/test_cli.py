@@ -108,6 +108,11 @@ def test_a_bad_config_is_one_line(fail: Fail, command: list[str], argv: list[str
 def test_a_model_path_where_nothing_is(fail: Fail) -> None:
     line = fail("train", "quickstart", *LIGHT, "model.path=nowhere", "model.build=null")
     assert line.startswith("qarl: nowhere: no such model directory; ")
+    assert "set model.build={}" in line
+    Path("train.jsonl").write_text(GOOD_ROW)
+    Path("heldout.jsonl").write_text('{"question": "2+2?", "answer": "4"}')
+    line = fail("train", dataset_config(Path("nowhere"), chat=False), *LIGHT)  # no teacher: nothing to build it from
+    assert line == "qarl: nowhere: no such model directory; download a model there"
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -386,7 +391,8 @@ def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.Capture
         "learner rank 0: 0.1 CPU",
     ]
     assert any(line.startswith("machine: cpu, ") for line in lines)
-    assert any(line.startswith("scheme: w8a8_int8, engine kernels CPUInt8ScaledMMLinearKernel, ") for line in lines)
+    scheme = "scheme: w8a8_int8, engine kernels CPUInt8ScaledMMLinearKernel, learner"  # none for experts
+    assert any(line.startswith(scheme) for line in lines)
     assert any(line.startswith("plan: ") for line in lines)
     assert list(tmp_path.iterdir()) == []
 

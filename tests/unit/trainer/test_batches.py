@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from qarl.config.io import validate
 from qarl.errors import ConfigError, DataError
 from qarl.types import TrainSequence
-from tests.support.fakes import FakeLearner, FakeTracker
+from tests.support.fakes import FakeLearner
 from tests.support.runs import Run, make_config
 from trainer.batches import batch_file, load_batch, save_batch, train_from
 
@@ -69,12 +69,14 @@ def test_training_on_saved_batches_is_the_same_training(tmp_path: Path) -> None:
     config = make_config(debug={"save_batches": True})
     run = Run(tmp_path / "checkpoints", config, batches=tmp_path / "batches")
     run.trainer.run()
-    learner, tracker = FakeLearner(), FakeTracker()
-    train_from(tmp_path / "batches", config, learner, tracker.log)
+    learner = FakeLearner()
+    rows = list(train_from(tmp_path / "batches", config, learner))
     assert learner.theta == run.learner.theta != 0.0
-    assert [step for step, _ in tracker.rows] == run.steps("actor/updates") == [1, 2, 3, 4]
+    assert [step for step, _, _ in rows] == run.steps("actor/updates") == [1, 2, 3, 4]
     original = {step: metrics for step, metrics in run.tracker.rows if "actor/updates" in metrics}
-    assert all(metrics.items() <= original[step].items() for step, metrics in tracker.rows)
+    assert all(metrics.items() <= original[step].items() for step, _, metrics in rows)
+    trained = [[len(s.response_ids) for part in step for s in part] for step in run.learner.minibatches]
+    assert [lengths for _, lengths, _ in rows] == trained
 
 
 def test_rollout_only_never_updates(tmp_path: Path) -> None:

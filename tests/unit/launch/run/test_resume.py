@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from launch.preflight import with_counts
 from launch.run.resume import changed_inputs, check_same_run, input_digests
 from qarl.config.io import to_yaml, validate
 from qarl.config.run import Config
@@ -29,6 +30,8 @@ def make_config(**sections: dict[str, Any]) -> Config:
         ("tracking", {"progress": False}, True),
         ("cluster", {"device": "cpu"}, True),
         ("rollout", {"num_workers": 2}, True),
+        ("rollout", {"num_cpus_per_worker": 2.0}, True),
+        ("learner", {"num_ranks": 2}, False),
         ("train", {"group_size": 7}, False),
         ("rollout", {"scheme": "none"}, False),
         ("seed", 7, False),
@@ -45,6 +48,24 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same:
     changed = key if key == "seed" else f"{key}.{list(value)[-1]}"
     with pytest.raises(ConfigError, match=rf"was made with other settings \({changed}\)"):
         check_same_run(other, tmp_path)
+
+
+def test_a_machine_with_other_cores_continues_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "auto" then means the ranks of the run; workers may be others, also by name."""
+    folder = {"dir": str(tmp_path), "name": "it"}
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    begun = with_counts(make_config(run=folder, cluster={"device": "cpu"}))
+    (tmp_path / "it").mkdir()
+    (tmp_path / "it/config.yaml").write_text(to_yaml(begun))
+    for cores in (1, 8):
+        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        for rollout in ({}, {"num_workers": 1}):
+            config = with_counts(make_config(run=folder, cluster={"device": "cpu"}, rollout=rollout))
+            assert check_same_run(config, tmp_path / "it") == begun
+            assert config.learner.num_ranks == 2
+            assert config.rollout.num_workers == rollout.get("num_workers", cores)
+    again = make_config(run=folder | {"resume": False}, cluster={"device": "cpu"})
+    assert with_counts(again).learner.num_ranks == 8
 
 
 def test_every_input_has_a_digest(tmp_path: Path) -> None:

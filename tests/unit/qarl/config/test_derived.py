@@ -25,6 +25,16 @@ def test_on_cpu_both_phases_use_every_core(cores: int, count: int) -> None:
     assert counts("cpu", cores) == (count, 0.5, count, 0.5)
 
 
+def test_a_run_keeps_its_ranks_on_another_machine() -> None:
+    config = validate({"model": {"path": "m"}, "task": {"kind": "sorting"}}, "test")
+    for cores, cpus in ((1, 0.125), (8, 0.5)):
+        chosen = choose_counts(config, "cpu", cores, ranks=4)
+        assert (chosen.learner.num_ranks, chosen.learner.num_cpus_per_rank) == (4, cpus)
+        assert chosen.rollout.num_workers == cores
+    said = validate({"model": {"path": "m"}, "task": {"kind": "sorting"}, "learner": {"num_ranks": 2}}, "test")
+    assert choose_counts(said, "cpu", 1, ranks=4).learner.num_ranks == 2  # the folder refuses it
+
+
 def test_no_more_ranks_than_groups_of_a_minibatch() -> None:
     few = {"train": {"prompts_per_step": 6}, "learner": {"minibatches": 2}}
     assert counts("cpu", 8, **few) == (3, 0.5, 3, 0.5)

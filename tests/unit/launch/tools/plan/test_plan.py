@@ -78,7 +78,7 @@ def test_quickstart_can_be_planned_before_its_model_is_made(run: Run) -> None:
 def test_settings_that_a_run_would_refuse_are_faults(run: Run, device: str, setting: str, fault: str) -> None:
     colocate = str("workers" in setting).lower()
     code, plan, err = run("quickstart", f"cluster.colocate={colocate}", setting, "--device", device)
-    assert code == 1
+    assert code == 2
     assert any(line.startswith(fault) for line in plan["faults"])
     assert any(line.startswith(f"qarl: {fault}") for line in err)
 
@@ -170,14 +170,14 @@ def test_a_run_that_fits(run: Run, qwen7b: list[str]) -> None:
 )
 def test_a_run_that_cannot_work_says_why(run: Run, qwen7b: list[str], argv: list[str], reason: str) -> None:
     code, plan, err = run(*qwen7b, *argv)
-    assert code == 1
+    assert code == 2
     assert [line for line in err if reason in line], err
     assert [f"qarl: {fault}" for fault in plan["faults"]] == err
 
 
 def test_a_shape_that_groups_do_not_divide(run: Run) -> None:
     code, plan, err = run("quickstart", "rollout.scheme=w4a16", "rollout.group_size=128", "cluster.device=cpu")
-    assert code == 1
+    assert code == 2
     assert err == [
         "qarl: w4a16-g128 on cpu: model.layers.*.self_attn.q_proj [192, 192] and 5 more: "
         "groups of 128 do not divide K=192"
@@ -190,7 +190,7 @@ def test_a_processor_without_avx512_has_no_w4a16(run: Run, monkeypatch: pytest.M
     monkeypatch.setattr(processor, "has_avx512", lambda: False)
     asked = ("quickstart", "rollout.scheme=w4a16", "rollout.group_size=32", "cluster.device=cpu")
     code, _, err = run(*asked)
-    assert code == 1
+    assert code == 2
     assert err == [
         "qarl: w4a16-g32 on cpu: rollout.scheme: vLLM has no w4a16 kernel on a processor without AVX-512; "
         "take w8a8_int8, w4a8, fp8_channel or none there, or run on another machine"
@@ -202,7 +202,7 @@ def test_a_processor_without_avx512_has_no_w4a16(run: Run, monkeypatch: pytest.M
 def test_every_stage_of_a_schedule_is_judged(run: Run) -> None:
     stage = "rollout.schedule=[{from_step: 9, scheme: w4a16, group_size: 128}]"
     code, _, err = run("quickstart", stage, "cluster.device=cpu")
-    assert code == 1
+    assert code == 2
     assert err[0].startswith("qarl: w4a16-g128 on cpu: ")
 
 
@@ -215,7 +215,7 @@ def test_a_mixture_of_experts(run: Run, tmp_path: Path) -> None:
     assert experts["engine_kernel"] == "CompressedTensorsW8A8Int8MoEMethod"
     assert (code, err) == (0, [])
     code, _, err = run(*model, "rollout.scheme=fp8_channel", "learner.num_ranks=64", "--device", "h200")
-    assert code == 1
+    assert code == 2
     assert "no known kernel for experts in fp8_channel with bfloat16 on cuda; add 're:.*mlp.experts.*'" in err[0]
 
 
