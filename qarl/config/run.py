@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from qarl.config.base import Count, Node, NonNegativeFloat, PositiveFloat, PositiveInt
+from qarl.config.base import Count, Node, NonNegativeFloat, PathText, PositiveFloat, PositiveInt, Seconds
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
 from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
@@ -20,9 +20,9 @@ from qarl.quant.scheme import TRAITS
 
 
 class RunConfig(Node):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "run"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)] = "run"
     """Name of the run, a plain folder name; its files lie in `dir`/`name`."""
-    dir: str = "runs"
+    dir: PathText = "runs"
     """Folder of all runs, relative to the working directory."""
     resume: bool = True
     """Continue from the last checkpoint of the same name; false starts over. The old run's
@@ -40,7 +40,7 @@ class RewardConfig(Node):
     """Keyword arguments of `reward.function`."""
     num_workers: PositiveInt = 1
     """Verifier processes."""
-    timeout_s: PositiveFloat = 5.0
+    timeout_s: Seconds = 5.0
     """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line says so."""
 
     def contradictions(self) -> Iterator[str]:
@@ -149,7 +149,7 @@ class ClusterConfig(Node):
     """Where engines and learner compute; auto takes CUDA when Ray has a GPU (our own Ray: when torch has)."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement of the actors over nodes."""
-    placement_timeout_s: PositiveFloat = 120.0
+    placement_timeout_s: Seconds = 120.0
     """How long to wait for the placement group."""
     colocate: bool = False
     """One engine and one learner rank share one GPU, half each; otherwise each takes a GPU of its own."""
@@ -160,7 +160,7 @@ class DebugConfig(Node):
     """Sample, score and measure as ever, but never update: the weights stay those of the start."""
     save_batches: bool = False
     """Save what the learner gets in each step, as runs/NAME/batches/step-N.npz (arrays, no pickle)."""
-    train_from: str | None = None
+    train_from: PathText | None = None
     """Folder of saved batches: train on them, without an engine, to the same weights in every bit. Model, learner and
     objective may be changed to see what becomes of the same data."""
     profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
@@ -177,7 +177,7 @@ class DebugConfig(Node):
 class Config(Node):
     """Everything about one run."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     """The one seed: data, sampling, model, pool."""
     run: RunConfig = RunConfig()
     """Where the run's files go."""
@@ -219,6 +219,10 @@ class Config(Node):
         most_tokens = rollout.sampling.max_new_tokens
         if self.debug.train_from and Path(self.debug.train_from).parent == Path(self.run.dir) / self.run.name:
             yield "debug.train_from: the run that has saved them keeps its folder; choose another run.name"
+        if (profiled := self.debug.profile_steps) and profiled[0] > train.steps:
+            yield f"debug.profile_steps: {profiled} begins after train.steps {train.steps}"
+        if learner.zero_stage == 0 and self.model.dtype == "bfloat16":
+            yield "learner.zero_stage: DeepSpeed refuses stage 0 in bfloat16 with float32 gradients; set it to 1"
         if train.group_size < 2:
             yield "train.group_size: 1 gives every response the advantage 0, that of its group's mean; use 2 or more"
         for key, value in self.objective.advantage.items():
@@ -260,6 +264,11 @@ class Config(Node):
                     f"rollout.batch_invariant: vLLM's mode does not reach its {scheme} kernels, whose sums depend on "
                     "the batch; use w8a8_int8 or none as rollout.scheme"
                 )
+        if rollout.max_num_seqs > max(rollout.max_num_batched_tokens, rollout.max_model_len):
+            yield (
+                f"rollout.max_num_seqs: {rollout.max_num_seqs} sequences need a token each in a step, "
+                f"rollout.max_num_batched_tokens is {rollout.max_num_batched_tokens}"
+            )
         yield from self._task_contradictions()
 
     def _task_contradictions(self) -> Iterator[str]:

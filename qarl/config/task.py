@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from qarl.config.base import Node, PositiveFloat, PositiveInt
+from qarl.config.base import Node, PathText, PositiveFloat, PositiveInt
 
 
 class SortingTaskConfig(Node):
@@ -42,9 +42,9 @@ class DatasetTaskConfig(_PromptConfig):
 
     has_program: ClassVar[bool] = False
     kind: Literal["dataset"] = "dataset"
-    train_path: str = Field(default=...)
+    train_path: PathText = Field(default=...)
     """Training rows: JSONL, Parquet (`.parquet`), or a folder of Hugging Face `datasets`. Required."""
-    heldout_path: str = Field(default=...)
+    heldout_path: PathText = Field(default=...)
     """Held-out rows, never in the pool. Required."""
     question_key: str = "question"
     """Field that holds the problem."""

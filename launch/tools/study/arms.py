@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from omegaconf import OmegaConf
 from pydantic import Field
 
 from launch.run.curves import Series
@@ -119,9 +118,7 @@ def load_study(path: Path, arms: Sequence[str] = (), seeds: Sequence[int] = ()) 
 
     Raises ConfigError: file missing, not YAML, unknown key, wrong type, no such arm.
     """
-    tree = OmegaConf.to_container(read_tree(path), resolve=False)  # `${seed}` is for the runs to resolve
-    assert isinstance(tree, dict)
-    config = validate_as(StudyConfig, {str(k): v for k, v in tree.items()}, str(path))
+    config = validate_as(StudyConfig, read_tree(path), str(path))  # `${seed}` is for the runs to resolve
     if unknown := [arm for arm in arms if arm not in config.arms]:
         raise ConfigError(f"no arm is called {', '.join(unknown)}", str(path), f"known: {', '.join(config.arms)}")
     return Study(path.stem, path, config, tuple(arms or config.arms), tuple(seeds or config.seeds))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ GYM = "task={kind: reasoning_gym, datasets: [{name: chain_sum}]}"
 SHIPPED = sorted((Path(__file__).parents[4] / "configs").glob("*.yaml"))
 BATCH_INVARIANT = "rollout.batch_invariant=true"
 MINIMAL: dict[str, Any] = {"model": {"path": "models/x"}, "task": {"kind": "sorting"}}
+TASK = {"kind": "dataset", "train_path": "t", "heldout_path": "h"}
 MINIMAL_YAML = "model: {path: models/x}\ntask: {kind: sorting}\n"
 
 
@@ -88,6 +90,29 @@ def test_any_config_round_trips(tmp_path_factory: pytest.TempPathFactory, sectio
     config = validate(MINIMAL | sections, "test")
     path = write(tmp_path_factory.getbasetemp() / "round_trip.yaml", to_yaml(config))
     assert load_config(path) == config
+
+
+@given(st.text(st.sampled_from("\\${}?:#'\" a\n"), max_size=12))
+def test_any_text_round_trips(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    config = validate(with_value("tracking.wandb_project", text), "test")
+    path = write(tmp_path_factory.getbasetemp() / "text.yaml", to_yaml(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize("key", ["run.dir", "model.path", "debug.train_from", "task.train_path", "task.heldout_path"])
+def test_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("HOME", "/my/home")
+    tree = with_value(key, "~/a") if "task" not in key else MINIMAL | {"task": TASK | {key.partition(".")[2]: "~/a"}}
+    found: Any = validate(tree, "test")
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == "/my/home/a"
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", "x" * 256, "x/" * 2500])
+def test_paths_that_no_file_system_takes(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"test: run\.dir: (must be|is longer)"):
+        validate(with_value("run.dir", path), "test")
 
 
 def test_a_config_cannot_be_changed() -> None:
@@ -273,9 +298,51 @@ def test_overrides_without_key_or_value(minimal: Path, override: str) -> None:
     assert error_of(minimal, [override]).startswith(f"override '{override}' is not key=value; ")
 
 
-@pytest.mark.parametrize(("override", "reason"), [("train.steps=[1,", "not YAML"), ("run.name=${", "no viable")])
-def test_overrides_whose_value_cannot_be_read(minimal: Path, override: str, reason: str) -> None:
-    assert reason in error_of(minimal, [override])
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("train.steps=[1,", "not YAML"),
+        ("run.name=${", "no viable"),
+        ("run.name=#1", "a comment"),
+        ("run.name=a\udc80", "not YAML"),
+        (f"train.steps={'9' * 5000}", "not YAML"),
+        (f"seed={'[' * 2000}", "not YAML"),
+        (f"{'a.' * 2000}a=1", "nested too deeply"),
+        ("train..steps=3", "a part of its key is empty"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_named(minimal: Path, override: str, reason: str) -> None:
+    line = error_of(minimal, ["seed=1", override, "train.steps=2"])
+    assert line.startswith(f"override '{override[:77]}")
+    assert reason in line
+    assert len(line) < 400
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("tracking.trackers.0=wandb", "tracking.trackers: input should be a valid list, not {'0': 'wandb'}"),
+        ("train=[1]", "train: input should be a valid dictionary"),
+        ("run.name=007", "run.name: input should be a valid string, not 7; put it in quotes"),
+        ("run.name=a/b", "run.name: string should match pattern '^[A-Za-z0-9]"),
+        ("objective.kind=ppo", "objective.kind: must be one of 'tbpo', "),
+        ("objective=tbpo", "objective: a section of keys, among them kind, not 'tbpo'"),
+        ("learner.optimizer.betas=[1.0, 0.9]", "learner.optimizer.betas.0: input should be less than 1"),
+        ("rollout.sampling.temperature=0.001", "rollout.sampling.temperature: input should be greater than or equal"),
+        ("rollout.num_cpus_per_worker=1.5", "rollout.num_cpus_per_worker: more than one CPU can be reserved in whole"),
+        ("learner.zero_stage=0", "learner.zero_stage: DeepSpeed refuses stage 0"),
+        ("debug.profile_steps=[101, 102]", "debug.profile_steps: [101, 102] begins after train.steps 100"),
+        ("rollout.max_num_seqs=5000", "rollout.max_num_seqs: 5000 sequences need a token each"),
+        ("train.steps=10000000000", "train.steps: input should be less than or equal to 2147483647"),
+    ],
+)
+def test_a_wrong_value_is_explained(minimal: Path, override: str, line: str) -> None:
+    assert error_of(minimal, [override]).startswith(line)
+
+
+@pytest.mark.parametrize(("short", "full"), [("bf16", "bfloat16"), ("fp32", "float32"), ("float", "float32")])
+def test_short_names_of_dtypes(minimal: Path, short: str, full: str) -> None:
+    assert load_config(minimal, [f"model.dtype={short}"]).model.dtype == full
 
 
 @pytest.mark.parametrize("override", ["train.stepz=3", "train.steps.x=3", "train..steps=3", "train=3"])
@@ -290,7 +357,7 @@ def test_overrides_are_as_strict_as_the_file(minimal: Path, override: str) -> No
     ("content", "reason"),
     [
         (b"- a\n- b\n", "a config file holds `key: value` lines"),
-        (b"3\n", "cannot read"),
+        (b"3\n", "a config file holds `key: value` lines"),
         (b"train: {steps: [\n", "not YAML"),
         (b"a: b: c\n", "not YAML"),
         (b"seed: 1\nseed: 2\n", "not YAML"),
@@ -330,6 +397,31 @@ def test_inheritance_cycle_names_the_files(tmp_path: Path) -> None:
 
 def test_inherited_file_that_is_missing_is_named(tmp_path: Path) -> None:
     assert "gone.yaml: no such config file" in error_of(write(tmp_path / "a.yaml", "inherits: gone.yaml\n"))
+
+
+@pytest.mark.parametrize(
+    ("section", "fault"),
+    [
+        ({"seed": "x"}, "seed: "),
+        ({"sead": 1}, "unknown key 'sead'"),
+        ({"train": {"stepz": 1}}, "unknown key 'train.stepz'"),
+        ({"objective": {"kind": "ppo"}}, "objective.kind: "),
+    ],
+)
+def test_a_fault_names_the_file_that_has_it(tmp_path: Path, section: dict[str, Any], fault: str) -> None:
+    write(tmp_path / "base.yaml", yaml.safe_dump(MINIMAL | section))
+    line = error_of(write(tmp_path / "c.yaml", "inherits: base.yaml\ntracking: {progress: 3}\n"))
+    of_base, of_child = sorted(line.split("; "), key=lambda part: "progress" in part)
+    assert of_base.startswith(fault)
+    assert of_base.endswith(f"(in {tmp_path}/base.yaml)")
+    assert of_child.endswith("not 3")
+
+
+@pytest.mark.parametrize("name", ["[a.yaml]", "3", "''", "${seed}.yaml", "???"])
+def test_inherits_names_one_file(tmp_path: Path, name: str) -> None:
+    assert error_of(write(tmp_path / "c.yaml", f"inherits: {name}\n")).startswith(
+        "inherits: the name of one file, not "
+    )
 
 
 def test_interpolation_follows_overrides(tmp_path: Path) -> None:
