@@ -136,6 +136,7 @@ def _override(item: str) -> Tree:
     if not key or not value:
         raise ConfigError(f"{where} is not key=value", hint="write for example train.steps=10")
     with _reading(where):
+        item.encode()  # raises for bytes that are no UTF-8, which the shell may hand on
         tree = OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False)
         assert isinstance(tree, dict)
         if value.lstrip().startswith("#"):
@@ -157,6 +158,10 @@ def _reading(where: str) -> Iterator[None]:
         raise ConfigError(f"{key}{str(error).splitlines()[0]}", where) from error
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror or error}", _cut(where)) from error
+    except UnicodeEncodeError as error:
+        raise ConfigError("holds bytes that are no text", where) from error
+    except RuntimeError as error:  # pathlib's, for links in a circle
+        raise ConfigError(f"cannot read: {_cut(str(error), 200)}", where) from error
     except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a null byte, a number of too many digits
         reason = " ".join(str(error).replace('"<unicode string>", ', "").split())
         raise ConfigError(f"not YAML: {_cut(reason, 300)}", where) from error

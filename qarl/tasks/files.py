@@ -32,17 +32,21 @@ def raw_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
         DataError: the file is missing or not what its name says, a line is no JSON object, or a column is missing.
     """
     try:
-        if not Path(path).is_dir() and not path.endswith(".parquet"):
+        is_folder, suffix = Path(path).is_dir(), Path(path).suffix.lower()
+        if not is_folder and suffix == ".arrow":
+            raise DataError("a bare Arrow file", path, "name the folder that Dataset.save_to_disk made")
+        if not is_folder and suffix != ".parquet":
             yield from _lines(path)
             return
         from pyarrow import ArrowException
 
         try:
-            yield from (_saved_rows if Path(path).is_dir() else _parquet_rows)(path, columns)
+            yield from (_saved_rows if is_folder else _parquet_rows)(path, columns)
         except ArrowException as error:
             raise DataError(f"cannot read: {' '.join(str(error).split())}", where=path) from None
-    except OSError as error:
-        what = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name of an Arrow file
+        number = getattr(error, "errno", None)
+        what = os.strerror(number) if number else " ".join(str(error).split())
         raise DataError(f"cannot read: {what}", where=path) from None
 
 
@@ -60,6 +64,8 @@ def json_object(text: bytes, where: str) -> dict[str, Any]:
 def _lines(path: str) -> Iterator[RawRow]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
+            if number == 1 and line.startswith(b"PAR1"):
+                raise DataError("a Parquet file", where=path, hint="give it the suffix .parquet")
             if line.strip():
                 where = f"{path}:{number}"
                 yield where, json_object(line, where)
@@ -103,12 +109,18 @@ def _batches(files: Iterable[Path], columns: set[str]) -> Iterator[pyarrow.Recor
 def _rows(path: str, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[RawRow]:
     number = 0
     for batch in batches:
-        for values in batch.to_pylist():
+        for row in range(batch.num_rows):
             number += 1
-            yield f"{path}:row {number}", values
+            where = f"{path}:row {number}"
+            try:
+                yield where, {name: column[row].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
+            except (ValueError, OverflowError) as error:  # text that is no UTF-8, a time that Python cannot hold
+                raise DataError(f"cannot read: {error}", where=where) from None
 
 
 def _check(schema: pyarrow.Schema, columns: set[str], where: str) -> None:
     if missing := columns.difference(schema.names):
         what = f"no column '{min(missing)}', there are {sorted(schema.names)}"
         raise DataError(what, where=where, hint="set task.question_key, task.answer_key or task.level_key")
+    if twice := [name for name in columns if schema.names.count(name) > 1]:
+        raise DataError(f"has two columns '{min(twice)}'", where=where, hint="give them names of their own")

@@ -116,14 +116,14 @@ LINES: list[tuple[str, Edit, tuple[str, ...]]] = [
     ("two objects", jsonl('{"question": "7=", "answer": "7"} {"a": 1}'), ("train.jsonl:64", "JSON")),
     ("a comma at the end", jsonl('{"question": "7=", "answer": "7"},'), ("train.jsonl:64", "JSON")),
     ("NaN", jsonl('{"question": NaN, "answer": "7"}'), ("train.jsonl:64", "question")),
-    ("Latin-1", jsonl(b'{"question": "caf\xe9=", "answer": "7"}'), ("train.jsonl:64", "UTF-8")),
-    ("UTF-16", write("train.jsonl", rows(0, 9).encode("utf-16")), ("train.jsonl:1", "UTF-8")),
+    ("Latin-1", jsonl(b'{"question": "caf\xe9=", "answer": "7"}'), ("train.jsonl:64", "utf-8")),
+    ("UTF-16", write("train.jsonl", rows(0, 9).encode("utf-16")), ("train.jsonl:1", "utf-8")),
     ("gzip", write("train.jsonl", b"\x1f\x8b\x08" + bytes(50)), ("train.jsonl:1",)),
     ("null bytes", jsonl(b"\0" * 40), ("train.jsonl:64",)),
     ("deep", jsonl('{"question": ' + "[" * 100_000 + "]" * 100_000 + "}"), ("train.jsonl:64",)),
     ("a surrogate", jsonl('{"question": "\\ud800=", "answer": "7"}'), ("train.jsonl:64", "surrogate")),
     ("a surrogate in the answer", jsonl('{"question": "7=", "answer": "\\udfff"}'), ("train.jsonl:64", "surrogate")),
-    ("a raw surrogate", jsonl('{"question": "\ud800=", "answer": "7"}'), ("train.jsonl:64", "UTF-8")),
+    ("a raw surrogate", jsonl('{"question": "\ud800=", "answer": "7"}'), ("train.jsonl:64", "utf-8")),
     ("a number of 5,000 digits", jsonl(f'{{"question": {"9" * 5000}, "answer": "7"}}'), ("train.jsonl:64",)),
     ("question missing", jsonl('{"answer": "7"}'), ("train.jsonl:64", "question", "task.question_key")),
     ("answer missing", jsonl('{"question": "7="}'), ("train.jsonl:64", "answer", "task.answer_key")),
@@ -160,7 +160,7 @@ LEVELS: list[tuple[str, Any]] = [
 ]
 
 COLUMNS: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
-    ("invalid UTF-8", parquet(invalid_text), PARQUET, ("train.parquet:row 1", "UTF-8")),
+    ("invalid UTF-8", parquet(invalid_text), PARQUET, ("train.parquet:row 1", "utf-8")),
     ("a time", parquet(lambda: typed("date64", datetime.datetime(2020, 1, 1))), PARQUET, ("train.parquet:row 1", "question")),
     ("a time beyond Python's", parquet(lambda: table(question=_far())), PARQUET, ("train.parquet", "question")),
     ("bytes", parquet(lambda: typed("binary", b"7=")), PARQUET, ("train.parquet:row 1", "question")),
@@ -179,7 +179,7 @@ COLUMNS: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
     ("upper case, cut off", then(parquet(table, "T.PARQUET"), cut("T.PARQUET", -100)), ("task.train_path=T.PARQUET",), ("T.PARQUET",)),
     ("Parquet named .jsonl", parquet(table, "train.jsonl"), (), ("train.jsonl", "Parquet")),
     ("Arrow file", then(saved(table), lambda f: shutil.copy(f / "saved/data.arrow", f / "a.arrow")), ("task.train_path=a.arrow",), ("a.arrow", "folder")),
-    ("saved, invalid UTF-8", saved(invalid_text), SAVED, ("saved:row 1", "UTF-8")),
+    ("saved, invalid UTF-8", saved(invalid_text), SAVED, ("saved:row 1", "utf-8")),
     ("saved, two columns of one name", saved(two_columns), SAVED, ("saved", "question", "two")),
     ("saved, no state.json", then(saved(table), lambda f: (f / "saved/state.json").unlink()), SAVED, ("saved", "state.json")),
     ("saved, state cut off", then(saved(table), cut("saved/state.json", 10)), SAVED, ("state.json",)),
@@ -215,7 +215,7 @@ RIGHT: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
 def _far() -> Any:
     import pyarrow
 
-    return pyarrow.array([2**62] * 64, pyarrow.int64()).cast(pyarrow.timestamp("s"), safe=False)
+    return pyarrow.array([2**62] * 64, pyarrow.int64()).cast(pyarrow.timestamp("us"), safe=False)
 
 
 def _flip(file: Path) -> None:

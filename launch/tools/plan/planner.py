@@ -293,11 +293,7 @@ class Planner:
             check_numerics(self._config, self._model, self._device.kind)
         except (ModelError, KernelError) as error:
             yield str(error)
-        stage = self._config.learner.zero_stage
-        if stage in learner:
-            yield from self._memory_faults(learner[stage], engine)
-        else:
-            yield "learner.zero_stage: DeepSpeed refuses stage 0 in bfloat16 with float32 gradients; set it to 1"
+        yield from self._memory_faults(learner[self._config.learner.zero_stage], engine)
 
     def _memory_faults(self, learner: LearnerMemory, engine: EngineMemory) -> Iterator[str]:
         rollout = self._config.rollout

@@ -92,7 +92,7 @@ def make_config(**sections: dict[str, Any]) -> Config:
         (["quickstart", "train.stepz=3"], ["'train.stepz'", "did you mean 'train.steps'?"]),
         (["quickstart", "train.steps=many"], ["train.steps", "valid integer", "'many'"]),
         (["quickstart", "train.steps"], ["override 'train.steps' is not key=value"]),
-        (["quickstart", "train.steps=[1,"], ["overrides", "not YAML"]),
+        (["quickstart", "train.steps=[1,"], ["override 'train.steps=[1,'", "not YAML"]),
         (["quickstart", "train.group_size=1"], ["train.group_size", "use 2 or more"]),
         (["quickstart", "learner.minibatches=33"], ["learner.minibatches", "train.prompts_per_step is 32"]),
         (["no_such_config"], ["no_such_config.yaml: no such config file", "qarl config list"]),
