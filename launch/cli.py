@@ -36,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         args = _parse(argv)
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        return 128 + signal.SIGPIPE
     except QarlError as error:
         if os.environ.get("QARL_TRACEBACK"):
             raise
@@ -56,6 +62,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if rest:
         args.overrides += rest  # argparse itself takes no `key=value` after an option that follows the config
     return args
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more, as behind `| head`; it is then closed for good."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

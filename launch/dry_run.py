@@ -8,7 +8,7 @@ import ray
 
 from launch.preflight import Machine, bundles, learner_kernel, model_config, preflight, with_counts
 from launch.run.folder import RunFolder
-from launch.run.prompts import load_prompts
+from launch.run.prompts import fill_pool, load_prompts
 from launch.run.tracking import check_login
 from launch.tools.plan.command import choose_device
 from launch.tools.plan.planner import Planner
@@ -33,6 +33,7 @@ def dry_run(config: Config) -> int:
         machine = preflight(config)
     print(f"run: {folder.path}, " + (f"continues after step {folder.step}" if folder.saved else "from the beginning"))
     _, train, heldout = load_prompts(config, print)
+    fill_pool(config, train, print)
     print(f"prompts: {len(train)} for training, {len(heldout)} held out")
     print(*describe(config, machine), sep="\n")
     try:

@@ -33,10 +33,15 @@ from qarl.quant.kernels import find_kernel
 from qarl.quant.linear import covered_linears
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks import make_task
+from rewards.teacher import api_key
 from trainer.batches import batch_file
 
 Bundle = dict[str, float]
 """Resources of one actor: CPU, and GPU where it has one."""
+
+
+LONGEST_RAY_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes of the folder in which a Ray of our own has its own."""
 
 
 class PreflightError(UsageError):
@@ -129,6 +134,9 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_transport, config, machine.device),
         partial(_check_colocation, config, machine.device),
         partial(_check_resources, config, machine),
+        partial(_check_kv_cache, config, machine),
+        partial(_check_ray_folder, machine),
+        partial(_check_validator, config),
         partial(make_task, config.task),
         partial(_check_batches, config),
         *(partial(_check_hook, *hook) for hook in _hooks(config)),
@@ -257,6 +265,33 @@ def _failures(*checks: Callable[[], Any]) -> list[QarlError]:
         except QarlError as error:
             found.append(error)
     return found
+
+
+def _check_kv_cache(config: Config, machine: Machine) -> None:
+    requested = config.rollout.num_workers * config.rollout.kv_cache_gib
+    if machine.device == "cpu" and machine.is_here and requested * 2**30 > machine.memory:
+        what = f"the KV caches of all workers take {requested} GiB, this machine has {machine.memory / 2**30:.1f} GiB"
+        raise ResourceError(what, "rollout.kv_cache_gib", "lower it")
+
+
+def _check_ray_folder(machine: Machine) -> None:
+    """A Ray of our own has its sockets in a folder, and their names have at most 107 bytes."""
+    if not machine.is_here:
+        return
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    folder = Path(os.environ.get(name, "/tmp"))
+    hint = "set RAY_TMPDIR to a short folder that you may write"
+    if len(os.fsencode(folder)) > LONGEST_RAY_FOLDER:
+        what = f"has {len(os.fsencode(folder))} bytes, of which Ray's sockets take at most {LONGEST_RAY_FOLDER}"
+        raise ResourceError(what, f"{name} {folder}", hint)
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ResourceError("is no folder that you may write, and Ray needs one", f"{name} {folder}".strip(), hint)
+
+
+def _check_validator(config: Config) -> None:
+    validator = config.pool.augment.validator
+    if config.pool.augment.per_step and validator.kind == "teacher" and validator.api_key_env:
+        api_key(validator.api_key_env)
 
 
 def _check_batch_invariance(config: Config, device: str) -> None:

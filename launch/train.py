@@ -19,7 +19,7 @@ from launch.demo.tiny_model import ensure_model
 from launch.preflight import Machine, preflight, with_counts
 from launch.run.files import only_writer
 from launch.run.folder import RunFolder, run_dir
-from launch.run.prompts import load_prompts, make_augmenter
+from launch.run.prompts import fill_pool, load_prompts, make_augmenter
 from launch.run.report import make_summary, read_summary, render_summary, write_report
 from launch.run.resume import input_digests
 from launch.run.tracking import RunTracker, check_login
@@ -30,7 +30,6 @@ from qarl.errors import AGAIN, QarlError
 from qarl.logs import driver_log
 from qarl.prompts.pool import Pool
 from qarl.quant.publish import write_engine_config
-from qarl.seeds import derive_seed
 from qarl.tasks.task import Task
 from qarl.types import Prompt, WorkerInfo
 from rewards.service import ProcessRewardService
@@ -67,6 +66,7 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
         fetch_missing(config, log)
         machine = preflight(config)
         task, prompts, heldout = load_prompts(config, log)
+        pool = fill_pool(config, prompts, log)
         ensure_model(config.model, config.task, config.seed, log)
         stack.enter_context(folder.begin(input_digests(config, prompts, heldout)))
         stack.callback(ray.shutdown)  # before a refused start removes its folder: actors write logs there
@@ -77,7 +77,7 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
         if config.debug.train_from:
             job.train_from(Path(config.debug.train_from))
         else:
-            job.run(task, prompts, heldout)
+            job.run(task, pool, prompts, heldout)
 
 
 class _Job:
@@ -89,7 +89,7 @@ class _Job:
         self._config, self._device, self._folder, self._tracker = config, machine.device, folder, tracker
         self._stack, self._log = stack, tracker.note
 
-    def run(self, task: Task, prompts: list[Prompt], heldout: list[Prompt]) -> None:
+    def run(self, task: Task, pool: Pool, prompts: list[Prompt], heldout: list[Prompt]) -> None:
         """Train, export, evaluate the controls, write the report."""
         config, folder, log = self._config, self._folder, self._log
         warn, keep = partial(log, level=logging.WARNING), self._stack.enter_context
@@ -103,7 +103,6 @@ class _Job:
         self._log_workers(infos)
         exact = self._check_numerics(learner)
         batches = folder.path / "batches" if config.debug.save_batches else None
-        pool = Pool(prompts, config.pool, derive_seed(config.seed, "pool"))
         augmenter = make_augmenter(config, task, pool, prompts, heldout)
         if augmenter:
             keep(closing(augmenter))

@@ -61,7 +61,7 @@ def check_call(function: Hook, arguments: Sequence[str], kwargs: Mapping[str, An
 
 def _find(path: str, where: str) -> Path:
     for folder in ("", *sys.path):  # an actor may run in another folder than the driver
-        if (file := Path(folder, path)).is_file():
+        if (file := Path(folder, os.path.expanduser(path))).is_file():
             return file.resolve()
     raise ConfigError(f"no such file: {path}", where, "a relative path starts at the working directory")
 

@@ -32,7 +32,7 @@ class Teacher(Validator):
         self._config = config
         self._headers = {"Content-Type": "application/json"}
         if config.api_key_env:
-            self._headers["Authorization"] = f"Bearer {_key(config.api_key_env)}"
+            self._headers["Authorization"] = f"Bearer {api_key(config.api_key_env)}"
         self._url = f"{config.base_url.rstrip('/')}/chat/completions"
         self._closed = threading.Event()
         self._proven = False  # whether the endpoint has ever answered
@@ -102,7 +102,7 @@ class Teacher(Validator):
             raise TeacherError(f"its reply is not a chat completion ({error!r})", where=self._url) from None
 
 
-def _key(variable: str) -> str:
+def api_key(variable: str) -> str:
     where = "pool.augment.validator.api_key_env"
     if variable not in os.environ:
         raise ConfigError(f"{variable} is not set", where, hint="export it, or name another variable")

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
-from qarl.errors import CheckpointError, QarlError
+from qarl.errors import CheckpointError, QarlError, ResourceError
 from qarl.logs import redirect_output
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.vllm_patch import PROCESS_ENV
@@ -338,7 +338,11 @@ def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> A
     if device.type == "cpu":
         # Skips a 40 s compilation at the first start; gloo carries the gradients instead. Guarded by a test.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(auto_mpi_discovery=False)
+    try:
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+    except torch.distributed.DistNetworkError as error:  # the port was free when it was chosen
+        reason = str(error).splitlines()[0]
+        raise ResourceError(f"the ranks cannot connect: {reason}", "", "the same command takes another port") from error
     optimizer = config.learner.optimizer
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: the learner sets the accumulation boundary itself

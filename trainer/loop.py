@@ -137,6 +137,8 @@ class Trainer:
             if self._augmenter:
                 metrics |= self._augmenter.metrics()
                 self._tracker.augmented(step, self._augmenter.outcomes())
+            if not groups:
+                self._tracker.note(f"step {step} trains nothing: no prompt could be drawn, all rest or are retired")
             metrics |= self._learn(used, step, timer)
             with timer("publish"):
                 metrics |= self._publish(step)
@@ -158,6 +160,8 @@ class Trainer:
         minibatches = split(records, config.learner.minibatches, derive_seed(config.seed, "minibatches", step))
         if self._batches:
             save_batch(batch_file(self._batches, step), minibatches)
+        if groups and not minibatches:
+            self._tracker.note(f"step {step} trains nothing: in each of its {len(groups)} groups all rewards are equal")
         if minibatches and not config.debug.rollout_only:
             metrics |= self._update(minibatches, step, timer)
         return metrics

@@ -1,5 +1,6 @@
 """Joining a Ray cluster, or starting a Ray of our own."""
 
+import signal
 import socket
 
 import ray
@@ -9,19 +10,35 @@ from ray.exceptions import AuthenticationError
 from qarl.config.run import Config
 from qarl.errors import ResourceError
 
+KNOCK_S = 5.0
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""How a client begins, with an empty frame of settings (RFC 9113, section 3.4)."""
+HTTP2_SETTINGS = b"\4"
+"""Type of the first frame of a server, its fourth byte."""
+
 
 def connect(config: Config) -> None:
     """Join the cluster at `cluster.address`, or start a Ray of our own that ends with this process; once.
 
-    Raises ResourceError: no cluster answers, or it refuses this machine's token.
+    Raises ResourceError: no cluster answers, it refuses this machine's token, or Ray cannot be started.
     """
-    address = config.cluster.address
     if ray.is_initialized():
         return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        _connect(config.cluster.address)
+    finally:
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which ends the process with a C++ stack
+
+
+def _connect(address: str | None) -> None:
     if address is None:
         # "local": without it Ray would join whatever cluster this machine already runs.
         gpus = torch.cuda.device_count()
-        ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+        try:
+            ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ResourceError(f"Ray cannot be started here: {_first_line(error)}", "", "see RAY_TMPDIR") from error
         return
     try:
         _knock(address)
@@ -33,10 +50,30 @@ def connect(config: Config) -> None:
     except OSError as error:
         what = f"no Ray cluster answers at {address} ({error})"
         raise ResourceError(what, "cluster.address", "start one with launch/cluster/ray_cluster.sh head") from error
+    except ValueError as error:
+        raise ResourceError(f"'{address}' is no address", "cluster.address", "write host:port, or auto") from error
+    except RuntimeError as error:  # another version of Ray or Python, mostly
+        what = f"the cluster at {address} cannot be joined: {_first_line(error)}"
+        raise ResourceError(what, "cluster.address") from error
 
 
 def _knock(address: str) -> None:
-    """Raises OSError when nothing listens at host:port: Ray itself would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():  # not "auto", nor Ray's own kind of address
-        socket.create_connection((host, int(port)), timeout=5.0).close()
+    """Raises OSError when nothing listens at host:port, or what listens does not speak HTTP/2, as Ray's head does: Ray
+    itself would wait for minutes. Raises ValueError for what is no address.
+
+    "auto" is a cluster that Ray finds by itself, `ray://host:port` a client's, which answers likewise.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(address)
+    with socket.create_connection((host, int(port)), timeout=KNOCK_S) as link:
+        link.sendall(HTTP2_PREFACE)
+        answer = link.recv(9)
+    if answer[3:4] != HTTP2_SETTINGS:
+        raise ConnectionError(f"it answers {answer!r}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

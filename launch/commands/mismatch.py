@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ignore", nargs="*", default=["lm_head"], metavar="LAYER", help="layers to keep in full precision")
     dtypes = ["bfloat16", "float32"]
     add("--dtype", nargs="+", default=dtypes[:1], choices=dtypes, help="model dtypes to test (default: bfloat16)")
-    lengths = "lengths of the responses, in tokens (default: 256 1500)"
-    add("--lengths", nargs="+", type=positive_int, default=[256, 1500], metavar="TOKENS", help=lengths)
+    lengths = "lengths of the responses, in tokens (default: those of 256 and 1500 that fit, or what fits)"
+    add("--lengths", nargs="+", type=positive_int, default=[], metavar="TOKENS", help=lengths)
     add("--numerics", nargs="+", default=["all"], choices=["all", *PROFILES], help="learners to compare (default: all)")
     add("--num-sequences", type=positive_int, default=64, help="responses, sampled in one batch (default: 64)")
     add("--prompt-tokens", type=positive_int, default=16, help="length of the random prompts (default: 16)")

@@ -15,6 +15,7 @@ from qarl.model_folder import read_tokenizer
 from qarl.prompts.augment import Augmenter
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator
+from qarl.seeds import derive_seed
 from qarl.tasks import make_task
 from qarl.tasks.task import Log, Task, encoder
 from qarl.types import Prompt
@@ -45,6 +46,24 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
         split = "training" if not train else "held-out"
         raise DataError(f"no {split} prompt fits in {room} tokens", "", "raise rollout.max_model_len")
     return task, train, heldout
+
+
+def fill_pool(config: Config, prompts: Sequence[Prompt], log: Log) -> Pool:
+    """The prompt pool of a run; `log` gets a line when not every step can have its prompts.
+
+    Raises ConfigError: a step draws more prompts than there are, or the pool's capacity is too small.
+    """
+    wanted, rest = config.train.prompts_per_step, config.pool.cooldown_steps
+    if wanted > len(prompts):
+        what = f"{wanted} prompts a step, but there are {len(prompts)}"
+        raise ConfigError(what, "train.prompts_per_step", "lower it, or take more data")
+    steps = min(config.train.steps, rest + 1)
+    if wanted * steps > len(prompts):
+        log(
+            f"{len(prompts)} prompts do not last for {steps} steps of train.prompts_per_step {wanted}, and each rests "
+            f"for pool.cooldown_steps {rest} then: some steps will have fewer, or none; lower one of the two"
+        )
+    return Pool(prompts, config.pool, derive_seed(config.seed, "pool"))
 
 
 def _check_tokens(task: Task, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from launch.preflight import Machine, check, checked_model, engine_faults
+from launch.tools.child import end_with_parent
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
@@ -111,7 +112,7 @@ def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, de
 def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
     """A process holds one engine."""
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
             return process.submit(sample, *args).result()
     except (BrokenProcessPool, RuntimeError, ValueError, OSError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]

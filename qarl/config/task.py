@@ -5,7 +5,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from qarl.config.base import Node, PathText, PositiveFloat, PositiveInt
+from qarl.config.base import Node, PathText, PositiveFloat
+
+MOST_PROMPTS = 10_000_000
+"""Generated prompts, which are all held in memory."""
 
 
 class SortingTaskConfig(Node):
@@ -16,7 +19,7 @@ class SortingTaskConfig(Node):
     system_prompt: ClassVar[None] = None
     chat_template_kwargs: ClassVar[dict[str, Any]] = {}
     kind: Literal["sorting"] = "sorting"
-    num_prompts: PositiveInt = 2048
+    num_prompts: Annotated[int, Field(ge=1, le=MOST_PROMPTS)] = 2048
     """Training prompts generated for the pool."""
     levels: list[int] = [2, 3, 4, 5, 6, 8, 10, 12]
     """Digits per problem; each level is a difficulty."""
@@ -74,7 +77,7 @@ class ReasoningGymTaskConfig(_PromptConfig):
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     datasets: Annotated[list[GymDatasetConfig], Field(min_length=1)] = Field(default=...)
     """The generators. In reports, level 1 is the first of them, level 2 the second, and so on. Required."""
-    num_prompts: PositiveInt = 2048
+    num_prompts: Annotated[int, Field(ge=1, le=MOST_PROMPTS)] = 2048
     """Training prompts generated for the pool. Held-out prompts come from other seeds and are no training prompts."""
     answer_pattern: str = ""
     """Regular expression; the answer is its last match in the response, or that match's first group. Empty takes the

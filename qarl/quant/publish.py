@@ -16,6 +16,13 @@ from qarl.quant.scheme import QuantScheme
 from qarl.weights.source import PublishedWeights
 from qarl.weights.wire import pack, seal
 
+COPIED = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"),
+    *("chat_template.*", "*.tiktoken", "LICENSE*", "NOTICE*"),
+)
+"""Files of a model folder, besides weights and config, that its copies have."""
+
 
 def checkpoint_tensors(
     model: nn.Module, gather: Gather = gather_nothing, quantized: bool = True
@@ -72,7 +79,7 @@ def write_engine_config(directory: Path, source: Path, scheme: QuantScheme) -> N
     """Config and tokenizer of `source`, with the scheme's `quantization_config`: a model folder without weights."""
     directory.mkdir(parents=True, exist_ok=True)
     for file in source.iterdir():
-        if file.is_file() and file.suffix not in {".safetensors", ".bin"} and not file.name.endswith(".index.json"):
+        if file.is_file() and any(file.match(pattern) for pattern in COPIED):
             shutil.copy(file, directory / file.name)
     config = config_json(source)
     if (quantization := quantization_config(scheme)) is not None:

@@ -10,6 +10,9 @@ from qarl.errors import ConfigError
 from qarl.tasks.task import Encode, Log, Task, log_shortage, take_evenly
 from qarl.types import Prompt
 
+LONGEST = 4000
+"""Digits of a problem: Python converts no longer numbers."""
+
 
 class SortingTask(Task):
     """Digits to be sorted. Raises ConfigError on bad levels."""
@@ -102,8 +105,9 @@ def generate(levels: Sequence[int], n: int, seed: int, heldout: bool) -> list[st
 
 def check_levels(levels: Sequence[int]) -> None:
     """Raises ConfigError unless `levels` are distinct positive numbers of digits."""
-    if not levels or min(levels) < 1 or len(set(levels)) < len(levels):
-        raise ConfigError(f"levels {list(levels)} are not distinct positive numbers of digits", where="task.levels")
+    if not levels or min(levels) < 1 or max(levels) > LONGEST or len(set(levels)) < len(levels):
+        what = f"levels {list(levels)} are not distinct numbers of digits from 1 to {LONGEST}"
+        raise ConfigError(what, where="task.levels")
 
 
 def _problems(level: int, seed: int, heldout: bool) -> Iterator[str]:

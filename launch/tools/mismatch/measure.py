@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from launch.demo.tiny_model import make_parent
+from launch.tools.child import end_with_parent
 from launch.tools.mismatch.report import JSON_FILE, Cell, Gap, write_report
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, DataError, KernelError, RolloutError
@@ -40,6 +41,8 @@ from trainer.policy import Policy
 
 Profile = Literal["unaligned", "stock", "portable", "engine"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
+LENGTHS = (256, 1500)
+"""Tokens of the responses unless others are asked for, or they do not fit."""
 ALONE = 2
 """Requests that are sampled again one by one."""
 FORWARD_TOKENS = 4096
@@ -58,7 +61,7 @@ class Comparison:
     model: str
     schemes: Sequence[QuantScheme] = (QuantScheme(),)
     dtypes: Sequence[str] = ("bfloat16",)
-    lengths: Sequence[int] = (256, 1500)
+    lengths: Sequence[int] = ()
     profiles: Sequence[Profile] = PROFILES
     num_sequences: int = 64
     prompt_tokens: int = 16
@@ -80,6 +83,10 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
     if comparison.stale_model is not None:
         check_folder(Path(comparison.stale_model))
     prompts = make_prompts(comparison)
+    if not comparison.lengths:
+        room = longest - max(len(prompt.token_ids) for prompt in prompts) - 1
+        lengths = [length for length in LENGTHS if length <= room] or [max(1, int(room))]
+        comparison = replace(comparison, lengths=lengths)
     config = _engine_config(comparison, prompts)
     if config.max_model_len > longest:
         what = f"responses of {max(comparison.lengths)} tokens do not fit in the model's {longest:g}"
@@ -108,7 +115,7 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
 
 
 def _in_own_process(comparison: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
         return process.submit(measure, comparison, scheme, dtype, prompts).result()
 
 

@@ -21,7 +21,7 @@ from launch.tools.plan.shapes import shapes_of
 from qarl.config.derived import choose_counts, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
-from qarl.errors import KernelError, ModelError
+from qarl.errors import ConfigError, KernelError, ModelError
 from qarl.model_folder import meta_model
 from qarl.numerics import processor
 from qarl.numerics.engine_ops import BLOCK_SIZE
@@ -66,6 +66,12 @@ class Planner:
         config = choose_counts(config, device.kind, os.cpu_count() or 1)
         rollout, train = config.rollout, config.train
         longest = rollout.sampling.max_new_tokens
+        if response_tokens and response_tokens > longest:
+            what = f"{response_tokens} exceeds rollout.sampling.max_new_tokens {longest}"
+            raise ConfigError(what, "--response-tokens")
+        if prompt_tokens and prompt_tokens > (room := rollout.max_model_len - longest):
+            what = f"{prompt_tokens} exceeds the {room} that rollout.max_model_len leaves beside the response"
+            raise ConfigError(what, "--prompt-tokens")
         self._config, self._device = config, device
         self._machine = Machine(device.kind, is_here=config.cluster.address is None)
         self._model = meta_model(model, getattr(torch, config.model.dtype))
@@ -75,7 +81,7 @@ class Planner:
         self._load = speed.Load(
             samples=train.prompts_per_step * train.group_size,
             prompt_tokens=min(prompt_tokens or PROMPT_TOKENS, rollout.max_model_len - longest),
-            response_tokens=min(response_tokens or longest, longest),
+            response_tokens=response_tokens or longest,
             workers=rollout.num_workers,
             ranks=config.learner.num_ranks,
             minibatches=config.learner.minibatches,

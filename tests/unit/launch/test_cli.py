@@ -450,3 +450,23 @@ def test_bench_pool_wants_positive_sizes(size: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit):
         main(["bench", "pool", "--sizes", size])
     assert f"invalid positive_int value: '{size}'" in capsys.readouterr().err
+
+
+def test_settings_may_stand_behind_options(fail: Fail) -> None:
+    assert "train.stepz" in fail("train", "quickstart", "seed=1", "--dry-run", "train.steps=2", "train.stepz=3")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "quickstart", "--dryrun", "train.steps=2"])
+
+
+@pytest.mark.parametrize("command", ["config keys", "config show quickstart"])
+def test_a_reader_that_has_read_enough(command: str) -> None:
+    pipe = f"{sys.executable} -m launch.cli {command} | head -1"
+    env = os.environ | {"PYTHONPATH": str(SHIPPED.parent)}
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, env=env, timeout=120)
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(("option", "value"), [("--response-tokens", "257"), ("--prompt-tokens", "1000")])
+def test_lengths_that_do_not_fit_are_refused(fail: Fail, model_dir: Path, option: str, value: str) -> None:
+    Path("c.yaml").write_text(json.dumps({"model": {"path": str(model_dir)}, "task": {"kind": "sorting"}}))
+    assert f"{option}: {value} exceeds" in fail("plan", "c.yaml", option, value, "--device", "h100")

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from launch.arguments import config_path
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import check_model
-from launch.preflight import Machine, faults
-from qarl.config.io import load_config
+from launch.preflight import Machine, faults, setting_faults
+from qarl.config.io import load_config, validate
+from qarl.config.run import Config
 from qarl.errors import ModelError
 
 WEIGHTS = "model.safetensors"
@@ -186,3 +187,40 @@ def test_experts_that_nothing_publishes(folder: Path, numerics: str) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     found = lines(folder, f"learner.numerics={numerics}")
     assert any("of such layers qarl knows Qwen3-MoE's experts only" in line for line in found)
+
+
+def test_kv_caches_fit_the_memory() -> None:
+    config = make_settings(rollout={"kv_cache_gib": 5, "num_workers": 2})
+    assert texts(config, Machine("cpu", memory=10 * 2**30, is_here=True)) == []
+    [fault] = texts(config, Machine("cpu", memory=9 * 2**30, is_here=True))
+    assert fault == "rollout.kv_cache_gib: the KV caches of all workers take 10 GiB, this machine has 9.0 GiB; lower it"
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+@pytest.mark.parametrize(("folder", "reason"), [("x" * 100, "100 bytes"), ("gone", "no folder that you may write")])
+def test_a_folder_that_ray_cannot_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, folder)
+    assert texts(make_settings(), Machine("cpu")) == []  # a Ray of somebody else
+    [fault] = texts(make_settings(), Machine("cpu", is_here=True))
+    assert fault.startswith(f"{variable} {folder}: ")
+    assert reason in fault
+
+
+def test_the_teachers_key_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    validator = {"kind": "teacher", "base_url": "http://u", "model": "m", "api_key_env": "NO_SUCH_KEY"}
+    [fault] = texts(make_settings(pool={"augment": {"per_step": 1, "validator": validator}}), Machine("cpu"))
+    assert "NO_SUCH_KEY" in fault
+    monkeypatch.setenv("NO_SUCH_KEY", "secret")
+    assert texts(make_settings(pool={"augment": {"per_step": 1, "validator": validator}}), Machine("cpu")) == []
+
+
+def make_settings(**sections: Any) -> Config:
+    return validate({"model": {"path": "none"}, "task": {"kind": "sorting"}} | sections, "test")
+
+
+def texts(config: Config, machine: Machine) -> list[str]:
+    return [str(fault) for fault in setting_faults(config, machine)]

@@ -322,3 +322,17 @@ def test_a_checkpoint_of_before_with_a_count_of_exact_steps_is_read(tmp_path: Pa
     assert saved is not None
     run.trainer.resume(saved[0], {**saved[1], "progress": {**saved[1]["progress"], "exact_steps": 2}})
     assert vars(run.trainer.progress) == saved[1]["progress"]
+
+
+def test_a_step_that_trains_nothing_says_so(tmp_path: Path) -> None:
+    """The pool of 24 prompts gives 20 in the first step, 4 in the second, and then rests."""
+    run = Run(tmp_path, make_config(train={"prompts_per_step": 20}, pool={"cooldown_steps": 5}))
+    run.trainer.run()
+    said = [note for note in run.tracker.notes if "trains nothing" in note]
+    assert said == [f"step {n} trains nothing: no prompt could be drawn, all rest or are retired" for n in (3, 4)]
+
+
+def test_a_step_of_equal_rewards_says_so(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 1}), rewards=FakeRewards(lambda sample: 1.0))
+    run.trainer.run()
+    assert "step 1 trains nothing: in each of its 4 groups all rewards are equal" in run.tracker.notes

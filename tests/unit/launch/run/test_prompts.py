@@ -11,10 +11,11 @@ import pytest
 from tokenizers.normalizers import Replace
 
 from launch.demo.tiny_model import make_tokenizer
-from launch.run.prompts import load_prompts
+from launch.run.prompts import fill_pool, load_prompts
 from qarl.config.io import validate
 from qarl.config.run import Config
-from qarl.errors import UsageError
+from qarl.errors import ConfigError, UsageError
+from tests.support.fakes import make_prompts
 
 CHAT = "{% for m in messages %}<bos>{{ m.content }}<eos>{% endfor %}"
 
@@ -84,3 +85,25 @@ def test_a_question_without_tokens(run: Any, tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.normalizer = Replace("a", "")
     tokenizer.save_pretrained(tmp_path / "model")
     assert "has no tokens" in refused(run("aaa"))
+
+
+def test_more_prompts_a_step_than_there_are() -> None:
+    config = pool_config(prompts_per_step=25)
+    with pytest.raises(ConfigError, match=r"train\.prompts_per_step: 25 prompts a step, but there are 24; lower it"):
+        fill_pool(config, make_prompts(24), print)
+
+
+@pytest.mark.parametrize(
+    ("per_step", "rest", "steps", "is_short"), [(8, 2, 9, False), (9, 2, 9, True), (9, 2, 2, False)]
+)
+def test_a_pool_that_will_run_dry_is_told_at_the_start(per_step: int, rest: int, steps: int, is_short: bool) -> None:
+    said: list[str] = []
+    fill_pool(pool_config(per_step, rest, steps), make_prompts(24), said.append)
+    assert len(said) == is_short
+    assert all("some steps will have fewer, or none" in line for line in said)
+
+
+def pool_config(prompts_per_step: int, rest: int = 2, steps: int = 100) -> Config:
+    train = {"prompts_per_step": prompts_per_step, "steps": steps}
+    tree: dict[str, Any] = {"model": {"path": "m"}, "task": {"kind": "sorting"}, "train": train}
+    return validate(tree | {"pool": {"cooldown_steps": rest}}, "test")

@@ -6,6 +6,7 @@ import json
 import random
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from launch.demo.tiny_model import make_tokenizer
 from qarl.config.task import DatasetTaskConfig, GymDatasetConfig, ReasoningGymTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, DataError
 from qarl.tasks import KINDS, dataset, make_task, sorting
+from qarl.tasks.files import raw_rows
 from qarl.tasks.task import encoder, take_evenly
 
 Notes = list[str]
@@ -277,7 +279,7 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, row: bytes, fault: 
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD + b"\n" + row + b"\n" + GOOD)
     with pytest.raises(DataError) as caught:
-        dataset.read_rows(str(path), DatasetTaskConfig(train_path="", heldout_path=""))
+        dataset.read_rows(str(path), DatasetTaskConfig(train_path="t", heldout_path="h"))
     assert str(caught.value).startswith(f"{path}:3: ")
     assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -418,3 +420,54 @@ def test_files_that_are_not_what_they_seem(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "state.json").write_text(state)
         assert fault(folder).startswith(expected)
+
+
+def arrow_table(**columns: Any) -> Any:
+    return pa.table({"question": ["1", "2"], "answer": ["1", "2"]} | columns)
+
+
+def not_utf8() -> Any:
+    raw = pa.array([b"1", b"\xff\xfe"], pa.binary())
+    return arrow_table(question=pa.Array.from_buffers(pa.string(), 2, raw.buffers()))
+
+
+def late_times() -> Any:
+    return arrow_table(question=pa.array([0, 2**62], pa.int64()).cast(pa.timestamp("us"), safe=False))
+
+
+def two_questions() -> Any:
+    return pa.Table.from_arrays([*arrow_table().columns] * 2, names=["question", "answer", "question", "x"])
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (not_utf8, "row 2: cannot read: 'utf-8' codec"),
+        (late_times, "row 2: cannot read: "),
+        (two_questions, "has two columns 'question'"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "PARQUET", "saved"])
+def test_what_arrow_cannot_hand_on_names_its_row(
+    tmp_path: Path, make: Callable[[], Any], reason: str, kind: str
+) -> None:
+    path = tmp_path / f"rows.{kind}"
+    if kind == "saved":
+        path.mkdir()
+        with pa.ipc.new_stream(str(path / "a.arrow"), make().schema) as stream:
+            stream.write_table(make())
+        (path / "state.json").write_text('{"_data_files": [{"filename": "a.arrow"}]}')
+    else:
+        pq.write_table(make(), path)
+    with pytest.raises(DataError) as caught:
+        list(raw_rows(str(path), {"question", "answer"}))
+    assert reason in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_the_suffix_says_what_a_file_is(tmp_path: Path) -> None:
+    pq.write_table(arrow_table(), tmp_path / "rows.Parquet")
+    assert len(list(raw_rows(str(tmp_path / "rows.Parquet"), {"question"}))) == 2
+    (tmp_path / "rows.Parquet").rename(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"a Parquet file; give it the suffix \.parquet"):
+        list(raw_rows(str(tmp_path / "rows.jsonl"), {"question"}))
