@@ -156,7 +156,7 @@ def _run(argv: list[str]) -> tuple[int | BaseException, str, str]:
     from launch import cli, train  # noqa: F401  # patched below
 
     out, error = io.StringIO(), io.StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
     signal.signal(signal.SIGALRM, _alarm)
     signal.alarm(120)
     try:
