@@ -111,7 +111,7 @@ OVERRIDES: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
     ("a key that starts with #", ("#train.steps=3",), ("#train",)),
     ("bracket open", ("seed=3", "rollout.ignore=[a,"), ("'rollout.ignore=[a,'",)),
     ("brace open", ("train={steps: 3",), ("'train={steps: 3'",)),
-    ("quote open", ("run.name='a",), ('"run.name=\'a"',)),
+    ("quote open", ("run.name='a",), ("override 'run.name='a'", "YAML")),
     ("index of a list", ("eval.every=1", "mismatch.token_bounds.0=0.5"), ("mismatch.token_bounds", "list")),
     ("index of a list below a mapping", ("tracking.trackers.0=jsonl",), ("tracking.trackers", "list")),
     ("bracketed index", ("tracking.trackers[0]=jsonl",), ("tracking.trackers",)),

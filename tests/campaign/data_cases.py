@@ -162,7 +162,7 @@ LEVELS: list[tuple[str, Any]] = [
 COLUMNS: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
     ("invalid UTF-8", parquet(invalid_text), PARQUET, ("train.parquet:row 1", "utf-8")),
     ("a time", parquet(lambda: typed("date64", datetime.datetime(2020, 1, 1))), PARQUET, ("train.parquet:row 1", "question")),
-    ("a time beyond Python's", parquet(lambda: table(question=_far())), PARQUET, ("train.parquet", "question")),
+    ("a time beyond Python's", parquet(lambda: table(question=_far())), PARQUET, ("train.parquet:row 1", "out of range")),
     ("bytes", parquet(lambda: typed("binary", b"7=")), PARQUET, ("train.parquet:row 1", "question")),
     ("a struct", parquet(lambda: table(question=[{"a": 1}] * 64)), PARQUET, ("train.parquet:row 1", "question")),
     ("a list", parquet(lambda: table(question=[["a"]] * 64)), PARQUET, ("train.parquet:row 1", "question")),

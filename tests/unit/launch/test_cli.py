@@ -184,7 +184,9 @@ def test_a_cluster_that_does_not_answer(fail: Fail) -> None:
 
 
 def test_more_cpus_than_there_are(fail: Fail) -> None:
-    line = fail("train", "quickstart", "cluster.device=cpu", "rollout.num_workers=9999")
+    line = fail(
+        "train", "quickstart", "cluster.device=cpu", "rollout.num_workers=1", "rollout.num_cpus_per_worker=9999"
+    )
     assert "request 10000 CPUs, " in line
 
 
