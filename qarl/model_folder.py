@@ -108,6 +108,9 @@ def check_folder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     Raises ModelError: a part is missing, cannot be read, or does not belong to the others.
     """
     model = meta_model(read_config(folder), dtype, str(folder))
+    for file in folder.glob("*.json"):
+        if not file.is_file():  # a folder, or a link to nothing
+            raise ModelError("is no file that can be read", str(file), "download the model again")
     named, kind = config_json(folder).get("architectures"), type(model).__name__
     if named != [kind]:
         what = f"config.json names the architectures {named}, which the engine takes; its model_type is {kind}"

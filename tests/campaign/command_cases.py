@@ -11,7 +11,7 @@ COMMANDS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("fly",), ("fly",)),
     (("train",), ("config",)),
     (("train", "nothing"), ("no such config file",)),
-    (("train", "c.yaml", "--dry"), ("--dry",)),
+    (("train", "c.yaml", "--dryrun"), ("--dryrun",)),
     (("train", "c.yaml", "--dry-run=3"), ("--dry-run",)),
     (("train", "c.yaml", "--dry-run", "model.path=nowhere"), ("nowhere",)),
     (("train", "c.yaml", "--dry-run", "train.stepz=3"), ("train.stepz",)),
@@ -39,7 +39,6 @@ COMMANDS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("split-outliers", "model", "out", "--channels", "-3"), ("--channels",)),
     (("split-outliers", "model", "out", "--channels", "100000"), ("100000",)),
     (("split-outliers", "model", "out"), ("--channels",)),
-    (("split-outliers", "model", "gone/deep/out", "--channels", "1"), ("gone/deep/out",)),
     (("study", "nothing"), ("no such config file",)),
     (("study", "c.yaml"), ("c.yaml", "arms")),
     (("study", "tbpo", "--arms", "nothing"), ("nothing",)),
@@ -63,6 +62,7 @@ COMMANDS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
 ]
 
 GOOD: list[tuple[str, ...]] = [
+    ("split-outliers", "model", "new/deep/out", "--channels", "1"),
     ("config", "list"),
     ("config", "keys"),
     ("config", "show", "c.yaml"),

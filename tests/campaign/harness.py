@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 MOST_SECONDS = 20.0
 """CPU time that an answer may take."""
-MOST_LINES, LONGEST_LINE = 3, 600
+MOST_LINES, LONGEST_LINE = 3, 1000
 CLASSES = ("right", "traceback", "silent", "late", "vague")
 """right: exit code 2 (or 1) and one line with the expected words, nothing changed on disk; or accepted where it should
 be. traceback: any other exception. silent: exit code 0. late: refused after something was started or written, or after

@@ -77,6 +77,14 @@ def casted(name: str, kind: str) -> Edit:
     return tensors(change)
 
 
+RIGHT: list[tuple[str, Edit]] = [
+    ("dropout, which the learner leaves out", config(attention_dropout=0.1)),
+    (
+        "files of other tools",
+        lambda f: [(f / "model" / name).write_bytes(LFS) for name in ("a.pth", "b.gguf", "c.onnx")],
+    ),
+    ("a folder within", lambda f: (f / "model/original").mkdir()),
+]
 KEYS = (
     *("model_type", "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "hidden_act", "rms_norm_eps"),
@@ -100,7 +108,6 @@ FOLDERS: list[tuple[str, Edit, tuple[str, ...]]] = [
     ("wrong vocabulary", config(vocab_size=128), ("shapes",)),
     ("more layers than stored", config(num_hidden_layers=3, layer_types=None), ("missing",)),
     ("fewer layers than stored", config(num_hidden_layers=1, layer_types=None), ("stored but no part",)),
-    ("dropout", config(attention_dropout=0.1), ("dropout",)),
     ("other activation", config(hidden_act="gelu"), ("silu",)),
     ("unknown RoPE", config(rope_parameters={"rope_type": "nonesuch", "rope_theta": 1e4}), ("config.json",)),
     ("contexts too short", config(max_position_embeddings=16), ("rollout.max_model_len",)),
@@ -115,6 +122,7 @@ FOLDERS: list[tuple[str, Edit, tuple[str, ...]]] = [
 ]
 
 CASES = [
+    *(Case("good model", name, edit=edit, is_good=True) for name, edit in RIGHT),
     *(Case("model folder", name, words, edit=edit) for name, edit, words in FOLDERS),
     *(
         Case("config.json", f"{key}={value!r}", (), edit=config(**{key: value}), is_either=True)
@@ -122,7 +130,13 @@ CASES = [
         for value in VALUES
     ),
     *(
-        Case("model file", f"{name}: {title}", ("model",), edit=edit, is_either=name not in NEEDED)
+        Case(
+            "model file",
+            f"{name}: {title}",
+            ("model",),
+            edit=edit,
+            is_either=name not in NEEDED or title == "one byte short",
+        )
         for name in (*NEEDED, "tokenizer_config.json", "generation_config.json")
         for title, edit in damages(f"model/{name}")
         if (name, title) != (WEIGHTS, "its start flipped")  # most lengths of a header are refused, some are not

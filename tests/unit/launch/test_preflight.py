@@ -107,6 +107,13 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "quantized, by name": (keys(quantization_config="gptq"), "quantized already (gptq)"),
     "compressed": (keys(compression_config={"quant_method": "compressed-tensors"}), "quantized already"),
     "another tool's": (text("hf_quant_config.json", "{}"), "quantized already"),
+    "generation config nowhere": (
+        lambda folder: (
+            (folder / "generation_config.json").unlink(),
+            (folder / "generation_config.json").symlink_to("gone"),
+        ),
+        "generation_config.json: is no file",
+    ),
     "generation config": (text("generation_config.json", "["), "generation_config.json"),
     # weights
     "no weights": (removed(WEIGHTS), "holds no weights"),

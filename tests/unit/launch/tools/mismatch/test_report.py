@@ -175,6 +175,18 @@ def test_a_format_without_a_kernel_is_left_out(
             run(replace(asked, dtypes=("float32",)), tmp_path)
 
 
+@pytest.mark.parametrize(("prompt_tokens", "lengths"), [(4, [256]), (900, [123])])
+def test_lengths_that_nobody_named_fit_the_model(
+    asked: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt_tokens: int, lengths: list[int]
+) -> None:
+    measured = Mock(return_value=[])
+    monkeypatch.setattr(mismatch, "_in_own_process", measured)
+    monkeypatch.setattr(mismatch, "write_report", Mock(side_effect=KeyboardInterrupt))
+    with patch.dict(os.environ), pytest.raises(KeyboardInterrupt):
+        run(replace(asked, lengths=(), prompt_tokens=prompt_tokens), tmp_path)
+    assert measured.call_args.args[0].lengths == lengths  # in contexts of 1,024
+
+
 def test_a_process_that_dies_is_told(asked: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mismatch, "_in_own_process", Mock(side_effect=BrokenProcessPool))
     with patch.dict(os.environ), pytest.raises(RolloutError, match="the process of w8a8_int8 bfloat16 died"):
