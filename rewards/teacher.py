@@ -98,7 +98,7 @@ class Teacher(Validator):
             text = response.read()
         try:
             return str(json.loads(text)["choices"][0]["message"]["content"] or "")  # null when it was cut short
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
             raise TeacherError(f"its reply is not a chat completion ({error!r})", where=self._url) from None
 
 

@@ -98,7 +98,7 @@ def _read(folder: Path) -> dict[str, Any]:
         if state.get("schema") != SCHEMA:
             raise CheckpointError(f"schema {state.get('schema')}, this version reads {SCHEMA}", str(folder))
         before, now = dict(json.loads((folder / MANIFEST).read_text())), _digests(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"unreadable: {error}", str(folder)) from error
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):

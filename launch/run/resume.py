@@ -78,7 +78,7 @@ def changed_inputs(run_dir: Path, digests: Mapping[str, str]) -> list[str]:
     file = run_dir / INPUTS_FILE
     try:
         before = dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         hint = "start over with run.resume=false, or choose another run.name"
         raise ConfigError(f"no digests of the run's inputs: {error}", str(file), hint) from error
     return sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))

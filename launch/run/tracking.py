@@ -203,7 +203,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] <= LAST_STEP:
             hint = "delete that line, or start over with run.resume=false"

@@ -85,8 +85,8 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
     prompts = make_prompts(comparison)
     if not comparison.lengths:
         room = longest - max(len(prompt.token_ids) for prompt in prompts) - 1
-        lengths = [length for length in LENGTHS if length <= room] or [max(1, int(room))]
-        comparison = replace(comparison, lengths=lengths)
+        fitting = [length for length in LENGTHS if length <= room]
+        comparison = replace(comparison, lengths=fitting or [max(1, int(room))])
     config = _engine_config(comparison, prompts)
     if config.max_model_len > longest:
         what = f"responses of {max(comparison.lengths)} tokens do not fit in the model's {longest:g}"

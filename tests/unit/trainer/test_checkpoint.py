@@ -167,8 +167,8 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no state": lambda folder: (folder / "state.json").unlink(),
     "no manifest": lambda folder: (folder / MANIFEST).unlink(),
     **{
-        f"the state {content!r}": lambda folder, content=content: (folder / "state.json").write_bytes(content)
-        for content in (b"", b"{", b'{"schema": 2', b"[]", b"[1]", b"3", b"null", b"\xff")
+        f"the state {content[:20]!r}": lambda folder, content=content: (folder / "state.json").write_bytes(content)
+        for content in (b"", b"{", b'{"schema": 2', b"[]", b"[1]", b"3", b"null", b"\xff", b"[" * 99_999)
     },
     "another version": lambda folder: (folder / "state.json").write_text(json.dumps({"schema": 1, "step": 20})),
 }
