@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -65,13 +66,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads standard output any more, as behind `| head`; it is then closed for good."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    """Whether nobody reads standard output any more, as behind `| head`; what is left of it is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    is_gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if is_gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return is_gone
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

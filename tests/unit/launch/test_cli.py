@@ -374,10 +374,10 @@ def test_functions_of_the_user_are_checked_before_a_run(fail: Fail, override: st
 
 
 def test_all_faults_are_told_at_once_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = ["rollout.batch_invariant=true", "rollout.transport=nccl", "rollout.num_workers=9999", "task.levels=[0]"]
+    wrong = ["rollout.batch_invariant=true", "rollout.transport=nccl", "rollout.kv_cache_gib=99999", "task.levels=[0]"]
     assert main(["train", "quickstart", "cluster.device=cpu", "rollout.scheme=w8a8_int8", *wrong]) == 2
     lines = capsys.readouterr().err.splitlines()
-    keys = ["rollout.batch_invariant", "rollout.transport", "9999 rollout workers", "task.levels"]
+    keys = ["rollout.batch_invariant", "rollout.transport", "rollout.kv_cache_gib", "task.levels"]
     assert [line.startswith(f"qarl: {key}") for line, key in zip(lines, keys, strict=True)] == [True] * 4
     assert not Path("runs").exists()
 
