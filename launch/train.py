@@ -11,7 +11,7 @@ import ray
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from launch.cluster.connect import connect
+from launch.cluster.connect import connect, ray_messages_logged
 from launch.cluster.placement import Placement
 from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
@@ -72,6 +72,7 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
         stack.callback(ray.shutdown)  # before a refused start removes its folder: actors write logs there
         stack.enter_context(driver_log(folder.logs / "driver.log"))
         tracker = stack.enter_context(closing(RunTracker(config, folder.path, folder.step, config.train.steps)))
+        stack.enter_context(ray_messages_logged())
         connect(config)
         job = _Job(config, machine, folder, tracker, stack)
         if config.debug.train_from:

@@ -14,9 +14,10 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
     """Sample k = `eval.num_samples` responses to each prompt at temperature 1, and with `eval.greedy` one at 0.
 
     Returns:
-        `pass@1`, the mean reward of all samples (avg@k); `pass@k`, the mean over prompts of the best reward; `greedy`,
-        the mean reward at temperature 0; `level_NN/pass@1` when the prompts have several levels. Rewards lie in
-        [0, 1]. Seeds depend on the prompt alone, so two evaluations of one policy are equal.
+        `pass@1`, the share of right samples (avg@k); `pass@k`, the share of prompts with a right one; `greedy`, the
+        share of right samples at temperature 0; `level_NN/pass@1` when the prompts have several levels; `mean_reward`
+        of the samples where the verifier may give a part. A sample is right when its reward is 1, as in
+        `reward/accuracy`. Seeds depend on the prompt alone, so two evaluations of one policy are equal.
     """
     k = config.eval.num_samples
     limit = config.rollout.sampling.max_new_tokens
@@ -28,13 +29,16 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
     if config.eval.greedy:
         requests += [SampleRequest(prompt, 0, 0.0, limit) for prompt in prompts]
     scores = [score.reward for score in rewards.score(fleet.sample(requests))]
-    groups = [scores[i * k : (i + 1) * k] for i in range(len(prompts))]
+    right = [float(reward >= 1.0) for reward in scores]
+    groups = [right[i * k : (i + 1) * k] for i in range(len(prompts))]
     levels: dict[int, list[float]] = defaultdict(list)
     for prompt, group in zip(prompts, groups, strict=True):
         levels[prompt.level].append(fmean(group))
     result = {"pass@1": fmean(map(fmean, groups)), f"pass@{k}": fmean(map(max, groups))}
     if config.eval.greedy:
-        result["greedy"] = fmean(scores[len(prompts) * k :])
+        result["greedy"] = fmean(right[len(prompts) * k :])
+    if config.reward.kind in ("custom", "reasoning_gym"):
+        result["mean_reward"] = fmean(scores[: len(prompts) * k])
     if len(levels) > 1:
         result |= {f"level_{level:02d}/pass@1": fmean(values) for level, values in sorted(levels.items())}
     return result

@@ -1,7 +1,13 @@
 """Joining a Ray cluster, or starting a Ray of our own."""
 
+import logging
 import signal
 import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
 
 import ray
 import torch
@@ -55,6 +61,30 @@ def _connect(address: str | None) -> None:
     except RuntimeError as error:  # another version of Ray or Python, mostly
         what = f"the cluster at {address} cannot be joined: {_first_line(error)}"
         raise ResourceError(what, "cluster.address") from error
+
+
+@contextmanager
+def ray_messages_logged() -> Iterator[None]:
+    """Log what Ray prints of dead actors: the terminal has our line. Ray has no setting for it, but a thread."""
+    with redirect_stdout(_Terminal(sys.stdout)):
+        yield
+
+
+class _Terminal:
+    """`stream`, but for the texts of Ray's thread, which go to the log."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if threading.current_thread().name != "ray_listen_error_messages":
+            return int(self._stream.write(text))
+        if text.strip():
+            logging.getLogger(__name__).warning(text.strip())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _knock(address: str) -> None:

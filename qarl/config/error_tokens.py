@@ -9,17 +9,18 @@ from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt
 
 class ErrorTokensConfig(Node):
     mode: Literal["off", "measure", "mask"] = "measure"
-    """`measure`: log the shares of error tokens. `mask`: also leave these tokens out of the loss."""
+    """`measure`: log which fraction of the tokens are error tokens. `mask`: also leave these tokens out of the loss."""
     ngram: PositiveInt = 8
-    """Repetition: tokens of an n-gram of so many tokens ..."""
+    """Length, in tokens, of the n-grams that are searched for repetition."""
     ngram_count: Annotated[int, Field(ge=2)] = 4
-    """... that occurs at least so often in its response."""
+    """An n-gram that occurs so many times in its response, or more, is repetition: its tokens are error tokens."""
     compression_ratio: PositiveFloat = 10.0
-    """All tokens of a response whose text zlib shrinks by more than this factor."""
+    """A response whose text zlib shrinks by more than this factor is repetition as a whole: all its tokens are error
+    tokens."""
     probability: Fraction = 0.01
-    """Tokens that the learner gives less than this probability ..."""
+    """A token to which the learner gives less than this probability is unlikely."""
     probability_run: PositiveInt = 3
-    """... at least so many in a row."""
+    """So many unlikely tokens in a row, or more, are garbled text: they are error tokens."""
     table_every: Count = 18
     """Steps between tables of the worst responses; 0 for none."""
     table_rows: PositiveInt = 8

@@ -30,8 +30,8 @@ class SFTConfig(Node):
     batch_size: PositiveInt = 32
     """Rows per step: fresh demonstrations, or packs of them."""
     pack_tokens: Count = 0
-    """Pack demonstrations end to end into rows of so many tokens and learn every token of them, prompts too: a model
-    that goes on after the end token, for as long as it is asked. 0 learns the answers, one a row."""
+    """0: each row is one demonstration, and only its answer is learned. N: demonstrations are joined and cut into rows
+    of N tokens, and every token is learned, those of the questions too; such a model goes on after the end token."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate."""
     warmup_steps: Count = 50
@@ -135,11 +135,12 @@ class RolloutConfig(Node):
     schedule: list[PrecisionStage] = []
     """Progressive precision (Bit-by-Bit): later stages, for example int8 first, then int4. Empty keeps `scheme`."""
     num_workers: AutoCount = 0
-    """Rollout actors, one engine each. `auto` (0): on CPU, in a Ray of our own, as many as there are cores, which the
-    learner's ranks use in turn, half a CPU reserved for each; elsewhere 1."""
+    """Rollout actors, one engine each. `auto` (0) takes 1 on GPU or with `cluster.address`. On this machine's CPU it
+    takes one for each core, at most 8 and at most the prompts of a minibatch; each reserves half a CPU, because workers
+    and learner ranks compute in turn."""
     transport: Literal["object_store", "nccl", "ipc"] = "object_store"
-    """How published weights travel. `object_store`: Ray's, through host memory, on any device. Of vLLM's own transfer
-    engines on GPU, `nccl` broadcasts to workers on GPUs of their own, `ipc` reads on the GPU of a colocated pair."""
+    """How published weights travel. `object_store`: through Ray's store in host memory, on any device. `nccl`: vLLM's
+    broadcast to workers on other GPUs. `ipc`: vLLM reads the learner's memory on the GPU that both share."""
     read_back_every: PositiveInt = 8
     """A worker compares what its engine computes with what was published: in every so-manieth publication all layers,
     in the others those that changed, and of the rest a share, so that each has its turn. 1 takes all each time."""
@@ -200,7 +201,8 @@ class LearnerConfig(Node):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: AutoCount = 0
-    """Learner ranks (data parallel). `auto` (0): as `rollout.num_workers`."""
+    """Learner ranks (data parallel). `auto` (0) chooses as for `rollout.num_workers`; a run that continues keeps its
+    number."""
     num_cpus_per_rank: CPUs = 1.0
     """CPUs that one rank reserves."""
     minibatches: PositiveInt = 4

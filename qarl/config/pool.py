@@ -27,13 +27,13 @@ class RetireConfig(Node):
     """Prompts that are always or never solved leave the draws, and come back from time to time to be checked."""
 
     after_visits: Count = 0
-    """Observed draws before a prompt may retire; 0 never retires."""
+    """Times that a prompt must have been drawn and scored before it may retire; 0 never retires."""
     solved_above: Fraction = 1.0
-    """Measured success rate from which a prompt counts as solved."""
+    """A prompt counts as solved when its measured success rate is this or higher."""
     hopeless_below: Fraction = 0.0
-    """Measured success rate up to which a prompt counts as hopeless."""
+    """A prompt counts as hopeless when its measured success rate is this or lower."""
     recheck_after_steps: PositiveInt = 50
-    """Steps after which a retired prompt may be drawn again; the result decides anew."""
+    """Steps after which a retired prompt may be drawn again; the result decides whether it stays retired."""
 
     def contradictions(self) -> Iterator[str]:
         if self.hopeless_below >= self.solved_above:
@@ -47,11 +47,11 @@ class LineageConfig(Node):
     """Prompts made from others lend each other evidence."""
 
     refresh_every: Count = 0
-    """Steps between re-estimations of parents from their children; 0 never."""
+    """Every so many steps the success rates of parents are estimated again from their children; 0 never."""
     aggregate: Literal["children", "path"] = "children"
     """`children`: every child counts alike. `path`: by the number of its leaf descendants."""
     estimate_strength: PositiveFloat = 2.0
-    """Pseudo-trials that an estimate weighs against measured ones."""
+    """Weight of an estimate beside measured trials, as a number of trials."""
 
 
 class ArchiveConfig(Node):
@@ -91,7 +91,7 @@ class TeacherConfig(Node):
 
     kind: Literal["teacher"] = "teacher"
     base_url: Annotated[str, Field(pattern=r"^https?://[!-~]+$")] = Field(default=...)
-    """Up to and with the version: `http://host:8000/v1`. Required."""
+    """Address of the endpoint, with the version: `http://host:8000/v1`. Required."""
     model: Annotated[str, Field(min_length=1)] = Field(default=...)
     """Name of the model there. Required."""
     api_key_env: str = ""
@@ -122,7 +122,7 @@ class AugmentConfig(Node):
     """New problems that the policy makes from prompts at the frontier; after HeaPA."""
 
     per_step: Count = 0
-    """Problems asked for per step, each from another prompt of the draw; 0 for none."""
+    """New problems that the policy is asked for in each step, each from another prompt of the draw; 0 for none."""
     reach: Fraction = 0.25
     """Only prompts that were measured and whose success rate is within this of `pool.target` serve as parents."""
     template: str = (
@@ -136,13 +136,13 @@ class AugmentConfig(Node):
     ngram: PositiveInt = 8
     """Words of the n-grams by which two questions are compared; shorter questions are compared whole."""
     max_overlap: Share = 0.8
-    """Share of common n-grams, of the shorter text, from which a question repeats one of the pool."""
+    """Share of the shorter text's n-grams from which a question counts as a copy of one in the pool and is refused."""
     max_heldout_overlap: Share = 0.5
-    """The same from which it gives away a held-out one."""
+    """Share of common n-grams from which a question is too near to a held-out one and is refused."""
     max_pending: PositiveInt = 64
-    """Problems that wait for the validator at most; at this number no more are asked for."""
+    """Most problems that may wait for the validator; while so many wait, the policy is asked for no more."""
     budget: Count = 0
-    """Problems handed to the validator in the whole run at most; 0 for no bound."""
+    """Most problems that the validator gets in the whole run; 0 for no bound."""
     validator: Annotated[ProgramCheckConfig | VoteConfig | TeacherConfig, Field(discriminator="kind")] = (
         ProgramCheckConfig()
     )
@@ -162,22 +162,24 @@ class PoolConfig(Node):
     target: Fraction = 0.5
     """Target success rate: prompts near it are drawn."""
     exploration: Fraction = 0.25
-    """Share of a draw kept for unseen and stale prompts, rounded to whole prompts."""
+    """Fraction of each draw that is kept for unseen and stale prompts."""
     cooldown_steps: Count = 2
     """Steps that an observed prompt rests before it may be drawn again."""
     decay: Fraction = 0.7
-    """Weight of old trials at each new visit."""
+    """Each time a prompt is drawn again, the weight of its earlier trials is multiplied by this."""
     prior_strength: PositiveFloat = 2.0
-    """Pseudo-trials of the Beta prior, centred on `target`."""
+    """Strength of the Beta prior on a success rate, as a number of trials; its mean is `target`."""
     stale_after_steps: PositiveInt = 20
-    """Steps unvisited after which a prompt counts as stale."""
+    """A prompt that was not drawn for so many steps counts as stale."""
     reach: Fraction = 1.0
     """`frontier`: seen prompts further than this from `target` are drawn only when no unseen ones are left. Helps the
     start of a run, when the nearest seen prompts are still far away."""
     priority_exponent: Annotated[float, Field(ge=0.0, le=8.0)] = 1.0
-    """`prioritised`: weight = nearness to `target` (1 there, 0 at the far end) to this power; 0 is uniform."""
+    """`prioritised`: a prompt's weight is its nearness to `target` (1 at the target, 0 at the far end) raised to this
+    power; 0 is uniform."""
     capacity: PositiveInt | None = None
-    """Most prompts in the pool, in flight included; a new one evicts the furthest from `target`. null: no bound."""
+    """Most prompts in the pool, those being sampled included. A new prompt beyond it evicts the one whose success rate
+    is furthest from `target`. null: no bound."""
     retire: RetireConfig = RetireConfig()
     """Solved and hopeless prompts."""
     lineage: LineageConfig = LineageConfig()

@@ -71,11 +71,11 @@ class TrainConfig(Node):
     group_size: PositiveInt = 8
     """Responses per prompt."""
     allocation: Literal["equal", "frontier"] = "equal"
-    """How the responses of a draw, `group_size` a prompt, are shared out. `equal`: alike. `frontier`: more to a prompt
-    the less certain its rewards are, between half and twice `group_size`."""
+    """How a step's responses, `group_size` times its prompts, are distributed. `equal`: every prompt gets `group_size`.
+    `frontier`: the less certain a prompt's rewards are, the more it gets, from half to twice `group_size`."""
     dynamic_sampling: Count = 0
-    """DAPO's dynamic sampling: groups of equal rewards are not learned from, and up to so many further draws a step
-    replace them; 0 for none."""
+    """DAPO's dynamic sampling: other prompts replace groups of equal rewards, in at most this many further draws a
+    step; 0 for none."""
     checkpoint_every: PositiveInt = 20
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: PositiveInt = 2
@@ -86,11 +86,11 @@ class EvalConfig(Node):
     every: PositiveInt = 12
     """Steps between evaluations; before and after training always."""
     num_prompts: PositiveInt = 256
-    """Held-out prompts, evenly over the levels."""
+    """Held-out prompts of an evaluation during training, evenly from all levels."""
     num_samples: PositiveInt = 4
     """k of avg@k and pass@k, at temperature 1."""
     greedy: bool = True
-    """Also one greedy response a prompt."""
+    """Also sample one greedy response to each prompt."""
     final_num_prompts: PositiveInt = 512
     """Held-out prompts of the evaluations before and after training."""
 
@@ -105,14 +105,14 @@ class MismatchConfig(Node):
     proof_steps: PositiveInt = 3
     """Steps in a row of max |d log p| == 0 after which `learner.prox: auto` takes the sampler's log-probs."""
     proof_every: PositiveInt = 10
-    """Steps between two proofs after that: the learner then scores all samples of the step again."""
+    """Once proven, the proof is made again every so many steps: the learner then scores all samples of the step."""
     unaligned_every: Count = 0
     """Also score samples with the plain unaligned model each N steps, for comparison; 0 never."""
     unaligned_sequences: PositiveInt = 64
-    """Samples of such a step that are scored so, drawn at random."""
+    """In such a step this many samples, drawn at random, are scored without alignment."""
     probe_bound: PositiveFloat = 1.0
-    """Publication proof where exact numerics are not promised: largest |d log p| on the probe prompts. Wrong or stale
-    weights show several nats; unaligned numerics stay below about 0.5."""
+    """Largest |d log p| (nats) on the probe prompts after a publication, where exact numerics are not promised; above
+    it the run stops. Wrong or stale weights show several nats; unaligned numerics stay below about 0.5."""
 
 
 class TrackingConfig(Node):
@@ -157,12 +157,12 @@ class ClusterConfig(Node):
 
 class DebugConfig(Node):
     rollout_only: bool = False
-    """Sample, score and measure as ever, but never update: the weights stay those of the start."""
+    """Sample, score and measure as usual, but do not update: the weights stay as they were at the start."""
     save_batches: bool = False
     """Save what the learner gets in each step, as runs/NAME/batches/step-N.npz (arrays, no pickle)."""
     train_from: PathText | None = None
-    """Folder of saved batches: train on them, without an engine, to the same weights in every bit. Model, learner and
-    objective may be changed to see what becomes of the same data."""
+    """Folder of saved batches: train on them without an engine. The weights become those of the run that saved them, in
+    every bit. With another model, learner or objective, compare what these make of the same data."""
     profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
     """[first, last] step that torch's profiler traces in rank 0 and worker 0: runs/NAME/profile/*.json, for
     ui.perfetto.dev. Two steps suffice: traces are large."""

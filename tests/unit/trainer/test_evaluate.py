@@ -22,13 +22,21 @@ def test_evaluation_by_hand() -> None:
     result = evaluate(FakeFleet(), rewards, prompts, make_config())
     assert result == pytest.approx(
         {
-            "pass@1": (0.5 + 0.0 + 0.75) / 3,
+            "pass@1": (0.5 + 0.0 + 0.5) / 3,
             "pass@2": (1 + 0 + 1) / 3,
             "greedy": 2 / 3,
             "level_02/pass@1": 0.25,
-            "level_03/pass@1": 0.75,
+            "level_03/pass@1": 0.5,
         }
     )
+
+
+def test_a_part_of_the_reward_is_no_success_and_has_a_name_of_its_own() -> None:
+    reward = {"kind": "custom", "function": "mine.py:judge"}
+    config = make_config(eval={"greedy": True, "num_samples": 2}, reward=reward)
+    prompts = [replace(prompt, level=7) for prompt in make_prompts(1)]
+    result = evaluate(FakeFleet(), given_in_order(0.9, 0.5, 0.99), prompts, config)
+    assert result == pytest.approx({"pass@1": 0.0, "pass@2": 0.0, "greedy": 0.0, "mean_reward": 0.7})
 
 
 def test_evaluation_of_one_level_without_greedy() -> None:

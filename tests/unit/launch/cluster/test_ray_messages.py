@@ -1,0 +1,33 @@
+"""What Ray says of a dead actor."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import pytest
+import ray
+
+from launch.cluster.connect import ray_messages_logged
+
+
+class Mortal:
+    def die(self) -> None:
+        os._exit(1)
+
+
+def test_what_ray_prints_of_a_dead_actor_is_logged_instead(
+    local_ray: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with ray_messages_logged():
+        actor = ray.remote(Mortal).options(num_cpus=0).remote()
+        with pytest.raises(ray.exceptions.ActorDiedError):
+            ray.get(actor.die.remote())
+        end = time.monotonic() + 60
+        while "A worker died" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.05)
+        print("our line")
+        assert sys.stdout.isatty() is False  # the rest is the terminal's
+    assert "A worker died" in caplog.text
+    assert capsys.readouterr().out == "our line\n"
