@@ -1,21 +1,13 @@
 """What several commands share: configs on the command line, and kinds of numbers. Imports nothing heavy."""
 
 import argparse
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from qarl.config.shipped import config_path
 
 if TYPE_CHECKING:
     from qarl.config.run import Config
     from qarl.quant.scheme import QuantScheme
-
-
-def config_path(name: str, folder: str = "") -> Path:
-    """The config called `name`: a file, or by its stem a config shipped in `folder` of `configs/`."""
-    path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
-        return path
-    return Path(str(resources.files("configs"))) / folder / f"{name}.yaml"
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

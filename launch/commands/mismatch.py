@@ -3,7 +3,8 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import config_path, positive_int, schemes
+from launch.arguments import positive_int, schemes
+from qarl.config.shipped import config_path
 
 EXAMPLES = """\
   qarl mismatch models/qwen --scheme w8a8_int8 fp8_channel

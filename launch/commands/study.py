@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import config_path
+from qarl.config.shipped import config_path
 
 EXAMPLES = """\
   qarl study tbpo --seeds 0 1

@@ -2,7 +2,8 @@
 
 import argparse
 
-from launch.arguments import add_config, config_path
+from launch.arguments import add_config
+from qarl.config.shipped import config_path
 
 EXAMPLES = """\
   qarl submit my_config.yaml --address http://head:8265

@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 
-from launch.arguments import config_path
 from launch.demo.tiny_model import ensure_model
 from launch.run.prompts import load_prompts
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
+from qarl.config.shipped import config_path
 from qarl.errors import QarlError
 from qarl.mismatch import Mismatch
 from qarl.prompts.pool import Pool

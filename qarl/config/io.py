@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from qarl.config.base import Node
 from qarl.config.run import Config
+from qarl.config.shipped import config_path
 from qarl.errors import ConfigError
 
 AnyNode = TypeVar("AnyNode", bound=Node)
@@ -126,7 +127,7 @@ def read_layers(path: Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
             return [(str(path), tree)]
         if not isinstance(parent, str) or not parent or "${" in parent or parent == "???":
             raise ConfigError(f"inherits: the name of one file, not {_shown(parent)}", where=str(path))
-        return [*read_layers(path.parent / Path(parent).expanduser(), (*heirs, path)), (str(path), tree)]
+        return [*read_layers(config_path(parent, beside=path.parent), (*heirs, path)), (str(path), tree)]
 
 
 def _override(item: str) -> Tree:

@@ -1,7 +1,7 @@
 """The configuration: one typed, strict tree. The files of this folder are the reference of every key.
 
-A config file is YAML; `inherits: other.yaml` (relative to the file) takes another file's values first. Overrides
-`a.b=c` come last. Unknown keys are errors that name the nearest known one.
+A config file is YAML; `inherits: other.yaml` (relative to the file) or `inherits: quickstart` (a shipped config) takes
+the values of that config first. Overrides `a.b=c` come last. Unknown keys are errors that name the nearest known one.
 """
 
 from collections.abc import Iterator

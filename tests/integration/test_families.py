@@ -15,7 +15,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from launch.arguments import config_path
 from launch.demo.minimal import Mailer, publish, train_step
 from launch.demo.tiny_model import make_tokenizer
 from launch.preflight import Machine, faults
@@ -23,6 +22,7 @@ from launch.run.prompts import load_prompts
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
+from qarl.config.shipped import config_path
 from qarl.prompts.pool import make_pool
 from qarl.quant.publish import write_engine_config
 from rollout.engine import VLLMEngine

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from launch.arguments import config_path
 from launch.demo.pretrained import fetch
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
+from qarl.config.shipped import config_path
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, SampleRequest

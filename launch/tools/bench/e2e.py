@@ -18,10 +18,10 @@ from statistics import mean, median
 import psutil
 from transformers import AutoTokenizer
 
-from launch.arguments import config_path
 from launch.run.prompts import load_prompts
 from qarl.config.io import load_config
 from qarl.config.run import Config
+from qarl.config.shipped import config_path
 from qarl.errors import QarlError
 
 TRL = "1.16.0"

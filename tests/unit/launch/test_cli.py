@@ -19,7 +19,6 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs import __file__ as configs_init
-from launch.arguments import config_path
 from launch.cli import COMMANDS, main
 from launch.commands import train as train_command
 from launch.demo.tiny_model import make_tokenizer
@@ -28,6 +27,7 @@ from qarl.config.derived import choose_counts
 from qarl.config.io import documentation, load_config, validate
 from qarl.config.run import Config, DebugConfig
 from qarl.config.schedule import schemes_of
+from qarl.config.shipped import config_path
 from qarl.errors import AGAIN, ConfigError, RolloutError
 from qarl.model_folder import meta_model
 from rollout.engine import engine_env
@@ -277,6 +277,13 @@ def test_config_path_prefers_files(tmp_path: Path) -> None:
     assert config_path("mine.yaml") == Path("mine.yaml")
     (tmp_path / "quickstart").touch()
     assert config_path("quickstart") == Path("quickstart")
+
+
+def test_a_config_inherits_a_shipped_one_by_name(fail: Fail) -> None:
+    Path("mine.yaml").write_text("inherits: quickstart\nseed: 5\n")
+    assert load_config("mine.yaml") == load_config(SHIPPED / "quickstart.yaml", ["seed=5"])
+    Path("mine.yaml").write_text("inherits: quickstartt\n")
+    assert "quickstartt.yaml: no such config file" in fail("train", "mine.yaml")
 
 
 # --- resources -------------------------------------------------------------------------------------------------------

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from launch.arguments import config_path
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import check_model
 from launch.preflight import Machine, faults, setting_faults
 from qarl.config.io import load_config, validate
 from qarl.config.run import Config
+from qarl.config.shipped import config_path
 from qarl.errors import ModelError
 
 WEIGHTS = "model.safetensors"

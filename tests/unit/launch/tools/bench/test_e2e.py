@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.arguments import config_path
 from launch.cli import main
 from launch.demo.tiny_model import make_tokenizer
 from launch.tools.bench import e2e
+from qarl.config.shipped import config_path
 from qarl.errors import QarlError
 from tests.support.numerics_models import tiny_model
 

@@ -1,0 +1,12 @@
+"""Where the config lies that a command line or `inherits` names."""
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def config_path(name: str, folder: str = "", beside: Path = Path()) -> Path:
+    """The config called `name`: a file relative to `beside`, or by its stem one that is shipped in `configs/folder`."""
+    path = beside / Path(name).expanduser()
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        return path
+    return Path(str(files("configs"))) / folder / f"{name}.yaml"
