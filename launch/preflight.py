@@ -23,10 +23,10 @@ from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, QarlError, ResourceError, UsageError
 from qarl.hooks import check_call, load_function
 from qarl.model_folder import check_folder, meta_model, read_config
-from qarl.numerics.engine_limits import check_architecture, check_engine_model
+from qarl.numerics.engine_limits import check_engine_model
 from qarl.numerics.profile import apply_profile
 from qarl.objectives.custom import check_objective
-from qarl.quant.experts import check_engine, check_stacks
+from qarl.quant.experts import check_engine
 from qarl.quant.format import LearnerKernel
 from qarl.quant.formats import check_processor, engine_kernels, format_of
 from qarl.quant.kernels import find_kernel
@@ -197,12 +197,10 @@ def check_numerics(config: Config, model: Any, device: str) -> None:
     Raises ModelError, KernelError, ConfigError: numerics or engine do not cover it.
     """
     check_engine_model(model.config, config.rollout.max_model_len, device)
-    check_stacks(model)
     numerics = numerics_of(config, device)
     if numerics == "engine" and device == "cpu":
         numerics = "portable"  # covers the same models, and does not load the engine's library
     apply_profile(model, numerics, torch.device(device))
-    check_architecture(model.config)
 
 
 def learner_kernel(config: Config, scheme: QuantScheme, device: str) -> LearnerKernel | None:

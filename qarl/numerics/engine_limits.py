@@ -6,9 +6,11 @@ from math import inf
 from typing import Any
 
 from qarl.errors import ConfigError, ModelError
-from qarl.numerics import engine_ops
 from qarl.numerics.profile import SUPPORTED_MODELS
 
+PUBLISHED_MODELS = SUPPORTED_MODELS
+"""Model types whose published weights vLLM was seen to load and to compute with (docs/models.md). Others differ in
+names or layouts, which would show only when engine and learner have started."""
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head widths that vLLM's attention on CPU has kernels for."""
 SCALED_ROPES = ("linear", "dynamic")
@@ -26,6 +28,11 @@ def longest_context(config: Any) -> float:
 def check_engine_model(config: Any, max_model_len: int, device: str) -> None:
     """Raises ModelError or ConfigError when vLLM cannot run a model of this transformers config on `device`."""
     where = config.name_or_path or config.model_type
+    if config.model_type not in PUBLISHED_MODELS:
+        known = ", ".join(PUBLISHED_MODELS)
+        raise ModelError(
+            f"qarl publishes the weights of {known}, not of {config.model_type}", where, "see docs/models.md"
+        )
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     width = getattr(config, "head_dim", None)
     if width is None and config.hidden_size % heads:
@@ -40,12 +47,3 @@ def check_engine_model(config: Any, max_model_len: int, device: str) -> None:
         raise ModelError(f"vLLM knows {config.model_type} with silu only, not {config.hidden_act}", where)
     if max_model_len > (longest := longest_context(config)):
         raise ConfigError(f"the model's contexts have at most {longest:g} tokens", "rollout.max_model_len")
-
-
-def check_architecture(config: Any) -> None:
-    """Raises ModelError when vLLM has no class of its own for the model. Imports vLLM, which takes seconds."""
-    if config.model_type in SUPPORTED_MODELS or not engine_ops.available():
-        return
-    for name in config.architectures or ():
-        if not engine_ops.samples_from(name):
-            raise ModelError(f"vLLM has no model class {name}", config.name_or_path, "train another model")

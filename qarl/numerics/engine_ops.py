@@ -40,13 +40,6 @@ def ops() -> Any:
     return _custom_ops
 
 
-def samples_from(architecture: str) -> bool:
-    """Whether vLLM has a model class of its own for a name in a config's `architectures`."""
-    from vllm import ModelRegistry
-
-    return architecture in ModelRegistry.get_supported_archs()
-
-
 class PagedLayout:
     """How the tokens of a flat batch lie in the engine's paged cache, and in which requests it computed them.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
-from qarl.errors import ConfigError, KernelError, ModelError
+from qarl.errors import ConfigError, KernelError
 from qarl.numerics import engine_ops, processor
 from qarl.numerics.moe import Experts
 from qarl.quant.format import Quantized
@@ -25,15 +25,6 @@ PARTS = ("gate_proj", "up_proj", "down_proj")
 def is_stack(module: nn.Module) -> bool:
     """Whether the module is an expert stack: it has `gate_up_proj` [X, 2I, E] and `down_proj` [X, E, I]."""
     return isinstance(module, Experts | Qwen3MoeExperts)
-
-
-def check_stacks(model: nn.Module) -> None:
-    """Raises ModelError for weights of several matrices that are no known expert stack: nothing could publish them."""
-    for name, module in model.named_modules():
-        wide = [key for key, parameter in module.named_parameters(recurse=False) if parameter.ndim > 2]
-        if wide and not is_stack(module):
-            what = f"{name}.{wide[0]} holds several matrices; of such layers qarl knows Qwen3-MoE's experts only"
-            raise ModelError(what, type(model).__name__, "train another model")
 
 
 def expert_stacks(model: nn.Module) -> dict[str, nn.Module]:

@@ -23,7 +23,7 @@ from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
 from qarl.config.shipped import config_path
-from qarl.prompts.pool import make_pool
+from qarl.prompts.pool import Pool
 from qarl.quant.publish import write_engine_config
 from rollout.engine import VLLMEngine
 from trainer.learner import LearnerRank
@@ -72,10 +72,10 @@ def build(name: str, path: Path) -> None:
 
 
 def outcome(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """ "max |d log p|" of three steps, or why the run does not start."""
+    """max |d log p| of three steps, or that the run does not start."""
     if found := faults(config, Machine("cpu", is_here=True)):
         assert all("\n" not in str(fault) for fault in found)
-        return f"refused: {found[-1].what}"
+        return "refused"
     scheme = scheme_at(config.rollout, 1)
     write_engine_config(tmp_path / "engine", Path(config.model.path), scheme)
     _, prompts, _ = load_prompts(config, print)
@@ -84,7 +84,7 @@ def outcome(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     learner.start()
     publish(learner, engine, 0)
     capsys.readouterr()
-    pool = make_pool(prompts, config.pool, 0)
+    pool = Pool(prompts, config.pool, 0)
     for step in range(1, config.train.steps + 1):
         train_step(config, pool, engine, learner, step)
         publish(learner, engine, step)
@@ -103,12 +103,19 @@ def test_a_family_trains_or_is_refused(
     # The engines of a process share vLLM's process groups: one must not take them along when it goes.
     monkeypatch.setattr(vllm.v1.engine.core, "cleanup_dist_env_and_memory", lambda *_, **__: None)
     build(name, tmp_path / "model")
-    found = []
+    found: list[str] = []
     for numerics in ("auto", "stock"):
         own = [f"model.path={tmp_path}/model", "model.build=null", f"learner.numerics={numerics}"]
         config = load_config(config_path("quickstart"), [*SMALL, *own])
-        found.append(outcome(config, tmp_path, capsys))
-    row = f"| {name} | {' | '.join(found)} |"
+        try:
+            found.append(outcome(config, tmp_path, capsys))
+        except BaseException as error:
+            with capsys.disabled():
+                print(f"{name}, {numerics}: {error!r:.300}")
+            raise
+        if found[0].startswith("trains"):
+            break
+    row = f"| {name} | {' | '.join([*found, '-'][:2])} |"
     with capsys.disabled():
         print(row)
     rows = TABLE.read_text().splitlines() if TABLE.exists() else []
