@@ -65,11 +65,8 @@ def config_json(folder: Path) -> dict[str, Any]:
     found = config.get("quantization_config") or config.get("compression_config")
     if found or (folder / "hf_quant_config.json").exists():
         method = found.get("quant_method", "unknown method") if isinstance(found, dict) else found or "unknown method"
-        raise ModelError(
-            f"is quantized already ({method})",
-            str(folder),
-            "give the full-precision model; qarl quantizes it as rollout.scheme says",
-        )
+        what = f"is quantized already ({method})"
+        raise ModelError(what, str(folder), "give the full-precision model; qarl quantizes it as rollout.scheme says")
     if not isinstance(config.get("model_type"), str):
         raise ModelError("config.json names no model_type", str(folder), DOWNLOAD)
     return config
@@ -152,11 +149,8 @@ def _check_loaded(info: Mapping[str, Any], folder: Path) -> None:
         (info["error_msgs"], "unreadable"),
     ):
         if names:
-            raise ModelError(
-                f"{len(names)} weights are {what}, {min(names)} first",
-                str(folder),
-                "take the config.json and the weights of one model in full precision",
-            )
+            what = f"{len(names)} weights are {what}, {min(names)} first"
+            raise ModelError(what, str(folder), "take the config.json and the weights of one model in full precision")
 
 
 def _shape(shape: Iterable[int]) -> str:

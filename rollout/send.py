@@ -117,8 +117,4 @@ class Workers:
                 cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
                 raise PublicationError(f"refused to {method} ({cause})", where) from error
             except deaths() as error:
-                raise PublicationError(
-                    f"died during {method} ({type(error).__name__})",
-                    where,
-                    hint=AGAIN,
-                ) from error
+                raise PublicationError(f"died during {method} ({type(error).__name__})", where, AGAIN) from error

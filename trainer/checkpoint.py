@@ -55,9 +55,7 @@ class CheckpointStore:
         """(learner folder, state) of the newest checkpoint that is whole and unchanged; None when there is none at all.
 
         `log` is told of each newer one that is neither.
-
-        Raises:
-            CheckpointError: there are checkpoints, but none can be used, or a folder beside them is no checkpoint.
+        Raises CheckpointError: there are checkpoints, but none can be used, or a folder beside them is no checkpoint.
         """
         for other in self._directory.glob("step_*"):
             if not re.fullmatch(STEP, other.name) and other.suffix != ".part":

@@ -27,9 +27,7 @@ def only_writer(run_dir: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Keep every other process from the run in `run_dir`, by a lock beside that folder.
 
     The system frees the lock of a process that is killed. Its file stays, and `log` is told so.
-
-    Raises:
-        ConfigError: another process has the lock, or no file can be made there.
+    Raises ConfigError: another process has the lock, or no file can be made there.
     """
     file = run_dir.with_name(f".{run_dir.name}.lock")
     with ExitStack() as stack:

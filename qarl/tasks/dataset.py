@@ -74,9 +74,7 @@ def load_rows(config: DatasetTaskConfig, log: Log) -> tuple[list[Row], list[Row]
 
     Repeated questions (the first stays) and training rows whose question is held out, even in another case or
     typography, are dropped; `log` gets a line with their number and the first of them.
-
-    Raises:
-        DataError: a file is missing or empty, a row is broken, or no training row is left.
+    Raises DataError: a file is missing or empty, a row is broken, or no training row is left.
     """
     train = _distinct(read_rows(config.train_path, config), config.train_path, log)
     heldout = _distinct(read_rows(config.heldout_path, config), config.heldout_path, log)
@@ -106,9 +104,8 @@ def _row(values: dict[str, Any], where: str, config: DatasetTaskConfig) -> Row:
     if config.answer_delimiter:
         _, found, answer = answer.rpartition(config.answer_delimiter)
         if not found:
-            raise DataError(
-                f"'{config.answer_key}' has no '{config.answer_delimiter}'", where, "see task.answer_delimiter"
-            )
+            what = f"'{config.answer_key}' has no '{config.answer_delimiter}'"
+            raise DataError(what, where, "see task.answer_delimiter")
     if not answer.strip():
         raise DataError("the answer is empty", where=where)
     return Row(question, answer.strip(), _level(values, config.level_key, where), where)

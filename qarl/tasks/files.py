@@ -28,8 +28,7 @@ BATCH_ROWS = 10_000
 def raw_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
     """The rows of `path` in order; only `columns` of Parquet and Arrow files. Blank lines of JSONL are skipped.
 
-    Raises:
-        DataError: the file is missing or not what its name says, a line is no JSON object, or a column is missing.
+    Raises DataError: the file is missing or not what its name says, a line is no JSON object, or a column is missing.
     """
     try:
         is_folder, suffix = Path(path).is_dir(), Path(path).suffix.lower()

@@ -101,9 +101,8 @@ def _check(dataset: GymDatasetConfig, where: str) -> None:
     from reasoning_gym.factory import DATASETS
 
     if dataset.name not in DATASETS:
-        raise ConfigError(
-            f"reasoning-gym has no generator '{dataset.name}'", f"{where}.name", _nearest(dataset.name, DATASETS)
-        )
+        what = f"reasoning-gym has no generator '{dataset.name}'"
+        raise ConfigError(what, f"{where}.name", _nearest(dataset.name, DATASETS))
     known = {field.name for field in fields(DATASETS[dataset.name][1])} - OWN_SETTINGS
     for setting in dataset.settings:
         if setting not in known:

@@ -94,10 +94,7 @@ def generate(levels: Sequence[int], n: int, seed: int, heldout: bool) -> list[st
     """Up to `n` distinct problems, held-out or training ones, as digits without the `=`.
 
     The levels take turns, so every prefix is spread evenly over them. When a level has no more problems (level 2 has
-    100 in all), the others continue.
-
-    Raises:
-        ConfigError: `levels` is empty, holds a number below 1, or repeats one.
+    100 in all), the others continue. Raises ConfigError: `levels` is empty, holds a number below 1, or repeats one.
     """
     check_levels(levels)
     return take_evenly([_problems(level, seed, heldout) for level in levels], n)
