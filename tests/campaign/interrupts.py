@@ -145,6 +145,7 @@ class Kind:
     group: bool = False
 
 
+GOES_ON = Kind(signal.SIGKILL, 0)
 INTERRUPTED = f"qarl: interrupted; {AGAIN}"
 KINDS = {
     "SIGINT": Kind(signal.SIGINT, 130, INTERRUPTED, group=True),
@@ -164,28 +165,26 @@ class Campaign:
     cells: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
-    def disturb(self, name: str, phases: list[str], folder: Path) -> None:
-        """Send kind `name` in each of `phases`, in as many starts as that takes; then let the run end."""
-        kind, waiting, phase = KINDS[name], list(phases), ""
-        while waiting:
-            start = Process(folder)
-            while waiting and self._wait(start, waiting[0]):
-                pid = start.find(kind.victim)
-                phase = waiting.pop(0)
+    def disturb(self, cells: list[tuple[str, str]], folder: Path) -> None:
+        """Each (kind, phase) of `cells` in its turn, in as many starts as that takes; then the run must end well."""
+        waiting = list(cells)
+        while True:
+            start, kind, where = Process(folder), GOES_ON, "last start"
+            while waiting and not kind.code and self.wait(start, waiting[0][1]):
+                name, phase = waiting.pop(0)
+                pid = start.find(KINDS[name].victim)
                 if pid is None:
                     continue  # that process does not exist in this phase
-                print(f"{name} in {phase}", flush=True)
+                kind, where = KINDS[name], f"{name} in {phase}"
+                print(where, flush=True)
                 (os.killpg if kind.group else os.kill)(pid, kind.number)
                 self.cells[name] += 1
-                if kind.code:
-                    break
-            else:
-                waiting = []  # the run has ended
-            self._check_end(start, kind, f"{name} in {phase}")
-        if kind.code:
-            self._check_end(Process(folder), Kind(kind.number, 0), f"{name}, last start")
+            self.check_end(start, kind, where)
+            if not kind.code:
+                self.faults += [f"{name} in {phase}: that phase did not come" for name, phase in waiting]
+                return
 
-    def _wait(self, start: Process, phase: str) -> bool:
+    def wait(self, start: Process, phase: str) -> bool:
         """Whether `phase` came before the run ended."""
         while not PHASES[phase](start):
             if start.process.poll() is not None:
@@ -193,7 +192,7 @@ class Campaign:
             time.sleep(0.02)
         return True
 
-    def _check_end(self, start: Process, kind: Kind, where: str) -> None:
+    def check_end(self, start: Process, kind: Kind, where: str) -> None:
         code, lines = start.end()
         ended, own = time.monotonic(), [line for line in lines if line.startswith("qarl: ")]
         if code != kind.code:
@@ -256,14 +255,14 @@ def run_campaign(names: list[str], phases: list[str], folder: Path, model: Path)
     """Disturb one run for each kind of `names` in all `phases`."""
     campaign, reference = Campaign(), prepare(folder / "undisturbed", model)
     first = Process(reference)
-    campaign._wait(first, "sampling")
-    campaign._check_end(
+    campaign.wait(first, "sampling")
+    campaign.check_end(
         Process(reference), Kind(signal.SIGKILL, 2, "is at work on this run"), "a second run of one name"
     )
-    campaign._check_end(first, Kind(signal.SIGKILL, 0), "the undisturbed run")
+    campaign.check_end(first, GOES_ON, "the undisturbed run")
     for name in names:
         disturbed = prepare(folder / name, model)
-        campaign.disturb(name, phases, disturbed)
+        campaign.disturb([(name, phase) for phase in phases], disturbed)
         campaign.compare(name, disturbed, reference)
     return campaign
 
