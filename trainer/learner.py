@@ -113,7 +113,7 @@ class LearnerRank:
             self._reference = self._make_policy(
                 scheme if config.learner.aligned else QuantScheme("none"), self._numerics
             ).requires_grad_(False)
-        self._twins: dict[str, Policy] = {}
+        self._stock_policies: dict[str, Policy] = {}
         self._sender: WeightSender | None = None
 
     def parity(self) -> list[Parity]:
@@ -128,7 +128,7 @@ class LearnerRank:
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
         """Log-probs of this rank's share of `sequences`, by index."""
-        policy = self._policy if aligned else self._twin(QuantScheme("none"))
+        policy = self._policy if aligned else self._stock_policy(QuantScheme("none"))
         rows: dict[int, Logprobs] = {}
         with torch.no_grad():
             for share in self._micro_batches(sequences):
@@ -196,7 +196,7 @@ class LearnerRank:
     def switch(self, scheme: QuantScheme) -> None:
         """Compute and publish in `scheme` from now on; the layers that are quantized stay the same."""
         self._scheme = scheme
-        self._twins = {}
+        self._stock_policies = {}
         self._sender = None
         switch_scheme(self._policy.model, scheme, self._kernel(), self._gather)
 
@@ -274,19 +274,19 @@ class LearnerRank:
 
     def _quantized_policy(self) -> Policy:
         """The policy that is published; the naive baseline's weights are quantized on the way out only."""
-        return self._policy if self._config.learner.aligned else self._twin(self._scheme)
+        return self._policy if self._config.learner.aligned else self._stock_policy(self._scheme)
 
-    def _twin(self, scheme: QuantScheme) -> Policy:
+    def _stock_policy(self, scheme: QuantScheme) -> Policy:
         """A stock transformers model in `scheme` with the current weights."""
-        if scheme.name not in self._twins:
-            self._twins[scheme.name] = self._make_policy(scheme, "stock")
-        twin = self._twins[scheme.name]
-        parameters = dict(checkpoint_tensors(twin.model, quantized=False))  # they share the parameters' memory
+        if scheme.name not in self._stock_policies:
+            self._stock_policies[scheme.name] = self._make_policy(scheme, "stock")
+        policy = self._stock_policies[scheme.name]
+        parameters = dict(checkpoint_tensors(policy.model, quantized=False))  # they share the parameters' memory
         with torch.no_grad():
             for name, tensor in checkpoint_tensors(self._policy.model, self._gather, quantized=False):
                 parameters[name].copy_(tensor)
-        requantize(twin)
-        return twin
+        requantize(policy)
+        return policy
 
     def _make_policy(self, scheme: QuantScheme, numerics: Numerics) -> Policy:
         config = self._config

@@ -68,7 +68,7 @@ def check_model(config: ModelConfig, task: TaskConfig) -> None:
 
 def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
     """The error for a model directory that does not exist."""
-    build = ", or set model.build={} to make a tiny one" if make_task(task).teacher else ""
+    build = " or set model.build={}" if make_task(task).teacher else ""
     hint = f"download a model there{build}" if config.fetch is None else "`qarl fetch` downloads it"
     return ModelError("no such model directory", config.path, hint)
 

@@ -37,6 +37,39 @@ IMPORTERS = {
     },
     "deepspeed": {"trainer/learner.py"},
 }
+IMPORTERS_OF_PARTS = {
+    "launch/tools": {"launch/dry_run.py"},
+    "launch/demo": {
+        "launch/preflight.py",
+        "launch/run/prompts.py",
+        "launch/train.py",
+        "launch/tools/bench/publish.py",
+        "launch/tools/mismatch/measure.py",
+    },
+}
+"""Who imports these parts of `launch`, besides themselves and the commands."""
+TESTS_OF_SEVERAL = {
+    "launch/cluster/test_ray_messages.py": "a part of connect.py, with a Ray of its own",
+    "launch/cluster/test_scripts.py": "ray_cluster.sh and the other scripts",
+    "launch/tools/bench/test_bench.py": "compare, kernels, learner and publish: their tables",
+    "launch/tools/plan/test_plan.py": "command and planner: whole plans",
+    "qarl/config/test_config.py": "io and the sections of the config",
+    "qarl/objectives/test_bad_input.py": "every objective",
+    "qarl/objectives/test_clip_metrics.py": "every objective that clips",
+    "qarl/objectives/test_library.py": "every objective against one reference",
+    "qarl/objectives/test_objective_config.py": "qarl/config/objective.py with the registry",
+    "qarl/objectives/test_published.py": "the published equations",
+    "qarl/objectives/test_special_cases.py": "objectives that are equal in special cases",
+    "qarl/prompts/test_pool_golden.py": "pool.py: recorded draws",
+    "qarl/prompts/test_pool_machine.py": "pool.py: a model of it, any history",
+    "qarl/quant/test_aligned_linear.py": "linear, kernels and formats",
+    "qarl/quant/test_modules.py": "every format in a model",
+    "qarl/tasks/test_tasks.py": "every kind of task",
+    "rewards/test_rewards.py": "every verifier and the service",
+    "rollout/test_engine_load.py": "engine.py without vLLM",
+    "rollout/test_transfer.py": "send and receive",
+}
+"""Unit tests that are not of one module, and what they test."""
 HEAVY = ("ray", "vllm", "deepspeed", "wandb")
 LIGHT_MODULES = (
     "qarl.config.run",
@@ -142,6 +175,22 @@ def test_no_import_inside_qarl_climbs(file: Path) -> None:
 )
 def test_every_form_of_import_is_seen(line: str, found: set[str]) -> None:
     assert {room(module) for module in imported_modules(line) if module.startswith("qarl.")} == found
+
+
+@pytest.mark.parametrize("part", IMPORTERS_OF_PARTS)
+def test_tools_and_demo_have_their_importers(part: str) -> None:
+    """docs/architecture.md says why; a command imports both when it runs."""
+    package, own = part.replace("/", "."), (f"{part}/", "launch/commands/")
+    users = {name(file) for file in FILES if any(m.startswith(package) for m in imported_modules(file.read_text()))}
+    assert {user for user in users if not user.startswith(own)} == IMPORTERS_OF_PARTS[part]
+
+
+def test_unit_tests_mirror_the_tree() -> None:
+    """`qarl/quant/int8.py` has its tests in `tests/unit/qarl/quant/test_int8.py`."""
+    folder = ROOT / "tests" / "unit"
+    found = {file.relative_to(folder).as_posix() for file in folder.glob("*/**/test_*.py")}
+    others = {test for test in found if not (ROOT / test.replace("/test_", "/")).is_file()}
+    assert others == TESTS_OF_SEVERAL.keys()
 
 
 @pytest.mark.parametrize("library", IMPORTERS)

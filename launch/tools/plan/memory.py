@@ -62,7 +62,7 @@ class LearnerMemory:
     optimizer: int
     quantized: int
     """Published tensors of every quantized layer, and the layouts that GEMMs read; complete on each rank."""
-    twin: int
+    stock_policy: int
     """A second model: for `mismatch.unaligned_every`, or to quantize what an unaligned learner publishes."""
     bucket: int
     gathered: int
@@ -74,7 +74,7 @@ class LearnerMemory:
 
     @property
     def peak(self) -> int:
-        held = self.weights + self.masters + self.gradients + self.optimizer + self.quantized + self.twin
+        held = self.weights + self.masters + self.gradients + self.optimizer + self.quantized + self.stock_policy
         return held + max(self.bucket + self.gathered + self.activations + self.logits, self.step)
 
 
@@ -96,7 +96,14 @@ def dense_copies(variant: Variant, weight_bytes: int, engine: bool = False) -> i
 
 
 def learner_memory(
-    shapes: Shapes, zero_stage: int, ranks: int, quantized: int, twin: int, activations: int, logits: int, foreach: bool
+    shapes: Shapes,
+    zero_stage: int,
+    ranks: int,
+    quantized: int,
+    stock_policy: int,
+    activations: int,
+    logits: int,
+    foreach: bool,
 ) -> LearnerMemory:
     """Bytes of one rank under DeepSpeed 0.19 with AdamW and float32 gradient accumulation.
 
@@ -110,8 +117,8 @@ def learner_memory(
     | float32  | 2     | 4P      | 4P/R    | 8P/R | 4P/R      |
     | float32  | 3     | 4P/R    | 4P/R    | 8P/R | 4P/R      |
 
-    and a bucket of 5e8 b but in stage 0 and in bfloat16's stage 1. `quantized`, `twin`, `activations` and `logits` are
-    bytes too. `foreach`: torch's AdamW takes as much again as the masters while it steps (so on CUDA).
+    and a bucket of 5e8 b but in stage 0 and in bfloat16's stage 1. `quantized`, `stock_policy`, `activations` and
+    `logits` are bytes too. `foreach`: torch's AdamW takes as much again as the masters while it steps (so on CUDA).
     """
     p, b = shapes.parameters, shapes.dtype_bytes
     per_rank = -(-p // ranks)
@@ -123,7 +130,7 @@ def learner_memory(
         gradients=full_gradients if zero_stage < 2 else 4 * per_rank,
         optimizer=8 * (p if plain else per_rank),
         quantized=quantized,
-        twin=twin,
+        stock_policy=stock_policy,
         bucket=0 if plain or (zero_stage == 1 and b == 2) else BUCKET * b,
         gathered=min(p, LIVE) * b if zero_stage == 3 else 0,
         activations=activations,

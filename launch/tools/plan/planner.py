@@ -188,11 +188,11 @@ class Planner:
         longest = train.prompts_per_step * train.group_size * rollout.max_model_len
         tokens = min(learner.max_tokens_per_micro_batch, -(-longest // (learner.minibatches * learner.num_ranks)))
         quantized = memory.quantized_bytes(variant, gemm.prepared_bits if gemm else 0)
-        plain, twin, portable = shapes.parameters * shapes.dtype_bytes, 0, self._numerics == "portable"
+        plain, stock_policy, portable = shapes.parameters * shapes.dtype_bytes, 0, self._numerics == "portable"
         if not learner.aligned:
-            twin, quantized = (plain + quantized if variant.format_ else 0), 0
+            stock_policy, quantized = (plain + quantized if variant.format_ else 0), 0
         elif self._config.mismatch.unaligned_every and variant.format_:
-            twin = plain
+            stock_policy = plain
         if self._numerics == "engine":
             quantized += memory.dense_copies(variant, self._dense_bytes)
         if learner.aligned and learner.minibatches > 1:
@@ -202,7 +202,7 @@ class Planner:
             stage,
             learner.num_ranks,
             quantized=quantized,
-            twin=twin,
+            stock_policy=stock_policy,
             activations=memory.activation_bytes(shapes, tokens, portable, learner.gradient_checkpointing),
             logits=memory.logits_bytes(shapes, min(tokens, head_rows(shapes.head.n))),
             foreach=self._on_cuda,

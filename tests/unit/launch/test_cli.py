@@ -5,14 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import yaml
@@ -22,31 +20,15 @@ from configs import __file__ as configs_init
 from launch.cli import COMMANDS, main
 from launch.commands import train as train_command
 from launch.demo.tiny_model import make_tokenizer
-from launch.preflight import Machine, bundles, scheme_faults, setting_faults
-from qarl.config.derived import choose_counts
 from qarl.config.io import documentation, load_config, validate
-from qarl.config.run import Config, DebugConfig
-from qarl.config.schedule import schemes_of
+from qarl.config.run import Config
 from qarl.config.shipped import config_path
 from qarl.errors import AGAIN, ConfigError, RolloutError
-from qarl.model_folder import meta_model
-from rollout.engine import engine_env
 
+pytestmark = pytest.mark.usefixtures("as_from_a_shell")
 SHIPPED = Path(configs_init).parent
 LIGHT = ["rollout.num_cpus_per_worker=0.1", "learner.num_cpus_per_rank=0.1"]
 """So that the checks of the machine pass on any machine."""
-
-
-@pytest.fixture(autouse=True)
-def as_from_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In an empty folder, without the traceback switch; the handlers that `main` sets are taken back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    monkeypatch.chdir(tmp_path)
-    with patch.dict(os.environ):  # `main` adds to it
-        os.environ.pop("QARL_TRACEBACK", None)
-        yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 Fail = Callable[..., str]
@@ -286,85 +268,6 @@ def test_a_config_inherits_a_shipped_one_by_name(fail: Fail) -> None:
     assert "quickstartt.yaml: no such config file" in fail("train", "mine.yaml")
 
 
-# --- resources -------------------------------------------------------------------------------------------------------
-
-
-def settings_of(config: Config, device: str, **counts: float) -> list[str]:
-    return [str(fault) for fault in setting_faults(config, Machine(device, **counts))]
-
-
-def test_bundles_are_workers_then_ranks() -> None:
-    config = make_config(
-        rollout={"num_workers": 2, "num_cpus_per_worker": 3.0},
-        learner={"num_ranks": 3, "num_cpus_per_rank": 0.5},
-    )
-    assert bundles(config, "cpu") == ([{"CPU": 3.0}] * 2, [{"CPU": 0.5}] * 3)
-    assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 1.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
-    without_engine = config.model_copy(update={"debug": DebugConfig(train_from="batches")})
-    assert bundles(without_engine, "cpu") == ([], [{"CPU": 0.5}] * 3)
-    assert settings_of(config, "cpu", cpus=7.5) == settings_of(config, "cuda", cpus=7.5, gpus=5.0) == []
-    [fault] = settings_of(config, "cpu", cpus=7.0)
-    assert "request 7.5 CPUs, 7 are available" in fault
-    [fault] = settings_of(config, "cuda", gpus=0.0)
-    assert "request 5 GPUs, 0 are available" in fault
-
-
-def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
-    for asked, flag in ((True, "1"), (False, "0")):
-        config = make_config(rollout={"batch_invariant": asked})
-        assert engine_env("cuda", config.rollout)["VLLM_BATCH_INVARIANT"] == flag
-        assert "VLLM_BATCH_INVARIANT" not in engine_env("cpu", config.rollout)
-    config = make_config(rollout={"batch_invariant": True})
-    assert settings_of(config, "cuda") == []
-    [fault] = settings_of(config, "cpu")
-    assert re.match(r"rollout\.batch_invariant: is a mode of the GPU engine.*set it to false", fault)
-
-
-@pytest.mark.parametrize(
-    ("transport", "colocate", "device", "reason"),
-    [
-        ("nccl", False, "cpu", "nccl is a transport between GPUs; set it to object_store"),
-        ("ipc", True, "cpu", "ipc is a transport between GPUs; set it to object_store"),
-        ("nccl", True, "cuda", "NCCL cannot have two processes on one GPU; set it to ipc or object_store"),
-        ("ipc", False, "cuda", "ipc reads the memory of a GPU that worker and learner share"),
-        ("nccl", False, "cuda", ""),
-        ("ipc", True, "cuda", ""),
-        ("object_store", True, "cuda", ""),
-    ],
-)
-def test_a_transport_needs_its_placement(transport: str, colocate: bool, device: str, reason: str) -> None:
-    config = make_config(rollout={"transport": transport}, cluster={"colocate": colocate})
-    found = settings_of(config, device)
-    assert len(found) == bool(reason)
-    assert all(fault.startswith(f"rollout.transport: {reason}") for fault in found)
-
-
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
-def test_a_scheme_that_the_engine_lacks_is_an_error_before_any_actor(kernel: str) -> None:
-    """The learner's reference kernel is no way out: a run needs an engine."""
-    later = [{"from_step": 3, "scheme": "nvfp4a16"}]
-    config = make_config(rollout={"scheme": "w4a16", "schedule": later}, learner={"kernel": kernel})
-    model = meta_model(AutoConfig.for_model("qwen3", num_hidden_layers=1, vocab_size=64))
-    first, second = schemes_of(config.rollout)
-    [fault] = scheme_faults(config, second, model, Machine("cpu"))
-    assert str(fault).startswith("rollout.scheme: vLLM has no nvfp4a16 kernel on cpu; take w8a8_int8, w4a16")
-    assert scheme_faults(config, first, model, Machine("cpu")) == []
-    assert [scheme_faults(config, scheme, model, Machine("cuda")) for scheme in (first, second)] == [[], []]
-
-
-def test_colocated_actors_share_the_gpus() -> None:
-    config = choose_counts(make_config(cluster={"colocate": True}), "cuda", 8)
-    assert bundles(config, "cuda") == ([{"CPU": 1.0, "GPU": 0.5}], [{"CPU": 1.0, "GPU": 0.5}])
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_device_that_is_set_is_taken(device: str) -> None:
-    config = make_config(cluster={"device": device})
-    assert Machine.of(config, 1.0, 1.0, 0.0).device == Machine.of(config, 1.0, 0.0, 0.0).device == device
-    auto = make_config()
-    assert [Machine.of(auto, 1.0, gpus, 0.0).device for gpus in (0.0, 1.0)] == ["cpu", "cuda"]
-
-
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -387,23 +290,6 @@ def test_all_faults_are_told_at_once_with_a_line_each(capsys: pytest.CaptureFixt
     keys = ["rollout.batch_invariant", "rollout.transport", "rollout.kv_cache_gib", "task.levels"]
     assert [line.startswith(f"qarl: {key}") for line, key in zip(lines, keys, strict=True)] == [True] * 4
     assert not Path("runs").exists()
-
-
-def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    overrides = ["rollout.num_workers=2", "learner.num_ranks=1", *LIGHT]
-    assert main(["train", "quickstart", "cluster.device=cpu", "--dry-run", *overrides]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "run: runs/quickstart, from the beginning"
-    assert [line for line in lines if line.startswith(("rollout worker", "learner rank"))] == [
-        "rollout worker 0: 0.1 CPU",
-        "rollout worker 1: 0.1 CPU",
-        "learner rank 0: 0.1 CPU",
-    ]
-    assert any(line.startswith("machine: cpu, ") for line in lines)
-    scheme = "scheme: w8a8_int8, engine kernels CPUInt8ScaledMMLinearKernel, learner"  # none for experts
-    assert any(line.startswith(scheme) for line in lines)
-    assert any(line.startswith("plan: ") for line in lines)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])

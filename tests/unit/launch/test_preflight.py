@@ -1,8 +1,9 @@
-"""Model folders that cannot make a run: each is one line that names the folder, before anything starts."""
+"""What cannot make a run, settings and model folders, is told in a line each before anything starts."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import check_model
-from launch.preflight import Machine, faults, setting_faults
+from launch.preflight import Machine, bundles, faults, scheme_faults, setting_faults
+from qarl.config.derived import choose_counts
 from qarl.config.io import load_config, validate
-from qarl.config.run import Config
+from qarl.config.run import Config, DebugConfig
+from qarl.config.schedule import schemes_of
 from qarl.config.shipped import config_path
 from qarl.errors import ModelError
+from qarl.model_folder import meta_model
+from rollout.engine import engine_env
 
 WEIGHTS = "model.safetensors"
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -235,3 +240,87 @@ def make_settings(**sections: Any) -> Config:
 
 def texts(config: Config, machine: Machine) -> list[str]:
     return [str(fault) for fault in setting_faults(config, machine)]
+
+
+# --- settings and resources ------------------------------------------------------------------------------------------
+
+
+def make_config(**sections: dict[str, Any]) -> Config:
+    tree: dict[str, Any] = {"model": {"path": "none"}, "task": {"kind": "sorting"}}
+    return validate(tree | sections, "test")
+
+
+def settings_of(config: Config, device: str, **counts: float) -> list[str]:
+    return [str(fault) for fault in setting_faults(config, Machine(device, **counts))]
+
+
+def test_bundles_are_workers_then_ranks() -> None:
+    config = make_config(
+        rollout={"num_workers": 2, "num_cpus_per_worker": 3.0},
+        learner={"num_ranks": 3, "num_cpus_per_rank": 0.5},
+    )
+    assert bundles(config, "cpu") == ([{"CPU": 3.0}] * 2, [{"CPU": 0.5}] * 3)
+    assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 1.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
+    without_engine = config.model_copy(update={"debug": DebugConfig(train_from="batches")})
+    assert bundles(without_engine, "cpu") == ([], [{"CPU": 0.5}] * 3)
+    assert settings_of(config, "cpu", cpus=7.5) == settings_of(config, "cuda", cpus=7.5, gpus=5.0) == []
+    [fault] = settings_of(config, "cpu", cpus=7.0)
+    assert "request 7.5 CPUs, 7 are available" in fault
+    [fault] = settings_of(config, "cuda", gpus=0.0)
+    assert "request 5 GPUs, 0 are available" in fault
+
+
+def test_batch_invariance_is_a_mode_of_the_gpu_engine() -> None:
+    for asked, flag in ((True, "1"), (False, "0")):
+        config = make_config(rollout={"batch_invariant": asked})
+        assert engine_env("cuda", config.rollout)["VLLM_BATCH_INVARIANT"] == flag
+        assert "VLLM_BATCH_INVARIANT" not in engine_env("cpu", config.rollout)
+    config = make_config(rollout={"batch_invariant": True})
+    assert settings_of(config, "cuda") == []
+    [fault] = settings_of(config, "cpu")
+    assert re.match(r"rollout\.batch_invariant: is a mode of the GPU engine.*set it to false", fault)
+
+
+@pytest.mark.parametrize(
+    ("transport", "colocate", "device", "reason"),
+    [
+        ("nccl", False, "cpu", "nccl is a transport between GPUs; set it to object_store"),
+        ("ipc", True, "cpu", "ipc is a transport between GPUs; set it to object_store"),
+        ("nccl", True, "cuda", "NCCL cannot have two processes on one GPU; set it to ipc or object_store"),
+        ("ipc", False, "cuda", "ipc reads the memory of a GPU that worker and learner share"),
+        ("nccl", False, "cuda", ""),
+        ("ipc", True, "cuda", ""),
+        ("object_store", True, "cuda", ""),
+    ],
+)
+def test_a_transport_needs_its_placement(transport: str, colocate: bool, device: str, reason: str) -> None:
+    config = make_config(rollout={"transport": transport}, cluster={"colocate": colocate})
+    found = settings_of(config, device)
+    assert len(found) == bool(reason)
+    assert all(fault.startswith(f"rollout.transport: {reason}") for fault in found)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_a_scheme_that_the_engine_lacks_is_an_error_before_any_actor(kernel: str) -> None:
+    """The learner's reference kernel is no way out: a run needs an engine."""
+    later = [{"from_step": 3, "scheme": "nvfp4a16"}]
+    config = make_config(rollout={"scheme": "w4a16", "schedule": later}, learner={"kernel": kernel})
+    model = meta_model(AutoConfig.for_model("qwen3", num_hidden_layers=1, vocab_size=64))
+    first, second = schemes_of(config.rollout)
+    [fault] = scheme_faults(config, second, model, Machine("cpu"))
+    assert str(fault).startswith("rollout.scheme: vLLM has no nvfp4a16 kernel on cpu; take w8a8_int8, w4a16")
+    assert scheme_faults(config, first, model, Machine("cpu")) == []
+    assert [scheme_faults(config, scheme, model, Machine("cuda")) for scheme in (first, second)] == [[], []]
+
+
+def test_colocated_actors_share_the_gpus() -> None:
+    config = choose_counts(make_config(cluster={"colocate": True}), "cuda", 8)
+    assert bundles(config, "cuda") == ([{"CPU": 1.0, "GPU": 0.5}], [{"CPU": 1.0, "GPU": 0.5}])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_device_that_is_set_is_taken(device: str) -> None:
+    config = make_config(cluster={"device": device})
+    assert Machine.of(config, 1.0, 1.0, 0.0).device == Machine.of(config, 1.0, 0.0, 0.0).device == device
+    auto = make_config()
+    assert [Machine.of(auto, 1.0, gpus, 0.0).device for gpus in (0.0, 1.0)] == ["cpu", "cuda"]

@@ -408,7 +408,7 @@ def test_published_are_the_bytes_of_the_experts_gemm() -> None:
 
 
 def test_plain_tensors_share_the_models_memory() -> None:
-    """The learner copies weights into a twin through them."""
+    """The learner copies weights into a stock_policy through them."""
     model, other = tiny_model(), tiny_model()
     with torch.no_grad():
         for parameter in other.parameters():

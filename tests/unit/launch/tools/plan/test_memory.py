@@ -104,7 +104,7 @@ def test_learner_holds_what_deepspeed_was_seen_to_hold(
     dtype: torch.dtype, stage: int, ranks: int, before_step: float, after_step: float
 ) -> None:
     model = shapes(QWEN2_5_7B, dtype)
-    learner = learner_memory(model, stage, ranks, quantized=0, twin=0, activations=0, logits=0, foreach=False)
+    learner = learner_memory(model, stage, ranks, quantized=0, stock_policy=0, activations=0, logits=0, foreach=False)
     kept = 4 * model.parameters if (dtype, stage) == (torch.bfloat16, 1) else 0
     before = learner.weights + learner.masters + learner.gradients
     after = learner.weights + learner.masters + learner.optimizer + kept
@@ -116,14 +116,14 @@ def test_learner_of_qwen2_5_7b_by_hand() -> None:
     model = shapes(QWEN2_5_7B)
     parameters = 7_615_616_512
     learner = learner_memory(
-        model, 2, 8, quantized=7 * 10**9, twin=0, activations=10**9, logits=2 * 10**9, foreach=True
+        model, 2, 8, quantized=7 * 10**9, stock_policy=0, activations=10**9, logits=2 * 10**9, foreach=True
     )
     held = 2 * parameters + (4 + 8 + 4) * parameters // 8 + 7 * 10**9
     # the backward pass: the bucket of 5e8 bfloat16 gradients, activations, logits; the step's temporaries are fewer
     assert learner.peak == held + 10**9 + 3 * 10**9
-    alone = learner_memory(model, 1, 1, quantized=0, twin=0, activations=0, logits=0, foreach=True)
+    alone = learner_memory(model, 1, 1, quantized=0, stock_policy=0, activations=0, logits=0, foreach=True)
     assert alone.peak == (2 + 4 + 6 + 8 + 4) * parameters
-    sharded = learner_memory(model, 3, 8, quantized=0, twin=0, activations=0, logits=0, foreach=False)
+    sharded = learner_memory(model, 3, 8, quantized=0, stock_policy=0, activations=0, logits=0, foreach=False)
     assert sharded.weights == 2 * parameters // 8
     assert sharded.gathered == 2 * 10**9
 

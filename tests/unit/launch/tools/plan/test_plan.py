@@ -223,9 +223,9 @@ def test_memory_follows_the_config(run: Run, qwen7b: list[str]) -> None:
     base = learner()
     assert learner("learner.max_tokens_per_micro_batch=2048")["activations"] * 2 == base["activations"]
     assert learner("learner.gradient_checkpointing=false")["activations"] > 10 * base["activations"]
-    assert learner("mismatch.unaligned_every=5")["twin"] == 2 * 7_615_616_512
+    assert learner("mismatch.unaligned_every=5")["stock_policy"] == 2 * 7_615_616_512
     naive, one_step = learner("learner.aligned=false"), learner("learner.minibatches=1")
-    assert (naive["quantized"], naive["twin"]) == (0, 2 * 7_615_616_512 + one_step["quantized"])
+    assert (naive["quantized"], naive["stock_policy"]) == (0, 2 * 7_615_616_512 + one_step["quantized"])
     assert one_step["quantized"] < base["quantized"] < 2 * one_step["quantized"]
     assert learner("learner.num_ranks=16")["optimizer"] * 2 == base["optimizer"]
 
