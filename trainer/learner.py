@@ -357,7 +357,8 @@ def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> A
                 "lr": optimizer.lr,
                 "betas": optimizer.betas,
                 "weight_decay": optimizer.weight_decay,
-                "torch_adam": True,  # the fused ones are compiled at the first start, for minutes
+                "torch_adam": True,  # DeepSpeed's own are compiled at the first start, for minutes
+                "fused": True,
             },
         },
         "steps_per_print": 10**9,
