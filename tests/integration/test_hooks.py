@@ -13,9 +13,9 @@ def test_a_run_with_functions_of_its_own(tiny_models: dict[str, Path], tmp_path:
     text = (ROOT / "docs" / "hooks.md").read_text()
     (tmp_path / "mine.py").write_text("\n\n".join(re.findall("```python\n(.*?)```", text, re.DOTALL)))
     [section] = re.findall("```yaml\n(.*?)```", text, re.DOTALL)
-    done = train(tmp_path, tiny_models["qwen3"], section)
+    done = train(tmp_path, tiny_models["qwen3"], section.replace("inherits: quickstart\n", ""))  # `train` has its own
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    run = tmp_path / "runs" / "quickstart"
+    run = tmp_path / "runs" / "mine"
     rows = {row["step"]: row for row in read_log(run / "metrics.jsonl") if "reward/mean" in row}
     assert sorted(rows) == [1, 2]
     assert "mine/ratio_max" in rows[1] or "mine/ratio_max" in rows[2]

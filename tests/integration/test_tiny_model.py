@@ -247,25 +247,12 @@ def test_nothing_there_and_nothing_to_build(tmp_path: Path) -> None:
         tiny_model.ensure_model(config_at(path), task, 0, quiet)
 
 
-@pytest.mark.parametrize(
-    ("missing", "kind"),
-    [("config.json", "config.json"), ("model.safetensors", "weights"), ("tokenizer.json", "tokenizer")],
-)
-def test_what_is_there_is_no_model(built: tuple[Path, list[str]], tmp_path: Path, missing: str, kind: str) -> None:
-    path = tmp_path / "model"
-    shutil.copytree(built[0], path)
-    (path / missing).unlink()
-    with pytest.raises(ModelError, match=f"it has no {kind}; choose another model.path") as caught:
-        tiny_model.ensure_model(config_at(path), TASK, 0, quiet)
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("content", ["{", "3"])
 def test_config_json_is_broken(built: tuple[Path, list[str]], tmp_path: Path, content: str) -> None:
     path = tmp_path / "model"
     shutil.copytree(built[0], path)
     (path / "config.json").write_text(content)
-    with pytest.raises(ModelError, match=r"config\.json is not a JSON object"):
+    with pytest.raises(ModelError, match=r"config\.json.*; download the model again"):
         tiny_model.ensure_model(config_at(path, None), TASK, 0, quiet)
 
 
