@@ -8,7 +8,7 @@ from typing import Any
 from qarl.errors import ConfigError, ModelError
 from qarl.numerics.profile import SUPPORTED_MODELS
 
-PUBLISHED_MODELS = SUPPORTED_MODELS
+PUBLISHED_MODELS = (*SUPPORTED_MODELS, "mistral", "phi3", "gemma3_text", "granite")
 """Model types whose published weights vLLM was seen to load and to compute with (docs/models.md). Others differ in
 names or layouts, which would show only when engine and learner have started."""
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

@@ -192,7 +192,7 @@ def test_a_head_that_would_be_quantized(folder: Path) -> None:
 @pytest.mark.parametrize("numerics", ["auto", "stock"])
 @pytest.mark.parametrize(
     "kind",
-    ["mistral", "mixtral", "phi3", "gemma2", "gemma3_text", "granite", "cohere", "olmo2", "gpt_neox", "gpt2", "bloom"],
+    ["mixtral", "gemma2", "cohere", "olmo2", "gpt_neox", "gpt2", "bloom"],
 )
 def test_models_whose_weights_nothing_publishes(folder: Path, kind: str, numerics: str) -> None:
     """The learner left Mixtral's experts in full precision without a word; others failed in the engine."""
