@@ -79,7 +79,7 @@ def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme, sele
         parts: Parts = {}
         for tensor in group:
             module, _, kind = tensor.name.removeprefix(f"{prefix}.").rpartition(".")
-            parts.setdefault(module, {})[kind] = to_torch(tensor).to(device)
+            parts.setdefault(module, {})[kind] = to_torch(tensor, copy=False).to(device)
         example_name = next(iter(parts))
         covered = scheme.covers(f"{prefix}.{example_name}" if prefix else example_name)
         layer_scheme = scheme if covered else QuantScheme("none")

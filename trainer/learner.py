@@ -169,7 +169,8 @@ class LearnerRank:
         """Put the current weights, in the engine's format, into Ray's object store; rank 0 returns them."""
         self._trace_until(version)
         if self._rank == 0:
-            return store(in_buckets(self._published_tensors()), version, self._scheme.label)
+            buckets = in_buckets(self._published_tensors(), copy=False)
+            return store(buckets, version, self._scheme.label)
         for _ in self._published_tensors():  # gathering sharded parameters is collective
             pass
         return None

@@ -1,6 +1,7 @@
 """Tensors as bytes with digests, and back."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from zlib import crc32
@@ -50,14 +51,15 @@ def unpack(weights: WeightSource) -> Iterator[tuple[str, Tensor]]:
         raise PublicationError(f"{missing[0]} is missing", where)
 
 
-def in_buckets(tensors: Iterable[tuple[str, Tensor]], limit: int = BUCKET_BYTES) -> Iterator[Bucket]:
+def in_buckets(tensors: Iterable[tuple[str, Tensor]], limit: int = BUCKET_BYTES, copy: bool = True) -> Iterator[Bucket]:
     """Pack (name, tensor) pairs into buckets; a bucket ends with the tensor that fills `limit` bytes.
 
-    Only one bucket at a time is in memory here.
+    Only one bucket at a time is in memory here. Without `copy` it shows the memory of tensors that lie in host memory,
+    which must not change before the next bucket is taken.
     """
     bucket: list[PublishedTensor] = []
     for name, tensor in tensors:
-        bucket.append(pack(name, tensor))
+        bucket.append(pack(name, tensor, copy))
         if sum(packed.data.nbytes for packed in bucket) >= limit:
             yield tuple(bucket)
             bucket = []
@@ -65,15 +67,16 @@ def in_buckets(tensors: Iterable[tuple[str, Tensor]], limit: int = BUCKET_BYTES)
         yield tuple(bucket)
 
 
-def pack(name: str, tensor: Tensor) -> PublishedTensor:
-    """One tensor with its digest, copied to host memory."""
-    copied = to_host(name, tensor)
-    return replace(copied, digest=_digest(name, copied.dtype, copied.data))
+def pack(name: str, tensor: Tensor, copy: bool = True) -> PublishedTensor:
+    """One tensor with its digest, in host memory; `copy` as in `in_buckets`."""
+    packed = to_host(name, tensor, copy)
+    return replace(packed, digest=_digest(name, packed.dtype, packed.data))
 
 
-def to_host(name: str, tensor: Tensor) -> PublishedTensor:
-    """One tensor without a digest, copied to host memory: the caller may change `tensor` afterwards."""
-    return PublishedTensor(name, _name(tensor.dtype), _bits(tensor).copy())
+def to_host(name: str, tensor: Tensor, copy: bool = True) -> PublishedTensor:
+    """One tensor without a digest, in host memory; `copy` as in `in_buckets`."""
+    data = _bits(tensor)
+    return PublishedTensor(name, _name(tensor.dtype), data.copy() if copy else data)
 
 
 def digest_of(name: str, tensor: Tensor) -> str:
@@ -90,9 +93,11 @@ def _bits(tensor: Tensor) -> np.ndarray:
     return host.view(_WITHOUT_NUMPY.get(host.dtype, host.dtype)).numpy()
 
 
-def to_torch(tensor: PublishedTensor) -> Tensor:
-    """The tensor, in memory of its own: arrays from the object store are read-only and shared."""
-    return torch.from_numpy(tensor.data.copy()).view(getattr(torch, tensor.dtype))
+def to_torch(tensor: PublishedTensor, copy: bool = True) -> Tensor:
+    """The tensor. Without `copy` it is only to be read: arrays from the object store are read-only and shared."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(tensor.data.copy() if copy else tensor.data).view(getattr(torch, tensor.dtype))
 
 
 def _digest(name: str, dtype: str, data: np.ndarray) -> str:

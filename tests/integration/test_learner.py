@@ -21,6 +21,7 @@ from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.remote import free_address
 from qarl.types import TrainSequence
+from qarl.weights.wire import unpack
 from trainer.batching import Batch
 from trainer.learner import LearnerRank, checkpoint_weights, learner_env
 from trainer.policy import Policy
@@ -126,6 +127,7 @@ def test_ranks_score_update_publish_save_and_load(
     assert 0 < result.metrics["quant/codes_changed"] < 1
     assert 0 < result.metrics["quant/update_below_grid"] <= 1
     updated, after = learner.score(batch), learner.publish(4)
+    assert len(list(unpack(after))) == len(after.manifest.tensors)  # what was stored is what was digested
     assert after.manifest.digest != publish(policy.model, scheme, 4).manifest.digest
 
     learner.save(str(tmp_path))
