@@ -85,13 +85,11 @@ def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme, sele
         layer_scheme = scheme if covered else QuantScheme("none")
         if isinstance(layer, RoutedExperts):
             _compare_experts(name, layer, parts, layer_scheme)
-        elif isinstance(layer, LinearBase):
+        elif isinstance(layer, LinearBase | ParallelLMHead):
             _compare_linear(name, layer, parts, layer_scheme)
         else:
             weight = parts[example_name]["weight"]
             _compare(name, layer.weight[: len(weight)], weight)
-            if isinstance(layer, ParallelLMHead):
-                _compare_linear(name, layer, parts, layer_scheme)
 
 
 def _holds_weights(layer: nn.Module) -> bool:
@@ -129,16 +127,20 @@ def _compare_linear(name: str, layer: Any, parts: Parts, scheme: QuantScheme) ->
     inputs = layer.input_size if hasattr(layer, "input_size") else layer.embedding_dim
     device, dtype = next(iter(next(iter(parts.values())).values())).device, layer.params_dtype
     x_MK = _rows(inputs).to(device, dtype)
-    learner_MN = torch.cat([_learner_linear(part, scheme, x_MK) for part in parts.values()], dim=-1)
+    learner_MN = _joined([_learner_linear(part, scheme, x_MK) for part in parts.values()], dim=1)
     engine_MN = layer.quant_method.apply(layer, x_MK, layer.bias)
     if name == "lm_head":  # padded to a multiple of 64
         engine_MN = engine_MN[:, : learner_MN.shape[1]]
     _compare(name, engine_MN, learner_MN, exact=device.type == "cpu")  # GPU kernels differ from the learner's
     if not scheme.quantizes:  # compare the bytes, too, unless the engine's kernel has repacked them
-        weight_NK = torch.cat([part["weight"] for part in parts.values()])
+        weight_NK = _joined([part["weight"] for part in parts.values()], dim=0)
         held = getattr(layer, "weight", None)
         if isinstance(held, Tensor) and held.numel() >= weight_NK.numel():
             _compare(name, held[: len(weight_NK)], weight_NK)
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)  # of a head no copy
 
 
 def _rows(inputs: int) -> Tensor:
