@@ -105,7 +105,7 @@ def test_learner_by_hand() -> None:
 
 def test_publication_by_hand() -> None:
     size = INT8.published_bytes
-    per_byte = 2 / 0.93e9 + 4 / 6.5e9 + 3 / 1e10
+    per_byte = 2 / 2.7e9 + 2 / 6.5e9 + 3 / 1e10
     linears, head = 2 * 2 * 128 * LINEAR, 2 * 2 * 128 * HEAD / 1e15
     assert publication(INT8, ROUND) == pytest.approx(40 * LINEAR / 1e12 + size * per_byte + linears / 2e15 + head)
     assert publication(PLAIN, ROUND) == pytest.approx(PLAIN.published_bytes * per_byte + linears / 1e15 + head)
