@@ -1,4 +1,4 @@
-"""What is wrong with a run, as far as the input alone tells: one list of faults, before anything starts.
+"""What is wrong with a run, as far as the input alone shows: one list of faults, before anything starts.
 
 `train`, `plan`, `export` and `submit` use it; a fault that only some machines have is checked against a `Machine`.
 """
@@ -329,10 +329,10 @@ def _check_resources(config: Config, machine: Machine) -> None:
     for kind, available in (("GPU", machine.gpus), ("CPU", machine.cpus)):
         requested = sum(bundle.get(kind, 0.0) for bundle in workers + ranks)
         if requested > available:
-            share = "let one pair share a GPU (cluster.colocate=true), " if kind == "GPU" else ""
+            colocate = "let one pair share a GPU (cluster.colocate=true), " if kind == "GPU" else ""
             raise ResourceError(
                 f"{config.rollout.num_workers} rollout workers and {config.learner.num_ranks} learner ranks request "
                 f"{requested:g} {kind}s, {available:g} are available",
                 "",
-                f"lower rollout.num_workers or learner.num_ranks, {share}or add nodes",
+                f"lower rollout.num_workers or learner.num_ranks, {colocate}or add nodes",
             )

@@ -66,7 +66,7 @@ def group_advantages(rewards_G: Sequence[float], normalize_by_std: bool) -> list
 
 
 def has_variance(rewards_G: Sequence[float]) -> bool:
-    """Whether the group tells anything: its rewards are not all equal."""
+    """Whether the group is informative: its rewards are not all equal."""
     return any(reward != rewards_G[0] for reward in rewards_G)
 
 

@@ -136,7 +136,7 @@ def load_model(folder: Path, dtype: torch.dtype | str) -> Any:
 
 
 LOADING = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-"""Transformers tells what it would fill with random values, and `_check_loaded` refuses it."""
+"""Transformers returns what it would fill with random values, and `_check_loaded` refuses it."""
 
 
 def _check_loaded(info: Mapping[str, Any], folder: Path) -> None:

@@ -150,7 +150,7 @@ class Tracker:
         """What became of the problems that the policy wrote."""
 
     def note(self, line: str) -> None:
-        """One line for the terminal."""
+        """Log one line of text, the same that the terminal shows."""
 
     def close(self) -> None:
         """The run has ended, well or not."""

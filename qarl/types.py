@@ -82,7 +82,7 @@ class GroupResult:
 
 @dataclass(frozen=True)
 class AugmentOutcome:
-    """What became of one problem that the policy was asked to write.
+    """The outcome of one request for a new problem from the policy.
 
     `text` is the new question. When the reply held no question, `text` is the reply; when the request was too long,
     `text` is the request. `reason` says why the problem was refused (`qarl.prompts.augment.REASONS`); it is empty when

@@ -81,7 +81,7 @@ class Teacher(Validator):
                 if error.code in OF_THE_QUESTION and self._proven:
                     return Verdict(None, f"the teacher refuses the question: {fault}")
                 if error.code < 500 and error.code not in TRY_AGAIN:
-                    raise TeacherError(fault, self._url, "check base_url, model and key of the teacher") from None
+                    raise TeacherError(fault, self._url, "check base_url, model and key of the teacher") from error
             except (OSError, HTTPException) as error:  # time-outs and lost connections
                 fault = f"{type(error).__name__}: {error}"
         return Verdict(None, f"the teacher cannot be reached: {fault}")
@@ -99,7 +99,7 @@ class Teacher(Validator):
         try:
             return str(json.loads(text)["choices"][0]["message"]["content"] or "")  # null when it was cut short
         except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
-            raise TeacherError(f"its reply is not a chat completion ({error!r})", where=self._url) from None
+            raise TeacherError(f"its reply is not a chat completion ({error!r})", where=self._url) from error
 
 
 def api_key(variable: str) -> str:

@@ -47,7 +47,7 @@ class Sender:
             raise PublicationError(
                 f"{type(error).__name__}: {error}".splitlines()[0],
                 where=f"{self._transport} transfer to {len(workers)} rollout workers",
-                hint="NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without",
+                hint="NCCL_DEBUG=INFO shows more; rollout.transport=object_store goes without",
             ) from error
         return self._source.digests
 

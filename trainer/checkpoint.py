@@ -54,7 +54,7 @@ class CheckpointStore:
     def latest(self, log: Callable[[str], None]) -> tuple[str, dict[str, Any]] | None:
         """(learner folder, state) of the newest checkpoint that is whole and unchanged; None when there is none at all.
 
-        `log` is told of each newer one that is neither.
+        `log` gets a line for each newer one that is damaged.
         Raises CheckpointError: there are checkpoints, but none can be used, or a folder beside them is no checkpoint.
         """
         for other in self._directory.glob("step_*"):

@@ -46,7 +46,7 @@ class Group:
         return [score.reward for score in self.scores]
 
     def result(self, drawn_at: int) -> GroupResult:
-        """What the pool is told; the prompt was drawn at step `drawn_at`."""
+        """The group's rewards for the pool; the prompt was drawn at step `drawn_at`."""
         return GroupResult(self.prompt_id, tuple(self.rewards), drawn_at)
 
 
@@ -60,7 +60,7 @@ class Collector:
         self._augmenter = augmenter
 
     def collect(self, step: int, timer: Timer) -> tuple[list[Group], list[Group]]:
-        """All groups of `step`, and those to learn from; the pool is told the results of all.
+        """All groups of `step`, and those to learn from; the pool gets the results of all.
 
         With `train.dynamic_sampling` only groups whose shaped rewards differ are learned from (DAPO, arXiv 2503.14476,
         section 3.2): `train.prompts_per_step` of them, or fewer when the draws or the pool run out.

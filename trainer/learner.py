@@ -127,14 +127,14 @@ class LearnerRank:
         return processor_note(schemes_of(self._config.rollout), self._device)
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
-        """Log-probs of this rank's share of `sequences`, by index."""
+        """Log-probs of the `sequences` that this rank computes, by index."""
         policy = self._policy if aligned else self._stock_policy(QuantScheme("none"))
         rows: dict[int, Logprobs] = {}
         with torch.no_grad():
-            for share in self._micro_batches(sequences):
-                batch = Batch.of([sequences[i] for i in share or [0]], self._device)
+            for indices in self._micro_batches(sequences):
+                batch = Batch.of([sequences[i] for i in indices or [0]], self._device)
                 logp_BT = policy(batch).logprobs_BT.cpu()  # an idle rank computes too: sharding is collective
-                for row, index in enumerate(share):
+                for row, index in enumerate(indices):
                     rows[index] = logp_BT[row, : len(sequences[index].response_ids)].numpy().copy()
         return rows
 
@@ -148,14 +148,14 @@ class LearnerRank:
         deviations: list[float] = []
         changes = CodeChanges(self._policy, self._gather, self._rank, self._world_size)
         for index, sequences in enumerate(minibatches):
-            shares = self._micro_batches(sequences)
+            rank_batches = self._micro_batches(sequences)
             lr = self._engine.get_lr()[0]  # before the step: the rate that it uses
-            for number, share in enumerate(shares):
-                self._engine.set_gradient_accumulation_boundary(number == len(shares) - 1)
-                inputs = self._loss_inputs(sequences, share)
-                if index == 0 and share:
+            for number, indices in enumerate(rank_batches):
+                self._engine.set_gradient_accumulation_boundary(number == len(rank_batches) - 1)
+                inputs = self._loss_inputs(sequences, indices)
+                if index == 0 and indices:
                     deviations.append(_ratio_deviation(inputs))
-                metrics = self._backward(inputs, share)
+                metrics = self._backward(inputs, indices)
                 parts.append(metrics)
                 if index == len(minibatches) - 1 and CLIPPED in metrics:
                     parts.append({f"{CLIPPED}_last_minibatch": metrics[CLIPPED]})
@@ -229,9 +229,9 @@ class LearnerRank:
             for _ in tensors:  # gathering sharded parameters is collective
                 pass
 
-    def _loss_inputs(self, sequences: Sequence[TrainSequence], share: list[int]) -> LossInputs:
+    def _loss_inputs(self, sequences: Sequence[TrainSequence], indices: list[int]) -> LossInputs:
         """A micro-batch after its forward; an idle rank takes any, because the forward is collective."""
-        rows = share or [0]
+        rows = indices or [0]
         prox = [prox_of(sequences[i]) for i in rows]
         batch = Batch.of([sequences[i] for i in rows], self._device)
         output = self._forward(batch)
@@ -248,12 +248,12 @@ class LearnerRank:
             entropy_BT=output.entropy_BT,
         )
 
-    def _backward(self, inputs: LossInputs, share: list[int]) -> Metrics:
+    def _backward(self, inputs: LossInputs, indices: list[int]) -> Metrics:
         loss, metrics = compute_loss(inputs, self._config.objective)
         # DeepSpeed averages gradients over ranks, but the loss is already divided by the size of the whole minibatch.
         # An idle rank joins the collective calls with a gradient of 0.
-        self._engine.backward(loss * (self._world_size if share else 0))
-        return metrics if share else {}
+        self._engine.backward(loss * (self._world_size if indices else 0))
+        return metrics if indices else {}
 
     def _forward(self, batch: Batch) -> PolicyOutput:
         """Log-probs with gradient, and entropies when the objective or a metric needs them."""
@@ -317,7 +317,7 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
         if zero_stage == 3:  # sharded; the whole ones exist as float32 masters only
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-            with redirect_stdout(StringIO()):  # it tells its progress
+            with redirect_stdout(StringIO()):  # DeepSpeed prints its progress
                 weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(directory, tag="learner")
         else:
             file = Path(directory) / "learner" / "mp_rank_00_model_states.pt"

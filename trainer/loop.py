@@ -182,10 +182,10 @@ class Trainer:
         metrics: dict[str, float] = {}
         if every and step % every == 0:
             count = min(len(records), self._config.mismatch.unaligned_sequences)
-            some = Random(derive_seed(self._config.seed, "unaligned", step)).sample(records, count)
+            chosen = Random(derive_seed(self._config.seed, "unaligned", step)).sample(records, count)
             with timer("unaligned"):
-                plain = self._learner.score([record.sequence for record in some], aligned=False)
-            sampler = [record.sequence.sampler_logprobs_T for record in some]
+                plain = self._learner.score([record.sequence for record in chosen], aligned=False)
+            sampler = [record.sequence.sampler_logprobs_T for record in chosen]
             unaligned = Mismatch.between(plain, sampler, self._config.mismatch.token_bounds)
             metrics |= unaligned.metrics("mismatch/unaligned_")
         if mode != "off":

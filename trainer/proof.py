@@ -110,7 +110,7 @@ class ExactnessProof:
 
 
 class Probe:
-    """Samples a few held-out prompts on every worker, scores them with the learner, and asks the proof: a `Prover`."""
+    """A `Prover`: samples a few held-out prompts on every worker, scores them with the learner; the proof judges."""
 
     def __init__(self, config: Config, learner: Learner, prompts: Sequence[Prompt], proof: ExactnessProof) -> None:
         self._seed, self._sampling = config.seed, config.rollout.sampling

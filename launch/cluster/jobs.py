@@ -91,7 +91,7 @@ def _connect(address: str) -> "JobSubmissionClient":
     try:
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
     except AuthenticationError as error:
-        what = "the head refused this machine's token" if token else "the head wants a token, this machine has none"
+        what = "the head refused this machine's token" if token else "the head requires a token, this machine has none"
         hint = "copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN"
         raise ClusterError(what, address, hint) from error
     except (OSError, RuntimeError) as error:

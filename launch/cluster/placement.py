@@ -50,7 +50,7 @@ class Placement:
         }
 
     def start_fleet(
-        self, model_dir: Callable[[QuantScheme], Path], scheme: QuantScheme, note: Callable[[str], None]
+        self, model_dir: Callable[[QuantScheme], Path], scheme: QuantScheme, log: Callable[[str], None]
     ) -> RayFleet:
         """Start the rollout workers. Returns before their engines are up.
 
@@ -69,7 +69,7 @@ class Placement:
 
         rollout = config.rollout
         settings = (rollout.num_workers, rollout.timeout_s, rollout.max_restarts)
-        return RayFleet(make_actor, scheme, *settings, note, self._log_dir)
+        return RayFleet(make_actor, scheme, *settings, log, self._log_dir)
 
     def start_learner(self, receivers: Callable[[], list[Any]]) -> LearnerGroup:
         """Start the learner ranks, which publish to the `receivers`, and wait until they are up."""

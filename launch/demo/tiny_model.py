@@ -266,13 +266,13 @@ def make_parent(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"cannot make its folder: {error.strerror}", str(target)) from None
+        raise ModelError(f"cannot make its folder: {error.strerror}", str(target)) from error
     if not os.access(target.parent, os.W_OK):
         raise ModelError("its folder is not writable", str(target))
 
 
 def _log_differences(path: Path, tiny: TinyModelConfig, log: Log) -> None:
-    """A model that exists is used as it is: say where that is not what `model.build` asks for."""
+    """An existing model is used as it is: log where it differs from what `model.build` requests."""
     requested, found = tiny.model_dump(exclude={"sft"}), config_json(path)
     differing = [f"{key} {found.get(key)} (not {value})" for key, value in requested.items() if found.get(key) != value]
     if differing:

@@ -26,7 +26,7 @@ def write_whole(path: Path, text: str) -> None:
 def only_writer(run_dir: Path, log: Callable[[str], None]) -> Iterator[None]:
     """Keep every other process from the run in `run_dir`, by a lock beside that folder.
 
-    The system frees the lock of a process that is killed. Its file stays, and `log` is told so.
+    The system frees the lock of a process that is killed. Its file stays, and `log` gets a line that says so.
     Raises ConfigError: another process has the lock, or no file can be made there.
     """
     file = run_dir.with_name(f".{run_dir.name}.lock")
@@ -53,7 +53,7 @@ def only_writer(run_dir: Path, log: Callable[[str], None]) -> Iterator[None]:
 
 
 def unusable(path: Path, error: OSError | ValueError) -> ConfigError:
-    """What to tell when the file system refuses `path` before a run has started."""
+    """The error to raise when the file system refuses `path` before a run has started."""
     reason = (isinstance(error, OSError) and error.strerror) or error
     where = str(getattr(error, "filename", None) or path).encode(errors="backslashreplace").decode()
     return ConfigError(f"cannot be used: {reason}", where, "change run.dir or run.name")

@@ -26,7 +26,7 @@ Log = Callable[[str], None]
 
 
 class RunFolder:
-    """The folder that `config.run` names. `log` is told what a user should know about its state.
+    """The folder that `config.run` names. `log` gets what a user should know about its state.
 
     Attributes:
         saved: learner folder and state of the checkpoint to continue from; None when the run starts at the beginning.
@@ -71,7 +71,7 @@ class RunFolder:
         """
         if self.saved and (changed := changed_inputs(self.path, inputs)):
             self._log(f"changed since the run began: {', '.join(changed)}; the run goes on with what is there now")
-        backup_dir = None if self._config.run.resume else _set_aside(self.path)
+        backup_dir = None if self._config.run.resume else _move_to_backup(self.path)
         if backup_dir:
             self._log(f"starting over; the old run lies in {backup_dir} until this one has ended well")
         is_new, existed = not (self.path / CONFIG_FILE).exists(), self.path.exists()
@@ -134,8 +134,8 @@ def run_dir(config: Config) -> Path:
     return Path(config.run.dir) / config.run.name
 
 
-def _set_aside(run_dir: Path) -> Path | None:
-    """Give the old run another name; None when there is none."""
+def _move_to_backup(run_dir: Path) -> Path | None:
+    """Rename the old run; returns its new folder, or None when there is no old run."""
     if not run_dir.exists():
         return None
     numbers = [int(backup.name.rpartition("-")[2]) for backup in _backups(run_dir)]
@@ -143,5 +143,5 @@ def _set_aside(run_dir: Path) -> Path | None:
 
 
 def _backups(run_dir: Path) -> list[Path]:
-    """Old runs that were set aside. No run has such a name: that never begins with a dot."""
+    """Backups of old runs. No run has such a name, because a run's name never begins with a dot."""
     return [path for path in run_dir.parent.glob(f".{run_dir.name}.replaced-*") if path.name[-1].isdigit()]

@@ -53,15 +53,15 @@ def fill_pool(config: Config, prompts: Sequence[Prompt], log: Log) -> Pool:
 
     Raises ConfigError: a step draws more prompts than there are, or the pool's capacity is too small.
     """
-    wanted, rest = config.train.prompts_per_step, config.pool.cooldown_steps
-    if wanted > len(prompts):
-        what = f"{wanted} prompts a step, but there are {len(prompts)}"
+    requested, rest = config.train.prompts_per_step, config.pool.cooldown_steps
+    if requested > len(prompts):
+        what = f"{requested} prompts a step, but there are {len(prompts)}"
         raise ConfigError(what, "train.prompts_per_step", "lower it, or take more data")
     steps = min(config.train.steps, rest + 1)
-    if wanted * steps > len(prompts):
+    if requested * steps > len(prompts):
         log(
-            f"{len(prompts)} prompts do not last for {steps} steps of train.prompts_per_step {wanted}, and each rests "
-            f"for pool.cooldown_steps {rest} then: some steps will have fewer, or none; lower one of the two"
+            f"{len(prompts)} prompts do not last for {steps} steps of train.prompts_per_step {requested}, and each "
+            f"rests for pool.cooldown_steps {rest} then: some steps will have fewer, or none; lower one of the two"
         )
     return Pool(prompts, config.pool, derive_seed(config.seed, "pool"))
 

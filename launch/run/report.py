@@ -107,7 +107,7 @@ def read_summary(run_dir: Path) -> Summary:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"not a run summary: {key} {first['msg'].lower()}", where=str(path)) from None
+        raise DataError(f"not a run summary: {key} {first['msg'].lower()}", where=str(path)) from error
 
 
 def read_series(run_dir: Path) -> Series:

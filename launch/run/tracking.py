@@ -74,7 +74,7 @@ class RunTracker(Tracker):
             tracker.augmented(step, outcomes)
 
     def note(self, line: str, level: int = logging.INFO) -> None:
-        """Print one line, above the progress bar where there is one, and log it at `level`."""
+        """Log one line at `level`: print it, above the progress bar where there is one, and pass it to the trackers."""
         logging.getLogger(__name__).log(level, line)
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         for tracker in self._trackers:

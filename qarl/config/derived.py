@@ -44,7 +44,7 @@ def numerics_of(config: Config, device: str) -> Numerics:
 
 
 def kernel_of(config: Config, numerics: Numerics, device: str) -> KernelKind:
-    """The kind of low-bit GEMM that a run asks for on `device` under `numerics`."""
+    """The kind of low-bit GEMM that a run requests on `device` under `numerics`."""
     kind = config.learner.kernel
     portable = numerics == "portable" and device == "cpu"  # no engine op there to leave out on GPU
     return "torch" if kind == "auto" and portable else kind

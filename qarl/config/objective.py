@@ -64,7 +64,7 @@ class TokenMask(_Band):
 
     kind: Literal["token_mask"] = "token_mask"
     high: PositiveFloat = 5.0
-    """Largest weight that is kept. The two sequence corrections have 2."""
+    """Largest weight that is kept. The default of the two sequence corrections is 2."""
 
 
 class SequenceMask(_Band):

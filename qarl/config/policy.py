@@ -31,7 +31,7 @@ class SFTConfig(Node):
     """Rows per step: fresh demonstrations, or packs of them."""
     pack_tokens: Count = 0
     """0: each row is one demonstration, and only its answer is learned. N: demonstrations are joined and cut into rows
-    of N tokens, and every token is learned, those of the questions too; such a model goes on after the end token."""
+    of N tokens, and every token is learned, those of the questions too; such a model continues after the end token."""
     lr: PositiveFloat = 2e-3
     """Peak learning rate."""
     warmup_steps: Count = 50
@@ -43,7 +43,7 @@ class SFTConfig(Node):
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping."""
     swap_prob: Fraction = 0.2
-    """The teacher's sloppiness: probability that it swaps a neighbouring pair of its answer."""
+    """Probability that the teacher makes a mistake: it swaps a neighbouring pair of its answer."""
 
 
 class TinyModelConfig(Node):
@@ -62,7 +62,7 @@ class TinyModelConfig(Node):
     intermediate_size: PositiveInt = 512
     """Width of the MLP."""
     vocab_size: PositiveInt = 64
-    """Rows of the embedding; unused tokens fill it up."""
+    """Rows of the embedding; the tokenizer is filled up to this number with unused tokens."""
     max_position_embeddings: PositiveInt = 1024
     """Longest context."""
     initializer_range: PositiveFloat = 0.06
@@ -142,8 +142,8 @@ class RolloutConfig(Node):
     """How published weights travel. `object_store`: through Ray's store in host memory, on any device. `nccl`: vLLM's
     broadcast to workers on other GPUs. `ipc`: vLLM reads the learner's memory on the GPU that both share."""
     read_back_every: PositiveInt = 8
-    """A worker compares what its engine computes with what was published: in every so-manieth publication all layers,
-    in the others those that changed, and of the rest a share, so that each has its turn. 1 takes all each time."""
+    """A worker compares what its engine computes with what was published: all layers in every N-th publication (N is
+    this number); in the others the layers that changed, and every N-th of the rest, in turn."""
     max_model_len: PositiveInt = 1024
     """Longest prompt + response of the engine, in tokens."""
     max_num_seqs: PositiveInt = 64
@@ -156,11 +156,11 @@ class RolloutConfig(Node):
     """Share of a GPU that one engine takes."""
     batch_invariant: bool = False
     """On GPU, vLLM's batch-invariant mode: a token has the same log-prob in any batch, at some cost in speed. Refused
-    on CPU, whose kernels do so anyway."""
+    on CPU, whose kernels are batch-invariant anyway."""
     num_cpus_per_worker: CPUs = 1.0
     """CPUs that one worker reserves."""
     timeout_s: Seconds = 600.0
-    """A worker that does not answer within this time is taken for dead."""
+    """A worker that does not answer within this time counts as dead."""
     max_restarts: Count = 3
     """How often a worker may be replaced in one run before the run stops."""
     sampling: SamplingConfig = SamplingConfig()
@@ -195,9 +195,10 @@ class LearnerConfig(Node):
     """`engine`: the engine's own roundings and attention, mismatch 0 on CPU. `portable`: the same roundings in pure
     torch. `stock`: transformers as it is, linears aligned. `auto`: engine on CPU, portable on GPU."""
     kernel: KernelKind = "auto"
-    """Low-bit GEMM: `engine` the engine's own op, `torch`, `triton` (`w4a16` on GPU), `reference` float32 arithmetic on
-    the grids. `auto` on CPU: the engine's where vLLM is installed, else torch's; with `numerics: portable` always
-    torch's. `auto` on GPU: triton's for `w4a16`, else torch's."""
+    """Which low-bit GEMM computes. `engine`: the engine's own op. `torch`: torch's op. `triton`: a Triton
+    kernel (`w4a16` on GPU). `reference`: float32 arithmetic on the grids. `auto` on CPU: the engine's where vLLM is
+    installed, else torch's; with `numerics: portable` always torch's. `auto` on GPU: triton's for `w4a16`, else
+    torch's."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: AutoCount = 0

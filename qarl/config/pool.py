@@ -1,4 +1,4 @@
-"""The keys of the prompt pool. `docs/prompt_pool.md` tells what they do together."""
+"""The keys of the prompt pool. `docs/prompt_pool.md` says what they do together."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def _pattern_faults(pattern: str, key: str) -> Iterator[str]:
         yield f"{key}: not a regular expression: {error}"
     else:
         if groups != 1:
-            yield f"{key}: a regular expression of one group is wanted, this one has {groups}"
+            yield f"{key}: requires a regular expression with one group, this one has {groups}"
 
 
 BOXED = r"\\boxed\{((?:[^{}]|\{[^{}]*\})+)\}"
@@ -47,7 +47,7 @@ class LineageConfig(Node):
     """Prompts made from others lend each other evidence."""
 
     refresh_every: Count = 0
-    """Every so many steps the success rates of parents are estimated again from their children; 0 never."""
+    """Steps between two estimates of the parents' success rates from their children; 0 for none."""
     aggregate: Literal["children", "path"] = "children"
     """`children`: every child counts alike. `path`: by the number of its leaf descendants."""
     estimate_strength: PositiveFloat = 2.0
@@ -58,7 +58,7 @@ class ArchiveConfig(Node):
     """Evicted prompts are remembered and may come back."""
 
     capacity: Count = 0
-    """Evicted prompts that are remembered, the latest ones; 0 forgets them all."""
+    """How many of the latest evicted prompts are remembered; 0 for none."""
     reinsert_per_step: Count = 0
     """Archived prompts considered per step, longest archived first."""
     rest_steps: PositiveInt = 50
@@ -78,7 +78,7 @@ class VoteConfig(Node):
     num_samples: PositiveInt = 8
     """Answers of the policy, sampled with the next step's rollouts."""
     threshold: Share = 0.5
-    """Share of them that must agree."""
+    """Share of these answers that must agree."""
     answer_pattern: str = BOXED
     """Regular expression whose one group is the answer; its last match in a reply counts."""
 
@@ -100,7 +100,7 @@ class TeacherConfig(Node):
         "Solve the problem and put the final answer in \\boxed{}. If it has no single answer, do not write a box."
         "\n\n{question}"
     )
-    """What the teacher is asked; `{question}` is replaced."""
+    """Text of the request to the teacher; `{question}` is replaced."""
     answer_pattern: str = BOXED
     """Regular expression whose one group is the answer; its last match counts, and none refuses the problem."""
     max_tokens: PositiveInt = 2048
@@ -122,25 +122,25 @@ class AugmentConfig(Node):
     """New problems that the policy makes from prompts at the frontier; after HeaPA."""
 
     per_step: Count = 0
-    """New problems that the policy is asked for in each step, each from another prompt of the draw; 0 for none."""
+    """New problems requested from the policy in each step, each from a different prompt of the draw; 0 for none."""
     reach: Fraction = 0.25
     """Only prompts that were measured and whose success rate is within this of `pool.target` serve as parents."""
     template: str = (
         "Here is a problem:\n\n{question}\n\nWrite one new problem that is about as hard, with other numbers and "
         "another story. Put it between <problem> and </problem> and do not solve it."
     )
-    """What the policy is asked. `{question}` and `{answer}` are the parent's, `{beginning}` the first half of its
-    question; a template that ends with `{beginning}` has the policy go on from there, and both together are read."""
+    """Text of the request to the policy. `{question}` and `{answer}` are the parent's, `{beginning}` is the first half
+    of its question. When the template ends with `{beginning}`, the policy continues it; `pattern` reads both."""
     pattern: str = r"<problem>(.+?)</problem>"
     """Regular expression whose one group is the new question; it must match the reply exactly once."""
     ngram: PositiveInt = 8
     """Words of the n-grams by which two questions are compared; shorter questions are compared whole."""
     max_overlap: Share = 0.8
-    """Share of the shorter text's n-grams from which a question counts as a copy of one in the pool and is refused."""
+    """A question is refused as a copy of a known one when they have this share of the shorter's n-grams in common."""
     max_heldout_overlap: Share = 0.5
-    """Share of common n-grams from which a question is too near to a held-out one and is refused."""
+    """The same bound for held-out questions: a question that is this near to one of them is refused."""
     max_pending: PositiveInt = 64
-    """Most problems that may wait for the validator; while so many wait, the policy is asked for no more."""
+    """Most problems that may wait for the validator; while so many wait, no new ones are requested."""
     budget: Count = 0
     """Most problems that the validator gets in the whole run; 0 for no bound."""
     validator: Annotated[ProgramCheckConfig | VoteConfig | TeacherConfig, Field(discriminator="kind")] = (
@@ -170,7 +170,7 @@ class PoolConfig(Node):
     prior_strength: PositiveFloat = 2.0
     """Strength of the Beta prior on a success rate, as a number of trials; its mean is `target`."""
     stale_after_steps: PositiveInt = 20
-    """A prompt that was not drawn for so many steps counts as stale."""
+    """A prompt that was not drawn for this many steps counts as stale."""
     reach: Fraction = 1.0
     """`frontier`: seen prompts further than this from `target` are drawn only when no unseen ones are left. Helps the
     start of a run, when the nearest seen prompts are still far away."""

@@ -31,7 +31,7 @@ class RunConfig(Node):
 
 class RewardConfig(Node):
     kind: Literal["exact", "math", "reasoning_gym", "custom"] = "exact"
-    """`exact`: the whole completion equals the answer and ends itself. `math`: Math-Verify on the last answer.
+    """`exact`: the whole completion equals the answer and was not cut off. `math`: Math-Verify on the last answer.
     `reasoning_gym`: the scorer of the generator that made the problem. `custom`: `reward.function`."""
     function: str | None = None
     """The function of a custom reward, `(text, finish_reason, answer, **kwargs) -> reward in [0, 1]`:
@@ -41,7 +41,7 @@ class RewardConfig(Node):
     num_workers: PositiveInt = 1
     """Verifier processes."""
     timeout_s: Seconds = 5.0
-    """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line says so."""
+    """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line is logged."""
 
     def contradictions(self) -> Iterator[str]:
         if (self.kind == "custom") != (self.function is not None) or (self.kwargs and self.function is None):
@@ -59,8 +59,8 @@ class AdvantageConfig(Node):
     """Leave groups whose rewards are all equal out of the update. Their advantage is zero, except with
     `estimator: batch`, which requires false."""
     overlong_cache: Count = 0
-    """DAPO's soft punishment: the reward falls linearly, down to -1, over the last so many tokens before
-    `rollout.sampling.max_new_tokens`; 0 for none."""
+    """DAPO's soft punishment: the number of tokens before `rollout.sampling.max_new_tokens` over which the reward falls
+    linearly, down to -1; 0 for none."""
 
 
 class TrainConfig(Node):
@@ -84,7 +84,7 @@ class TrainConfig(Node):
 
 class EvalConfig(Node):
     every: PositiveInt = 12
-    """Steps between evaluations; before and after training always."""
+    """Steps between evaluations. There is always one before and one after training."""
     num_prompts: PositiveInt = 256
     """Held-out prompts of an evaluation during training, evenly from all levels."""
     num_samples: PositiveInt = 4
@@ -105,9 +105,9 @@ class MismatchConfig(Node):
     proof_steps: PositiveInt = 3
     """Steps in a row of max |d log p| == 0 after which `learner.prox: auto` takes the sampler's log-probs."""
     proof_every: PositiveInt = 10
-    """Once proven, the proof is made again every so many steps: the learner then scores all samples of the step."""
+    """After the proof, the learner still scores all samples in every N-th step, to check it again; N is this number."""
     unaligned_every: Count = 0
-    """Also score samples with the plain unaligned model each N steps, for comparison; 0 never."""
+    """Also score samples with the plain unaligned model every N steps, for comparison; 0 for never."""
     unaligned_sequences: PositiveInt = 64
     """In such a step this many samples, drawn at random, are scored without alignment."""
     probe_bound: PositiveFloat = 1.0
@@ -117,8 +117,8 @@ class MismatchConfig(Node):
 
 class TrackingConfig(Node):
     trackers: list[str] = ["jsonl", "wandb"]
-    """Where metrics go: `jsonl` (files of the run folder, which the report reads), `wandb`, and trackers of your own
-    by a function `(config, run_dir) -> Tracker`: `module:function` or `path/to/file.py:function`."""
+    """Where metrics go: `jsonl` (files of the run folder, which the report reads), `wandb`, or a tracker of your own:
+    the function that makes it, `(config, run_dir) -> Tracker`, as `module:function` or `path/to/file.py:function`."""
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     """W&B mode; offline needs no login."""
     wandb_project: str = "qarl"
@@ -146,7 +146,7 @@ class ClusterConfig(Node):
     address: str | None = None
     """Ray address to join ("auto" or host:port); null starts a local Ray in this process's session."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where engines and learner compute; auto takes CUDA when Ray has a GPU (our own Ray: when torch has)."""
+    """Where engines and learner compute; `auto` takes CUDA when Ray has a GPU; with a local Ray, when torch has one."""
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Ray placement of the actors over nodes."""
     placement_timeout_s: Seconds = 120.0
@@ -161,8 +161,8 @@ class DebugConfig(Node):
     save_batches: bool = False
     """Save what the learner gets in each step, as runs/NAME/batches/step-N.npz (arrays, no pickle)."""
     train_from: PathText | None = None
-    """Folder of saved batches: train on them without an engine. The weights become those of the run that saved them, in
-    every bit. With another model, learner or objective, compare what these make of the same data."""
+    """Folder of saved batches: train on them without an engine. The weights become bit for bit those of the run that
+    saved them. Change model, learner or objective to compare what these make of the same data."""
     profile_steps: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)] | None = None
     """[first, last] step that torch's profiler traces in rank 0 and worker 0: runs/NAME/profile/*.json, for
     ui.perfetto.dev. Two steps suffice: traces are large."""

@@ -93,7 +93,7 @@ class DenseLinear(nn.Linear):
 
 
 def linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of `x W^T + b` for `ctx`, which has saved x and W and asks for those of x, W and b, in this order.
+    """Gradients of `x W^T + b` for `ctx`, which has saved x and W and says which are needed, in the order x, W, b.
 
         dL/dx = dL/dy W        dL/dW = dL/dy^T x        dL/db = sum_m dL/dy
 

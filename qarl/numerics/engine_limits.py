@@ -1,4 +1,4 @@
-"""What the engine refuses of a model, known from its config: asked before anything starts. Read in vLLM 0.32."""
+"""What the engine refuses of a model, known from its config: checked before anything starts. Read in vLLM 0.32."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ LARGEST = 6.0
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 EMPTY_NV_SCALE = 0.125  # the library's, for a group whose scale rounds to 0
 INPUT_GLOBAL_SCALE = 1.0
-"""Global scale of nvfp4 activations. The format wants it static, from calibration: 448 * 6 / (largest activation). A
+"""Global scale of nvfp4 activations. The format needs it static, from calibration: 448 * 6 / (largest activation). A
 policy in training has no calibration set that stays true, so qarl takes the library's value for the uncalibrated, for
 every layer: groups of magnitude 0.1 to 2,688 keep the full precision of their scale, smaller ones lose some, larger
 ones are clipped."""

@@ -42,11 +42,11 @@ def raw_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
         try:
             yield from (_saved_rows if is_folder else _parquet_rows)(path, columns)
         except ArrowException as error:
-            raise DataError(f"cannot read: {' '.join(str(error).split())}", where=path) from None
+            raise DataError(f"cannot read: {' '.join(str(error).split())}", where=path) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name of an Arrow file
         number = getattr(error, "errno", None)
         what = os.strerror(number) if number else " ".join(str(error).split())
-        raise DataError(f"cannot read: {what}", where=path) from None
+        raise DataError(f"cannot read: {what}", where=path) from error
 
 
 def json_object(text: bytes, where: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def json_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"not a JSON row: {error}", where=where) from None
+        raise DataError(f"not a JSON row: {error}", where=where) from error
     if not isinstance(value, dict):
         raise DataError("a row is a JSON object", where=where)
     return value
@@ -90,8 +90,8 @@ def _saved_rows(path: str, columns: set[str]) -> Iterator[RawRow]:
     state = json_object((folder / STATE_FILE).read_bytes(), f"{path}/{STATE_FILE}")
     try:
         yield from _rows(path, _batches([folder / file["filename"] for file in state["_data_files"]], columns))
-    except (KeyError, TypeError):
-        raise DataError("does not list its Arrow files", where=f"{path}/{STATE_FILE}") from None
+    except (KeyError, TypeError) as error:
+        raise DataError("does not list its Arrow files", where=f"{path}/{STATE_FILE}") from error
 
 
 def _batches(files: Iterable[Path], columns: set[str]) -> Iterator[pyarrow.RecordBatch]:
@@ -114,7 +114,7 @@ def _rows(path: str, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[RawRow]
             try:
                 yield where, {name: column[row].as_py() for name, column in zip(batch.schema.names, batch, strict=True)}
             except (ValueError, OverflowError) as error:  # text that is no UTF-8, a time that Python cannot hold
-                raise DataError(f"cannot read: {error}", where=where) from None
+                raise DataError(f"cannot read: {error}", where=where) from error
 
 
 def _check(schema: pyarrow.Schema, columns: set[str], where: str) -> None:

@@ -42,7 +42,7 @@ from trainer.policy import Policy
 Profile = Literal["unaligned", "stock", "portable", "engine"]
 PROFILES: tuple[Profile, ...] = get_args(Profile)
 LENGTHS = (256, 1500)
-"""Tokens of the responses unless others are asked for, or they do not fit."""
+"""Tokens of the responses, unless other lengths are requested or these do not fit."""
 ALONE = 2
 """Requests that are sampled again one by one."""
 FORWARD_TOKENS = 4096
@@ -105,8 +105,8 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
         except (ConfigError, KernelError) as error:  # no kernel on this device, or on this processor
             print(f"{name}: left out: {error}", flush=True)
             reason = error
-        except BrokenProcessPool:
-            raise RolloutError(f"the process of {name} died", hint="fewer --num-sequences take less memory") from None
+        except BrokenProcessPool as error:
+            raise RolloutError(f"the process of {name} died", hint="fewer --num-sequences take less memory") from error
         else:
             write_report(out, cells)
     if not cells:
@@ -292,9 +292,9 @@ def make_prompts(comparison: Comparison) -> list[Prompt]:
         try:
             lines = [line for line in comparison.prompts.read_text(encoding="utf-8").splitlines() if line]
         except OSError as error:
-            raise DataError(f"cannot read: {error.strerror}", where=str(comparison.prompts)) from None
+            raise DataError(f"cannot read: {error.strerror}", where=str(comparison.prompts)) from error
         except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 text ({error.reason})", where=str(comparison.prompts)) from None
+            raise DataError(f"not UTF-8 text ({error.reason})", where=str(comparison.prompts)) from error
         if not lines:
             raise DataError("the file has no lines", where=str(comparison.prompts))
         rows = [tokenizer.encode(lines[i % len(lines)]) for i in range(comparison.num_sequences)]

@@ -137,26 +137,26 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
     try:
         run = PlannedRun(arm, seed, (str(base), *overrides), load_config(base, overrides))
     except ConfigError as error:
-        raise ConfigError(error.what, f"{study.path}, arm {arm}", error.hint) from None
+        raise ConfigError(error.what, f"{study.path}, arm {arm}", error.hint) from error
     if not (run.folder / CONFIG_FILE).exists():
         return run
     try:
         check_same_run(run.config, run.folder)
     except ConfigError as error:
-        raise ConfigError(error.what, hint="remove the folder to make that run again") from None
+        raise ConfigError(error.what, hint="remove the folder to make that run again") from error
     return run
 
 
-def run_study(runs: Sequence[PlannedRun], note: Callable[[str], None] = print) -> None:
+def run_study(runs: Sequence[PlannedRun], log: Callable[[str], None] = print) -> None:
     """Run every planned run that has not ended, one after the other; `results` reads their outcomes."""
     for number, run in enumerate(runs, start=1):
         where = f"[{number}/{len(runs)}] {run.config.run.name}"
         if _status(run)[0] in {"done", "diverged"}:
-            note(f"{where}: has ended before")
+            log(f"{where}: has ended before")
             continue
-        note(f"{where}: running, see {run.folder / LOG_FILE}")
+        log(f"{where}: running, see {run.folder / LOG_FILE}")
         _train(run)
-        note(f"{where}: {': '.join(filter(None, _status(run)))}")
+        log(f"{where}: {': '.join(filter(None, _status(run)))}")
 
 
 def results(runs: Sequence[PlannedRun]) -> Iterator[RunResult]:

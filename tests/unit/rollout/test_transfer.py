@@ -148,7 +148,7 @@ def test_a_broken_connection_is_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         sender.send([object(), object()])
     assert str(caught.value) == (
         "ipc transfer to 2 rollout workers: RuntimeError: NCCL error: unhandled system error; "
-        "NCCL_DEBUG=INFO tells more; rollout.transport=object_store goes without"
+        "NCCL_DEBUG=INFO shows more; rollout.transport=object_store goes without"
     )
 
 
