@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 import torch
+from ray._private import utils as ray_utils
 from ray.exceptions import AuthenticationError
 
 from qarl.config.run import Config
@@ -30,11 +31,31 @@ def connect(config: Config) -> None:
     """
     if ray.is_initialized():
         return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
+    with signals_after_start():
         _connect(config.cluster.address)
+
+
+@contextmanager
+def signals_after_start() -> Iterator[None]:
+    """Interrupts that come while Ray starts take effect when it has started.
+
+    Python drops an exception that a handler raises within a fork, of which Ray makes many. And Ray sets a handler for
+    SIGTERM of its own, which ends the process with a C++ stack: it must not stand, not even until Ray has started.
+    """
+    pending: list[int] = []
+    numbers = [
+        n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) not in (signal.SIG_IGN, None)
+    ]
+    handlers = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in numbers}
+    set_by_ray, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda _: None
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which ends the process with a C++ stack
+        ray_utils.set_sigterm_handler = set_by_ray
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if pending:
+            raise KeyboardInterrupt
 
 
 def _connect(address: str | None) -> None:

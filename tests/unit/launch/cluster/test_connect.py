@@ -10,8 +10,9 @@ from unittest.mock import Mock
 
 import pytest
 import ray
+from ray._private import utils as ray_utils
 
-from launch.cluster.connect import connect
+from launch.cluster.connect import connect, signals_after_start
 from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.errors import ResourceError
@@ -88,3 +89,29 @@ def test_sigterm_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_takes_effect_when_ray_has_started(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    started = []
+
+    def init(*_: object, **__: object) -> None:
+        ray_utils.set_sigterm_handler(signal.SIG_DFL)  # as Ray does; it would end this process
+        signal.raise_signal(number)
+        started.append(True)
+
+    monkeypatch.setattr(ray, "init", init)
+    before = signal.signal(number, Mock())
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            connect(make_config(None))
+    finally:
+        signal.signal(number, before)
+    assert started
+
+
+def test_rays_own_way_to_set_a_handler_comes_back() -> None:
+    before = ray_utils.set_sigterm_handler
+    with signals_after_start():
+        assert ray_utils.set_sigterm_handler is not before
+    assert ray_utils.set_sigterm_handler is before
