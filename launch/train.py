@@ -18,7 +18,7 @@ from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.preflight import Machine, preflight, with_counts
 from launch.run.files import only_writer
-from launch.run.folder import RunFolder, run_dir
+from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts, make_augmenter
 from launch.run.report import make_summary, read_summary, render_summary, write_report
 from launch.run.resume import input_digests
@@ -46,7 +46,7 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
     transformers_logging.disable_progress_bar()
     config = with_counts(config)
     with ExitStack() as stack:
-        stack.enter_context(only_writer(run_dir(config), log))
+        stack.enter_context(only_writer(config.run.folder, log))
         folder = RunFolder(config, log)
         if folder.is_complete:
             log(f"{folder.path} is complete; `run.resume=false` starts it over")

@@ -21,6 +21,11 @@ class QarlError(Exception):
         return f"{line}; {self.hint}" if self.hint else line
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error of another library says, and its type where it says nothing."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 AGAIN = "the same command continues from the last checkpoint, if there is one"
 """The hint of a run that failed through no fault of its input."""
 

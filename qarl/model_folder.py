@@ -36,7 +36,7 @@ def reading(folder: Path, part: str) -> Iterator[None]:
         yield
     except QarlError:
         raise
-    except Exception as error:
+    except Exception as error:  # a damaged file makes transformers, tokenizers and safetensors raise whatever it hits
         reason = " ".join(str(error).split()) or "no reason given"
         raise ModelError(f"{part}: {type(error).__name__}: {reason:.240}", str(folder), DOWNLOAD) from error
     finally:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from qarl.config.policy import RolloutConfig
-from qarl.errors import KernelError, PublicationError, QarlError, RolloutError
+from qarl.errors import KernelError, PublicationError, QarlError, RolloutError, first_line
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.quant.experts import check_engine
@@ -57,10 +57,10 @@ def _all_tensors(weights: WeightSource) -> Bucket:
     return tuple(tensor for bucket in weights.buckets() for tensor in bucket)
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, QarlError):
         return error.what
-    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 class VLLMEngine:
@@ -153,7 +153,7 @@ class VLLMEngine:
         try:
             outputs = self._llm.generate(prompts, params, use_tqdm=False)
         except ValueError as error:  # a prompt that does not fit
-            what = str(error).splitlines()[0]
+            what = first_line(error)
             raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len") from error
         return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
 
@@ -230,10 +230,10 @@ class VLLMEngine:
             try:
                 self._take(previous)
             except LOAD_ERRORS as second:
-                hint = f"version {version} could not be loaded again ({_first_line(second)}): {hint}"
+                hint = f"version {version} could not be loaded again ({_reason(second)}): {hint}"
             else:
                 self._held, hint = previous, f"version {version} is loaded again"
-        return PublicationError(_first_line(error), f"rollout worker {self._worker}, weights version {refused}", hint)
+        return PublicationError(_reason(error), f"rollout worker {self._worker}, weights version {refused}", hint)
 
     def _sample(self, request: SampleRequest, output: Any) -> Sample:
         logprobs = [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
-from qarl.errors import CheckpointError, QarlError, ResourceError
+from qarl.errors import CheckpointError, QarlError, ResourceError, first_line
 from qarl.logs import redirect_output
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.vllm_patch import PROCESS_ENV
@@ -206,14 +206,14 @@ class LearnerRank:
         try:
             self._engine.save_checkpoint(directory, tag="learner")
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-            raise QarlError(f"cannot be written: {_first_line(error)}", directory, "make room, start again") from error
+            raise QarlError(f"cannot be written: {first_line(error)}", directory, "make room, start again") from error
 
     def load(self, directory: str) -> None:
         """Restore parameters, optimizer and schedule. Raises CheckpointError."""
         try:
             path, _ = self._engine.load_checkpoint(directory, tag="learner")
         except UNREADABLE as error:
-            raise CheckpointError(f"cannot be loaded: {_first_line(error)}", directory, "see its rank's log") from error
+            raise CheckpointError(f"cannot be loaded: {first_line(error)}", directory, "see its rank's log") from error
         if path is None:
             raise CheckpointError("holds no DeepSpeed checkpoint", where=directory, hint="start with run.resume=false")
         requantize(self._policy, self._gather)
@@ -328,10 +328,6 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
     return weights
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]
-
-
 def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> Any:
     import deepspeed
     import deepspeed.ops
@@ -342,7 +338,7 @@ def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> A
     try:
         deepspeed.init_distributed(auto_mpi_discovery=False)
     except torch.distributed.DistNetworkError as error:  # the port was free when it was chosen
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ResourceError(f"the ranks cannot connect: {reason}", "", "the same command takes another port") from error
     optimizer = config.learner.optimizer
     settings: dict[str, Any] = {

@@ -15,7 +15,7 @@ from ray._private import utils as ray_utils
 from ray.exceptions import AuthenticationError
 
 from qarl.config.run import Config
-from qarl.errors import ResourceError
+from qarl.errors import ResourceError, first_line
 
 KNOCK_S = 5.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -39,8 +39,9 @@ def connect(config: Config) -> None:
 def signals_after_start() -> Iterator[None]:
     """Interrupts that come while Ray starts take effect when it has started.
 
-    Python drops an exception that a handler raises within a fork, of which Ray makes many. And Ray sets a handler for
-    SIGTERM of its own, which ends the process with a C++ stack: it must not stand, not even until Ray has started.
+    Python drops an exception that a handler raises within a fork, of which Ray makes many. And Ray replaces the handler
+    for SIGTERM by one that ends the process with a C++ stack (Ray issue 17308), without a setting for it: while it
+    starts, its function that does so does nothing.
     """
     pending: list[int] = []
     numbers = [
@@ -54,8 +55,8 @@ def signals_after_start() -> Iterator[None]:
         ray_utils.set_sigterm_handler = set_by_ray
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if pending:
-            raise KeyboardInterrupt
+    if pending:
+        raise KeyboardInterrupt
 
 
 def _connect(address: str | None) -> None:
@@ -65,7 +66,7 @@ def _connect(address: str | None) -> None:
         try:
             ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError) as error:
-            raise ResourceError(f"Ray cannot be started here: {_first_line(error)}", "", "see RAY_TMPDIR") from error
+            raise ResourceError(f"Ray cannot be started here: {first_line(error)}", "", "see RAY_TMPDIR") from error
         return
     try:
         _knock(address)
@@ -80,7 +81,7 @@ def _connect(address: str | None) -> None:
     except ValueError as error:
         raise ResourceError(f"'{address}' is no address", "cluster.address", "write host:port, or auto") from error
     except RuntimeError as error:  # another version of Ray or Python, mostly
-        what = f"the cluster at {address} cannot be joined: {_first_line(error)}"
+        what = f"the cluster at {address} cannot be joined: {first_line(error)}"
         raise ResourceError(what, "cluster.address") from error
 
 
@@ -124,7 +125,3 @@ def _knock(address: str) -> None:
         answer = link.recv(9)
     if answer[3:4] != HTTP2_SETTINGS:
         raise ConnectionError(f"it answers {answer!r}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from launch.preflight import check, faults_on_any_machine
 from qarl.config.io import load_config
-from qarl.errors import QarlError, UsageError
+from qarl.errors import QarlError, UsageError, first_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -62,7 +62,7 @@ def run_job(command: str, address: str, wait: bool) -> int:
         print(f"Ctrl-C leaves it running; to stop it: ray job stop {job} --address {address}", flush=True)
         return _follow(client, job)
     except (OSError, RuntimeError) as error:
-        raise ClusterError(_first_line(error), where=address, hint="the job may go on: see the dashboard") from error
+        raise ClusterError(first_line(error), where=address, hint="the job may go on: see the dashboard") from error
 
 
 def _reachable(address: str) -> str:
@@ -95,7 +95,7 @@ def _connect(address: str) -> "JobSubmissionClient":
         hint = "copy ~/.ray/auth_token from the head (mode 600), or set RAY_AUTH_TOKEN"
         raise ClusterError(what, address, hint) from error
     except (OSError, RuntimeError) as error:
-        raise ClusterError(_first_line(error), where=address, hint="is this a Ray dashboard?") from error
+        raise ClusterError(first_line(error), where=address, hint="is this a Ray dashboard?") from error
 
 
 def _token() -> str:
@@ -113,7 +113,7 @@ def _follow(client: "JobSubmissionClient", job: str) -> int:
         time.sleep(POLL_S)
     if info.status == "SUCCEEDED":
         return 0
-    reason = _first_line(info.message).partition(", last available logs")[0]
+    reason = first_line(info.message).partition(", last available logs")[0]
     print(f"job {job} {info.status.lower()}: {reason}", file=sys.stderr)
     return 1
 
@@ -125,8 +125,4 @@ async def _print_log(client: "JobSubmissionClient", job: str) -> None:
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
     except ClientError as error:
-        raise ConnectionError(f"the log ended early: {_first_line(error)}") from error
-
-
-def _first_line(text: object) -> str:
-    return (str(text).strip() or repr(text)).splitlines()[0]
+        raise ConnectionError(f"the log ended early: {first_line(error)}") from error

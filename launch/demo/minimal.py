@@ -51,7 +51,7 @@ def main(overrides: Sequence[str]) -> None:
 
     # The engine computes with vLLM's low-bit kernels (rollout.scheme: w8a8_int8). It starts without weights.
     scheme = scheme_at(config.rollout, 1)
-    engine_dir = Path(config.run.dir) / config.run.name / "engine_model"
+    engine_dir = config.run.folder / "engine_model"
     write_engine_config(engine_dir, Path(config.model.path), scheme)
     engine = VLLMEngine(engine_dir, config.rollout, scheme, config.model.dtype, "cpu")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from launch.run.files import unusable, write_whole
 from launch.run.report import SUMMARY_FILE, read_summary
-from launch.run.resume import CONFIG_FILE, INPUTS_FILE, changed_inputs, check_same_run
+from launch.run.resume import CONFIG_FILE, INPUTS_FILE, START_OVER, changed_inputs, check_same_run
 from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, WANDB_ID_FILE, read_log
 from qarl.config.io import to_yaml
 from qarl.config.run import Config
@@ -20,7 +20,6 @@ from trainer.checkpoint import CheckpointStore
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
 FILES = (METRICS_FILE, SAMPLES_FILE, AUGMENT_FILE, SUMMARY_FILE, INPUTS_FILE, WANDB_ID_FILE)
-HINT = "start over with run.resume=false, or choose another run.name"
 
 Log = Callable[[str], None]
 
@@ -41,7 +40,7 @@ class RunFolder:
 
     def __init__(self, config: Config, log: Log) -> None:
         self._config, self._log = config, log
-        self.path = run_dir(config)
+        self.path = config.run.folder
         self.checkpoints = CheckpointStore(self.path / CHECKPOINTS, config.train.keep_checkpoints)
         self.saved: tuple[str, dict[str, Any]] | None = None
         self.is_complete = False
@@ -103,7 +102,7 @@ class RunFolder:
         for path in (*folders, *files, config_file):
             exists = path.is_symlink() or path.exists()  # a link may lead nowhere
             if exists and not (path.is_dir() if path in folders else path.is_file()):
-                raise ConfigError(f"is no {'folder' if path in folders else 'file'}", str(path), HINT)
+                raise ConfigError(f"is no {'folder' if path in folders else 'file'}", str(path), START_OVER)
         parts = [path.name for path in (*folders[1:2], *files) if path.exists()]
         if parts and not config_file.exists():
             what = f"has {parts[0]}, but no {CONFIG_FILE}: which run it belongs to is not known"
@@ -122,16 +121,11 @@ class RunFolder:
         self.saved = self.checkpoints.latest(self._log)
         if self.saved is None:
             if summary or logged > before.train.checkpoint_every:
-                raise ConfigError(f"has logged {logged} steps, but has no checkpoint", str(self.path), HINT)
+                raise ConfigError(f"has logged {logged} steps, but has no checkpoint", str(self.path), START_OVER)
             self._log(f"{self.path}: the run ended before its first checkpoint; it begins again")
         elif logged < self.saved[1]["step"]:
             what = f"ends at step {logged}, the checkpoint is of step {self.saved[1]['step']}"
-            raise ConfigError(what if logged >= 0 else "is missing or empty", str(self.path / METRICS_FILE), HINT)
-
-
-def run_dir(config: Config) -> Path:
-    """The folder that `config.run` names."""
-    return Path(config.run.dir) / config.run.name
+            raise ConfigError(what if logged >= 0 else "is missing or empty", str(self.path / METRICS_FILE), START_OVER)
 
 
 def _move_to_backup(run_dir: Path) -> Path | None:

@@ -16,6 +16,7 @@ from qarl.types import Prompt
 
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
+START_OVER = "start over with run.resume=false, or choose another run.name"
 
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
@@ -34,7 +35,7 @@ RESUMABLE_CHANGES = (
 
 def saved_ranks(config: Config) -> int:
     """Learner ranks of the run that `config` continues: its checkpoints have a part for each. 0 when it begins."""
-    file = Path(config.run.dir) / config.run.name / CONFIG_FILE
+    file = config.run.folder / CONFIG_FILE
     return load_config(file).learner.num_ranks if config.run.resume and os.path.isfile(file) else 0
 
 
@@ -48,10 +49,7 @@ def check_same_run(config: Config, run_dir: Path) -> Config:
         if now.get(key) != before.get(key) and not any(f"{key}.".startswith(f"{ok}.") for ok in RESUMABLE_CHANGES)
     ]
     if changed:
-        raise ConfigError(
-            f"{run_dir} was made with other settings ({', '.join(changed[:4])})",
-            hint="give this run another run.name, or start over with run.resume=false",
-        )
+        raise ConfigError(f"{run_dir} was made with other settings ({', '.join(changed[:4])})", hint=START_OVER)
     return old
 
 
@@ -79,8 +77,7 @@ def changed_inputs(run_dir: Path, digests: Mapping[str, str]) -> list[str]:
     try:
         before = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        hint = "start over with run.resume=false, or choose another run.name"
-        raise ConfigError(f"no digests of the run's inputs: {error}", str(file), hint) from error
+        raise ConfigError(f"no digests of the run's inputs: {error}", str(file), START_OVER) from error
     return sorted(name for name in before.keys() | digests.keys() if before.get(name) != digests.get(name))
 
 

@@ -19,7 +19,7 @@ from launch.tools.child import end_with_parent
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
-from qarl.errors import CheckpointError, ConfigError, PublicationError
+from qarl.errors import CheckpointError, ConfigError, PublicationError, first_line
 from qarl.quant.linear import requantize
 from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
 from qarl.quant.scheme import QuantScheme
@@ -70,7 +70,7 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     try:
         policy.load_state_dict(checkpoint_weights(directory, config.learner.zero_stage))
     except RuntimeError as error:
-        raise CheckpointError(f"does not fit {config.model.path}: {str(error).splitlines()[0]}", directory) from error
+        raise CheckpointError(f"does not fit {config.model.path}: {first_line(error)}", directory) from error
     requantize(policy.model)
     try:
         tensors = checkpoint_tensors(policy.model, quantized=scheme.quantizes)
@@ -115,6 +115,5 @@ def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
         with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
             return process.submit(sample, *args).result()
     except (BrokenProcessPool, RuntimeError, ValueError, OSError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        what = f"vLLM cannot run what was exported: {reason}"
+        what = f"vLLM cannot run what was exported: {first_line(error)}"
         raise PublicationError(what, "export", "nothing was written") from error

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from qarl.config.base import Node
 from qarl.config.run import Config
 from qarl.config.shipped import config_path
-from qarl.errors import ConfigError
+from qarl.errors import ConfigError, first_line
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 Tree = dict[Any, Any]
@@ -156,7 +156,7 @@ def _reading(where: str) -> Iterator[None]:
         raise ConfigError("nested too deeply", where) from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{key}{str(error).splitlines()[0]}", where) from error
+        raise ConfigError(f"{key}{first_line(error)}", where) from error
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror or error}", _cut(where)) from error
     except UnicodeEncodeError as error:

@@ -28,6 +28,11 @@ class RunConfig(Node):
     """Continue from the last checkpoint of the same name; false starts over. The old run's
     files are kept until the new one has ended well."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the files of the run lie."""
+        return Path(self.dir) / self.name
+
 
 class RewardConfig(Node):
     kind: Literal["exact", "math", "reasoning_gym", "custom"] = "exact"
@@ -217,7 +222,7 @@ class Config(Node):
     def contradictions(self) -> Iterator[str]:
         train, rollout, learner, advantage = self.train, self.rollout, self.learner, self.advantage
         most_tokens = rollout.sampling.max_new_tokens
-        if self.debug.train_from and Path(self.debug.train_from).parent == Path(self.run.dir) / self.run.name:
+        if self.debug.train_from and Path(self.debug.train_from).parent == self.run.folder:
             yield "debug.train_from: the run that has saved them keeps its folder; choose another run.name"
         if (profiled := self.debug.profile_steps) and profiled[0] > train.steps:
             yield f"debug.profile_steps: {profiled} begins after train.steps {train.steps}"

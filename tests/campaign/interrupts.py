@@ -255,7 +255,7 @@ def run_campaign(names: list[str], phases: list[str], folder: Path, model: Path)
     """Disturb one run for each kind of `names` in all `phases`."""
     campaign, reference = Campaign(), prepare(folder / "undisturbed", model)
     first = Process(reference)
-    campaign.wait(first, "sampling")
+    campaign.wait(first, "Ray")  # long before its end
     campaign.check_end(
         Process(reference), Kind(signal.SIGKILL, 2, "is at work on this run"), "a second run of one name"
     )

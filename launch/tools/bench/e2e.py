@@ -19,6 +19,7 @@ import psutil
 from transformers import AutoTokenizer
 
 from launch.run.prompts import load_prompts
+from launch.run.tracking import METRICS_FILE
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.shipped import config_path
@@ -83,7 +84,7 @@ def qarl_steps(name: str, overrides: Sequence[str], steps: int, number: int) -> 
     command = [sys.executable, "-m", "launch.cli", "train", name, *settings]
     memory = run(command, FOLDER / f"{Path(name).stem}-qarl-{number}.log")
     config = load_config(config_path(name), settings)
-    lines = Path(config.run.dir, "bench-e2e", "metrics.jsonl").read_text().splitlines()
+    lines = (config.run.folder / METRICS_FILE).read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "timing_s/step" in row][1:]
     tokens = [row["response_length/mean"] * config.train.prompts_per_step * config.train.group_size for row in rows]
     return Steps([row["timing_s/step"] for row in rows], [row["timing_s/sample"] for row in rows], tokens, memory)

@@ -99,7 +99,7 @@ class PlannedRun:
 
     @property
     def folder(self) -> Path:
-        return Path(self.config.run.dir) / self.config.run.name
+        return self.config.run.folder
 
 
 @dataclass(frozen=True)
