@@ -15,8 +15,10 @@ import numpy.typing as npt
 class Prompt:
     """One problem.
 
-    `id` is unique and stable across runs; `answer` is what the verifier compares with; `level` is a
-    label for reports (0 when the data has none); `token_ids` are the prompt's tokens, special tokens included;
+    `id` is unique and stable across runs; `answer` is the reference, what the verifier compares with; `other_answers`
+    are right as well; `level` is a label for reports (0 when the data has none); `token_ids` are the prompt's tokens,
+    special tokens included; `source` says which data the row is of (its `data_source`, "" when the data has none), by
+    which rewards are chosen; `metadata` are the row's other fields, as JSON has them, which a reward may read;
     `verifier_kwargs` are what the verifier of this row takes besides the answer.
     """
 
@@ -26,6 +28,14 @@ class Prompt:
     token_ids: tuple[int, ...]
     level: int = 0
     verifier_kwargs: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    source: str = ""
+    other_answers: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Every right answer, `answer` first."""
+        return (self.answer, *self.other_answers)
 
 
 @dataclass(frozen=True)
