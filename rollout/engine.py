@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+from torch import Tensor, distributed
 
 from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, QarlError, RolloutError, first_line
@@ -99,6 +99,9 @@ class VLLMEngine:
         self._receives = config.transport != "object_store"
         self._held: WeightSource | None = None
         self._read_back_every, self._loads = config.read_back_every, 0
+        if device == "cpu" and not distributed.is_initialized():
+            # Else vLLM makes this group of one process itself, with a file in TMPDIR that nobody removes.
+            distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
         self._llm = LLM(
             str(model_dir),
             dtype=dtype,

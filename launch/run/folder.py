@@ -19,6 +19,7 @@ from trainer.checkpoint import CheckpointStore
 
 CHECKPOINTS = "checkpoints"
 LOGS = "logs"
+ELSEWHERE = "remove it yourself, or choose another run.name"
 FILES = (METRICS_FILE, SAMPLES_FILE, AUGMENT_FILE, SUMMARY_FILE, INPUTS_FILE, WANDB_ID_FILE)
 
 Log = Callable[[str], None]
@@ -97,18 +98,21 @@ class RunFolder:
     def _check_files(self) -> None:
         """Raises ConfigError: a file where a folder must be, the reverse, or parts of a run without its config."""
         config_file = self.path / CONFIG_FILE
-        folders = [self.path / name for name in (".", CHECKPOINTS, LOGS)]
-        files = [self.path / name for name in FILES]
-        for path in (*folders, *files, config_file):
-            exists = path.is_symlink() or path.exists()  # a link may lead nowhere
-            if exists and not (path.is_dir() if path in folders else path.is_file()):
-                raise ConfigError(f"is no {'folder' if path in folders else 'file'}", str(path), START_OVER)
-        parts = [path.name for path in (*folders[1:2], *files) if path.exists()]
+        _check_kind(self.path, Path.is_dir, "folder", ELSEWHERE)
+        if not self._config.run.resume:  # the old run moves as a whole, damaged or not
+            if self.path.exists() and not config_file.is_file():
+                raise ConfigError("is no run's folder", str(self.path), ELSEWHERE)
+            return
+        _check_kind(config_file, Path.is_file, "file", ELSEWHERE)
+        folders, files = [self.path / name for name in (CHECKPOINTS, LOGS)], [self.path / name for name in FILES]
+        for path in folders:
+            _check_kind(path, Path.is_dir, "folder", START_OVER)
+        for path in files:
+            _check_kind(path, Path.is_file, "file", START_OVER)
+        parts = [path.name for path in (*folders[:1], *files) if path.exists()]
         if parts and not config_file.exists():
             what = f"has {parts[0]}, but no {CONFIG_FILE}: which run it belongs to is not known"
             raise ConfigError(what, str(self.path), "put that file back, or choose another run.name")
-        if not (self._config.run.resume or config_file.exists()) and self.path.exists():
-            raise ConfigError("is no run's folder", str(self.path), "remove it yourself, or choose another run.name")
 
     def _find_state(self) -> None:
         """How far the run in the folder got. Raises as the constructor does."""
@@ -126,6 +130,12 @@ class RunFolder:
         elif logged < self.saved[1]["step"]:
             what = f"ends at step {logged}, the checkpoint is of step {self.saved[1]['step']}"
             raise ConfigError(what if logged >= 0 else "is missing or empty", str(self.path / METRICS_FILE), START_OVER)
+
+
+def _check_kind(path: Path, is_kind: Callable[[Path], bool], kind: str, hint: str) -> None:
+    """Raises ConfigError: `path` exists, or is a link to nothing, and is of another kind."""
+    if (path.is_symlink() or path.exists()) and not is_kind(path):
+        raise ConfigError(f"is no {kind}", str(path), hint)
 
 
 def _move_to_backup(run_dir: Path) -> Path | None:

@@ -107,7 +107,9 @@ def read_summary(run_dir: Path) -> Summary:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"not a run summary: {key} {first['msg'].lower()}", where=str(path)) from error
+        reason = f"{key} {first['msg'].lower()}".strip()
+        hint = "delete it, and `qarl train` writes it again"
+        raise DataError(f"not a run summary: {reason}", str(path), hint) from error
 
 
 def read_series(run_dir: Path) -> Series:
@@ -191,6 +193,8 @@ def _accuracy(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[
     """A row for all prompts and one for each level; a column for each way to measure."""
     keys = list(dict.fromkeys([*before, *after]))
     measures = list(dict.fromkeys(key.rpartition("/")[2] for key in keys))
+    if all(side.get("mean_reward") == side.get("pass@1") for side in (before, after)):  # no reward is a part
+        measures = [measure for measure in measures if measure != "mean_reward"]
     groups = sorted({key.rpartition("/")[0] for key in keys})
     rows: list[Sequence[str]] = []
     for group in groups:

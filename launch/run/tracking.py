@@ -89,6 +89,8 @@ class RunTracker(Tracker):
 
     def _show(self, step: int, values: Mapping[str, float]) -> None:
         overall = {n.removeprefix("eval/"): v for n, v in values.items() if n.startswith("eval/") and n.count("/") == 1}
+        if overall.get("mean_reward") == overall.get("pass@1"):  # no reward is a part
+            overall.pop("mean_reward", None)
         if overall:
             self.note(f"step {step}/{self._total}  held-out  " + "  ".join(f"{n} {v:.3f}" for n, v in overall.items()))
         if "perf/tokens_per_s" in values:
@@ -124,18 +126,15 @@ class JsonlTracker(Tracker):
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
         """A histogram is `{"edges": [...], "counts": [...]}` in the file."""
         values = {n: asdict(v) if isinstance(v, Histogram) else _strict(float(v)) for n, v in metrics.items()}
-        self._metrics_file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-        os.fsync(self._metrics_file.fileno())  # a checkpoint is never ahead of the metrics
+        _append(self._metrics_file, [{"step": step, "time": time.time(), **values}])
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
-        for row in rows:
-            record = {"step": step, "table": name, **{key: _strict(value) for key, value in row.items()}}
-            self._samples_file.write(json.dumps(record) + "\n")
+        records = [{key: _strict(value) for key, value in row.items()} for row in rows]
+        _append(self._samples_file, [{"step": step, "table": name, **record} for record in records])
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         assert self._augment_file is not None
-        for outcome in outcomes:
-            self._augment_file.write(json.dumps({"step": step, **asdict(outcome)}) + "\n")
+        _append(self._augment_file, [{"step": step, **asdict(outcome)} for outcome in outcomes])
 
     def close(self) -> None:
         for file in (self._metrics_file, self._samples_file, self._augment_file):
@@ -144,14 +143,23 @@ class JsonlTracker(Tracker):
 
 
 class WandbTracker(Tracker):
-    """Weights & Biases; `tracking.wandb_mode` says how. Raises ResourceError when it cannot start the run."""
+    """Weights & Biases; `tracking.wandb_mode` says how. Raises ResourceError when it cannot start the run.
 
-    def __init__(self, config: Config, run_dir: Path, start_step: int) -> None:
+    Args:
+        logged: rows of the metrics from before an interrupt. W&B has them, so that they are not sent again when they
+            are made again; the last one may not have arrived, and is.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, start_step: int, logged: Sequence[Mapping[str, Any]]) -> None:
         self._run = _start_wandb(config, run_dir, start_step)
+        self._sent = {(row["step"], frozenset(row) - {"step", "time"}) for row in logged[:-1]}
+        self._last = max((row["step"] for row in logged), default=0)
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
         import wandb
 
+        if (step, frozenset(metrics)) in self._sent:
+            return
         drawn = {
             name: wandb.Histogram(np_histogram=(list(value.counts), list(value.edges)))
             if isinstance(value, Histogram)
@@ -163,7 +171,7 @@ class WandbTracker(Tracker):
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
         import wandb
 
-        if rows:
+        if rows and step >= self._last:
             table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
             self._run.log({"step": step, name: table})
 
@@ -182,13 +190,14 @@ def check_login(config: Config) -> None:
 
 def _make(config: Config, run_dir: Path, start_step: int) -> Iterator[Tracker]:
     """The trackers of a run. Raises ConfigError: a function that cannot be loaded."""
+    logged = read_log(run_dir / METRICS_FILE) if start_step else []  # before it is cut
     for name in config.tracking.trackers:
         if name == "jsonl":
             yield JsonlTracker(config, run_dir, start_step)
         elif name != "wandb":
             yield load_function(name, "tracking.trackers")(config, run_dir)
         elif config.tracking.wandb_mode != "disabled":
-            yield WandbTracker(config, run_dir, start_step)
+            yield WandbTracker(config, run_dir, start_step, logged)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -222,6 +231,13 @@ def _continue_log(path: Path, start_step: int, total_steps: int) -> TextIO:
     rows = [row for row in rows if row["step"] != ends or not any(key.startswith("eval/") for key in row)]
     write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path.open("a", buffering=1)
+
+
+def _append(file: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a log, and wait until they are on the disk: a checkpoint is never ahead of the logs."""
+    file.write("".join(json.dumps(row) + "\n" for row in rows))
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _strict(value: Any) -> Any:

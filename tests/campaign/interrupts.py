@@ -1,8 +1,10 @@
-"""Interrupts of a real run, by name: `python -m tests.campaign.interrupts [KIND ...] [--phases PHASE ...]`.
+"""Interrupts of a real run, by name: `python -m tests.campaign.interrupts [CHAIN | KIND:PHASE,... ...]`.
 
-For each kind, one small run is started again and again. In each start the next phase is awaited, and there the signal
-is sent or the process killed. Checked are then: exit code and line; no process is left after ten seconds; and after the
-last start, that weights, metrics and samples are those of a run that nobody has disturbed, no row missing or twice.
+A chain is one small run that is started again and again. In each start the next phase is awaited, and there the next
+kind of interrupt is made. Checked are then: exit code and line; no process is left after ten seconds; and after the
+last start, that weights, metrics, samples and names of files are those of a run that nobody has disturbed, no row
+missing or twice. Chain n has every phase once, its kinds begin with the n-th: all chains together have every kind in
+every phase. `--folder` keeps the undisturbed run for the next call.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import psutil
@@ -37,7 +39,7 @@ task: {{num_prompts: 16, levels: [2, 3]}}
 reward: {{kind: custom, function: "mine.py:judge"}}
 rollout: {{num_workers: 1, num_cpus_per_worker: 0.5, max_restarts: 99}}
 learner: {{num_ranks: 1, num_cpus_per_rank: 0.5, minibatches: 2, optimizer: {{lr: 0.01, warmup_steps: 0}}}}
-train: {{steps: 3, prompts_per_step: 4, group_size: 4, checkpoint_every: 1}}
+train: {{steps: 6, prompts_per_step: 4, group_size: 4, checkpoint_every: 1}}
 eval: {{every: 1, num_prompts: 4, num_samples: 1, final_num_prompts: 4, greedy: false}}
 mismatch: {{proof_every: 1, unaligned_every: 0}}
 tracking: {{trackers: [jsonl], table_every: 1}}
@@ -52,7 +54,9 @@ class Process:
         self.run, self._mark = folder / "runs" / "tried", ("QARL_TRIED", str(uuid.uuid4()))
         self._began, self._seen = time.time(), set[psutil.Process]()
         self._sizes = {path: path.stat().st_size for path in self.run.glob("**/*") if path.is_file()}
-        env = os.environ | {"PYTHONPATH": str(ROOT)} | dict([self._mark])
+        kept = Path(gettempdir())  # Ray's sockets need a short path, and what inductor compiles takes long
+        cache = {"RAY_TMPDIR": str(kept), "TORCHINDUCTOR_CACHE_DIR": str(kept / "torchinductor")}
+        env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | cache | dict([self._mark])
         command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
         self._out, self._err = (folder / f"{name}-{self._mark[1]}" for name in ("stdout", "stderr"))
         with self._out.open("w") as out, self._err.open("w") as err:
@@ -74,6 +78,9 @@ class Process:
         """Whether this start has written a file of the run folder."""
         path = self.run / name
         return path.exists() and path.stat().st_mtime > self._began
+
+    def has_checkpoint(self) -> bool:
+        return any(path.suffix != ".part" for path in (self.run / "checkpoints").glob("step_*"))
 
     def maps(self, library: str) -> bool:
         try:
@@ -106,9 +113,9 @@ class Process:
             return True
         return self._mark in process.environ().items()
 
-    def end(self) -> tuple[int, list[str]]:
-        """Exit code, and the lines on stderr."""
-        return self.process.wait(900), self._err.read_text().splitlines()
+    def end(self) -> tuple[int, str, list[str]]:
+        """Exit code, stdout, and the lines on stderr."""
+        return self.process.wait(900), self._out.read_text(), self._err.read_text().splitlines()
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -125,18 +132,20 @@ PHASES: dict[str, Callable[[Process], bool]] = {
     "engine": lambda p: "process" in p.new("logs/worker-0.log"),
     "learner": lambda p: "process" in p.new("logs/rank-0.log"),
     "publication": lambda p: "loads weights version" in p.new("logs/worker-0.log"),
-    "sampling": lambda p: "samples 16 requests" in p.new("logs/worker-0.log"),
-    "update": lambda p: "learns from" in p.new("logs/rank-0.log"),
-    "evaluation": lambda p: "reward/mean" in p.new("metrics.jsonl"),
-    "checkpoint": lambda p: any((p.run / "checkpoints").glob("*.part")),
+    "sampling": lambda p: p.new("logs/worker-0.log").count("samples 16 requests") > 1,
+    "update": lambda p: p.new("logs/rank-0.log").count("learns from") > 1,
+    "evaluation": lambda p: p.new("metrics.jsonl").count("reward/mean") > 1,
+    "checkpoint": lambda p: p.has_checkpoint() and any((p.run / "checkpoints").glob("*.part")),
     "end": lambda p: (p.run / "final").exists(),
 }
+"""Whether a start is in that phase; from sampling on in its second step, so that the next start has a checkpoint."""
 
 
 @dataclass(frozen=True)
 class Kind:
     """One way to disturb a run: signal `number` goes to the process whose command line has `victim`, or to the driver;
-    to its whole group where a terminal does so. `code` is promised, and `line` on stderr; with code 0 it goes on."""
+    to its whole group where a terminal does so. `code` is promised, and `line` on stderr; with code 0 the run goes on,
+    and `line` is on stdout."""
 
     number: signal.Signals
     code: int
@@ -153,32 +162,45 @@ KINDS = {
     "SIGHUP": Kind(signal.SIGHUP, 130, INTERRUPTED, group=True),
     "driver": Kind(signal.SIGKILL, -signal.SIGKILL),
     "rank": Kind(signal.SIGKILL, 1, "a learner rank died", victim="ray::LearnerRank"),
-    "worker": Kind(signal.SIGKILL, 0, victim="ray::RolloutWorker"),
+    "worker": Kind(signal.SIGKILL, 0, "replacing it", victim="ray::RolloutWorker"),
     "verifier": Kind(signal.SIGKILL, 0, victim="rewards.child"),
 }
+
+
+Cell = tuple[str, str]
+"""A kind and a phase."""
+
+
+def chain(number: int) -> list[Cell]:
+    """Every phase, each with another kind, so that all chains together are all cells."""
+    kinds = list(KINDS)
+    return [(kinds[(number + i) % len(kinds)], phase) for i, phase in enumerate(PHASES)]
 
 
 @dataclass
 class Campaign:
     """What was tried, and what was wrong."""
 
-    cells: Counter[str] = field(default_factory=Counter)
+    interrupts: list[Cell] = field(default_factory=list)
+    absent: list[Cell] = field(default_factory=list)
+    """The process does not exist in that phase."""
     faults: list[str] = field(default_factory=list)
 
-    def disturb(self, cells: list[tuple[str, str]], folder: Path) -> None:
-        """Each (kind, phase) of `cells` in its turn, in as many starts as that takes; then the run must end well."""
+    def disturb(self, cells: Sequence[Cell], folder: Path) -> None:
+        """Each of `cells` in its turn, in as many starts as that takes; then the run must end well."""
         waiting = list(cells)
         while True:
             start, kind, where = Process(folder), GOES_ON, "last start"
             while waiting and not kind.code and self.wait(start, waiting[0][1]):
                 name, phase = waiting.pop(0)
                 pid = start.find(KINDS[name].victim)
+                print(f"{name} in {phase}{': no such process' * (pid is None)}", flush=True)
                 if pid is None:
-                    continue  # that process does not exist in this phase
+                    self.absent.append((name, phase))
+                    continue
                 kind, where = KINDS[name], f"{name} in {phase}"
-                print(where, flush=True)
                 (os.killpg if kind.group else os.kill)(pid, kind.number)
-                self.cells[name] += 1
+                self.interrupts.append((name, phase))
             self.check_end(start, kind, where)
             if not kind.code:
                 self.faults += [f"{name} in {phase}: that phase did not come" for name, phase in waiting]
@@ -193,12 +215,14 @@ class Campaign:
         return True
 
     def check_end(self, start: Process, kind: Kind, where: str) -> None:
-        code, lines = start.end()
+        code, out, lines = start.end()
         ended, own = time.monotonic(), [line for line in lines if line.startswith("qarl: ")]
         if code != kind.code:
             self.faults.append(f"{where}: exit code {code}, not {kind.code}: {lines[-3:]}")
-        if kind.line and not (len(lines) == len(own) == 1 and kind.line in own[0]):
+        if kind.code and kind.line and not (len(lines) == len(own) == 1 and kind.line in own[0]):
             self.faults.append(f"{where}: not one line: {lines[-5:]}")
+        if not kind.code and (lines or kind.line not in out):
+            self.faults.append(f"{where}: lacks '{kind.line}', or prints: {lines[-5:]}")
         while left := start.living():
             if time.monotonic() - ended > LEFT_AFTER_S:
                 self.faults.append(f"{where}: left are {left}")
@@ -207,28 +231,33 @@ class Campaign:
 
     def compare(self, name: str, folder: Path, reference: Path) -> None:
         """The disturbed run against the one that nobody has disturbed."""
-        for what, read in (("metrics", rows), ("samples", samples), ("weights", weights)):
-            ours, theirs = (read(path / "runs" / "tried") for path in (folder, reference))
+        for what, read in (("metrics", rows), ("samples", samples), ("weights", weights), ("files", files)):
+            ours, theirs = (read(path / "runs") for path in (folder, reference))
             if ours != theirs:
                 self.faults.append(f"{name}: other {what} than without interrupts")
 
 
-def rows(run: Path) -> list[dict[str, Any]]:
+def rows(runs: Path) -> list[dict[str, Any]]:
     """The metrics but for times, in their order."""
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [json.loads(line) for line in (runs / "tried" / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(("time", "timing_s/", "perf/"))} for row in found]
 
 
-def samples(run: Path) -> str:
-    return (run / "samples.jsonl").read_text()
+def samples(runs: Path) -> str:
+    return (runs / "tried" / "samples.jsonl").read_text()
 
 
-def weights(run: Path) -> bytes:
-    return (run / "final" / "model.safetensors").read_bytes()
+def weights(runs: Path) -> bytes:
+    return (runs / "tried" / "final" / "model.safetensors").read_bytes()
+
+
+def files(runs: Path) -> list[str]:
+    """Names of all files: a lock or a part of a file that is left shows here."""
+    return sorted(str(path.relative_to(runs)) for path in runs.rglob("*"))
 
 
 def prepare(folder: Path, model: Path) -> Path:
-    folder.mkdir()
+    (folder / "tmp").mkdir(parents=True)
     (folder / "mine.yaml").write_text(CONFIG.format(root=ROOT, model=model))
     (folder / "mine.py").write_text(JUDGE)
     return folder
@@ -251,30 +280,52 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def run_campaign(names: list[str], phases: list[str], folder: Path, model: Path) -> Campaign:
-    """Disturb one run for each kind of `names` in all `phases`."""
-    campaign, reference = Campaign(), prepare(folder / "undisturbed", model)
-    first = Process(reference)
+def undisturbed(campaign: Campaign, folder: Path, model: Path) -> None:
+    """The run to compare with; meanwhile a second one of its name is refused."""
+    prepare(folder, model)
+    first = Process(folder)
     campaign.wait(first, "Ray")  # long before its end
-    campaign.check_end(
-        Process(reference), Kind(signal.SIGKILL, 2, "is at work on this run"), "a second run of one name"
-    )
+    second = Kind(signal.SIGKILL, 2, "is at work on this run")
+    campaign.check_end(Process(folder), second, "a second run of one name")
     campaign.check_end(first, GOES_ON, "the undisturbed run")
-    for name in names:
-        disturbed = prepare(folder / name, model)
-        campaign.disturb([(name, phase) for phase in phases], disturbed)
-        campaign.compare(name, disturbed, reference)
+    if left := list((folder / "tmp").iterdir()):
+        campaign.faults.append(f"the undisturbed run: left are {left}")
+
+
+def run_campaign(chains: Sequence[Sequence[Cell]], folder: Path) -> Campaign:
+    """Disturb one run with each of the `chains`."""
+    campaign, model, reference = Campaign(), folder / "model", folder / "undisturbed"
+    if not model.exists():
+        make_model(model)
+    if not (reference / "runs" / "tried" / "summary.json").exists():
+        undisturbed(campaign, reference, model)
+    for number, cells in enumerate(chains):
+        disturbed = prepare(folder / f"{time.time():.0f}-{number}", model)
+        campaign.disturb(cells, disturbed)
+        campaign.compare(f"chain {' '.join(map(':'.join, cells))}", disturbed, reference)
     return campaign
 
 
+def cells_of(word: str) -> list[Cell]:
+    """The cells that a word of the command line names."""
+    if word.isdigit() and int(word) < len(KINDS):
+        return chain(int(word))
+    cells = [(kind, phase) for kind, _, phase in (cell.partition(":") for cell in word.split(","))]
+    if all(kind in KINDS and phase in PHASES for kind, phase in cells):
+        return cells
+    raise argparse.ArgumentTypeError(f"{word} is neither a chain (0 to {len(KINDS) - 1}) nor KIND:PHASE,...")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kinds", nargs="*", default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE")
+    parser = argparse.ArgumentParser(description=f"kinds: {', '.join(KINDS)}; phases: {', '.join(PHASES)}")
+    every = [chain(number) for number in range(len(KINDS))]
+    parser.add_argument("chains", nargs="*", type=cells_of, default=every, metavar="CHAIN | KIND:PHASE,...")
+    parser.add_argument("--folder", type=Path, help="keeps model and undisturbed run for the next call")
     args = parser.parse_args()
     with TemporaryDirectory(prefix="q") as folder:
-        campaign = run_campaign(args.kinds, args.phases, Path(folder), make_model(Path(folder) / "model"))
-    print(f"{campaign.cells.total()} interrupts: {dict(campaign.cells)}; {len(campaign.faults)} faults")
+        campaign = run_campaign(args.chains, args.folder or Path(folder))
+    kinds = Counter(kind for kind, _ in campaign.interrupts)
+    print(f"{kinds.total()} interrupts: {dict(kinds)}; {len(campaign.faults)} faults")
     print(*campaign.faults, sep="\n")
     return bool(campaign.faults)
 

@@ -101,6 +101,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "odd heads": (keys(num_attention_heads=7, num_key_value_heads=7, head_dim=None), ""),
     "key/value heads": (keys(num_key_value_heads=3), ""),
     "narrow heads": (keys(head_dim=24), ""),
+    "no width": (keys(hidden_size=0), "of other shapes than config.json says"),
     "wrong width": (keys(hidden_size=128), "of other shapes than config.json says"),
     "wrong vocabulary": (keys(vocab_size=128), "of other shapes than config.json says"),
     "negative vocabulary": (keys(vocab_size=-1), "config.json"),
@@ -164,10 +165,11 @@ def test_a_good_folder_has_no_fault(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_folder_is_one_line(folder: Path, kind: str) -> None:
+def test_a_broken_folder_is_one_line(folder: Path, kind: str, recwarn: pytest.WarningsRecorder) -> None:
     change, reason = BROKEN[kind]
     change(folder)
     [line] = lines(folder)
+    assert not [str(warning.message) for warning in recwarn if warning.category is UserWarning]
     assert reason in line
     assert "\n" not in line
     assert str(folder) in line or "rollout.max_model_len" in line

@@ -237,13 +237,29 @@ def test_what_a_model_does_after_its_head(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(logp_BT[row, : len(expected)].double(), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("numerics", ["engine", "portable", "stock"])
+@pytest.mark.parametrize(
+    ("numerics", "scheme", "dtype", "scale"),
+    [
+        ("engine", W8A8, torch.bfloat16, 2.0),
+        ("portable", W8A8, torch.bfloat16, 2.0),
+        ("stock", W8A8, torch.bfloat16, 1.1),
+        ("stock", PLAIN, torch.float32, 1.01),
+        ("portable", PLAIN, torch.float32, 1.01),
+        ("engine", PLAIN, torch.float32, 1.01),
+    ],
+)
 def test_a_forward_that_is_not_the_models_is_refused_by_name(
-    tiny_models: dict[str, Path], numerics: Numerics, monkeypatch: pytest.MonkeyPatch
+    tiny_models: dict[str, Path],
+    numerics: Numerics,
+    scheme: QuantScheme,
+    dtype: torch.dtype,
+    scale: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("trainer.policy.after_head", lambda logits, _: logits / 8)
+    """A scale that is wrong by a little, as far as rounding lets it show."""
+    monkeypatch.setattr("trainer.policy.after_head", lambda logits, _: logits / scale)
     with pytest.raises(ModelError, match=f"numerics '{numerics}' do not compute what Qwen2ForCausalLM computes"):
-        policy(tiny_models["qwen2"], numerics, W8A8, dtype=torch.bfloat16)
+        policy(tiny_models["qwen2"], numerics, scheme, dtype=dtype)
 
 
 @pytest.mark.parametrize(

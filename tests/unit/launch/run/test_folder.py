@@ -141,6 +141,9 @@ def test_what_is_not_understood_is_refused(
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted((path, path.is_file() and path.read_bytes()) for path in run.rglob("*")) == before
+    if "run.resume=false" in str(caught.value):  # then that helps
+        with RunFolder(make_config(tmp_path, run={"resume": False}), print).begin(INPUTS):
+            pass
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_and_says_so(tmp_path: Path, run: Path) -> None:
@@ -241,7 +244,7 @@ def test_starting_over_needs_a_folder_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("nowhere")])
 def test_no_run_is_a_file_or_a_link_to_nothing(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "mine")
-    with pytest.raises(ConfigError, match="mine: is no folder"):
+    with pytest.raises(ConfigError, match="mine: is no folder; remove it yourself"):
         RunFolder(make_config(tmp_path), print)
 
 

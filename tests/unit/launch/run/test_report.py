@@ -225,5 +225,5 @@ def test_read_summary_returns_what_was_written_or_says_why_not(tmp_path: Path) -
     assert read_summary(tmp_path) == SUMMARY
     for content in (b'{"run": 3}', b"\xff", b""):
         (tmp_path / "summary.json").write_bytes(content)
-        with pytest.raises(DataError, match=r"summary\.json: not a run summary: "):
+        with pytest.raises(DataError, match=r"summary\.json: not a run summary: \S.*; delete it"):
             read_summary(tmp_path)

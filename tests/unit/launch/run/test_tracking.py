@@ -68,6 +68,25 @@ def test_each_log_call_is_a_whole_line_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "wandb").exists()
 
 
+def test_every_log_is_on_the_disk_before_a_checkpoint_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = dict[str, int]()
+
+    def sync(opened: int) -> None:
+        file = Path(f"/proc/self/fd/{opened}").resolve()
+        synced[file.name] = file.stat().st_size
+
+    tree = config().model_dump()
+    tree["pool"]["augment"]["per_step"] = 1
+    tracker = RunTracker(validate(tree, "test"), tmp_path, 0, 3)
+    monkeypatch.setattr(os, "fsync", sync)
+    tracker.log(1, STEP)
+    tracker.table(1, "samples", [table_row(sample(), Score(1.0))])
+    tracker.augmented(1, [AugmentOutcome("p", "21", "", "", "12")])
+    assert synced.keys() == {METRICS_FILE, SAMPLES_FILE, AUGMENT_FILE}
+    tracker.close()
+    assert synced == {name: (tmp_path / name).stat().st_size for name in synced}
+
+
 def test_a_histogram_is_edges_and_counts(tmp_path: Path) -> None:
     tracker = RunTracker(config(), tmp_path, 0, 3)
     tracker.log(1, {**STEP, "w_hist": HISTOGRAM})
@@ -153,6 +172,17 @@ def test_a_table_may_have_more_columns(tmp_path: Path) -> None:
     assert row["response"] == "12"
 
 
+@pytest.mark.parametrize(("mean", "shown"), [(0.25, False), (0.5, True)])
+def test_a_mean_reward_that_equals_the_accuracy_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mean: float, shown: bool
+) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.log(0, {"eval/pass@1": 0.25, "eval/mean_reward": mean})
+    tracker.close()
+    assert ("mean_reward" in capsys.readouterr().out) == shown
+    assert read_log(tmp_path / METRICS_FILE)[0]["eval/mean_reward"] == mean
+
+
 def test_without_a_terminal_each_step_is_a_plain_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = RunTracker(config(), tmp_path, 0, 3)
     tracker.log(0, {"eval/greedy": 0.86, "eval/level_06/pass@1": 0.1})
@@ -220,6 +250,32 @@ def test_wandb_offline_holds_the_metrics_under_one_id(tmp_path: Path, monkeypatc
         assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "step" for metric in metrics)
         ids |= {record["run"]["run_id"] for record in found if record["type"] == "run"}
     assert ids == {(tmp_path / "wandb_id").read_text()}
+
+
+def test_wandb_gets_a_repeated_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed after step 4 and continues after step 1: only its last row may not have arrived."""
+    sent: list[tuple[int, str]] = []
+
+    class Run:
+        def log(self, row: dict[str, Any]) -> None:
+            sent.append((row["step"], list(row)[1]))
+
+        def finish(self) -> None:
+            pass
+
+    monkeypatch.setattr(tracking, "_start_wandb", lambda *_: Run())
+    for start, last in ((0, 4), (1, 5)):
+        tracker = RunTracker(config("offline", trackers=["jsonl", "wandb"]), tmp_path, start, 6)
+        for step in range(start + 1, last + 1):
+            tracker.log(step, {"reward/mean": 0.5})
+            tracker.table(step, "samples", [{"reward": 0.5}])
+            if step != 4 or start:  # killed before
+                tracker.log(step, {"eval/greedy": 0.5})
+        tracker.close()
+    rows = [(step, name) for step in range(1, 6) for name in ("reward/mean", "samples", "eval/greedy")]
+    assert sorted(set(sent)) == sorted(rows)
+    assert sorted(row for row in rows if sent.count(row) > 1) == [(4, "reward/mean"), (4, "samples")]
+    assert [row["step"] for row in read_log(tmp_path / METRICS_FILE)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
 
 def test_wandb_online_without_login_names_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
