@@ -56,6 +56,7 @@ class Process:
         self._sizes = {path: path.stat().st_size for path in self.run.glob("**/*") if path.is_file()}
         kept = Path(gettempdir())  # Ray's sockets need a short path, and what inductor compiles takes long
         cache = {"RAY_TMPDIR": str(kept), "TORCHINDUCTOR_CACHE_DIR": str(kept / "torchinductor")}
+        cache |= {"RAY_worker_niceness": "0"}  # beside other work, actors would wait for a processor for minutes
         env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | cache | dict([self._mark])
         command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
         self._out, self._err = (folder / f"{name}-{self._mark[1]}" for name in ("stdout", "stderr"))
