@@ -65,7 +65,7 @@ TESTS_OF_SEVERAL = {
     "qarl/quant/test_aligned_linear.py": "linear, kernels and formats",
     "qarl/quant/test_modules.py": "every format in a model",
     "qarl/tasks/test_tasks.py": "every kind of task",
-    "rewards/test_rewards.py": "every verifier and the service",
+    "rewards/test_rewards.py": "exact and the service",
     "rollout/test_engine_load.py": "engine.py without vLLM",
     "rollout/test_transfer.py": "send and receive",
 }

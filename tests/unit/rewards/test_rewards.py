@@ -19,11 +19,10 @@ from qarl.config.run import RewardConfig
 from qarl.errors import QarlError
 from qarl.protocols import RewardService
 from qarl.types import Prompt, Sample, Score
-from rewards import exact, math
+from rewards import exact
 from rewards.service import ProcessRewardService
 
 ROOT = Path(__file__).parents[3]
-DATA = ROOT.parent / "shared" / "data"
 
 VERIFIERS = '''
 import os, signal, sys, time
@@ -117,88 +116,6 @@ def test_exact_wants_the_whole_completion(text: str, answer: str) -> None:
     assert exact.verify(answer, "stop", answer) == 1.0
     assert exact.verify(answer, "length", answer) == 0.0
     assert exact.verify(answer + " ", "stop", answer) == 0.0
-
-
-# --- math
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("72", "72"),
-        ("She sold 48 + 24 = 72 clips.", "72"),
-        ("48/2 = 24\n#### 72", "72"),
-        ("The answer is off by one: 71.\n#### 72\n", "72"),
-        ("#### 1,000", "1000"),
-        ("It costs $1,000", "1,000"),
-        (r"so $\boxed{\frac{14}{3}}$", r"\frac{14}{3}"),
-        (r"\boxed{\dfrac{1}{2}}", "0.5"),
-        ("that is 0.5", r"$\frac12$"),
-        ("1/2", r"\frac{1}{2}"),
-        (r"\boxed{3\sqrt{13}}", r"\sqrt{117}"),
-        (r"3\sqrt{13}", r"3\sqrt{13}"),
-        (r"\boxed{\{7, 5, 3\}}", r"\{3, 5, 7\}"),
-        (r"$\boxed{(3,4]}$", "(3,4]"),
-        (r"$\boxed{2(a+5) + b(a+5)}$", "(a+5)(b+2)"),
-        (r"$\boxed{1+\sqrt{19}, 1-\sqrt{19}}$", r"1 \pm \sqrt{19}"),
-        (r"$\boxed{x=5}$", "5"),
-        (r"\boxed{50\%}", "0.5"),
-        (r"$\boxed{90}$", r"90^\circ"),
-        (r"$\boxed{\begin{pmatrix} 1 \\ 2 \end{pmatrix}}$", r"\begin{pmatrix} 1 \\ \frac{4}{2} \end{pmatrix}"),
-        (r"$\boxed{\text{Evelyn}}$", r"\text{Evelyn}"),
-    ],
-)
-def test_math_right(text: str, answer: str) -> None:
-    assert math.verify(text, "stop", answer) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("", "72"),
-        ("I do not know.", "72"),
-        ("#### 73", "72"),
-        ("72 at first, then 73", "72"),
-        (r"$\boxed{72}$ or $\boxed{73}$", "72"),
-        (r"\boxed{70}\boxed{71}\boxed{72}", "72"),
-        (r"$\boxed{1, 72}$", "72"),
-        (r"\boxed{-5}", "5"),
-        (r"\boxed{\frac{3}{14}}", r"\frac{14}{3}"),
-        ("0.33", r"\frac{1}{3}"),
-        (r"\boxed{\{3, 5\}}", r"\{3, 5, 7\}"),
-        (r"$\boxed{[3,4]}$", "(3,4]"),
-        (r"$\boxed{(a+5)(b+3)}$", "(a+5)(b+2)"),
-        (r"\boxed{\frac{1}{", r"\frac{1}{2}"),
-    ],
-)
-def test_math_wrong(text: str, answer: str) -> None:
-    assert math.verify(text, "stop", answer) == 0.0
-
-
-@pytest.mark.parametrize("answer", ["", "$"])
-def test_math_refuses_an_unreadable_reference(answer: str) -> None:
-    with pytest.raises(ValueError, match="cannot read the reference"):
-        math.verify("72", "stop", answer)
-
-
-@pytest.mark.skipif(not (DATA / "gsm8k_test.jsonl").exists(), reason="GSM8K is not here")
-def test_math_on_gsm8k_solutions() -> None:
-    solutions = [json.loads(line)["answer"] for line in (DATA / "gsm8k_test.jsonl").read_text().splitlines()]
-    answers = [solution.rpartition("####")[2].strip() for solution in solutions]
-    altered = [str(int(answer.replace(",", "")) + 1) for answer in answers]
-    assert len(solutions) == 1319
-    assert [a for s, a in zip(solutions, answers, strict=True) if math.verify(s, "stop", a) != 1.0] == []
-    assert [a for s, a in zip(solutions, altered, strict=True) if math.verify(s, "stop", a) != 0.0] == []
-
-
-@pytest.mark.skipif(not (DATA / "math500.json").exists(), reason="MATH-500 is not here")
-def test_math_on_math500_answers() -> None:
-    answers = [row["answer"] for row in json.loads((DATA / "math500.json").read_text())]
-    assert len(answers) == 500
-    assert [a for a in answers if math.verify(rf"Thus $\boxed{{{a}}}$.", "stop", a) != 1.0] == []
-    numbers = [int(a) for a in answers if a.lstrip("-").isdigit()]
-    assert len(numbers) > 250
-    assert [n for n in numbers if math.verify(rf"Thus $\boxed{{{n + 1}}}$.", "stop", str(n)) != 0.0] == []
 
 
 # --- service
