@@ -5,10 +5,13 @@ Suffixes: _T response tokens of one sequence.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+Mask = npt.NDArray[np.bool_]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Prompt:
 class SampleRequest:
     """Ask for one response. Equal `seed` and weights give equal tokens, on whichever worker runs it.
 
-    `ignore_eos`: go on after the end token, to `max_new_tokens`.
+    `ignore_eos`: go on after the end token, to `max_new_tokens`. `reuse_cache`: take keys and values of the prompt's
+    beginning from the engine's prefix cache where it has them; False computes the whole prompt.
     """
 
     prompt: Prompt
@@ -50,14 +54,16 @@ class SampleRequest:
     temperature: float
     max_new_tokens: int
     ignore_eos: bool = False
+    reuse_cache: bool = True
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One response, with the sampler's log-probs.
+    """One response, with the sampler's log-probs. With an environment it is all of a conversation after the prompt.
 
-    `logprobs_T[t]` is log pi_samp of `response_ids[t]` (nats, float32); `version` is the weight version that sampled
-    it; `finish_reason` is "stop" (the last of `response_ids` is then the end token) or "length".
+    `logprobs_T[t]` is log pi_samp of `response_ids[t]` (nats, float32), 0 where the environment gave the token;
+    `version` is the weight version that sampled it; `finish_reason` is "stop" (the last of `response_ids` is then the
+    end token) or "length". `sampled_T` is False at given tokens; None: all were sampled.
     """
 
     prompt: Prompt
@@ -67,6 +73,12 @@ class Sample:
     finish_reason: str
     version: int
     worker: int = 0
+    sampled_T: Mask | None = None
+
+    @property
+    def num_sampled(self) -> int:
+        """Response tokens that the policy sampled."""
+        return len(self.response_ids) if self.sampled_T is None else int(self.sampled_T.sum())
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,8 @@ class TrainSequence:
 
     `prox_logprobs_T` is log pi_prox, the policy before the update; a sequence to learn from needs it. `loss_mask_T` is
     False at response tokens that the loss leaves out; None leaves out none. `version` is the weight version that
-    sampled the response, -1 when unknown. `id` names the sequence in errors.
+    sampled the response, -1 when unknown. `id` names the sequence in errors. `sampled_T` is that of `Sample`: the loss
+    leaves given tokens out.
     """
 
     prompt_ids: tuple[int, ...]
@@ -120,19 +133,54 @@ class TrainSequence:
     sampler_logprobs_T: npt.NDArray[np.float32]
     advantage: float = 0.0
     prox_logprobs_T: npt.NDArray[np.float32] | None = None
-    loss_mask_T: npt.NDArray[np.bool_] | None = None
+    loss_mask_T: Mask | None = None
     version: int = -1
     id: str = ""
+    sampled_T: Mask | None = None
 
     @classmethod
     def of(cls, sample: Sample, advantage: float = 0.0, id: str = "") -> Self:
-        prompt_ids, logprobs_T = sample.prompt.token_ids, sample.logprobs_T
-        return cls(prompt_ids, sample.response_ids, logprobs_T, advantage, version=sample.version, id=id)
+        return cls(
+            sample.prompt.token_ids,
+            sample.response_ids,
+            sample.logprobs_T,
+            advantage,
+            version=sample.version,
+            id=id,
+            sampled_T=sample.sampled_T,
+        )
+
+    @property
+    def turns(self) -> list[tuple[int, int]]:
+        """Start and end (one past the last) of every run of sampled response tokens. Each was one request to the
+        engine, whose prompt was everything before it."""
+        if self.sampled_T is None:
+            return [(0, len(self.response_ids))]
+        edges = np.flatnonzero(np.diff(self.sampled_T.astype(np.int8), prepend=0, append=0)).tolist()
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    @property
+    def counted_T(self) -> Mask:
+        """True at response tokens that the loss counts."""
+        counted_T = np.ones(len(self.response_ids), np.bool_)
+        for mask_T in (self.loss_mask_T, self.sampled_T):
+            counted_T &= True if mask_T is None else mask_T
+        return counted_T
 
     @property
     def loss_tokens(self) -> int:
         """Response tokens that the loss counts."""
-        return len(self.response_ids) if self.loss_mask_T is None else int(self.loss_mask_T.sum())
+        return int(self.counted_T.sum())
+
+    @property
+    def forward_tokens(self) -> int:
+        """Tokens of its forward besides the prompt: of the first turn, and of every later one with all before it."""
+        (_, first), *later = self.turns
+        return first + sum(len(self.prompt_ids) + end for _, end in later)
+
+    def at_sampled(self, values_T: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+        """The values of those response tokens that were sampled."""
+        return values_T if self.sampled_T is None else values_T[self.sampled_T]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The verifier process: `python -m rewards.child FD FUNCTION TIMEOUT_S KWARGS LOG`, started by `rewards.service`.
+"""The verifier process: `python -m rewards.child FUNCTION TIMEOUT_S KWARGS FD LOG`, started by `rewards.service`.
 
-Over the inherited socket FD it says once that it is ready ("", or why it is not), then answers each chunk of
+Over the inherited socket FD it says once that it is ready (empty bytes, or why it is not), then answers each chunk of
 (text, finish_reason, answer, kwargs of the row) with one (reward, error) per sample, in order. It ends when the socket
 closes. FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON, LOG is a file or empty. Besides the
 standard library it imports the verifier, `qarl.hooks`, which finds it, and `qarl.logs`.
@@ -26,19 +26,19 @@ ORPHAN_GRACE_S = 2.0
 
 def main() -> None:
     """Serve until the parent closes the socket or dies."""
-    connection = Connection(int(sys.argv[1]))
+    connection = Connection(int(sys.argv[4]))
     redirect_output(Path(sys.argv[5]) if sys.argv[5] else None)
     try:
-        verify: Verifier = partial(load_function(sys.argv[2], "reward.function"), **json.loads(sys.argv[4]))
+        verify: Verifier = partial(load_function(sys.argv[1], "reward.function"), **json.loads(sys.argv[3]))
     except BaseException as error:  # noqa: BLE001 - whatever its import raises, the parent reports
-        connection.send(_one_line(error))
+        connection.send_bytes(_one_line(error).encode())
         return
-    connection.send("")
+    connection.send_bytes(b"")
     try:
         while True:
             for text, finish_reason, answer, kwargs in connection.recv():
                 # A watchdog outside of the interpreter: it also ends code that never lets go of the GIL.
-                faulthandler.dump_traceback_later(float(sys.argv[3]) + ORPHAN_GRACE_S, exit=True)
+                faulthandler.dump_traceback_later(float(sys.argv[2]) + ORPHAN_GRACE_S, exit=True)
                 outcome = _judge(partial(verify, text, finish_reason, answer, **kwargs))
                 faulthandler.cancel_dump_traceback_later()
                 connection.send(outcome)

@@ -3,12 +3,9 @@
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic
@@ -16,16 +13,15 @@ from typing import Any, Self
 
 from qarl.config.run import RewardConfig
 from qarl.errors import QarlError
-from qarl.logs import log_file, tail
+from qarl.logs import log_file
 from qarl.types import Sample, Score
+from rewards.process import ChildProcess, describe
 
 VERIFIERS = {
     "exact": "rewards.exact:verify",
     "math": "rewards.math:verify",
     "reasoning_gym": "rewards.reasoning_gym:verify",
 }
-CHILD = (sys.executable, "-P", "-m", "rewards.child")
-START_LIMIT_S = 60.0
 MAX_CHUNK = 32
 KILLED = "process was killed by SIGKILL"
 """What the system does to a process when memory is short; the sample is not to blame."""
@@ -143,38 +139,16 @@ class ProcessRewardService:
         self.close()
 
 
-class _Child:
+class _Child(ChildProcess):
     """One verifier process; `given` are the samples that it has not answered, the first of them due at `deadline`."""
 
     def __init__(self, verifier: str, timeout_s: float, kwargs: str, log: Path | None) -> None:
-        self.verifier, self.log = verifier, log
+        command = [sys.executable, "-P", "-m", "rewards.child", verifier, str(timeout_s), kwargs]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        super().__init__(command, "verifier", verifier, log, env)
         self.timeout_s = timeout_s
         self.given: deque[Numbered] = deque()
         self.deadline = 0.0
-        self.connection, theirs = Pipe()
-        with theirs:
-            fd = theirs.fileno()
-            # Not multiprocessing: it would import the parent's __main__ again, which may be a CLI script.
-            self.process = subprocess.Popen(
-                [*CHILD, str(fd), verifier, str(timeout_s), kwargs, str(log or "")],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what a verifier prints goes to our stderr, unless it has a log
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,  # Ctrl-C is for the parent; kill reaches what the verifier started, too
-            )
-
-    def wait_ready(self) -> None:
-        """Raises QarlError when the process cannot verify."""
-        reason = f"not ready after {START_LIMIT_S:.0f} s"
-        if self.connection.poll(START_LIMIT_S):
-            try:
-                reason = self.connection.recv()
-            except (EOFError, OSError):
-                reason = _describe(self.kill())
-        if reason:
-            self.kill()
-            raise QarlError(f"verifier process could not start: {reason}", self.verifier, tail(self.log))
 
     def give(self, chunk: Sequence[Numbered]) -> None:
         self.given.extend(chunk)
@@ -192,20 +166,12 @@ class _Child:
         try:
             score = Score(*self.connection.recv())
         except (EOFError, OSError):
-            return Score(0.0, f"process {_describe(self.kill())}")
+            return Score(0.0, f"process {describe(self.kill())}")
         self.given.popleft()
         self.deadline = monotonic() + self.timeout_s
         return score
 
     def kill(self) -> int:
-        """End the process, unless it has ended, and all that it started; nothing is `given` any more. Returns its exit
-        code, minus the signal's number when one ended it."""
+        """As of every child process; nothing is `given` any more."""
         self.given.clear()
-        self.connection.close()
-        if self.process.returncode is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
-
-
-def _describe(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        return super().kill()

@@ -148,7 +148,12 @@ class VLLMEngine:
             return []
         params = [
             SamplingParams(
-                temperature=r.temperature, max_tokens=r.max_new_tokens, seed=r.seed, logprobs=0, ignore_eos=r.ignore_eos
+                temperature=r.temperature,
+                max_tokens=r.max_new_tokens,
+                seed=r.seed,
+                logprobs=0,
+                ignore_eos=r.ignore_eos,
+                skip_reading_prefix_cache=not r.reuse_cache,
             )
             for r in requests
         ]

@@ -22,6 +22,7 @@ ARRAYS: dict[str, type] = {
     "sampler_logprobs_T": np.float32,
     "prox_logprobs_T": np.float32,
     "loss_mask_T": np.bool_,
+    "sampled_T": np.bool_,
 }
 """Fields of a `TrainSequence` with a value for each token; a file holds those of all sequences, joined."""
 SCALARS = ("advantage", "version", "id")
@@ -73,5 +74,5 @@ def train_from(folder: Path, config: Config, learner: Learner) -> Iterator[tuple
         if scheme != scheme_at(config.rollout, max(1, step - 1)):
             learner.switch(scheme)
         minibatches = load_batch(batch_file(folder, step))
-        lengths = [len(sequence.response_ids) for minibatch in minibatches for sequence in minibatch]
+        lengths = [sum(end - start for start, end in s.turns) for minibatch in minibatches for s in minibatch]
         yield step, lengths, learner.update(minibatches).all_metrics() if minibatches else {}

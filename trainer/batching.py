@@ -1,6 +1,6 @@
 """From sequences to tensors, and which sequences share a forward.
 
-Suffixes: N flat tokens, S response tokens, B sequences, L padded tokens, T padded response tokens.
+Suffixes: N flat tokens, S sampled response tokens, B sequences, L padded tokens, T padded response tokens.
 """
 
 from collections.abc import Sequence
@@ -20,42 +20,56 @@ from qarl.types import TrainSequence
 
 @dataclass(frozen=True)
 class Batch:
-    """The sequences of one forward. Neighbours with equal prompts share one copy of the prompt."""
+    """The sequences of one forward. Neighbours with equal prompts share one copy of the prompt.
+
+    Every turn of a sequence is a row of its own, whose prompt is everything before it, as in the engine: there it was a
+    request of its own, and the tokens of earlier turns were computed again.
+    """
 
     sequences: Sequence[TrainSequence]
     rows: Sequence[Row]
+    """First all first turns, which share prompts, then the later ones."""
     ids_N: Tensor
-    """Tokens of the flat batch. The last token of a response predicts nothing and is left out."""
+    """Tokens of the flat batch. The last token of a turn predicts nothing and is left out."""
     predicts_S: Tensor
-    """Flat index of the token whose output predicts each response token, response after response."""
+    """Flat index of the token whose output predicts each sampled response token, response after response."""
     sampled_S: Tensor
-    """The response tokens."""
+    """The sampled response tokens."""
     mask_BT: Tensor
-    """bool, True at response tokens."""
+    """bool, True at response tokens that were sampled."""
     loss_mask_BT: Tensor
     """bool, True at the response tokens that the loss counts."""
 
     @classmethod
     def of(cls, sequences: Sequence[TrainSequence], device: torch.device) -> Self:
-        rows = flat_rows([s.prompt_ids for s in sequences], [max(0, len(s.response_ids) - 1) for s in sequences])
+        turns = [(number, *turn) for number, sequence in enumerate(sequences) for turn in sequence.turns]
+        turns.sort(key=lambda turn: turn[1] > 0)  # stable
+        prompts = [sequences[number].prompt_ids + sequences[number].response_ids[:start] for number, start, _ in turns]
+        rows = flat_rows(prompts, [max(0, end - start - 1) for _, start, end in turns])
         ids: list[int] = []
-        predicts: list[Tensor] = []
-        for row, sequence in zip(rows, sequences, strict=True):
-            ids += sequence.prompt_ids if row.owns_prompt else ()
-            ids += sequence.response_ids[:-1]
-            predicts.append(row.tokens()[row.prompt_len - 1 :][: len(sequence.response_ids)])
-        lengths_B = torch.tensor([len(s.response_ids) for s in sequences])
-        mask_BT = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
-        loss_mask_BT = mask_BT.clone()
-        for number, sequence in enumerate(sequences):
-            if sequence.loss_mask_T is not None:
-                loss_mask_BT[number, : lengths_B[number]] = torch.tensor(sequence.loss_mask_T)
-        sampled_S = torch.tensor([t for sequence in sequences for t in sequence.response_ids], dtype=torch.int64)
-        tensors = (torch.tensor(ids), torch.cat(predicts), sampled_S, mask_BT, loss_mask_BT)
+        predicts: dict[tuple[int, int], Tensor] = {}
+        for row, prompt, (number, start, end) in zip(rows, prompts, turns, strict=True):
+            ids += prompt if row.owns_prompt else ()
+            ids += sequences[number].response_ids[start : end - 1]
+            predicts[number, start] = row.tokens()[row.prompt_len - 1 :][: end - start]
+        mask_BT = _padded_masks(
+            [np.ones(len(s.response_ids)) if s.sampled_T is None else s.sampled_T for s in sequences]
+        )
+        loss_mask_BT = _padded_masks([s.counted_T for s in sequences])
+        responses = [s.at_sampled(np.array(s.response_ids, np.int64)) for s in sequences]
+        sampled_S = torch.from_numpy(np.concatenate(responses))
+        tensors = (
+            torch.tensor(ids),
+            torch.cat([predicts[key] for key in sorted(predicts)]),
+            sampled_S,
+            mask_BT,
+            loss_mask_BT,
+        )
         return cls(sequences, rows, *(tensor.to(device) for tensor in tensors))
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """For transformers' own forward: right-padded ids [B, L], and a mask [B, L] that is True at real tokens."""
+        """For transformers' own forward, whole sequences: right-padded ids [B, L], and a mask [B, L] that is True at
+        real tokens."""
         rows = [torch.tensor((*s.prompt_ids, *s.response_ids)) for s in self.sequences]
         ids_BL = pad_sequence(rows, batch_first=True)
         lengths_B = torch.tensor([len(row) for row in rows])
@@ -63,10 +77,14 @@ class Batch:
         return ids_BL.to(self.ids_N.device), mask_BL.to(self.ids_N.device)
 
     def predicts_BL(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns of the padded ids whose outputs predict each response token: the padded `predicts_S`."""
+        """Rows and columns of the padded ids whose outputs predict each sampled token: the padded `predicts_S`."""
         row, step = self.mask_BT.nonzero(as_tuple=True)
         prompt_B = torch.tensor([len(s.prompt_ids) for s in self.sequences], device=row.device)
         return row, prompt_B[row] + step - 1
+
+
+def _padded_masks(masks: Sequence[np.ndarray]) -> Tensor:
+    return pad_sequence([torch.tensor(mask, dtype=torch.bool) for mask in masks], batch_first=True)
 
 
 def pad(values: Sequence[np.ndarray], like: Tensor) -> Tensor:
@@ -92,9 +110,7 @@ def micro_batches(sequences: Sequence[TrainSequence], max_tokens: int, num_ranks
     `max_tokens` each. Raises ValueError: a sequence alone exceeds `max_tokens`.
     """
     total = sum(_tokens(sequences, group) for group in _groups(sequences))
-    limit = min(
-        max_tokens, max(-(-total // num_ranks), max(len(s.prompt_ids) + len(s.response_ids) for s in sequences))
-    )
+    limit = min(max_tokens, max(-(-total // num_ranks), max(_tokens(sequences, [i]) for i in range(len(sequences)))))
     parts = [part for group in _groups(sequences) for part in _split(sequences, group, limit)]
     parts.sort(key=lambda part: -_tokens(sequences, part))  # stable: equal lengths keep their order
     count = num_ranks * -(-total // (num_ranks * max_tokens))
@@ -117,7 +133,7 @@ def _groups(sequences: Sequence[TrainSequence]) -> list[list[int]]:
 
 def _tokens(sequences: Sequence[TrainSequence], group: Sequence[int]) -> int:
     """Tokens of a group of responses to one prompt."""
-    return len(sequences[group[0]].prompt_ids) + sum(len(sequences[i].response_ids) for i in group)
+    return len(sequences[group[0]].prompt_ids) + sum(sequences[i].forward_tokens for i in group)
 
 
 def _split(sequences: Sequence[TrainSequence], group: Sequence[int], limit: int) -> list[list[int]]:

@@ -127,7 +127,7 @@ def _check_versions(samples: Sequence[Sample], version: int) -> None:
 def shaped_rewards(group: Group, config: Config) -> list[float]:
     """The rewards that give the advantages: with DAPO's penalty for overlong responses."""
     longest, cache = config.rollout.sampling.max_new_tokens, config.advantage.overlong_cache
-    lengths = [len(sample.response_ids) for sample in group.samples]
+    lengths = [sample.num_sampled for sample in group.samples]
     return [
         reward + overlong_penalty(length, longest, cache) for reward, length in zip(group.rewards, lengths, strict=True)
     ]
@@ -145,8 +145,8 @@ def collection_metrics(groups: Sequence[Group], config: Config) -> dict[str, flo
         "reward/accuracy": fmean(reward >= 1.0 for reward in rewards),
         "reward/faults": float(sum(bool(score.error) for group in groups for score in group.scores)),
         "reward/informative_groups": fmean(has_variance(group.rewards) for group in groups),
-        "response_length/mean": fmean(len(sample.response_ids) for sample in samples),
-        "response_length/max": float(max(len(sample.response_ids) for sample in samples)),
+        "response_length/mean": fmean(sample.num_sampled for sample in samples),
+        "response_length/max": float(max(sample.num_sampled for sample in samples)),
         "response_length/clip_ratio": fmean(sample.finish_reason == "length" for sample in samples),
     }
     if config.train.dynamic_sampling:

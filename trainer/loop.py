@@ -45,7 +45,7 @@ from trainer.checkpoint import CheckpointStore
 from trainer.collect import Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
 from trainer.proof import ExactnessProof, Probe
-from trainer.step import Record, build, error_tokens_of, split, table_row, with_prox, without_error_tokens
+from trainer.step import Record, at_sampled, build, error_tokens_of, split, table_row, with_prox, without_error_tokens
 from trainer.timer import Timer
 
 
@@ -174,7 +174,9 @@ class Trainer:
             return with_prox(records, sampler), {}
         with timer("prox"):
             prox = self._learner.score([record.sequence for record in records])
-        return with_prox(records, prox), self._proof.observe(prox, sampler, step)
+        return with_prox(records, prox), self._proof.observe(
+            at_sampled(records, prox), at_sampled(records, sampler), step
+        )
 
     def _diagnose(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
         """Measure what the unaligned model would give, and error tokens, which `error_tokens.mode: mask` masks."""
@@ -186,7 +188,8 @@ class Trainer:
             with timer("unaligned"):
                 plain = self._learner.score([record.sequence for record in chosen], aligned=False)
             sampler = [record.sequence.sampler_logprobs_T for record in chosen]
-            unaligned = Mismatch.between(plain, sampler, self._config.mismatch.token_bounds)
+            pairs = at_sampled(chosen, plain), at_sampled(chosen, sampler)
+            unaligned = Mismatch.between(*pairs, self._config.mismatch.token_bounds)
             metrics |= unaligned.metrics("mismatch/unaligned_")
         if mode != "off":
             with timer("error_tokens"):
@@ -238,7 +241,7 @@ class Trainer:
         """Count a finished step; returns metrics of time and throughput."""
         progress, seconds = self.progress, timer.seconds["step"]
         samples = [sample for group in groups for sample in group.samples]
-        tokens = sum(len(sample.response_ids) for sample in samples)
+        tokens = sum(sample.num_sampled for sample in samples)
         progress.step, progress.train_seconds = step, progress.train_seconds + seconds
         progress.rollouts, progress.tokens = progress.rollouts + len(samples), progress.tokens + tokens
         return {

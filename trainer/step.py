@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
 
+import numpy as np
+
 from qarl.advantages import advantages, has_variance
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.run import Config
@@ -55,22 +57,30 @@ def with_prox(records: Sequence[Record], prox: Sequence[Logprobs]) -> list[Recor
     ]
 
 
+def at_sampled(records: Sequence[Record], values: Sequence[Logprobs]) -> list[Logprobs]:
+    """Of the response tokens of record i, whose values are `values[i]`, those that were sampled."""
+    return [record.sequence.at_sampled(values_T) for record, values_T in zip(records, values, strict=True)]
+
+
 def error_tokens_of(records: Sequence[Record], config: ErrorTokensConfig) -> list[ErrorTokens]:
-    """The error tokens of each record, found with its log pi_prox."""
+    """The error tokens among the sampled tokens of each record, found with its log pi_prox."""
     found = []
     for record in records:
-        sample, prox_T = record.sample, record.sequence.prox_logprobs_T
-        assert prox_T is not None
-        found.append(find_error_tokens(sample.response_ids, sample.text, prox_T, config))
+        sequence = record.sequence
+        assert sequence.prox_logprobs_T is not None
+        ids_T, prox_T = map(sequence.at_sampled, (np.array(sequence.response_ids), sequence.prox_logprobs_T))
+        found.append(find_error_tokens(ids_T.tolist(), record.sample.text, prox_T, config))
     return found
 
 
 def without_error_tokens(records: Sequence[Record], found: Sequence[ErrorTokens]) -> list[Record]:
     """The records with a loss mask that leaves out the tokens of `found[i]` in record i."""
-    return [
-        replace(record, sequence=replace(record.sequence, loss_mask_T=~tokens.any_T))
-        for record, tokens in zip(records, found, strict=True)
-    ]
+    masked = []
+    for record, tokens in zip(records, found, strict=True):
+        mask_T = record.sequence.counted_T
+        mask_T[mask_T] = ~tokens.any_T
+        masked.append(replace(record, sequence=replace(record.sequence, loss_mask_T=mask_T)))
+    return masked
 
 
 def table_row(sample: Sample, score: Score) -> dict[str, float | str]:
@@ -82,7 +92,7 @@ def table_row(sample: Sample, score: Score) -> dict[str, float | str]:
         "reward": score.reward,
         "finish_reason": sample.finish_reason,
         "version": sample.version,
-        "mean_logprob": float(sample.logprobs_T.mean()) if sample.logprobs_T.size else math.nan,
+        "mean_logprob": float(sample.logprobs_T.sum() / sample.num_sampled) if sample.num_sampled else math.nan,
     }
 
 

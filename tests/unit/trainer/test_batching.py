@@ -59,6 +59,65 @@ def test_each_response_token_follows_the_token_that_predicts_it(sequences: list[
     assert not ids_BL[~mask_BL].any()
 
 
+def conversation(prompt: tuple[int, ...], *turns: tuple[int, ...]) -> TrainSequence:
+    """Turns that were sampled and given alternate, a sampled one first."""
+    response = tuple(token for turn in turns for token in turn)
+    sampled = [number % 2 == 0 for number, turn in enumerate(turns) for _ in turn]
+    return TrainSequence(prompt, response, -np.array(response, np.float32), sampled_T=np.array(sampled))
+
+
+CONVERSATIONS = st.lists(
+    st.builds(
+        lambda prompt, turns: conversation(prompt, *turns), prompt=PROMPTS, turns=st.lists(IDS, min_size=1, max_size=5)
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@given(CONVERSATIONS)
+def test_each_turn_is_a_row_whose_prompt_is_all_before_it(sequences: list[TrainSequence]) -> None:
+    batch = Batch.of(sequences, CPU)
+    turns = [(s, *turn) for s in sequences for turn in s.turns]
+    turns.sort(key=lambda turn: turn[1] > 0)
+    for row, (sequence, start, end) in zip(batch.rows, turns, strict=True):
+        before = [*sequence.prompt_ids, *sequence.response_ids[:start]]
+        assert batch.ids_N[row.tokens()].tolist() == [*before, *sequence.response_ids[start : end - 1]]
+        assert row.prompt_len == len(before)
+    own = [s.forward_tokens for s in sequences]
+    prompts = sum(len(prompt) for prompt, _ in groupby(s.prompt_ids for s in sequences))
+    assert len(batch.ids_N) <= prompts + sum(own) - len(batch.rows)  # equal later turns share, too
+
+
+@given(CONVERSATIONS)
+def test_sampled_tokens_of_a_conversation_follow_what_predicts_them(sequences: list[TrainSequence]) -> None:
+    batch = Batch.of(sequences, CPU)
+    pairs = [
+        (before, token)
+        for s in sequences
+        for before, token, sampled in zip(
+            (s.prompt_ids + s.response_ids)[len(s.prompt_ids) - 1 : -1], s.response_ids, s.counted_T, strict=True
+        )
+        if sampled
+    ]
+    assert list(zip(batch.ids_N[batch.predicts_S].tolist(), batch.sampled_S.tolist(), strict=True)) == pairs
+    ids_BL, _ = batch.padded()
+    assert ids_BL[batch.predicts_BL()].tolist() == [before for before, _ in pairs]
+    assert batch.mask_BT.sum() == len(pairs)
+    assert torch.equal(batch.mask_BT, batch.loss_mask_BT)
+
+
+def test_the_loss_leaves_out_given_tokens_and_masked_ones() -> None:
+    sequence = conversation((1, 2), (3, 4), (5,), (6, 7, 8))
+    assert sequence.turns == [(0, 2), (3, 6)]
+    assert sequence.loss_tokens == 5
+    masked = replace(sequence, loss_mask_T=np.array([True, False, True, True, True, False]))
+    assert masked.counted_T.tolist() == [True, False, False, True, True, False]
+    batch = Batch.of([masked], CPU)
+    assert batch.mask_BT.tolist() == [[True, True, False, True, True, True]]
+    assert batch.loss_mask_BT.tolist() == [masked.counted_T.tolist()]
+
+
 @given(SEQUENCES)
 def test_a_layout_takes_values_to_padded_rows_and_back(sequences: list[TrainSequence]) -> None:
     batch = Batch.of(sequences, CPU)
@@ -105,18 +164,20 @@ def test_padding_takes_read_only_arrays() -> None:
     assert value.tolist() == [-1.0, -2.0]
 
 
-@given(SEQUENCES, st.integers(11, 40), st.integers(1, 3))
+@given(st.tuples(SEQUENCES, st.integers(11, 40)) | st.tuples(CONVERSATIONS, st.integers(75, 150)), st.integers(1, 3))
 def test_micro_batches_hold_every_sequence_once_and_their_budget(
-    sequences: list[TrainSequence], budget: int, ranks: int
+    given: tuple[list[TrainSequence], int], ranks: int
 ) -> None:
+    sequences, budget = given
     by_rank = micro_batches(sequences, budget, ranks)
     assert len(by_rank) == ranks
     assert len({len(batches) for batches in by_rank}) == 1
     flat = [batch for batches in by_rank for batch in batches]
     assert sorted(i for batch in flat for i in batch) == list(range(len(sequences)))
     for batch in filter(None, flat):
-        # The budget counts the last response token, which a flat batch leaves out.
-        assert len(Batch.of([sequences[i] for i in batch], CPU).ids_N) + len(batch) <= budget
+        # The budget counts the last token of each turn, which a flat batch leaves out.
+        flat_batch = Batch.of([sequences[i] for i in batch], CPU)
+        assert len(flat_batch.ids_N) + len(flat_batch.rows) <= budget
 
 
 def test_a_group_stays_together_and_ranks_share_the_work() -> None:

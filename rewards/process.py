@@ -1,0 +1,63 @@
+"""A child process that can be killed at any time, at the other end of a connection."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from multiprocessing import Pipe
+from pathlib import Path
+
+from qarl.errors import QarlError
+from qarl.logs import tail
+
+START_LIMIT_S = 60.0
+
+
+class ChildProcess:
+    """Runs `command` with two more arguments: a file descriptor, whose other end is `connection`, and `log` or "".
+
+    Args:
+        what: names the process in errors.
+        where: the user's function that it runs, for errors.
+        env: its environment.
+    """
+
+    def __init__(self, command: Sequence[str], what: str, where: str, log: Path | None, env: Mapping[str, str]) -> None:
+        self._what, self._where, self._log = what, where, log
+        self.connection, theirs = Pipe()
+        with theirs:
+            fd = theirs.fileno()
+            # Not multiprocessing: it would import the parent's __main__ again, which may be a CLI script.
+            self.process = subprocess.Popen(
+                [*command, str(fd), str(log or "")],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # what the user's function prints goes to our stderr, unless it has a log
+                env=env,
+                start_new_session=True,  # Ctrl-C is for the parent; kill reaches what the function started, too
+            )
+
+    def wait_ready(self) -> None:
+        """Wait for the process's first message: empty, or why it cannot start. Raises QarlError."""
+        reason = f"not ready after {START_LIMIT_S:.0f} s"
+        if self.connection.poll(START_LIMIT_S):
+            try:
+                reason = self.connection.recv_bytes().decode()
+            except (EOFError, OSError):
+                reason = describe(self.kill())
+        if reason:
+            self.kill()
+            raise QarlError(f"{self._what} process could not start: {reason}", self._where, tail(self._log))
+
+    def kill(self) -> int:
+        """End the process, unless it has ended, and all that it started. Returns its exit code, minus the signal's
+        number when one ended it."""
+        self.connection.close()
+        if self.process.returncode is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+
+def describe(code: int) -> str:
+    """An exit code in words."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
