@@ -123,6 +123,7 @@ def faults(config: Config, machine: Machine) -> list[QarlError]:
         return [*found, error]
     for scheme in schemes_of(config.rollout):
         found += scheme_faults(config, scheme, model, machine)
+    found += _failures(partial(_check_stop, config, model.config.vocab_size))
     return found + _failures(partial(check_numerics, config, model, machine.device))
 
 
@@ -287,9 +288,19 @@ def _check_ray_folder(machine: Machine) -> None:
 
 
 def _check_validator(config: Config) -> None:
-    validator = config.pool.augment.validator
-    if config.pool.augment.per_step and validator.kind == "teacher" and validator.api_key_env:
+    validator, where = config.pool.augment.validator, "pool.augment.validator.kind"
+    if not config.pool.augment.per_step:
+        return
+    if validator.kind == "teacher" and validator.api_key_env:
         api_key(validator.api_key_env)
+    if validator.kind == "program" and make_task(config.task).solve is None:
+        raise ConfigError(f"task {config.task.kind} has no program to check", where, "use vote or teacher")
+
+
+def _check_stop(config: Config, vocab_size: int) -> None:
+    if wrong := [token for token in config.rollout.sampling.stop_token_ids if token >= vocab_size]:
+        what = f"{wrong[0]} is no token: the model's embedding ends at {vocab_size - 1}"
+        raise ConfigError(what, "rollout.sampling.stop_token_ids", "see the tokenizer's files")
 
 
 def _check_batch_invariance(config: Config, device: str) -> None:

@@ -22,7 +22,8 @@ class Prompt:
     are right as well; `level` is a label for reports (0 when the data has none); `token_ids` are the prompt's tokens,
     special tokens included; `source` says which data the row is of (its `data_source`, "" when the data has none), by
     which rewards are chosen; `metadata` are the row's other fields, as JSON has them, which a reward may read;
-    `verifier_kwargs` are what the verifier of this row takes besides the answer.
+    `verifier_kwargs` are what the verifier of this row takes besides the answer; `heldout_set` names the held-out set,
+    "" for training prompts and where there is one set.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Prompt:
     source: str = ""
     other_answers: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    heldout_set: str = ""
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -45,8 +47,9 @@ class Prompt:
 class SampleRequest:
     """Ask for one response. Equal `seed` and weights give equal tokens, on whichever worker runs it.
 
-    `ignore_eos`: go on after the end token, to `max_new_tokens`. `reuse_cache`: take keys and values of the prompt's
-    beginning from the engine's prefix cache where it has them; False computes the whole prompt.
+    `ignore_eos`: go on after the end token, to `max_new_tokens`. `stop` and `stop_token_ids` end the response besides
+    the end token. `reuse_cache`: take keys and values of the prompt's beginning from the engine's prefix cache where it
+    has them; False computes the whole prompt.
     """
 
     prompt: Prompt
@@ -55,6 +58,8 @@ class SampleRequest:
     max_new_tokens: int
     ignore_eos: bool = False
     reuse_cache: bool = True
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,9 @@ class Sample:
     """One response, with the sampler's log-probs. With an environment it is all of a conversation after the prompt.
 
     `logprobs_T[t]` is log pi_samp of `response_ids[t]` (nats, float32), 0 where the environment gave the token;
-    `version` is the weight version that sampled it; `finish_reason` is "stop" (the last of `response_ids` is then the
-    end token) or "length". `sampled_T` is False at given tokens; None: all were sampled.
+    `version` is the weight version that sampled it; `finish_reason` is "length" or "stop": the last of `response_ids`
+    is then the end token, a stop id, or the token that completed a stop string, and `text` ends before it. `sampled_T`
+    is False at given tokens; None: all were sampled.
     """
 
     prompt: Prompt

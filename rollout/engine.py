@@ -154,6 +154,8 @@ class VLLMEngine:
                 logprobs=0,
                 ignore_eos=r.ignore_eos,
                 skip_reading_prefix_cache=not r.reuse_cache,
+                stop=list(r.stop),
+                stop_token_ids=list(r.stop_token_ids),
             )
             for r in requests
         ]

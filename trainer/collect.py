@@ -18,7 +18,7 @@ from qarl.prompts.augment import Augmenter
 from qarl.prompts.pool import Pool
 from qarl.protocols import Fleet, RewardService
 from qarl.seeds import derive_seed
-from qarl.types import GroupResult, Prompt, Sample, SampleRequest, Score
+from qarl.types import GroupResult, Prompt, Sample, Score
 from trainer.timer import Timer
 
 SMALLEST, LARGEST = 0.5, 2.0
@@ -90,7 +90,7 @@ class Collector:
         sizes = self._sizes(prompts)
         sampling, seed = self._config.rollout.sampling, partial(derive_seed, self._config.seed, "train", step)
         requests = [
-            SampleRequest(prompt, seed(prompt.id, index), sampling.temperature, sampling.max_new_tokens)
+            sampling.request(prompt, seed(prompt.id, index))
             for prompt, size in zip(prompts, sizes, strict=True)
             for index in range(size)
         ]

@@ -7,7 +7,7 @@ from statistics import fmean
 from qarl.config.run import Config
 from qarl.protocols import Fleet, RewardService
 from qarl.seeds import derive_seed
-from qarl.types import Prompt, SampleRequest
+from qarl.types import Prompt
 
 
 def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], config: Config) -> dict[str, float]:
@@ -15,25 +15,28 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
 
     Returns:
         `pass@1`, the share of right samples (avg@k); `pass@k`, the share of prompts with a right one; `greedy`, the
-        share of right samples at temperature 0; `level_NN/pass@1` when the prompts have several levels; `mean_reward`
-        of the samples where the verifier may give a part. A sample is right when its reward is 1, as in
-        `reward/accuracy`. Seeds depend on the prompt alone, so two evaluations of one policy are equal.
+        share of right samples at temperature 0; `level_NN/pass@1` and `SET/pass@1` when the prompts have several levels
+        or held-out sets; `mean_reward` of the samples where the verifier may give a part. A sample is right when its
+        reward is 1, as in `reward/accuracy`. Seeds depend on the prompt alone, so two evaluations of one policy are
+        equal.
     """
     k = config.eval.num_samples
-    limit = config.rollout.sampling.max_new_tokens
+    ask = config.rollout.sampling.request
     requests = [
-        SampleRequest(prompt, derive_seed(config.seed, "eval", prompt.id, index), 1.0, limit)
+        ask(prompt, derive_seed(config.seed, "eval", prompt.id, index), temperature=1.0)
         for prompt in prompts
         for index in range(k)
     ]
     if config.eval.greedy:
-        requests += [SampleRequest(prompt, 0, 0.0, limit) for prompt in prompts]
+        requests += [ask(prompt, 0, temperature=0.0) for prompt in prompts]
     scores = [score.reward for score in rewards.score(fleet.sample(requests))]
     right = [float(reward >= 1.0) for reward in scores]
     groups = [right[i * k : (i + 1) * k] for i in range(len(prompts))]
     levels: dict[int, list[float]] = defaultdict(list)
+    sets: dict[str, list[float]] = defaultdict(list)
     for prompt, group in zip(prompts, groups, strict=True):
         levels[prompt.level].append(fmean(group))
+        sets[prompt.heldout_set].append(fmean(group))
     result = {"pass@1": fmean(map(fmean, groups)), f"pass@{k}": fmean(map(max, groups))}
     if config.eval.greedy:
         result["greedy"] = fmean(right[len(prompts) * k :])
@@ -41,4 +44,6 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
         result["mean_reward"] = fmean(scores[: len(prompts) * k])
     if len(levels) > 1:
         result |= {f"level_{level:02d}/pass@1": fmean(values) for level, values in sorted(levels.items())}
+    if len(sets) > 1:
+        result |= {f"{name}/pass@1": fmean(values) for name, values in sorted(sets.items())}
     return result

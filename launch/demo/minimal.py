@@ -28,7 +28,7 @@ from qarl.mismatch import Mismatch
 from qarl.prompts.pool import Pool
 from qarl.quant.publish import write_engine_config
 from qarl.seeds import derive_seed
-from qarl.types import SampleRequest, Score
+from qarl.types import Score
 from qarl.weights.source import PublishedTensor, PublishedWeights, Tensors
 from qarl.weights.wire import in_buckets
 from rewards.exact import verify
@@ -73,7 +73,7 @@ def train_step(config: Config, pool: Pool, engine: VLLMEngine, learner: LearnerR
     sampling, size = config.rollout.sampling, config.train.group_size
     seed = partial(derive_seed, config.seed, "train", step)
     requests = [
-        SampleRequest(prompt, seed(prompt.id, index), sampling.temperature, sampling.max_new_tokens)
+        sampling.request(prompt, seed(prompt.id, index))
         for prompt in pool.draw(config.train.prompts_per_step, step)
         for index in range(size)
     ]

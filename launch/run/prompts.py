@@ -1,6 +1,5 @@
 """The prompts of a run, read before anything starts, and what makes new ones."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Validator
 from qarl.seeds import derive_seed
 from qarl.tasks import make_task
-from qarl.tasks.task import Log, Task, encoder
+from qarl.tasks.task import Log, Task, encoder, special_tokens
 from qarl.types import Prompt
 from rewards.teacher import Teacher
 
@@ -35,7 +34,7 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
         if config.model.build and not Path(config.model.path).exists()
         else read_tokenizer(Path(config.model.path))
     )
-    task = make_task(config.task, encoder(tokenizer, config.task))
+    task = make_task(config.task, encoder(tokenizer, config.task), special_tokens(tokenizer))
     loaded = task.load(config.seed, max(config.eval.num_prompts, config.eval.final_num_prompts), log)
     _check_tokens(task, [*loaded[0], *loaded[1]], tokenizer, model_config(config).vocab_size)
     room = config.rollout.max_model_len - config.rollout.sampling.max_new_tokens
@@ -68,8 +67,6 @@ def fill_pool(config: Config, prompts: Sequence[Prompt], log: Log) -> Pool:
 
 def _check_tokens(task: Task, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Raises for prompts whose tokens are not what the data says."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    typed = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or "(?!)")
     first = tokenizer.bos_token_id
     for prompt in prompts:
         question, ids = " ".join(task.question(prompt).split()), prompt.token_ids
@@ -78,9 +75,6 @@ def _check_tokens(task: Task, prompts: Sequence[Prompt], tokenizer: PreTrainedTo
         if max(ids) >= vocab_size:
             what = f"the tokenizer makes the id {max(ids)}, but the model's embedding ends at {vocab_size - 1}"
             raise ModelError(what, "model.path", "take the tokenizer that belongs to this model")
-        if found := typed.search(question):
-            what = f"the question '{question:.60}' holds the special token '{found[0]}', which would end or begin turns"
-            raise DataError(what, hint="remove it from the data")
         if first is not None and ids[:2] == (first, first):
             what = f"prompts begin with '{tokenizer.bos_token}' twice: the tokenizer adds it to a text that has it"
             raise ConfigError(what, "task.prompt_template", "remove it there")
@@ -100,7 +94,7 @@ def make_augmenter(
         _validator(config, task),
         prompts,
         heldout,
-        (sampling.temperature, sampling.max_new_tokens),
+        sampling,
         config.rollout.max_model_len - sampling.max_new_tokens,
         config.seed,
     )

@@ -54,17 +54,22 @@ def check_same_run(config: Config, run_dir: Path) -> Config:
 
 
 def input_digests(config: Config, prompts: Sequence[Prompt], heldout: Sequence[Prompt]) -> dict[str, str]:
-    """Digests of what a run reads besides its config, by name: rendered prompts, answers, files of the model folder
-    (tokenizer, chat template; the weights only where an objective refers to them), the user's functions."""
+    """Digests of what a run reads besides its config, by name: rendered prompts, their answers and other fields, files
+    of the model folder (tokenizer, chat template; the weights only where an objective refers to them), the user's
+    functions."""
     digests = {}
     for split, rows in (("training", prompts), ("held-out", heldout)):
         digests[f"{split} prompts"] = _digest(repr([(p.id, p.text, p.token_ids) for p in rows]).encode())
-        digests[f"{split} answers"] = _digest(repr([p.answer for p in rows]).encode())
+        fields = [(p.answers, p.level, p.source, p.heldout_set, p.metadata) for p in rows]
+        digests[f"{split} answers and other fields"] = _digest(repr(fields).encode())
     patterns = ["*.json", "*.jinja", "*.txt", "*.model"] + ["*.safetensors"] * (config.objective.kl_coef > 0)
     for file in sorted(file for pattern in patterns for file in Path(config.model.path).glob(pattern)):
         with file.open("rb") as opened:
             digests[str(file)] = file_digest(opened, "sha256").hexdigest()
-    for name in (config.reward.function, getattr(config.objective, "function", None)):
+    for name in (
+        config.reward.function,
+        *(getattr(part, "function", None) for part in (config.objective, config.task)),
+    ):
         source = name and inspect.getsourcefile(inspect.unwrap(load_function(name, "")))
         if source:
             digests[str(name)] = _digest(Path(source).read_bytes())

@@ -1,7 +1,7 @@
 """Keys of the policy: the model, its rollout engines and its learner."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -20,6 +20,9 @@ from qarl.config.base import (
     Share,
 )
 from qarl.quant.scheme import KernelKind, SchemeName
+
+if TYPE_CHECKING:
+    from qarl.types import Prompt, SampleRequest
 
 
 class SFTConfig(Node):
@@ -112,6 +115,19 @@ class SamplingConfig(Node):
     """Sampling temperature; learner log-probs use the same. vLLM samples none below 0.01."""
     max_new_tokens: PositiveInt = 256
     """Longest response, in tokens."""
+    stop: list[Annotated[str, Field(min_length=1)]] = []
+    """Texts that end a response, as the end token does. The response's text ends before them; its tokens, from which
+    the learner learns, end with the token that completed one."""
+    stop_token_ids: list[Count] = []
+    """Tokens that end a response, besides the model's end token."""
+
+    def request(self, prompt: "Prompt", seed: int, temperature: float | None = None) -> "SampleRequest":
+        """Ask for one response to `prompt`, at `temperature` where it is given."""
+        from qarl.types import SampleRequest  # late: numpy is slow to import
+
+        chosen = self.temperature if temperature is None else temperature
+        stop, stop_ids = tuple(self.stop), tuple(self.stop_token_ids)
+        return SampleRequest(prompt, seed, chosen, self.max_new_tokens, stop=stop, stop_token_ids=stop_ids)
 
 
 class PrecisionStage(Node):

@@ -278,8 +278,6 @@ class Config(Node):
 
     def _task_contradictions(self) -> Iterator[str]:
         augment, generated = self.pool.augment, self.task.kind == "reasoning_gym"
-        if augment.per_step and augment.validator.kind == "program" and not self.task.has_program:
-            yield f"pool.augment.validator.kind: task {self.task.kind} has no program to check; use vote or teacher"
         if generated != (self.reward.kind == "reasoning_gym"):
             yield "reward.kind: reasoning_gym belongs to task.kind reasoning_gym, and no other kind does"
         if generated and augment.per_step:

@@ -11,7 +11,7 @@ continues as if it had not stopped.
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from random import Random
 from typing import Annotated, Any, ClassVar
@@ -19,6 +19,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from qarl.config.base import Count
+from qarl.config.policy import SamplingConfig
 from qarl.config.pool import AugmentConfig
 from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.pool import Pool
@@ -45,6 +46,7 @@ class Candidate:
     question: str
     parent_id: str
     level: Annotated[int, Field(strict=True)]
+    source: str = ""
     replies: list[str] = field(default_factory=list)
 
 
@@ -59,7 +61,7 @@ class Augmenter:
         task: makes and reads the questions.
         known: prompts whose questions may not be repeated.
         heldout: further held-out questions, besides those that `task` lists.
-        sampling: temperature, and most new tokens, of the requests.
+        sampling: of the requests; those for a new problem have no stop strings.
         longest_prompt: most tokens of a request and of a new prompt.
     """
 
@@ -71,7 +73,7 @@ class Augmenter:
         validator: Validator,
         known: Iterable[Prompt],
         heldout: Iterable[Prompt],
-        sampling: tuple[float, int],
+        sampling: SamplingConfig,
         longest_prompt: int,
         seed: int,
     ) -> None:
@@ -101,6 +103,7 @@ class Augmenter:
                 self._conclude(candidate.parent_id, candidate.question, "invalid", verdict.reason)
                 continue
             prompt = self._task.prompt(candidate.question, verdict.answer, candidate.level)
+            prompt = replace(prompt, source=candidate.source)
             reason = "" if self._pool.add(prompt, candidate.parent_id) else "full"
             self._conclude(candidate.parent_id, candidate.question, reason, answer=verdict.answer)
 
@@ -119,7 +122,8 @@ class Augmenter:
                 self._conclude(parent.id, text, "length", f"the request has {len(tokens)} tokens")
                 continue
             self._parents.append(parent)
-            requests.append(self._request(Prompt(f"augment/{step}/{parent.id}", text, "", tokens), step, 0))
+            request = self._request(Prompt(f"augment/{step}/{parent.id}", text, "", tokens), step, 0)
+            requests.append(replace(request, stop=()))
         for candidate in self._queue:
             if self._validator.votes and not candidate.replies:
                 self._voting.append(candidate)
@@ -198,7 +202,7 @@ class Augmenter:
 
     def _request(self, prompt: Prompt, step: int, index: int) -> SampleRequest:
         seed = derive_seed(self._seed, "augment", step, prompt.id, index)
-        return SampleRequest(prompt, seed, *self._sampling)
+        return self._sampling.request(prompt, seed)
 
     def _read(self, parent: Prompt, sample: Sample) -> None:
         """Queue the question in the reply, or refuse it."""
@@ -216,7 +220,7 @@ class Augmenter:
             self._conclude(parent.id, question, reason, detail)
             return
         self._remember(question)
-        self._queue.append(Candidate(question, parent.id, parent.level))
+        self._queue.append(Candidate(question, parent.id, parent.level, parent.source))
         self._validator.submit(question)
 
     def _check(self, question: str) -> tuple[str, str]:

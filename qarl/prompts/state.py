@@ -137,7 +137,8 @@ def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
 
 def _prompt(row: Mapping[str, Any]) -> Prompt:
     """Raises TypeError when `row` is not a valid prompt."""
-    prompt = Prompt(**{**row, "token_ids": tuple(row["token_ids"])})
+    lists = {"token_ids": tuple(row["token_ids"]), "other_answers": tuple(row.get("other_answers", ()))}
+    prompt = Prompt(**{**row, **lists})
     texts, numbers = (prompt.id, prompt.text, prompt.answer), (*prompt.token_ids, prompt.level)
     if not all(isinstance(text, str) for text in texts) or not all(type(number) is int for number in numbers):
         raise TypeError(f"{prompt!r:.80} is not a prompt")

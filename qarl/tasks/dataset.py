@@ -1,149 +1,136 @@
-"""Problems from the rows of files: strict about every row, and no held-out question among the training rows."""
+"""Problems from rows: no question twice, none of the held-out ones among the training rows, files mixed by weight."""
 
-import hashlib
 import random
+import re
+from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from qarl.config.task import DatasetTaskConfig
+from qarl.config.task import CustomTaskConfig, DataFileConfig, DatasetTaskConfig
 from qarl.errors import DataError
 from qarl.tasks.files import raw_rows
-from qarl.tasks.task import Encode, Log, Task, log_shortage, split_template, take_evenly
-from qarl.tasks.text import plain, words
+from qarl.tasks.rows import Row, read_rows
+from qarl.tasks.task import NOTHING, Encode, Log, TemplateTask, log_shortage, shares, take_evenly
+from qarl.tasks.text import plain
 from qarl.types import Prompt
-
-LARGEST_LEVEL = 2**53
-"""Levels are sorted as floats, which are exact up to here."""
-
-
-class DatasetTask(Task):
-    """Rows of files. Raises ConfigError unless the prompt template has `{question}` once."""
-
-    def __init__(self, config: DatasetTaskConfig, encode: Encode) -> None:
-        super().__init__(encode)
-        self._config = config
-        self._before, self._after = split_template(config.prompt_template)
-
-    def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
-        train, heldout = load_rows(self._config, log)
-        random.Random(seed).shuffle(heldout)
-        by_level: dict[int, list[Row]] = defaultdict(list)
-        for row in heldout:
-            by_level[row.level].append(row)
-        chosen = take_evenly([iter(by_level[level]) for level in sorted(by_level)], num_heldout)
-        log_shortage("held-out", len(chosen), num_heldout, log)
-        train_prompts, heldout_prompts = (
-            [self.prompt(row.question, row.answer, row.level) for row in rows] for rows in (train, chosen)
-        )
-        return train_prompts, heldout_prompts
-
-    def prompt(self, question: str, answer: str, level: int) -> Prompt:
-        text = f"{self._before}{question}{self._after}"
-        digest = hashlib.sha1(question.encode(), usedforsecurity=False).hexdigest()
-        return Prompt(f"row/{digest}", text, answer, tuple(self.encode(text)), level)
-
-    def question(self, prompt: Prompt) -> str:
-        return prompt.text.removeprefix(self._before).removesuffix(self._after)
-
-    def is_well_formed(self, question: str) -> bool:
-        return bool(words(question))
-
-    def heldout_questions(self) -> Iterable[str]:
-        return (row.question for row in read_rows(self._config.heldout_path, self._config))
 
 
 @dataclass(frozen=True)
-class Row:
-    """One problem as the file has it; `level` is 0 without a level key, `where` names its line or row."""
+class Part:
+    """Rows of one file or function called `title`; `weight` as in the config."""
 
-    question: str
-    answer: str
-    level: int
-    where: str
-
-    @property
-    def key(self) -> str:
-        """Equal for questions with the same words, even when the white space between them differs."""
-        return " ".join(self.question.split())
+    title: str
+    rows: Sequence[Row]
+    weight: float | None = None
 
 
-def load_rows(config: DatasetTaskConfig, log: Log) -> tuple[list[Row], list[Row]]:
-    """Training and held-out rows in file order, each question once and in one of the two only.
+class RowsTask(TemplateTask):
+    """Problems from rows. Raises ConfigError unless the prompt template has `{question}` once."""
 
-    Repeated questions (the first stays) and training rows whose question is held out, even in another case or
-    typography, are dropped; `log` gets a line with their number and the first of them.
-    Raises DataError: a file is missing or empty, a row is broken, or no training row is left.
-    """
-    train = _distinct(read_rows(config.train_path, config), config.train_path, log)
-    heldout = _distinct(read_rows(config.heldout_path, config), config.heldout_path, log)
-    secret = {plain(key) for key in heldout}  # training rows differ by case: A and a may be two
-    leaked = {key: row for key, row in train.items() if plain(key) in secret}
-    kept = [row for key, row in train.items() if key not in leaked]
-    if leaked:
-        first, dropped = next(iter(leaked.values())), len(leaked)
-        log(f"{config.train_path}: dropped {dropped} rows whose question is held out, the first is {first.where}")
-    if not kept:
-        raise DataError(f"every question is also in {config.heldout_path}", where=config.train_path)
-    return kept, list(heldout.values())
+    def __init__(
+        self,
+        config: DatasetTaskConfig | CustomTaskConfig,
+        encode: Encode,
+        special: re.Pattern[str] = NOTHING,
+    ) -> None:
+        super().__init__(config, encode, special)
+        self._secret: list[str] = []  # all held-out questions, also those that no evaluation takes
 
+    @abstractmethod
+    def parts(self, seed: int, log: Log) -> tuple[list[Part], dict[str, Part]]:
+        """Training rows, and the held-out sets by name. Raises DataError."""
 
-def read_rows(path: str, config: DatasetTaskConfig) -> list[Row]:
-    """The rows of one file. Raises DataError that names the row."""
-    columns = {config.question_key, config.answer_key, config.level_key} - {""}
-    rows = [_row(values, where, config) for where, values in raw_rows(path, columns)]
-    if not rows:
-        raise DataError("the file has no rows", where=path)
-    return rows
+    def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
+        """Repeated questions (the first stays), and training rows whose question is held out, even in another case or
+        typography, are dropped; `log` gets a line with their number and the first of them."""
+        train, heldout = self.parts(seed, log)
+        train = _distinct(train, log)
+        sets = {name: _distinct([part], log)[0] for name, part in heldout.items()}
+        self._secret = [row.question for part in sets.values() for row in part.rows]
+        kept = mix(_unseen(train, list(sets.values()), log), seed, log)
+        chosen = take_evenly((_by_level(name, part.rows, seed) for name, part in sets.items()), num_heldout)
+        log_shortage("held-out", len(chosen), num_heldout, log)
+        several = len(sets) > 1
+        return [self._problem(row) for row in kept], [
+            replace(self._problem(row), heldout_set=name if several else "") for name, row in chosen
+        ]
 
+    def _problem(self, row: Row) -> Prompt:
+        prompt = self._prompt("row", row.question, row.answers[0], row.level, row.turns, row.where)
+        return replace(prompt, source=row.source, other_answers=row.answers[1:], metadata=row.metadata)
 
-def _row(values: dict[str, Any], where: str, config: DatasetTaskConfig) -> Row:
-    question = _text(values, config.question_key, "task.question_key", where)
-    answer = _text(values, config.answer_key, "task.answer_key", where)
-    if config.answer_delimiter:
-        _, found, answer = answer.rpartition(config.answer_delimiter)
-        if not found:
-            what = f"'{config.answer_key}' has no '{config.answer_delimiter}'"
-            raise DataError(what, where, "see task.answer_delimiter")
-    if not answer.strip():
-        raise DataError("the answer is empty", where=where)
-    return Row(question, answer.strip(), _level(values, config.level_key, where), where)
+    def heldout_questions(self) -> Iterable[str]:
+        return self._secret
 
 
-def _text(row: dict[str, Any], key: str, option: str, where: str) -> str:
-    value = _value(row, key, option, where)
-    if not isinstance(value, str):
-        raise DataError(f"'{key}' is {type(value).__name__}, not text", where, "write it as a string")
-    if not value.strip():
-        raise DataError(f"'{key}' is empty", where=where)
-    if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise DataError(f"'{key}' holds half of a surrogate pair, which is no text", where=where)
-    return value
+class DatasetTask(RowsTask):
+    """Rows of files."""
+
+    def __init__(self, config: DatasetTaskConfig, encode: Encode, special: re.Pattern[str] = NOTHING) -> None:
+        super().__init__(config, encode, special)
+        self._train, self._heldout = config.train_path, config.heldout_path
+
+    def parts(self, seed: int, log: Log) -> tuple[list[Part], dict[str, Part]]:
+        train = [Part(file.path, read_file(file, log), file.weight) for file in self._train]
+        return train, {name: Part(file.path, read_file(file, log)) for name, file in self._heldout.items()}
 
 
-def _level(row: dict[str, Any], key: str, where: str) -> int:
-    if not key:
-        return 0
-    value = _value(row, key, "task.level_key", where)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DataError(f"'{key}' is {value!r}, not an integer", where=where)
-    if abs(value) > LARGEST_LEVEL:
-        raise DataError(f"'{key}' is beyond {LARGEST_LEVEL}", where=where)
-    return value
+def read_file(file: DataFileConfig, log: Log) -> list[Row]:
+    """The problems of one file. Raises DataError that names the row."""
+    return read_rows(raw_rows(file.path), file.path, file, log)
 
 
-def _value(row: dict[str, Any], key: str, option: str, where: str) -> Any:
-    if key not in row:
-        raise DataError(f"no key '{key}', the row has {sorted(row)}", where, f"set {option}")
-    return row[key]
+def mix(parts: Sequence[Part], seed: int, log: Log) -> list[Row]:
+    """The rows of all parts, in order; of parts with weights as many, drawn by `seed`, as their shares allow."""
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
+        return [row for part in parts for row in part.rows]
+    total = min(len(part.rows) / weight for part, weight in zip(parts, weights, strict=True)) * sum(weights)
+    mixed: list[Row] = []
+    for part, n in zip(parts, shares(total, weights), strict=True):
+        n = min(n, len(part.rows))
+        log(f"{part.title}: {n} of {len(part.rows)} rows, by weight")
+        drawn = random.Random(f"mix/{seed}/{part.title}").sample(range(len(part.rows)), n)
+        mixed += [part.rows[index] for index in sorted(drawn)]
+    return mixed
 
 
-def _distinct(rows: list[Row], path: str, log: Log) -> dict[str, Row]:
-    """The rows by key; of rows with the same key, the first."""
+def _by_level(name: str, rows: Sequence[Row], seed: int) -> Iterator[tuple[str, Row]]:
+    """The rows of a held-out set, each with its name, shuffled and evenly over the levels."""
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    by_level: dict[int, list[Row]] = defaultdict(list)
+    for row in shuffled:
+        by_level[row.level].append(row)
+    streams = [iter(by_level[level]) for level in sorted(by_level)]
+    return ((name, row) for row in take_evenly(streams, len(rows)))
+
+
+def _distinct(parts: Iterable[Part], log: Log) -> list[Part]:
+    """The parts without rows whose key was seen before, in any of them."""
     first: dict[str, Row] = {}
-    repeated = [row for row in rows if first.setdefault(row.key, row) is not row]
-    if repeated:
-        again, before = repeated[0].where, first[repeated[0].key].where
-        log(f"{path}: dropped {len(repeated)} rows with a question seen before, the first is {again}, as {before}")
-    return first
+    kept = []
+    for part in parts:
+        repeated = [row for row in part.rows if first.setdefault(row.key, row) is not row]
+        if repeated:
+            again, before = repeated[0].where, first[repeated[0].key].where
+            what = f"dropped {len(repeated)} rows with a question seen before, the first is {again}, as {before}"
+            log(f"{part.title}: {what}")
+        kept.append(replace(part, rows=[row for row in part.rows if first[row.key] is row]))
+    return kept
+
+
+def _unseen(parts: Iterable[Part], heldout: Sequence[Part], log: Log) -> list[Part]:
+    """The training parts without rows whose question is held out. Raises DataError when nothing is left of one."""
+    secret = {plain(row.key) for part in heldout for row in part.rows}  # training rows may differ by case: A and a
+    kept = []
+    for part in parts:
+        leaked = [row for row in part.rows if plain(row.key) in secret]
+        rows = [row for row in part.rows if plain(row.key) not in secret]
+        if leaked:
+            log(f"{part.title}: dropped {len(leaked)} rows whose question is held out, the first is {leaked[0].where}")
+        if not rows:
+            raise DataError(f"every question is also in {' or '.join(p.title for p in heldout)}", where=part.title)
+        kept.append(replace(part, rows=rows))
+    return kept

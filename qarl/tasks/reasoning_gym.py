@@ -1,8 +1,8 @@
 """Generated problems of reasoning-gym (https://github.com/open-thought/reasoning-gym), which also has their scorers."""
 
 import difflib
-import hashlib
 import random
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import islice
@@ -10,7 +10,7 @@ from typing import Any
 
 from qarl.config.task import GymDatasetConfig, ReasoningGymTaskConfig
 from qarl.errors import ConfigError
-from qarl.tasks.task import Encode, Log, Task, log_shortage, split_template, take_evenly
+from qarl.tasks.task import NOTHING, Encode, Log, TemplateTask, log_shortage, shares, take_evenly
 from qarl.tasks.text import plain
 from qarl.types import Prompt
 
@@ -25,24 +25,28 @@ Entry = dict[str, Any]
 """A problem as reasoning-gym has it: question, answer, metadata."""
 
 
-class ReasoningGymTask(Task):
-    """Raises ConfigError: no such generator or setting, a bad value, or a bad template."""
+class ReasoningGymTask(TemplateTask):
+    """Raises ConfigError: no such generator, level or setting, a bad value, or a bad template."""
 
-    def __init__(self, config: ReasoningGymTaskConfig, encode: Encode) -> None:
-        super().__init__(encode)
+    def __init__(self, config: ReasoningGymTaskConfig, encode: Encode, special: re.Pattern[str] = NOTHING) -> None:
+        super().__init__(config, encode, special)
         self._config = config
-        self._before, self._after = split_template(config.prompt_template)
+        self._datasets: list[GymDatasetConfig] = []
         for number, dataset in enumerate(config.datasets):
-            _check(dataset, f"task.datasets[{number}]")
+            where = f"task.datasets[{number}]"
+            for one in _levels(dataset, where):
+                _check(one, where)
+                self._datasets.append(one)
 
     def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
         seen: set[str] = set()
         draws = DRAWS * num_heldout
-        levels = range(1, len(self._config.datasets) + 1)
+        levels = range(1, len(self._datasets) + 1)
         heldout = take_evenly([self._prompts(level, SEEDS, draws, seed, seen) for level in levels], num_heldout)
         log_shortage("held-out", len(heldout), num_heldout, log)
         train: list[Prompt] = []
-        for level, n in zip(levels, self._shares(), strict=True):
+        weights = [dataset.weight for dataset in self._datasets]
+        for level, n in zip(levels, shares(self._config.num_prompts, weights), strict=True):
             found = list(islice(self._prompts(level, 0, DRAWS * n, seed, seen), n))
             log_shortage(f"level {level} training", len(found), n, log)
             train += found
@@ -51,39 +55,25 @@ class ReasoningGymTask(Task):
             raise ConfigError(what, "task.datasets", "widen their settings, or lower eval.final_num_prompts")
         return train, heldout
 
-    def _shares(self) -> list[int]:
-        """Training prompts of each generator, by weight."""
-        weights = [dataset.weight for dataset in self._config.datasets]
-        return [round(self._config.num_prompts * weight / sum(weights)) for weight in weights]
-
     def _prompts(self, level: int, first_seed: int, draws: int, seed: int, seen: set[str]) -> Iterator[Prompt]:
         """Those of `draws` problems of one generator whose questions are not in `seen`, which gets them."""
-        dataset = self._config.datasets[level - 1]
+        dataset = self._datasets[level - 1]
         offset = random.Random(f"reasoning_gym/{seed}/{level}").randrange(SEEDS // 2)
         for entry in _entries(dataset, first_seed + offset, draws):
             key = plain(" ".join(entry["question"].split()))
             if key not in seen:
                 seen.add(key)
-                yield self._prompt(entry, level, dataset)
+                yield self._problem(entry, level, dataset)
 
-    def _prompt(self, entry: Entry, level: int, dataset: GymDatasetConfig) -> Prompt:
-        prompt = self.prompt(entry["question"], str(entry["answer"]), level)
+    def _problem(self, entry: Entry, level: int, dataset: GymDatasetConfig) -> Prompt:
+        prompt = self._prompt(dataset.name, entry["question"], str(entry["answer"]), level)
         scorer = {
             "dataset": dataset.name,
             "settings": dataset.settings,
             "entry": entry,
             "answer_pattern": self._config.answer_pattern,
         }
-        return replace(prompt, verifier_kwargs=scorer)
-
-    def prompt(self, question: str, answer: str, level: int) -> Prompt:
-        text = f"{self._before}{question}{self._after}"
-        name = self._config.datasets[level - 1].name
-        digest = hashlib.sha1(question.encode(), usedforsecurity=False).hexdigest()
-        return Prompt(f"{name}/{digest}", text, answer, tuple(self.encode(text)), level)
-
-    def question(self, prompt: Prompt) -> str:
-        return prompt.text.removeprefix(self._before).removesuffix(self._after)
+        return replace(prompt, verifier_kwargs=scorer, source=dataset.name)
 
     def is_well_formed(self, question: str) -> bool:
         """None of the policy's: the scorers know only problems that reasoning-gym made."""
@@ -95,6 +85,36 @@ def _entries(dataset: GymDatasetConfig, seed: int, n: int) -> Iterator[Entry]:
     from reasoning_gym import create_dataset  # late: it is slow to import
 
     yield from create_dataset(dataset.name, **dataset.settings, seed=seed, size=n)
+
+
+def _levels(dataset: GymDatasetConfig, where: str) -> Iterator[GymDatasetConfig]:
+    """The generator at each of its levels: with the settings that its curriculum has there, below the config's."""
+    from reasoning_gym.coaching.base_curriculum import DefaultCurriculumContext, RangeAttributeMode
+    from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum
+
+    if not dataset.levels or dataset.name not in DATASETS:
+        yield dataset
+        return
+    if dataset.name not in CURRICULA:
+        raise ConfigError(f"{dataset.name} has no curriculum in reasoning-gym", f"{where}.levels", "set its settings")
+    for level in dataset.levels:
+        curriculum = create_curriculum(dataset.name)
+        highest = max(len(attribute.levels) for attribute in curriculum.attributes.values()) - 1
+        if level > highest:
+            raise ConfigError(f"{dataset.name} has no level {level}", f"{where}.levels", f"the highest is {highest}")
+        curriculum.set_global_level(level)
+        # Of a range, what this level adds: a pool with all levels in it chooses among them.
+        made = curriculum.generate_configuration(context=DefaultCurriculumContext(RangeAttributeMode.UPPER_BOUND))
+        names = [name for attribute in curriculum.attributes.values() for name in _settings_of(attribute)]
+        settings = {name: getattr(made, name) for name in names} | dataset.settings
+        weight = dataset.weight / len(dataset.levels)
+        yield dataset.model_copy(update={"settings": settings, "weight": weight, "levels": []})
+
+
+def _settings_of(attribute: Any) -> list[str]:
+    """The settings that an attribute of a curriculum sets: one, or two for a range."""
+    known = ("field_name", "lower_field_name", "upper_field_name")
+    return [getattr(attribute, name) for name in known if hasattr(attribute, name)]
 
 
 def _check(dataset: GymDatasetConfig, where: str) -> None:

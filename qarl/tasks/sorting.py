@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from qarl.config.task import SortingTaskConfig
 from qarl.errors import ConfigError
-from qarl.tasks.task import Encode, Log, Task, log_shortage, take_evenly
+from qarl.tasks.task import NOTHING, Encode, Log, Task, log_shortage, take_evenly
 from qarl.types import Prompt
 
 LONGEST = 4000
@@ -17,7 +17,7 @@ LONGEST = 4000
 class SortingTask(Task):
     """Digits to be sorted. Raises ConfigError on bad levels."""
 
-    def __init__(self, config: SortingTaskConfig, encode: Encode) -> None:
+    def __init__(self, config: SortingTaskConfig, encode: Encode, special: re.Pattern[str] = NOTHING) -> None:
         super().__init__(encode)
         check_levels(config.levels)
         self._config, self._lengths = config, range(min(config.levels), max(config.levels) + 1)

@@ -5,16 +5,19 @@ A question is the problem itself, without the text that the task's template puts
 
 from __future__ import annotations
 
+import hashlib
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from qarl.config.task import TaskConfig
-from qarl.errors import ConfigError
+from qarl.config.task import TaskConfig, TemplateConfig
+from qarl.errors import ConfigError, DataError
 from qarl.model_folder import reading
+from qarl.tasks.text import words
 from qarl.types import Prompt
 
 if TYPE_CHECKING:
@@ -23,8 +26,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Log = Callable[[str], None]
 """Takes one line for the terminal."""
-Encode = Callable[[str], Sequence[int]]
-"""A prompt's text to token ids, chat template and special tokens included."""
+Turn = tuple[str, str]
+"""Role and content of a chat message."""
+Encode = Callable[..., Sequence[int]]
+"""Called with a prompt's text, and with the turns before it where there are any. Returns token ids, those of the chat
+template and special tokens included."""
+NOTHING = re.compile("(?!)")
+"""Matches no text."""
 
 
 class Teacher(Protocol):
@@ -61,7 +69,7 @@ class Task(ABC):
     def load(self, seed: int, num_heldout: int, log: Log) -> tuple[list[Prompt], list[Prompt]]:
         """Training prompts and up to `num_heldout` held-out prompts, disjoint, with ids that are stable across runs.
 
-        Every prefix of the held-out prompts is spread over their levels as evenly as the data allows.
+        Every prefix of the held-out prompts is spread over their sets and levels as evenly as the data allows.
 
         Args:
             seed: which problems are generated, or in which order held-out rows are taken.
@@ -93,8 +101,49 @@ class Task(ABC):
         return ()
 
 
+class TemplateTask(Task):
+    """A task whose prompts are a question within the template of its config.
+
+    Args:
+        special: finds the special tokens that no question may hold.
+
+    Raises ConfigError unless the template has `{question}` once.
+    """
+
+    def __init__(self, config: TemplateConfig, encode: Encode, special: re.Pattern[str] = NOTHING) -> None:
+        super().__init__(encode)
+        self._chat, self._special = config.chat, special
+        self._before, self._after = split_template(config.prompt_template)
+
+    def prompt(self, question: str, answer: str, level: int) -> Prompt:
+        return self._prompt("row", question, answer, level)
+
+    def _prompt(
+        self, prefix: str, question: str, answer: str, level: int, turns: Sequence[Turn] = (), where: str = ""
+    ) -> Prompt:
+        """`where` names the row. Raises DataError: a text holds a special token, or there are turns but no chat."""
+        for content in (question, *(content for _, content in turns)):
+            if found := self._special.search(content):
+                what = f"the question '{' '.join(content.split()):.60}' holds the special token '{found[0]}'"
+                raise DataError(f"{what}, which would end or begin turns", where, "remove it from the data")
+        if turns and not self._chat:
+            raise DataError("the prompt has several turns, which need a chat template", where, "set task.chat=true")
+        text = f"{self._before}{question}{self._after}"
+        ids = self.encode(text, turns) if turns else self.encode(text)
+        spoken = [content for role, content in turns if role != "system"]
+        digest = hashlib.sha1("\n".join([*spoken, question]).encode(), usedforsecurity=False).hexdigest()
+        return Prompt(f"{prefix}/{digest}", text, answer, tuple(ids), level)
+
+    def question(self, prompt: Prompt) -> str:
+        return prompt.text.removeprefix(self._before).removesuffix(self._after)
+
+    def is_well_formed(self, question: str) -> bool:
+        return bool(words(question)) and not self._special.search(question)
+
+
 def encoder(tokenizer: PreTrainedTokenizerBase, config: TaskConfig) -> Encode:
-    """Encodes a prompt's text; with `chat`, as one user turn.
+    """Encodes a prompt's text; with `chat`, as a user turn after the given ones. A system turn among these takes the
+    place of the config's.
 
     Raises ConfigError without a chat template; encoding raises ModelError where the template refuses a turn.
     """
@@ -102,15 +151,23 @@ def encoder(tokenizer: PreTrainedTokenizerBase, config: TaskConfig) -> Encode:
         return tokenizer.encode
     if not tokenizer.chat_template:
         raise ConfigError("the tokenizer has no chat template", "task.chat", "set task.chat=false")
-    system = [] if config.system_prompt is None else [{"role": "system", "content": config.system_prompt}]
+    system = () if config.system_prompt is None else (("system", config.system_prompt),)
     kwargs = {**config.chat_template_kwargs, "add_generation_prompt": True, "return_dict": False}
 
-    def encode(text: str) -> list[int]:
+    def encode(text: str, turns: Sequence[Turn] = ()) -> list[int]:
+        before = () if turns and turns[0][0] == "system" else system
+        messages = [{"role": role, "content": content} for role, content in (*before, *turns, ("user", text))]
         with reading(Path(tokenizer.name_or_path), "chat template"):  # a template may raise anything
-            ids: list[int] = tokenizer.apply_chat_template([*system, {"role": "user", "content": text}], **kwargs)
+            ids: list[int] = tokenizer.apply_chat_template(messages, **kwargs)
         return ids
 
     return encode
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Finds the special tokens of `tokenizer` in a text, the longest first."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else NOTHING
 
 
 def split_template(template: str) -> tuple[str, str]:
@@ -119,6 +176,11 @@ def split_template(template: str) -> tuple[str, str]:
     if not found or "{question}" in after:
         raise ConfigError("'{question}' does not occur in it once", "task.prompt_template")
     return before, after
+
+
+def shares(total: float, weights: Sequence[float]) -> list[int]:
+    """`total` in parts that are proportional to `weights`, rounded."""
+    return [round(total * weight / sum(weights)) for weight in weights]
 
 
 def log_shortage(split: str, found: int, requested: int, log: Log) -> None:

@@ -15,6 +15,7 @@ Edit = Callable[[Path], object]
 GOOD = rows(100, 63).encode()
 PARQUET = ("task.train_path=train.parquet",)
 SAVED = ("task.train_path=saved",)
+CSV = ("task.train_path=t.csv",)
 
 
 def jsonl(line: bytes | str) -> Edit:
@@ -128,15 +129,20 @@ LINES: list[tuple[str, Edit, tuple[str, ...]]] = [
     ("question missing", jsonl('{"answer": "7"}'), ("train.jsonl:64", "question", "task.question_key")),
     ("answer missing", jsonl('{"question": "7="}'), ("train.jsonl:64", "answer", "task.answer_key")),
     ("question null", row(question=None), ("train.jsonl:64", "question")),
-    ("answer a number", row(answer=7), ("train.jsonl:64", "answer")),
-    ("answer a list", row(answer=["7"]), ("train.jsonl:64", "answer")),
-    ("question a list of turns", row(question=[{"role": "user", "content": "7="}]), ("train.jsonl:64", "question")),
+    ("answer true", row(answer=True), ("train.jsonl:64", "answer")),
+    ("answer an empty list", row(answer=[]), ("train.jsonl:64", "answer")),
+    ("answer a list with null", row(answer=["7", None]), ("train.jsonl:64", "answer", "null")),
+    ("question several turns without a chat", row(question=[{"role": "system", "content": "7="}, {"role": "user", "content": "7="}]), ("train.jsonl:64", "task.chat")),
+    ("question a turn of a tool", row(question=[{"role": "tool", "content": "7="}]), ("train.jsonl:64", "question.0", "role")),
+    ("question turns without text", row(question=[{"role": "user", "content": None}]), ("train.jsonl:64", "question.0.content")),
+    ("question no turns", row(question=[]), ("train.jsonl:64", "question")),
     ("question empty", row(question=""), ("train.jsonl:64", "question")),
     ("question white space", row(question=" \n "), ("train.jsonl:64", "question")),
     ("answer white space", row(answer=" "), ("train.jsonl:64", "answer")),
     ("empty file", write("train.jsonl", ""), ("train.jsonl", "no rows")),
     ("blank lines", write("train.jsonl", "\n\n  \n"), ("train.jsonl", "no rows")),
-    ("a JSON array", write("train.jsonl", json.dumps([{"question": "7=", "answer": "7"}])), ("train.jsonl:1",)),
+    ("a JSON array, cut off", write("train.jsonl", '[{"question": "7="'), ("train.jsonl", "JSON")),
+    ("a JSON array of texts", write("train.jsonl", '["7="]'), ("train.jsonl:row 1",)),
     ("an indented object", write("train.jsonl", '{\n "question": "7="\n}'), ("train.jsonl:1",)),
     ("CSV", write("train.jsonl", "question,answer\n7=,7\n"), ("train.jsonl:1",)),
     ("a folder", then(lambda f: (f / "train.jsonl").unlink(), lambda f: (f / "train.jsonl").mkdir()), ("train.jsonl",)),
@@ -147,11 +153,10 @@ LINES: list[tuple[str, Edit, tuple[str, ...]]] = [
     ("all questions held out", lambda f: shutil.copy(f / "train.jsonl", f / "heldout.jsonl"), ("train.jsonl", "heldout.jsonl")),
     ("every question too long", write("train.jsonl", json.dumps({"question": "1" * 100, "answer": "1"})), ("48 tokens", "rollout.max_model_len")),
     ("two rows for four prompts", write("train.jsonl", rows(1, 2)), ("train.prompts_per_step", "2")),
-    ("a byte order mark", write("train.jsonl", b"\xef\xbb\xbf" + GOOD), ("train.jsonl:1",)),
 ]  # fmt: skip
 
 LEVELS: list[tuple[str, Any]] = [
-    ("text", "3"),
+    ("text", "hard"),
     ("float", 3.5),
     ("true", True),
     ("null", None),
@@ -170,6 +175,7 @@ COLUMNS: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
     ("one null", parquet(lambda: table(answer=["1"] * 63 + [None])), PARQUET, ("train.parquet:row 64", "answer")),
     ("two columns of one name", parquet(two_columns), PARQUET, ("train.parquet", "question", "two")),
     ("column missing", parquet(lambda: table().select(["question"])), PARQUET, ("train.parquet", "answer")),
+    ("other columns of one name", parquet(lambda: table().append_column("x", [[1] * 64]).append_column("x", [[2] * 64])), PARQUET, ("train.parquet", "two", "x")),
     ("no rows", parquet(lambda: table().slice(0, 0)), PARQUET, ("train.parquet", "no rows")),
     ("cut off", then(parquet(table), cut("train.parquet", -100)), PARQUET, ("train.parquet",)),
     ("cut at the start", then(parquet(table), cut("train.parquet", 10)), PARQUET, ("train.parquet",)),
@@ -194,6 +200,11 @@ COLUMNS: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
     ("saved, splits", then(saved(table), write("saved/dataset_dict.json", '{"splits": ["train", "test"]}')), SAVED, ("saved/train",)),
     ("saved, splits a number", then(saved(table), write("saved/dataset_dict.json", "3")), SAVED, ("dataset_dict.json",)),
     ("an empty folder", lambda f: (f / "saved").mkdir(), SAVED, ("saved", "state.json")),
+    ("CSV, a field too many", write("t.csv", "question,answer\n7=,7,7\n"), CSV, ("t.csv:2", "3 fields")),
+    ("CSV, an open quote", write("t.csv", 'question,answer\n"7=,7\n'), CSV, ("t.csv", "CSV")),
+    ("CSV, Latin-1", write("t.csv", b"question,answer\ncaf\xe9,7\n"), CSV, ("t.csv", "utf-8")),
+    ("CSV, a null byte", write("t.csv", "question,answer\n7\0,7\n"), CSV, ("t.csv",)),
+    ("CSV, semicolons", write("t.csv", "question;answer\n7=;7\n"), CSV, ("t.csv:2", "task.question_key")),
 ]  # fmt: skip
 
 RIGHT: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
@@ -207,7 +218,15 @@ RIGHT: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
     ("windows line ends", lambda f: (f / "train.jsonl").write_bytes(GOOD.replace(b"\n", b"\r\n")), (), ()),
     ("no line end at the end", lambda f: (f / "train.jsonl").write_bytes(GOOD.rstrip()), (), ()),
     ("more keys", row(extra={"a": [1, None]}), (), ()),
-    ("other columns of one name", parquet(lambda: table().append_column("x", [[1] * 64]).append_column("x", [[2] * 64])), PARQUET, ()),
+    ("a byte order mark", write("train.jsonl", b"\xef\xbb\xbf" + GOOD), (), ()),
+    ("a JSON array", lambda f: (f / "train.jsonl").write_text(json.dumps([json.loads(line) for line in GOOD.splitlines()])), (), ()),
+    ("answer a number", row(answer=7), (), ()),
+    ("answers in a list", row(answer=["7", 7.0]), (), ()),
+    ("question a turn", row(question=[{"role": "user", "content": "7="}]), (), ()),
+    ("level a text", levels("Level 3"), ("task.level_key=level",), ()),
+    ("a wrong row that may be left out", row(answer=None), ("task.max_wrong_rows=1",), ("left out 1",)),
+    ("other columns of times and bytes", parquet(lambda: table(at=[datetime.date(2020, 1, 1)] * 64, raw=[b"x"] * 64)), PARQUET, ()),
+    ("CSV", write("t.csv", "question,answer\r\n" + "".join(f'"{i}=",{i}\r\n' for i in range(64))), CSV, ()),
     ("a folder called .parquet", saved(table, "d.parquet"), ("task.train_path=d.parquet",), ()),
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from qarl.config.policy import SamplingConfig
 from qarl.config.pool import AugmentConfig, PoolConfig
 from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.prompts.augment import Augmenter
@@ -78,7 +79,16 @@ class Case:
         self.pool.observe([GroupResult(p.id, (0.0, 1.0)) for p in self.pool.draw(len(questions), 0)], 0)
         held = [problems.prompt(question, "", 0) for question in heldout]
         validator = validator or ProgramCheck(sorting.solve)
-        args = (self.pool, problems, validator, self.prompts, held, (0.7, 9), longest, 5)
+        args = (
+            self.pool,
+            problems,
+            validator,
+            self.prompts,
+            held,
+            SamplingConfig(temperature=0.7, max_new_tokens=9),
+            longest,
+            5,
+        )
         self.augmenter = Augmenter(config, *args)
 
     def ask(self, step: int = 1) -> list[SampleRequest]:

@@ -105,7 +105,7 @@ def trl_steps(python: Path, name: str, overrides: Sequence[str], steps: int, num
         "lr": config.learner.optimizer.lr,
         "steps": steps + 1,
         "seed": config.seed,
-        "answer_pattern": config.task.answer_pattern if config.task.kind == "reasoning_gym" else r"(?s)^.*$",
+        "answer_pattern": getattr(config.task, "answer_pattern", r"(?s)^.*$"),
         "output": str(FOLDER / "trl-output"),
         "prompts": prompts_of(config),
     }

@@ -244,6 +244,15 @@ def texts(config: Config, machine: Machine) -> list[str]:
     return [str(fault) for fault in setting_faults(config, machine)]
 
 
+def test_a_validator_needs_the_tasks_program() -> None:
+    task = {"kind": "dataset", "train_path": "t", "heldout_path": "h"}
+    for validator, expected in (("program", 1), ("vote", 0)):
+        augment = {"per_step": 1, "validator": {"kind": validator}}
+        found = texts(make_config(task=task, pool={"augment": augment}), Machine("cpu"))
+        line = "pool.augment.validator.kind: task dataset has no program to check; use vote or teacher"
+        assert found == [line] * expected
+
+
 # --- settings and resources ------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,20 @@ def test_a_part_of_the_reward_is_no_success_and_has_a_name_of_its_own() -> None:
     assert result == pytest.approx({"pass@1": 0.0, "pass@2": 0.0, "greedy": 0.0, "mean_reward": 0.7})
 
 
+def test_a_figure_for_each_of_several_heldout_sets() -> None:
+    names = ("gsm8k", "math", "gsm8k")
+    prompts = [replace(p, level=1, heldout_set=name) for p, name in zip(make_prompts(3), names, strict=True)]
+    config = make_config(eval={"greedy": False, "num_samples": 1})
+    result = evaluate(FakeFleet(), given_in_order(1, 0, 0), prompts, config)
+    assert result == pytest.approx({"pass@1": 1 / 3, "gsm8k/pass@1": 0.5, "math/pass@1": 0.0})
+
+
+def test_requests_end_as_the_config_says() -> None:
+    fleet, stop = FakeFleet(), {"sampling": {"max_new_tokens": 8, "stop": ["\n\n"], "stop_token_ids": [3]}}
+    evaluate(fleet, FakeRewards(), HELDOUT, make_config(rollout=stop))
+    assert {(r.stop, r.stop_token_ids) for r in fleet.requests[0]} == {(("\n\n",), (3,))}
+
+
 def test_evaluation_of_one_level_without_greedy() -> None:
     prompts = [replace(prompt, level=7) for prompt in make_prompts(2)]
     config = make_config(eval={"greedy": False, "num_samples": 1})

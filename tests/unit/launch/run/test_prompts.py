@@ -25,7 +25,7 @@ def run(tiny_models: dict[str, Path], tmp_path: Path) -> Any:
     """A config of a data set whose only training question is given, with a model of 256 tokens."""
     model = Path(shutil.copytree(tiny_models["llama"], tmp_path / "model"))
 
-    def make(question: str, **task: Any) -> Config:
+    def make(question: Any, **task: Any) -> Config:
         for name, text in (("train", question), ("heldout", "2=")):
             (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": text, "answer": "1"}))
         paths = {f"{name}_path": str(tmp_path / f"{name}.jsonl") for name in ("train", "heldout")}
@@ -54,7 +54,10 @@ def test_a_special_token_in_the_data(run: Any, tmp_path: Path, token: str, chat:
     tokenizer = make_tokenizer(256)
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(tmp_path / "model")
-    assert f"the question '12{token}3' holds the special token '{token}'" in refused(run(f"12{token}3", chat=chat))
+    line = refused(run(f"12{token}3", chat=chat))
+    assert line.startswith(f"{tmp_path}/train.jsonl:1: the question '12{token}3' holds the special token '{token}'")
+    messages = [{"role": "system", "content": f"4{token}"}, {"role": "user", "content": "2"}]
+    assert f"'4{token}' holds the special token" in refused(run(messages, chat=chat))
 
 
 @pytest.mark.parametrize("template", ["{% if", "{{ raise_exception('no system role') }}", "{{ messages[3].content }}"])

@@ -70,7 +70,7 @@ def test_a_machine_with_other_cores_continues_a_run(tmp_path: Path, monkeypatch:
 
 def test_every_input_has_a_digest(tmp_path: Path) -> None:
     """What a run reads besides its config: a change of any of them is named, and of nothing else."""
-    model, reward = tmp_path / "model", tmp_path / "mine.py"
+    model, reward, task = tmp_path / "model", tmp_path / "mine.py", tmp_path / "task.py"
     model.mkdir()
     for name in ("tokenizer.json", "chat_template.jinja", "config.json", "model.safetensors"):
         (model / name).write_text("{}")
@@ -78,7 +78,9 @@ def test_every_input_has_a_digest(tmp_path: Path) -> None:
     sections: dict[str, Any] = {
         "model": {"path": str(model)},
         "reward": {"kind": "custom", "function": f"{reward}:judge"},
+        "task": {"kind": "custom", "function": f"{task}:problems"},
     }
+    task.write_text("def problems(seed): return [], []\n")
     config, prompts, heldout = make_config(**sections), make_prompts(3), make_prompts(2, "h")
     before = input_digests(config, prompts, heldout)
     (tmp_path / "inputs.json").write_text(json.dumps(before))
@@ -87,17 +89,21 @@ def test_every_input_has_a_digest(tmp_path: Path) -> None:
         return changed_inputs(tmp_path, input_digests(config, prompts, heldout))
 
     assert changed() == []
-    assert changed([*prompts[:2], replace(prompts[2], answer="9")]) == ["training answers"]
-    assert changed(heldout=[replace(heldout[0], answer="9"), heldout[1]]) == ["held-out answers"]
+    for field in ({"answer": "9"}, {"other_answers": ("9",)}, {"source": "s"}, {"metadata": {"tests": [1]}}):
+        found = changed([*prompts[:2], replace(prompts[2], **field)])
+        assert found == ["training answers and other fields"], field
+    assert changed(heldout=[replace(heldout[0], heldout_set="s"), heldout[1]]) == ["held-out answers and other fields"]
     assert changed([*prompts[:2], replace(prompts[2], token_ids=(1, 9))]) == ["training prompts"]
-    assert changed(heldout=[heldout[1], heldout[0]]) == ["held-out prompts"]
+    assert "held-out prompts" in changed(heldout=[heldout[1], heldout[0]])
     (model / "model.safetensors").write_text("other weights: those of the checkpoint are used")
     assert changed() == []
     for name in ("tokenizer.json", "chat_template.jinja"):
         (model / name).write_text("{ }")
     assert changed() == [f"{model}/chat_template.jinja", f"{model}/tokenizer.json"]
     reward.write_text("def judge(text, finish_reason, answer): return 0.5\n")
-    assert changed() == [f"{reward}:judge", f"{model}/chat_template.jinja", f"{model}/tokenizer.json"]
+    task.write_text("def problems(seed): return [], {}\n")
+    files = [f"{model}/chat_template.jinja", f"{model}/tokenizer.json"]
+    assert changed() == [f"{reward}:judge", *files, f"{task}:problems"]
 
 
 def test_the_weights_are_an_input_where_the_objective_refers_to_them(tmp_path: Path) -> None:

@@ -99,14 +99,43 @@ def test_any_text_round_trips(tmp_path_factory: pytest.TempPathFactory, text: st
     assert load_config(path) == config
 
 
-@pytest.mark.parametrize("key", ["run.dir", "model.path", "debug.train_from", "task.train_path", "task.heldout_path"])
+@pytest.mark.parametrize("key", ["run.dir", "model.path", "debug.train_from"])
 def test_the_home_folder_in_every_path(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("HOME", "/my/home")
-    tree = with_value(key, "~/a") if "task" not in key else MINIMAL | {"task": TASK | {key.partition(".")[2]: "~/a"}}
-    found: Any = validate(tree, "test")
+    found: Any = validate(with_value(key, "~/a"), "test")
     for part in key.split("."):
         found = getattr(found, part)
     assert found == "/my/home/a"
+
+
+def test_files_of_a_task_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/my/home")
+    for train in ("~/a", {"path": "~/a"}, ["~/a"], [{"path": "~/a"}]):
+        for heldout in ("~/b", {"path": "~/b"}, {"heldout": "~/b"}, {"heldout": {"path": "~/b"}}):
+            config = validate(MINIMAL | {"task": TASK | {"train_path": train, "heldout_path": heldout}}, "test")
+            assert config.task == validate(MINIMAL | {"task": config.task.model_dump()}, "test").task
+            assert isinstance(config.task, DatasetTaskConfig)
+            assert [file.path for file in config.task.train_path] == ["/my/home/a"]
+            assert {name: file.path for name, file in config.task.heldout_path.items()} == {"heldout": "/my/home/b"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "line"),
+    [
+        ({"train_path": []}, "task.train_path: list should have at least 1 item"),
+        ({"train_path": [{}]}, "task.train_path.0.path: required"),
+        ({"train_path": ["a", {"path": "b", "wieght": 1}]}, "unknown key 'task.train_path.1.wieght', did you mean"),
+        ({"train_path": [3]}, "task.train_path.0: "),
+        ({"heldout_path": {}}, "task.heldout_path: dictionary should have at least 1 item"),
+        ({"heldout_path": {"a b": "x"}}, "task.heldout_path.a b.[key]: "),
+        ({"preset": "gsm9k"}, "task.preset: "),
+        ({"chat": False, "system_prompt": "Hi"}, "task.chat: false has no use for system_prompt"),
+    ],
+)
+def test_bad_task_keys(keys: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(MINIMAL | {"task": TASK | keys}, "test")
+    assert line in str(caught.value)
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "x" * 256, "x/" * 2500])
@@ -245,10 +274,8 @@ def test_required_keys(missing: str) -> None:
         (["pool.retire={solved_above: 0.3, hopeless_below: 0.3}"], "pool.retire.hopeless_below"),
         (["pool.retire={after_visits: 1, solved_above: 0.4}"], "pool.retire"),
         (["pool.target=0.1", "pool.retire={after_visits: 1, hopeless_below: 0.2}"], "pool.retire"),
-        (
-            ["task={kind: dataset, train_path: t, heldout_path: h}", "pool.augment.per_step=1"],
-            "pool.augment.validator.kind",
-        ),
+        (["rollout.sampling.stop=['']"], "rollout.sampling.stop.0"),
+        (["rollout.sampling.stop_token_ids=[-1]"], "rollout.sampling.stop_token_ids.0"),
     ],
 )
 def test_contradictions_name_the_key(minimal: Path, overrides: list[str], key: str) -> None:

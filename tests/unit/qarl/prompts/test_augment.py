@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from qarl.config.policy import SamplingConfig
 from qarl.config.pool import AugmentConfig, PoolConfig, VoteConfig
-from qarl.config.task import SortingTaskConfig
+from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import CheckpointError, RolloutError
 from qarl.prompts.augment import REASONS, Augmenter, beginning
 from qarl.prompts.pool import Pool
@@ -32,7 +35,9 @@ def test_only_measured_prompts_near_the_target_are_parents() -> None:
     rates = {"10": 0.0, "20": 0.25, "30": 0.5, "40": 0.76}  # 50 stays unseen
     pool.observe([GroupResult(f"sorting/{digits}", (rate,)) for digits, rate in rates.items()], 0)
     config = SORTING.model_copy(update={"per_step": 9})
-    augmenter = Augmenter(config, pool, problems, ProgramCheck(sorting.solve), prompts, [], (1.0, 9), 99, 0)
+    augmenter = Augmenter(
+        config, pool, problems, ProgramCheck(sorting.solve), prompts, [], SamplingConfig(max_new_tokens=9), 99, 0
+    )
     asked = {request.prompt.text for request in augmenter.requests(prompts, 1)}
     assert asked == {"20=2", "30=3"}
     assert augmenter.requests([], 2) == []
@@ -108,6 +113,26 @@ def test_a_new_problem_enters_the_pool_one_step_later_with_its_answer() -> None:
     child = next(prompt for prompt in case.pool.draw(9, 1) if prompt.id == "sorting/657171")
     assert child == Prompt("sorting/657171", "657171=", "115677", tuple(encode("657171=")), 6)
     assert case.pool.metrics()["pool/augmented_share"] == 0.5
+
+
+def test_what_requests_and_problems_take_from_run_and_parent() -> None:
+    """Stop strings end answers, so a request for a problem has none; a problem is of its parent's source."""
+    case = sorting_case("6543")
+    case.prompts = [replace(prompt, source="sums") for prompt in case.prompts]
+    sampling = SamplingConfig(temperature=0.7, max_new_tokens=9, stop=["="], stop_token_ids=[3])
+    case.augmenter._sampling = sampling
+    [request] = case.ask()
+    assert (request.temperature, request.max_new_tokens, request.stop, request.stop_token_ids) == (0.7, 9, (), (3,))
+    assert case.read("7171") == []
+    case.augmenter.resolve_pending()
+    assert {prompt.source for prompt in case.pool.draw(9, 1) if prompt.id == "sorting/657171"} == {"sums"}
+
+
+def test_a_problem_with_a_special_token_is_refused() -> None:
+    problems = make_task(DatasetTaskConfig(train_path="t", heldout_path="h"), encode, re.compile("<eos>"))
+    case = Case(problems, [STORY], AugmentConfig(per_step=1), Slow())
+    (outcome,) = case.read(tagged("What is <eos>2 times six?"))
+    assert (outcome.reason, outcome.detail) == ("parse", "not of the task's form")
 
 
 def test_a_held_out_answer_is_refused_whatever_the_order_of_its_digits() -> None:

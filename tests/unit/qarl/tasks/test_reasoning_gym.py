@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import Counter
 from typing import Any
 
@@ -67,6 +68,20 @@ def test_levels_are_the_datasets_and_weights_their_shares() -> None:
     assert all(prompt.id.startswith(("", "chain_sum/", "spell_backward/")[prompt.level]) for prompt in train)
 
 
+def test_levels_of_a_curriculum() -> None:
+    """Of chain_sum: two terms of one digit at level 0, three of two at level 1; a setting comes before the level's."""
+    leveled = GymDatasetConfig(name="chain_sum", weight=3.0, levels=[0, 1], settings={"max_digits": 2})
+    train, heldout = make_task(config_of(leveled, chain_sum(1.0), num_prompts=80), encode).load(0, 6, quiet)
+    assert Counter(prompt.level for prompt in train) == {1: 30, 2: 30, 3: 20}
+    assert {prompt.level for prompt in heldout} == {1, 2, 3}
+    for level, terms, digits in ((1, {2}, {1, 2}), (2, {3}, {2})):
+        numbers = [re.findall("[0-9]+", prompt.text) for prompt in train if prompt.level == level]
+        assert {len(found) for found in numbers} == terms
+        assert {len(number) for found in numbers for number in found} == digits
+    assert {p.verifier_kwargs["settings"]["max_terms"] for p in train if p.level == 2} == {3}
+    assert {prompt.source for prompt in train} == {"chain_sum"}
+
+
 def test_the_template_surrounds_the_question() -> None:
     task = make_task(config_of(chain_sum(), prompt_template="Q: {question}\nA:"), encode)
     (prompt, *_), _ = task.load(0, 1, quiet)
@@ -95,6 +110,12 @@ def test_the_template_surrounds_the_question() -> None:
             {"name": "chain_sum", "settings": {"min_terms": 9}},
             "task.datasets[0].settings: chain_sum refuses them: max_terms must be >= min_terms",
         ),
+        (
+            {"name": "chain_sum", "levels": [11]},
+            "task.datasets[0].levels: chain_sum has no level 11; the highest is 10",
+        ),
+        ({"name": "acre", "levels": [0]}, "task.datasets[0].levels: acre has no curriculum in reasoning-gym"),
+        ({"name": "caesar_cipher", "levels": [3]}, "caesar_cipher refuses them: rotation must be in range [1,25]"),
         ({"name": "chain_sum", "settings": {"min_terms": "two"}}, "chain_sum refuses them: '>' not supported"),
     ],
 )
