@@ -106,7 +106,7 @@ class DatasetTaskConfig(TemplateConfig, RowConfig):
 
     kind: Literal["dataset"] = "dataset"
     train_path: Annotated[list[TrainFileConfig], Field(min_length=1)] = Field(default=...)
-    """Training rows: a path, or a list of files. Required."""
+    """Training rows: a path, or a list of paths and files, whose keys follow. Required."""
     heldout_path: Annotated[dict[SetName, DataFileConfig], Field(min_length=1)] = Field(default=...)
     """Held-out rows, never in the pool: a path, a file, or several held-out sets by name. Required."""
 

@@ -54,7 +54,7 @@ def read_rows(raw: Iterable[RawRow], title: str, config: RowConfig, log: Log) ->
             wrong.append(error)
     if len(wrong) > config.max_wrong_rows:
         first, n = wrong[0], len(wrong)
-        hint = f"{n} rows are wrong, which task.max_wrong_rows={n} would leave out" if n > 1 else ""
+        hint = f"{n} rows are wrong, which task.max_wrong_rows={n} would leave out" if rows and n > 1 else ""
         raise DataError(first.what, first.where, "; ".join(filter(None, [first.hint, hint]))) from first
     if wrong:
         log(f"{title}: left out {len(wrong)} wrong rows, the first is {wrong[0]}")

@@ -203,7 +203,6 @@ COLUMNS: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
     ("CSV, a field too many", write("t.csv", "question,answer\n7=,7,7\n"), CSV, ("t.csv:2", "3 fields")),
     ("CSV, an open quote", write("t.csv", 'question,answer\n"7=,7\n'), CSV, ("t.csv", "CSV")),
     ("CSV, Latin-1", write("t.csv", b"question,answer\ncaf\xe9,7\n"), CSV, ("t.csv", "utf-8")),
-    ("CSV, a null byte", write("t.csv", "question,answer\n7\0,7\n"), CSV, ("t.csv",)),
     ("CSV, semicolons", write("t.csv", "question;answer\n7=;7\n"), CSV, ("t.csv:2", "task.question_key")),
 ]  # fmt: skip
 
@@ -223,7 +222,6 @@ RIGHT: list[tuple[str, Edit, tuple[str, ...], tuple[str, ...]]] = [
     ("answer a number", row(answer=7), (), ()),
     ("answers in a list", row(answer=["7", 7.0]), (), ()),
     ("question a turn", row(question=[{"role": "user", "content": "7="}]), (), ()),
-    ("level a text", levels("Level 3"), ("task.level_key=level",), ()),
     ("a wrong row that may be left out", row(answer=None), ("task.max_wrong_rows=1",), ("left out 1",)),
     ("other columns of times and bytes", parquet(lambda: table(at=[datetime.date(2020, 1, 1)] * 64, raw=[b"x"] * 64)), PARQUET, ()),
     ("CSV", write("t.csv", "question,answer\r\n" + "".join(f'"{i}=",{i}\r\n' for i in range(64))), CSV, ()),

@@ -13,6 +13,7 @@ import torch
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError
+from qarl.model_folder import read_tokenizer
 from qarl.numerics import engine_ops, processor
 from qarl.prompts.pool import Pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
@@ -104,6 +105,40 @@ def test_equal_seeds_give_equal_samples_in_any_batch(engine: VLLMEngine, policy:
     for one, other in zip(alone, together, strict=False):
         assert one.response_ids == other.response_ids
         assert np.array_equal(one.logprobs_T, other.logprobs_T)
+
+
+def test_stop_strings_and_ids_end_a_response_and_change_nothing_before(
+    engine: VLLMEngine, policy: Policy, tiny_models: dict[str, Path]
+) -> None:
+    """A stop string may begin in one token and end within the next: both were sampled, and both count."""
+    engine.load(publish(policy.model, SCHEME, 1))
+    asked = [dataclasses.replace(request, ignore_eos=True) for request in requests(6, 60)]
+    free = engine.generate(asked)
+    tokenizer = read_tokenizer(tiny_models["qwen3"])
+    stopping, lengths, texts = [], [], []
+    for number, (request, sample) in enumerate(zip(asked, free, strict=True)):
+        parts = [tokenizer.decode(sample.response_ids[:n], skip_special_tokens=True) for n in range(61)]
+        if number % 2:
+            stop_id = sample.response_ids[20]
+            lengths.append(sample.response_ids.index(stop_id) + 1)
+            stopping.append(dataclasses.replace(request, stop_token_ids=(stop_id,)))
+            texts.append(parts[lengths[-1] - 1])
+        else:
+            across = len(parts[20])
+            stop = parts[22][across - 2 : across + 2]
+            lengths.append(next(n for n, part in enumerate(parts) if stop in part))
+            stopping.append(dataclasses.replace(request, stop=(stop,)))
+            texts.append(sample.text.partition(stop)[0])
+    samples = engine.generate(stopping)
+    assert [len(sample.response_ids) for sample in samples] == lengths
+    assert min(lengths) > 1
+    assert [sample.text for sample in samples] == texts
+    assert {sample.finish_reason for sample in samples} == {"stop"}
+    for sample, whole in zip(samples, free, strict=True):
+        n = len(sample.response_ids)
+        assert sample.response_ids == whole.response_ids[:n]
+        assert np.array_equal(sample.logprobs_T, whole.logprobs_T[:n])
+    assert gap(policy, samples).abs_max == 0.0
 
 
 def test_reloaded_engine_equals_a_freshly_started_one(engine: VLLMEngine, policy: Policy, tmp_path: Path) -> None:

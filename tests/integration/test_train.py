@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -244,18 +245,28 @@ def _sample(prompt: list[int], tokens: list[int]) -> Any:
     return Sample(Prompt("p", "", "", tuple(prompt)), tuple(tokens), empty, "", "stop", 0)
 
 
-def test_dataset_problems_with_math_verify_and_the_sampler_as_prox(finished: tuple[Path, str], tmp_path: Path) -> None:
-    """The other task, verifier and prox: what a GSM8K run uses, on the same small model."""
+def test_files_of_verl_with_math_verify_and_the_sampler_as_prox(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """The other task, verifier and prox: what a run on verl's Parquet files uses, on the same small model."""
     (tmp_path / "model").symlink_to(finished[0] / "model")
-    for name, numbers in (("train", range(100, 160)), ("heldout", range(200, 220))):
-        rows = [{"q": f"{n}=", "a": f"sorted: {int(''.join(sorted(str(n))))}"} for n in numbers]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for name, numbers in (("train", range(100, 160)), ("more", range(200, 210)), ("test", range(210, 220))):
+        rows = [
+            {
+                "data_source": "digits",
+                "prompt": [{"role": "user", "content": f"{n}="}],
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": str(int("".join(sorted(str(n)))))},
+                "extra_info": {"split": name, "index": n},
+            }
+            for n in numbers
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
     config = tmp_path / "dataset.yaml"
     config.write_text(
         f"inherits: {ROOT}/configs/quickstart.yaml\n"
         "model: {build: null}\n"
-        f"task: {{kind: dataset, train_path: {tmp_path}/train.jsonl, heldout_path: {tmp_path}/heldout.jsonl,\n"
-        "       question_key: q, answer_key: a, answer_delimiter: 'sorted:', chat: false}\n"
+        f"task: {{kind: dataset, preset: verl, chat: false, train_path: {tmp_path}/train.parquet,\n"
+        f"       heldout_path: {{more: {tmp_path}/more.parquet, test: {tmp_path}/test.parquet}}}}\n"
+        "rollout: {sampling: {stop: ['==']}}\n"
         "reward: {kind: math, num_workers: 2}\n"
         "learner: {prox: auto}\n"
         "mismatch: {proof_steps: 1, unaligned_every: 0}\n"
@@ -271,6 +282,9 @@ def test_dataset_problems_with_math_verify_and_the_sampler_as_prox(finished: tup
     assert rows_by_step[2]["mismatch/probe_logp_abs_max"] == 0.0
     assert 0.0 < rows_by_step[1]["reward/mean"] < 1.0
     assert all(row["reward/faults"] == 0.0 for row in rows_by_step.values())
+    evaluated = [row for row in read_log(tmp_path / "runs" / "quickstart" / "metrics.jsonl") if "eval/pass@1" in row]
+    assert len(evaluated) == 2
+    assert all({"eval/more/pass@1", "eval/test/pass@1"} <= row.keys() for row in evaluated)
 
 
 @pytest.mark.slow

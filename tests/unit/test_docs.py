@@ -12,7 +12,9 @@ import pytest
 
 from launch import cli
 from launch.arguments import read_config
-from qarl.config.io import documentation
+from qarl.config.io import documentation, load_config
+from qarl.hooks import load_function
+from qarl.tasks import make_task
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
@@ -23,6 +25,8 @@ INDEX_ROW = re.compile(r"\| (Where .*\?) \| `([^`]+)` \| `([^`]+)` \|")
 SYMBOL = re.compile(r"`([A-Za-z_]+)`")
 CODE = re.compile(r"^```\w*\n(.*?)^```|^ {4}([^\n]*)$", re.MULTILINE | re.DOTALL)
 CONFIG_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`\s]*|: [^`]*)?`")
+YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHOWN_FILE = re.compile(r"^`([a-z0-9_.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_IN_ANCHORS = re.compile(r"[^\w\- ]")
 
 
@@ -104,6 +108,38 @@ def test_the_recipes_name_what_exists() -> None:
         assert {name for name in names if files and not re.search(rf"\b{name}\b", text)} == set(), item
         found += len(names) if files else 0
     assert found >= 15
+
+
+@pytest.mark.parametrize("number", range(len(YAML.findall((ROOT / "docs/tasks.md").read_text()))))
+def test_the_tasks_of_the_page_have_problems(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each config of docs/tasks.md, over the files that the page shows."""
+    text = (ROOT / "docs/tasks.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name, content in SHOWN_FILE.findall(text):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "my.yaml").write_text(YAML.findall(text)[number])
+    config = load_config("my.yaml")
+    task = make_task(config.task, lambda text, turns=(): [len(text), len(turns)])
+    train, heldout = task.load(0, 4, lambda line: None)
+    assert train
+    assert heldout
+    assert all(prompt.answer for prompt in train)
+
+
+def test_the_page_for_migrants_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs/migrating.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    [config] = YAML.findall(text)
+    (tmp_path / "my.yaml").write_text(config)
+    assert load_config("my.yaml").train.prompts_per_step == 256
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_scores.py").write_text(
+        "def compute_score(source, solution, truth, extra): return solution == truth"
+    )
+    [judging] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "judge.py").write_text(judging)
+    judge = load_function("judge.py:judge", "reward.function")
+    assert (judge("7", "stop", "7"), judge("8", "stop", "7")) == (1.0, 0.0)
 
 
 def test_the_index_names_what_exists() -> None:

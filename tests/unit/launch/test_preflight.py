@@ -161,7 +161,9 @@ def folder(tiny_models: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def test_a_good_folder_has_no_fault(folder: Path) -> None:
-    assert lines(folder) == []
+    assert lines(folder, "rollout.sampling.stop_token_ids=[255]") == []
+    [line] = lines(folder, "rollout.sampling.stop_token_ids=[2,256]")
+    assert line.startswith("rollout.sampling.stop_token_ids: 256 is no token: the model's embedding ends at 255")
 
 
 @pytest.mark.parametrize("kind", BROKEN)
