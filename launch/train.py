@@ -17,6 +17,7 @@ from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.preflight import Machine, preflight, with_counts
+from launch.run.environments import converse, start_rewards
 from launch.run.files import only_writer
 from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts, make_augmenter
@@ -29,10 +30,10 @@ from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import AGAIN, QarlError
 from qarl.logs import driver_log
 from qarl.prompts.pool import Pool
+from qarl.protocols import RewardService
 from qarl.quant.publish import write_engine_config
 from qarl.tasks.task import Task
 from qarl.types import Prompt, WorkerInfo
-from rewards.service import ProcessRewardService
 from trainer.batches import train_from
 from trainer.loop import Progress, Trainer
 from trainer.ranks import LearnerGroup
@@ -99,7 +100,8 @@ class _Job:
         placement = Placement(config, self._device, folder.logs)
         fleet = keep(closing(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn)))
         learner = keep(closing(placement.start_learner(fleet.receivers)))
-        rewards = keep(ProcessRewardService(config.reward, warn, log_dir=folder.logs))
+        rewards: RewardService = keep(closing(start_rewards(config, warn, folder.logs)))
+        sampler = converse(config, fleet, self._stack, warn, folder.logs)
         infos = fleet.infos()
         self._log_workers(infos)
         exact = self._check_numerics(learner)
@@ -108,7 +110,17 @@ class _Job:
         if augmenter:
             keep(closing(augmenter))
         trainer = Trainer(
-            config, learner, fleet, rewards, pool, self._tracker, heldout, folder.checkpoints, exact, augmenter, batches
+            config,
+            learner,
+            sampler,
+            rewards,
+            pool,
+            self._tracker,
+            heldout,
+            folder.checkpoints,
+            exact,
+            augmenter,
+            batches,
         )
         if folder.saved:
             log(f"continuing after step {folder.step}")
@@ -119,7 +131,7 @@ class _Job:
         files = self._export(learner)
         infos += fleet.infos()  # a later stage has other kernels
         seconds, target = trainer.progress.train_seconds, folder.path / "control_sft"
-        controls = run_controls(config, task, target, seconds, fleet, rewards, heldout, log)
+        controls = run_controls(config, task, target, seconds, sampler, rewards, heldout, log)
         write_report(folder.path, make_summary(config, folder.path, infos, trainer.progress, after, controls, files))
 
     def train_from(self, batches: Path) -> None:

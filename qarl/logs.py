@@ -12,7 +12,9 @@ MAX_TAIL_BYTES = 65536
 MAX_LINE = 300
 
 
-def log_file(log_dir: Path | None, kind: Literal["worker", "rank", "verifier"], number: int) -> Path | None:
+def log_file(
+    log_dir: Path | None, kind: Literal["worker", "rank", "verifier", "environment"], number: int
+) -> Path | None:
     """The log of an actor or verifier; None where there is no `log_dir`."""
     return log_dir and log_dir / f"{kind}-{number}.log"
 

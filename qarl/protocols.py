@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from qarl.metrics import Value
 from qarl.quant.scheme import QuantScheme
-from qarl.types import AugmentOutcome, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
+from qarl.types import AugmentOutcome, EnvironmentTurn, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
 from qarl.weights.source import Channel, TransferStep, WeightSource
 
 
@@ -122,6 +122,23 @@ class Learner(Protocol):
 
     def export(self, directory: str, quantized: bool) -> None:
         """Write a Hugging Face checkpoint; with `quantized`, a compressed-tensors one that vLLM loads."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Environments(Protocol):
+    """What answers the policy between its turns: one environment for each conversation."""
+
+    def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
+        """Begin one conversation for each prompt, numbered from 0; all earlier ones end.
+
+        What an environment gives here replaces the prompt. A failure raises nothing: it is in the turn's `error`.
+        """
+        ...
+
+    def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
+        """What follows on a response, by number of the conversation."""
         ...
 
     def close(self) -> None: ...

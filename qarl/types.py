@@ -63,13 +63,36 @@ class SampleRequest:
 
 
 @dataclass(frozen=True)
+class Score:
+    """A verifier's verdict: a reward in [0, 1]. When the verifier failed, `error` says why and the reward is 0."""
+
+    reward: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class EnvironmentTurn:
+    """What an environment answers to a response, or, before the first one, to a prompt.
+
+    `given` is what the policy reads next: a text, messages with `role` and `content`, or token ids; before the first
+    response also a mapping with `messages` and `tools`; None for nothing. `reward` is this turn's part of the
+    conversation's reward. `error` says why the environment failed, which ends the conversation with reward 0.
+    """
+
+    given: str | list[Any] | dict[str, Any] | None = None
+    reward: float = 0.0
+    done: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
 class Sample:
     """One response, with the sampler's log-probs. With an environment it is all of a conversation after the prompt.
 
     `logprobs_T[t]` is log pi_samp of `response_ids[t]` (nats, float32), 0 where the environment gave the token;
     `version` is the weight version that sampled it; `finish_reason` is "length" or "stop": the last of `response_ids`
     is then the end token, a stop id, or the token that completed a stop string, and `text` ends before it. `sampled_T`
-    is False at given tokens; None: all were sampled.
+    is False at given tokens; None: all were sampled. `score` is the environment's; None without one: a verifier judges.
     """
 
     prompt: Prompt
@@ -80,19 +103,12 @@ class Sample:
     version: int
     worker: int = 0
     sampled_T: Mask | None = None
+    score: Score | None = None
 
     @property
     def num_sampled(self) -> int:
         """Response tokens that the policy sampled."""
         return len(self.response_ids) if self.sampled_T is None else int(self.sampled_T.sum())
-
-
-@dataclass(frozen=True)
-class Score:
-    """A verifier's verdict: a reward in [0, 1]. When the verifier failed, `error` says why and the reward is 0."""
-
-    reward: float
-    error: str = ""
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,7 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
         ConfigError: the tokenizer has no chat template, a prompt begins twice, or the task has no problem.
         ModelError: the tokenizer cannot be read, or makes ids for which the model has no embedding.
     """
-    tokenizer = (
-        make_tokenizer(config.model.build.vocab_size)
-        if config.model.build and not Path(config.model.path).exists()
-        else read_tokenizer(Path(config.model.path))
-    )
+    tokenizer = tokenizer_of(config)
     task = make_task(config.task, encoder(tokenizer, config.task), special_tokens(tokenizer))
     loaded = task.load(config.seed, max(config.eval.num_prompts, config.eval.final_num_prompts), log)
     _check_tokens(task, [*loaded[0], *loaded[1]], tokenizer, model_config(config).vocab_size)
@@ -45,6 +41,13 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
         split = "training" if not train else "held-out"
         raise DataError(f"no {split} prompt fits in {room} tokens", "", "raise rollout.max_model_len")
     return task, train, heldout
+
+
+def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model, or of the one that `model.build` will make. Raises ModelError."""
+    if config.model.build and not Path(config.model.path).exists():
+        return make_tokenizer(config.model.build.vocab_size)
+    return read_tokenizer(Path(config.model.path))
 
 
 def fill_pool(config: Config, prompts: Sequence[Prompt], log: Log) -> Pool:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from qarl.config.base import Count, Node, NonNegativeFloat, PathText, PositiveFloat, PositiveInt, Seconds
+from qarl.config.environment import EnvironmentConfig
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
 from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
@@ -192,6 +193,8 @@ class Config(Node):
     """The problems. Required."""
     reward: RewardConfig = RewardConfig()
     """The verifier."""
+    environment: EnvironmentConfig = EnvironmentConfig()
+    """What answers the policy between its turns."""
     rollout: RolloutConfig = RolloutConfig()
     """Sampling workers."""
     learner: LearnerConfig = LearnerConfig()
@@ -275,6 +278,22 @@ class Config(Node):
                 f"rollout.max_num_batched_tokens is {rollout.max_num_batched_tokens}"
             )
         yield from self._task_contradictions()
+        yield from self._environment_contradictions()
+
+    def _environment_contradictions(self) -> Iterator[str]:
+        if self.environment.kind == "none":
+            return
+        # A turn is computed with all before it, in the engine and in the learner.
+        tokens = self.environment.max_turns * self.rollout.max_model_len
+        if self.learner.max_tokens_per_micro_batch < tokens:
+            yield (
+                f"learner.max_tokens_per_micro_batch: {self.learner.max_tokens_per_micro_batch} may not hold one "
+                f"conversation, environment.max_turns times rollout.max_model_len is {tokens}"
+            )
+        if self.pool.augment.per_step:
+            yield "pool.augment.per_step: the policy writes no problems for an environment; set it to 0"
+        if self.advantage.overlong_cache:
+            yield "advantage.overlong_cache: it is of responses of one turn; set it to 0 with an environment"
 
     def _task_contradictions(self) -> Iterator[str]:
         augment, generated = self.pool.augment, self.task.kind == "reasoning_gym"

@@ -27,7 +27,7 @@ from qarl.weights.wire import pack, seal
 from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
-from tests.support.real_engine import SCHEME, gap, perturbed, requests, stock_vllm
+from tests.support.real_engine import SCHEME, conversations, gap, perturbed, requests, stock_vllm
 from trainer.batching import Batch
 from trainer.checkpoint import CheckpointStore
 from trainer.loop import Trainer
@@ -85,6 +85,18 @@ def test_mismatch_is_zero_at_700_tokens(engine: VLLMEngine, policy: Policy) -> N
     asked = [*requests(3, 700), SampleRequest(long_prompt, 7, 1.0, 100)]
     samples = engine.generate([dataclasses.replace(request, ignore_eos=True) for request in asked])
     assert max(len(s.response_ids) for s in samples) > 480
+    assert gap(policy, samples).abs_max == 0.0
+
+
+@pytest.mark.parametrize(("turns", "tokens", "given"), [(2, 50, 13), (3, 40, 1), (3, 180, 60)])
+def test_mismatch_is_zero_over_the_turns_of_a_conversation(
+    engine: VLLMEngine, policy: Policy, turns: int, tokens: int, given: int
+) -> None:
+    """Later turns prefill what earlier ones decoded, on both sides; the last case goes beyond 500 tokens."""
+    engine.load(publish(policy.model, SCHEME, 1))
+    group = [dataclasses.replace(request, seed=9) for request in requests(3, tokens)]
+    samples = conversations(engine, [*requests(3, tokens), *group], turns, given)
+    assert [len(TrainSequence.of(sample).turns) for sample in samples] == [turns] * 6
     assert gap(policy, samples).abs_max == 0.0
 
 
@@ -240,6 +252,7 @@ def test_other_architectures_and_formats_are_exact(
     other.load(publish(policy.model, form, 0))
     few = requests(4, 24) if scheme == "w4a8" else requests(24, 80)  # torch's W4A8 kernel is slow on x86
     assert gap(policy, [*other.generate(few), *other.generate(few[:1])]).abs_max == 0.0
+    assert gap(policy, conversations(other, requests(3, 24), turns=3, given=5)).abs_max == 0.0
     again = perturbed(policy, form)
     other.load(publish(again.model, form, 1))
     assert gap(again, other.generate(few)).abs_max == 0.0

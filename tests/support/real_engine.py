@@ -6,18 +6,28 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from launch.demo.tiny_model import make_tokenizer
+from qarl.config.task import SortingTaskConfig
 from qarl.mismatch import Mismatch
 from qarl.quant.linear import requantize
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
+from qarl.tasks.turns import TurnEncoder
+from qarl.types import EnvironmentTurn, Prompt, Sample, SampleRequest, TrainSequence
+from rollout.conversations import ConversingFleet
+from tests.support.fakes import FakeFleet
 from trainer.batching import Batch
 from trainer.policy import Policy
+
+if TYPE_CHECKING:
+    from rollout.engine import VLLMEngine
 
 SCHEME = QuantScheme()
 
@@ -30,15 +40,50 @@ def requests(count: int, tokens: int, seed: int = 0) -> list[SampleRequest]:
     return [SampleRequest(prompt, i, 1.0, tokens) for i, prompt in enumerate(prompts)]
 
 
+class Parrot:
+    """Environments that give a few random token ids after each response."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens, self._rng = tokens, np.random.default_rng(1)
+
+    def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
+        return [EnvironmentTurn() for _ in prompts]
+
+    def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
+        return {i: EnvironmentTurn(self._rng.integers(4, 256, self._tokens + i).tolist()) for i in responses}
+
+    def close(self) -> None:
+        pass
+
+
+class OneEngine(FakeFleet):
+    """A fleet of one real engine. Every response has full length and counts as complete, so conversations go on."""
+
+    def __init__(self, engine: VLLMEngine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        samples = self._engine.generate([replace(request, ignore_eos=True) for request in requests])
+        return [replace(sample, finish_reason="stop") for sample in samples]
+
+
+def conversations(engine: VLLMEngine, asked: Sequence[SampleRequest], turns: int, given: int) -> list[Sample]:
+    """Conversations with `given` or more tokens between two turns."""
+    encoder = TurnEncoder(make_tokenizer(256), SortingTaskConfig())
+    return ConversingFleet(OneEngine(engine), Parrot(given), encoder, turns, 768).sample(asked)
+
+
 def learner_logprobs(policy: Policy, samples: Sequence[Sample]) -> list[np.ndarray]:
-    sequences = [TrainSequence(s.prompt.token_ids, s.response_ids, s.logprobs_T) for s in samples]
+    sequences = [TrainSequence.of(s) for s in samples]
     with torch.no_grad():
         logp_BT = policy(Batch.of(sequences, torch.device("cpu"))).logprobs_BT
-    return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(samples)]
+    return [s.at_sampled(logp_BT[row, : len(s.response_ids)].numpy()) for row, s in enumerate(sequences)]
 
 
 def gap(policy: Policy, samples: Sequence[Sample]) -> Mismatch:
-    return Mismatch.between(learner_logprobs(policy, samples), [s.logprobs_T for s in samples])
+    sampler = [TrainSequence.of(s).at_sampled(s.logprobs_T) for s in samples]
+    return Mismatch.between(learner_logprobs(policy, samples), sampler)
 
 
 def perturbed(policy: Policy, scheme: QuantScheme = SCHEME) -> Policy:

@@ -1,0 +1,144 @@
+"""Conversations grow turn by turn, token in and token out, and end for one of a few reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from launch.demo.tiny_model import make_tokenizer
+from qarl.config.task import SortingTaskConfig
+from qarl.tasks.turns import TurnEncoder
+from qarl.types import EnvironmentTurn, Prompt, Sample, SampleRequest, Score, TrainSequence
+from rollout.conversations import ConversingFleet
+from tests.support.fakes import FakeEngine, FakeFleet
+
+
+class Environments:
+    """Gives "7" and a quarter of the reward after every response; `rules` are other answers, by number and turn."""
+
+    def __init__(self, rules: Mapping[tuple[int, int], EnvironmentTurn]) -> None:
+        self._rules, self.heard = rules, list[dict[int, str]]()
+
+    def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
+        self.heard = []
+        return [self._rules.get((number, 0), EnvironmentTurn()) for number in range(len(prompts))]
+
+    def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
+        self.heard.append(dict(responses))
+        turn = len(self.heard)
+        return {number: self._rules.get((number, turn), EnvironmentTurn("7", 0.25)) for number in responses}
+
+    def close(self) -> None:
+        pass
+
+
+class Engine(FakeEngine):
+    """Two tokens a turn, the seed's and the end token; `cut` seeds of responses that were cut off."""
+
+    cut: Sequence[int] = ()
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        return [
+            Sample(
+                r.prompt,
+                (r.seed % 10 + 4, 2)[: r.max_new_tokens],
+                np.array([-1.0, -2.0], np.float32)[: r.max_new_tokens],
+                str(r.seed % 10),
+                "length" if r.seed in self.cut or r.max_new_tokens < 2 else "stop",
+                version=3,
+            )
+            for r in requests
+        ]
+
+
+def converse(
+    rules: Mapping[tuple[int, int], EnvironmentTurn], count: int = 1, longest: int = 50, cut: Sequence[int] = ()
+) -> tuple[list[Sample], FakeFleet, Environments]:
+    engine = Engine(0)
+    engine.cut = cut
+    fleet, environments = FakeFleet([engine]), Environments(rules)
+    encoder = TurnEncoder(make_tokenizer(64), SortingTaskConfig())
+    requests = [SampleRequest(Prompt(f"p{i}", "", "", (1, 5)), i, 1.0, 9) for i in range(count)]
+    talks = ConversingFleet(fleet, environments, encoder, max_turns=3, max_model_len=longest)
+    return talks.sample(requests), fleet, environments
+
+
+def test_a_conversation_is_its_turns_and_what_was_given_between() -> None:
+    (sample,), fleet, environments = converse({(0, 3): EnvironmentTurn(None, 0.5, done=True)})
+    first, second, third = (requests[0] for requests in fleet.requests)
+    seven = make_tokenizer(64).convert_tokens_to_ids("7")
+    assert first.prompt.token_ids == (1, 5)
+    assert second.prompt.token_ids == (1, 5, *sample.response_ids[:3])
+    assert third.prompt.token_ids == (1, 5, *sample.response_ids[:6])
+    assert [first.reuse_cache, second.reuse_cache, third.reuse_cache] == [True, False, False]
+    assert len({first.seed, second.seed, third.seed}) == 3
+    assert sample.response_ids[2] == sample.response_ids[5] == seven
+    assert sample.sampled_T is not None
+    assert sample.sampled_T.tolist() == [True, True, False, True, True, False, True, True]
+    assert sample.logprobs_T.tolist() == [-1, -2, 0, -1, -2, 0, -1, -2]
+    assert sample.score == Score(1.0)
+    assert sample.num_sampled == 6
+    assert TrainSequence.of(sample).turns == [(0, 2), (3, 5), (6, 8)]
+    assert sample.text.count("<eos>") == 3
+    assert len(environments.heard) == 3
+
+
+def test_one_turn_is_what_the_fleet_samples() -> None:
+    (sample,), fleet, _ = converse({(0, 1): EnvironmentTurn("7", 1.0, done=True)})
+    assert fleet.requests == [[SampleRequest(sample.prompt, 0, 1.0, 9)]]
+    assert (sample.response_ids, sample.logprobs_T.tolist()) == ((4, 2), [-1, -2])
+    assert TrainSequence.of(sample).turns == [(0, 2)]
+
+
+def test_open_conversations_are_one_batch_each_round() -> None:
+    samples, fleet, _ = converse({(1, 1): EnvironmentTurn(None, 1.0, done=True)}, count=3)
+    assert [len(requests) for requests in fleet.requests] == [3, 2, 2]
+    assert [sample.num_sampled for sample in samples] == [6, 2, 6]
+    assert [sample.score for sample in samples] == [Score(0.75), Score(1.0), Score(0.75)]
+
+
+def test_a_response_that_was_cut_off_is_heard_and_is_the_last() -> None:
+    (sample,), _, environments = converse({}, cut=[0])
+    assert environments.heard == [{0: "0"}]
+    assert (sample.num_sampled, sample.finish_reason, sample.score) == (2, "length", Score(0.25))
+
+
+@pytest.mark.parametrize(("longest", "tokens"), [(50, 8), (10, 8), (9, 7), (8, 5), (5, 2), (3, 1)])
+def test_a_conversation_ends_where_the_context_does(longest: int, tokens: int) -> None:
+    (sample,), _, _ = converse({}, longest=longest)
+    assert len(sample.response_ids) == tokens
+    assert sample.sampled_T is not None
+    assert sample.sampled_T[-1]
+
+
+@pytest.mark.parametrize(
+    ("turn", "error"),
+    [
+        (EnvironmentTurn(error="timed out"), "timed out"),
+        (EnvironmentTurn("", 0.25), "environment gave nothing, and is not done"),
+        (EnvironmentTurn("", 1.5, done=True), "environment gave reward 1.5, which is not in [0, 1]"),
+    ],
+)
+def test_a_failure_costs_the_reward_and_keeps_the_tokens(turn: EnvironmentTurn, error: str) -> None:
+    samples, _, _ = converse({(0, 1): turn}, count=2)
+    assert samples[0].score == Score(0.0, error)
+    assert samples[0].num_sampled == 2
+    assert samples[1].score == Score(0.75)
+
+
+def test_an_environment_may_give_the_prompt() -> None:
+    (sample,), fleet, _ = converse({(0, 0): EnvironmentTurn("77=")})
+    assert sample.prompt.text == "<bos>77="
+    assert fleet.requests[0][0].prompt.token_ids == sample.prompt.token_ids
+
+
+@pytest.mark.parametrize("turn", [EnvironmentTurn(error="died"), EnvironmentTurn("7" * 60)])
+def test_without_its_prompt_there_is_one_response_of_reward_zero(turn: EnvironmentTurn) -> None:
+    (sample,), fleet, environments = converse({(0, 0): turn})
+    assert len(fleet.requests) == 1
+    assert environments.heard == [{}]
+    assert sample.prompt.token_ids == (1, 5)
+    assert sample.score is not None
+    assert sample.score.error
