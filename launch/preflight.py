@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -138,6 +139,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_kv_cache, config, machine),
         partial(_check_ray_folder, machine),
         partial(_check_validator, config),
+        partial(_check_environment, config),
         partial(make_task, config.task),
         partial(_check_batches, config),
         *(partial(_check_hook, *hook) for hook in _hooks(config)),
@@ -246,6 +248,9 @@ def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, 
     """The user's functions besides the objective: name, key, positional arguments, keyword arguments."""
     if config.reward.function is not None:
         yield config.reward.function, "reward.function", ("text", "finish_reason", "answer"), config.reward.kwargs
+    environment = config.environment
+    if environment.function is not None and environment.python is None:
+        yield environment.function, "environment.function", (), environment.settings
     for name in config.tracking.trackers:
         if name not in ("jsonl", "wandb"):
             yield name, "tracking.trackers", ("config", "run_dir"), {}
@@ -301,6 +306,13 @@ def _check_stop(config: Config, vocab_size: int) -> None:
     if wrong := [token for token in config.rollout.sampling.stop_token_ids if token >= vocab_size]:
         what = f"{wrong[0]} is no token: the model's embedding ends at {vocab_size - 1}"
         raise ConfigError(what, "rollout.sampling.stop_token_ids", "see the tokenizer's files")
+
+
+def _check_environment(config: Config) -> None:
+    python = config.environment.python
+    if python is not None and shutil.which(python) is None:
+        hint = "it is a program, for example /path/to/venv/bin/python"
+        raise ConfigError(f"no such interpreter: {python}", "environment.python", hint)
 
 
 def _check_batch_invariance(config: Config, device: str) -> None:

@@ -1,9 +1,9 @@
 """Keys of the policy: the model, its rollout engines and its learner."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from qarl.config.base import (
     AutoCount,
@@ -108,6 +108,9 @@ class ModelConfig(Node):
             yield "model.fetch: a model is built or fetched; set model.build to null"
 
 
+SAMPLING_MASKS = ("top_p", "top_k", "min_p")
+
+
 class SamplingConfig(Node):
     """Training samples are drawn from the full distribution (no top-p, no top-k): the learner must know its density."""
 
@@ -128,6 +131,18 @@ class SamplingConfig(Node):
         chosen = self.temperature if temperature is None else temperature
         stop, stop_ids = tuple(self.stop), tuple(self.stop_token_ids)
         return SampleRequest(prompt, seed, chosen, self.max_new_tokens, stop=stop, stop_token_ids=stop_ids)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_mask(cls, given: Any) -> Any:
+        for key in SAMPLING_MASKS:
+            if isinstance(given, dict) and key in given:
+                raise ValueError(
+                    f"rollout.sampling.{key}: training samples from the whole distribution; a mask is not in the "
+                    "learner's log-probs, and after an update a token that was sampled may lie outside of it; use "
+                    "temperature"
+                )
+        return given
 
 
 class PrecisionStage(Node):

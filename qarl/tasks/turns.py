@@ -29,13 +29,13 @@ class TurnEncoder:
     def prompt(self, turn: EnvironmentTurn) -> tuple[int, ...]:
         """Ids of a prompt that the environment gave. Raises DataError as `following` does."""
         tools = turn.given.get("tools") if isinstance(turn.given, Mapping) else None
-        messages = turn.given["messages"] if isinstance(turn.given, Mapping) else turn.given
+        messages = turn.given.get("messages") if isinstance(turn.given, Mapping) else turn.given
         if (ids := _ids(messages)) is not None:
             return ids
         if not self._config.chat:
             return tuple(self._tokenizer.encode(self._text(messages)))
         messages, system = self._messages(messages), self._config.system_prompt
-        if system is not None and messages[0].get("role") != "system":
+        if system is not None and (not messages or messages[0].get("role") != "system"):
             messages = [{"role": "system", "content": system}, *messages]
         text = self._render(messages, tools)
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))

@@ -14,6 +14,13 @@ def test_a_game() -> None:
     assert game.step("42!") == (None, 1.0, True)
 
 
+def test_the_number_may_be_hidden() -> None:
+    game = Guess(below=10, opening="Which digit?")
+    assert game.reset({"answer": "42"}) == "Which digit?"
+    assert game.step("3") == ("lower", 0.0, False)
+    assert game.step("2") == (None, 1.0, True)
+
+
 def test_the_last_guess_ends_the_game() -> None:
     game = Guess(guesses=2, higher="+")
     game.reset({"answer": "9"})
