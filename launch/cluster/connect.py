@@ -37,26 +37,29 @@ def connect(config: Config) -> None:
 
 @contextmanager
 def signals_after_start() -> Iterator[None]:
-    """Interrupts that come while Ray starts take effect when it has started.
+    """Interrupts that come while Ray starts take effect when it has started, or failed to.
 
     Python drops an exception that a handler raises within a fork, of which Ray makes many. And Ray replaces the handler
     for SIGTERM by one that ends the process with a C++ stack (Ray issue 17308), without a setting for it: while it
-    starts, its function that does so does nothing.
+    starts, its function that does so does nothing. Its processes inherit that SIGHUP is blocked: a terminal that closes
+    sends it to all of them, and Ray would wait for minutes for one that has ended.
     """
     pending: list[int] = []
     numbers = [
         n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) not in (signal.SIG_IGN, None)
     ]
     handlers = {number: signal.signal(number, lambda number, _: pending.append(number)) for number in numbers}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     set_by_ray, ray_utils.set_sigterm_handler = ray_utils.set_sigterm_handler, lambda _: None
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         ray_utils.set_sigterm_handler = set_by_ray
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if pending:
-        raise KeyboardInterrupt
+        if pending:
+            raise KeyboardInterrupt
 
 
 def _connect(address: str | None) -> None:

@@ -4,20 +4,20 @@ A chain is one small run that is started again and again. In each start the next
 kind of interrupt is made. Checked are then: exit code and line; no process is left after ten seconds; and after the
 last start, that weights, metrics, samples and names of files are those of a run that nobody has disturbed, no row
 missing or twice. Chain n has every phase once, its kinds begin with the n-th: all chains together have every kind in
-every phase. `--folder` keeps the undisturbed run for the next call.
+every phase. With `--folder` and `--minutes` they can be run in pieces.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -114,9 +114,12 @@ class Process:
             return True
         return self._mark in process.environ().items()
 
-    def end(self) -> tuple[int, str, list[str]]:
-        """Exit code, stdout, and the lines on stderr."""
-        return self.process.wait(900), self._out.read_text(), self._err.read_text().splitlines()
+    def end(self) -> tuple[int, list[str]]:
+        """Exit code, and the lines on stderr."""
+        return self.process.wait(900), self._err.read_text().splitlines()
+
+    def stdout(self) -> str:
+        return self._out.read_text()
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -180,62 +183,119 @@ def chain(number: int) -> list[Cell]:
 
 @dataclass
 class Campaign:
-    """What was tried, and what was wrong."""
+    """What is tried, in `folder`, and what came of it, in its file `results.jsonl`; a further call goes on from there.
 
-    interrupts: list[Cell] = field(default_factory=list)
-    absent: list[Cell] = field(default_factory=list)
-    """The process does not exist in that phase."""
-    faults: list[str] = field(default_factory=list)
+    Attributes:
+        seconds: after so many no further start begins.
+    """
 
-    def disturb(self, cells: Sequence[Cell], folder: Path) -> None:
-        """Each of `cells` in its turn, in as many starts as that takes; then the run must end well."""
-        waiting = list(cells)
-        while True:
-            start, kind, where = Process(folder), GOES_ON, "last start"
-            while waiting and not kind.code and self.wait(start, waiting[0][1]):
-                name, phase = waiting.pop(0)
-                pid = start.find(KINDS[name].victim)
-                print(f"{name} in {phase}{': no such process' * (pid is None)}", flush=True)
+    folder: Path
+    seconds: float = math.inf
+    results: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(exist_ok=True)
+        self._began, self._file = time.monotonic(), self.folder / "results.jsonl"
+        if self._file.exists():
+            self.results = [json.loads(line) for line in self._file.read_text().splitlines()]
+
+    def note(self, name: str, kind: str, phase: str, faults: Sequence[str]) -> None:
+        """Keep what came of a cell of the chain `name`."""
+        result = {"chain": name, "kind": kind, "phase": phase, "result": "; ".join(faults) or "right"}
+        print(*result.values(), flush=True)
+        self.results.append(result)
+        with self._file.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+    def has_time(self) -> bool:
+        return time.monotonic() - self._began < self.seconds
+
+    def run(self, name: str, cells: Sequence[Cell]) -> None:
+        """The undisturbed run, then each of `cells` in its turn, in as many starts as that takes; then the run must end
+        like the other."""
+        reference, folder, end = self.folder / "undisturbed", self.folder / name, ("", "end of the chain")
+        if not reference.exists():
+            self.note("undisturbed", "", "a run that nobody disturbs", self.undisturbed(reference))
+        done = [(result["kind"], result["phase"]) for result in self.results if result["chain"] == name]
+        waiting = [cell for cell in cells if cell not in done]
+        if not folder.exists():
+            prepare(folder, self.folder / "model")
+        while end not in done and self.has_time():
+            start, tried = Process(folder), list[Cell]()
+            while waiting and not (tried and KINDS[tried[-1][0]].code) and wait(start, waiting[0][1]):
+                cell = waiting.pop(0)
+                kind = KINDS[cell[0]]
+                pid = start.find(kind.victim)
                 if pid is None:
-                    self.absent.append((name, phase))
-                    continue
-                kind, where = KINDS[name], f"{name} in {phase}"
-                (os.killpg if kind.group else os.kill)(pid, kind.number)
-                self.interrupts.append((name, phase))
-            self.check_end(start, kind, where)
-            if not kind.code:
-                self.faults += [f"{name} in {phase}: that phase did not come" for name, phase in waiting]
+                    self.note(name, *cell, [ABSENT])
+                else:
+                    (os.killpg if kind.group else os.kill)(pid, kind.number)
+                    tried.append(cell)
+            last = KINDS[tried[-1][0]] if tried else GOES_ON
+            faults = check_end(start, last)
+            for cell in tried:
+                line = KINDS[cell[0]].line if not KINDS[cell[0]].code else ""
+                own = faults if cell == tried[-1] else []
+                self.note(name, *cell, own + [f"stdout lacks '{line}'"] * (line not in start.stdout()))
+            if not last.code:
+                faults = ([] if tried else faults) + [f"{cell} did not come" for cell in waiting]
+                self.note(name, *end, faults + differences(folder, reference))
                 return
 
-    def wait(self, start: Process, phase: str) -> bool:
-        """Whether `phase` came before the run ended."""
-        while not PHASES[phase](start):
-            if start.process.poll() is not None:
-                return False
-            time.sleep(0.02)
-        return True
+    def undisturbed(self, folder: Path) -> list[str]:
+        """The run to compare with; meanwhile a second one of its name is refused."""
+        prepare(folder, make_model(self.folder / "model"))
+        first = Process(folder)
+        wait(first, "Ray")  # long before its end
+        faults = check_end(Process(folder), Kind(signal.SIGKILL, 2, "is at work on this run"))
+        faults += check_end(first, GOES_ON)
+        return faults + [f"left is {left}" for left in (folder / "tmp").iterdir()]
 
-    def check_end(self, start: Process, kind: Kind, where: str) -> None:
-        code, out, lines = start.end()
-        ended, own = time.monotonic(), [line for line in lines if line.startswith("qarl: ")]
-        if code != kind.code:
-            self.faults.append(f"{where}: exit code {code}, not {kind.code}: {lines[-3:]}")
-        if kind.code and kind.line and not (len(lines) == len(own) == 1 and kind.line in own[0]):
-            self.faults.append(f"{where}: not one line: {lines[-5:]}")
-        if not kind.code and (lines or kind.line not in out):
-            self.faults.append(f"{where}: lacks '{kind.line}', or prints: {lines[-5:]}")
-        while left := start.living():
-            if time.monotonic() - ended > LEFT_AFTER_S:
-                self.faults.append(f"{where}: left are {left}")
-                return
-            time.sleep(0.1)
+    def grid(self) -> str:
+        """A row for each kind, a column for each phase."""
+        lines = [f"{'':9s}" + "".join(f"{phase:>12s}" for phase in PHASES)]
+        found = {(result["kind"], result["phase"]): result["result"] for result in self.results}
+        for kind in KINDS:
+            cells = [found.get((kind, phase), "not run") for phase in PHASES]
+            shown = [cell if cell in ("right", ABSENT, "not run") else "FAULT" for cell in cells]
+            lines.append(f"{kind:9s}" + "".join(f"{cell:>12s}" for cell in shown))
+        return "\n".join(lines)
 
-    def compare(self, name: str, folder: Path, reference: Path) -> None:
-        """The disturbed run against the one that nobody has disturbed."""
-        for what, read in (("metrics", rows), ("samples", samples), ("weights", weights), ("files", files)):
-            ours, theirs = (read(path / "runs") for path in (folder, reference))
-            if ours != theirs:
-                self.faults.append(f"{name}: other {what} than without interrupts")
+
+ABSENT = "absent"
+"""The process does not exist in that phase."""
+
+
+def wait(start: Process, phase: str) -> bool:
+    """Whether `phase` came before the run ended."""
+    while not PHASES[phase](start):
+        if start.process.poll() is not None:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def check_end(start: Process, kind: Kind) -> list[str]:
+    """What is wrong with the end of a start that was interrupted as `kind` says, or was not."""
+    faults, (code, lines) = [], start.end()
+    ended, own = time.monotonic(), [line for line in lines if line.startswith("qarl: ")]
+    if code != kind.code:
+        faults.append(f"exit code {code}, not {kind.code}: {lines[-3:]}")
+    if kind.code and kind.line and not (len(lines) == len(own) == 1 and kind.line in own[0]):
+        faults.append(f"not one line: {lines[-5:]}")
+    if not kind.code and lines:
+        faults.append(f"prints: {lines[-5:]}")
+    while left := start.living():
+        if time.monotonic() - ended > LEFT_AFTER_S:
+            return [*faults, f"left are {left}"]
+        time.sleep(0.1)
+    return faults
+
+
+def differences(folder: Path, reference: Path) -> list[str]:
+    """The disturbed run against the one that nobody has disturbed."""
+    parts = {"metrics": rows, "samples": samples, "weights": weights, "files": files}
+    return [f"other {what}" for what, read in parts.items() if read(folder / "runs") != read(reference / "runs")]
 
 
 def rows(runs: Path) -> list[dict[str, Any]]:
@@ -281,32 +341,6 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def undisturbed(campaign: Campaign, folder: Path, model: Path) -> None:
-    """The run to compare with; meanwhile a second one of its name is refused."""
-    prepare(folder, model)
-    first = Process(folder)
-    campaign.wait(first, "Ray")  # long before its end
-    second = Kind(signal.SIGKILL, 2, "is at work on this run")
-    campaign.check_end(Process(folder), second, "a second run of one name")
-    campaign.check_end(first, GOES_ON, "the undisturbed run")
-    if left := list((folder / "tmp").iterdir()):
-        campaign.faults.append(f"the undisturbed run: left are {left}")
-
-
-def run_campaign(chains: Sequence[Sequence[Cell]], folder: Path) -> Campaign:
-    """Disturb one run with each of the `chains`."""
-    campaign, model, reference = Campaign(), folder / "model", folder / "undisturbed"
-    if not model.exists():
-        make_model(model)
-    if not (reference / "runs" / "tried" / "summary.json").exists():
-        undisturbed(campaign, reference, model)
-    for number, cells in enumerate(chains):
-        disturbed = prepare(folder / f"{time.time():.0f}-{number}", model)
-        campaign.disturb(cells, disturbed)
-        campaign.compare(f"chain {' '.join(map(':'.join, cells))}", disturbed, reference)
-    return campaign
-
-
 def cells_of(word: str) -> list[Cell]:
     """The cells that a word of the command line names."""
     if word.isdigit() and int(word) < len(KINDS):
@@ -314,21 +348,23 @@ def cells_of(word: str) -> list[Cell]:
     cells = [(kind, phase) for kind, _, phase in (cell.partition(":") for cell in word.split(","))]
     if all(kind in KINDS and phase in PHASES for kind, phase in cells):
         return cells
-    raise argparse.ArgumentTypeError(f"{word} is neither a chain (0 to {len(KINDS) - 1}) nor KIND:PHASE,...")
+    raise SystemExit(f"{word} is neither a chain (0 to {len(KINDS) - 1}) nor KIND:PHASE,...")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=f"kinds: {', '.join(KINDS)}; phases: {', '.join(PHASES)}")
-    every = [chain(number) for number in range(len(KINDS))]
-    parser.add_argument("chains", nargs="*", type=cells_of, default=every, metavar="CHAIN | KIND:PHASE,...")
-    parser.add_argument("--folder", type=Path, help="keeps model and undisturbed run for the next call")
+    every = [str(number) for number in range(len(KINDS))]
+    parser.add_argument("chains", nargs="*", default=every, metavar="CHAIN | KIND:PHASE,...")
+    parser.add_argument("--folder", type=Path, help="keeps everything, so that a further call goes on")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="after these no further start begins")
     args = parser.parse_args()
     with TemporaryDirectory(prefix="q") as folder:
-        campaign = run_campaign(args.chains, args.folder or Path(folder))
-    kinds = Counter(kind for kind, _ in campaign.interrupts)
-    print(f"{kinds.total()} interrupts: {dict(kinds)}; {len(campaign.faults)} faults")
-    print(*campaign.faults, sep="\n")
-    return bool(campaign.faults)
+        campaign = Campaign(args.folder or Path(folder), args.minutes * 60)
+        for name in args.chains:
+            if campaign.has_time():
+                campaign.run(name.replace(",", "_").replace(":", "-"), cells_of(name))
+    print(campaign.grid())
+    return any(result["result"] not in ("right", ABSENT) for result in campaign.results)
 
 
 if __name__ == "__main__":

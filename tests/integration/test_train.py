@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from launch.run.report import Summary
 from launch.run.tracking import read_log
+from qarl.errors import AGAIN
 from qarl.mismatch import Mismatch
 from qarl.numerics import processor
 from qarl.quant.scheme import QuantScheme
@@ -199,17 +200,29 @@ def test_a_killed_run_continues_to_the_same_weights(finished: tuple[Path, str], 
     assert outcomes[0] == outcomes[1]
 
 
-def test_a_rollout_actor_killed_in_a_step_does_not_change_the_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_killed_actor_and_an_interrupt_do_not_change_the_run(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """A rollout worker dies in a step; two steps later SIGTERM: one line, and nothing is left but the checkpoint."""
     (tmp_path / "model").symlink_to(finished[0] / "model")
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command(tmp_path, "train.steps=4"), cwd=ROOT, stdout=log, start_new_session=True)
+    with open(tmp_path / "log", "w") as log, open(tmp_path / "errors", "w") as errors:
+        train = command(tmp_path, "train.steps=4")
+        process = subprocess.Popen(train, cwd=ROOT, stdout=log, stderr=errors, start_new_session=True)
     victim = None
     while victim is None or 1 not in steps(tmp_path):
         assert process.poll() is None, "the run ended before a worker could be killed"
         victim = next((p for p in psutil.process_iter(["name"]) if _is_worker_of(p, process.pid)), None)
         time.sleep(0.02)
     victim.kill()
-    assert process.wait(timeout=300) == 0
+    while 3 not in steps(tmp_path):
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        time.sleep(0.02)
+    started = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 130
+    assert (tmp_path / "errors").read_text() == f"qarl: interrupted; {AGAIN}\n"
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+    done = qarl(tmp_path, "train.steps=4")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "continuing after step 2" in done.stdout
     said = (tmp_path / "log").read_text()
     assert (died := re.search(r"rollout worker (\d) died during", said)), said
     assert f"logs/worker-{died[1]}.log ends with: " in said

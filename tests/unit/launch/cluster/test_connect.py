@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
@@ -92,13 +95,19 @@ def test_sigterm_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_takes_effect_when_ray_has_started(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_signal_takes_effect_when_ray_has_started(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, fails: bool
+) -> None:
+    """Or has failed to start: the signal may have ended its processes."""
     started = []
 
     def init(*_: object, **__: object) -> None:
         ray_utils.set_sigterm_handler(signal.SIG_DFL)  # as Ray does; it would end this process
-        signal.raise_signal(number)
+        os.kill(os.getpid(), number)
         started.append(True)
+        if fails:
+            raise RuntimeError("no raylet")
 
     monkeypatch.setattr(ray, "init", init)
     before = signal.signal(number, Mock())
@@ -108,6 +117,17 @@ def test_a_signal_takes_effect_when_ray_has_started(monkeypatch: pytest.MonkeyPa
     finally:
         signal.signal(number, before)
     assert started
+
+
+def test_a_terminal_that_closes_leaves_rays_processes_to_us() -> None:
+    """It sends SIGHUP to all of them: without its own, Ray would wait for minutes."""
+    mask = ["sed", "-n", "s/^SigBlk:\t//p", "/proc/self/status"]
+    blocked = []
+    for around in (signals_after_start, nullcontext):
+        with around():
+            blocked.append(int(subprocess.run(mask, capture_output=True, text=True, check=True).stdout, 16))
+    assert [bool(found & 1 << signal.SIGHUP - 1) for found in blocked] == [True, False]
+    assert [bool(found & 1 << signal.SIGTERM - 1) for found in blocked] == [False, False]
 
 
 def test_rays_own_way_to_set_a_handler_comes_back() -> None:
