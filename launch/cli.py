@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"qarl: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would cut the end short
+            signal.signal(number, signal.SIG_IGN)
         print(f"qarl: interrupted; {AGAIN}" if argv[0] == "train" else "qarl: interrupted", file=sys.stderr)
         return 130
 

@@ -14,7 +14,7 @@ import pytest
 @pytest.fixture
 def as_from_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In an empty folder, without the traceback switch; the handlers that `main` sets are taken back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.chdir(tmp_path)
     with patch.dict(os.environ):  # `main` adds to it
         os.environ.pop("QARL_TRACEBACK", None)
