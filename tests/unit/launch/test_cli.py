@@ -114,7 +114,7 @@ GOOD_ROW = '{"question": "1+1?", "answer": "2"}'
 @pytest.mark.parametrize(
     ("train_rows", "where", "reason"),
     [
-        ("", "train.jsonl", "the file has no rows"),
+        ("", "train.jsonl", "has no rows"),
         (None, "train.jsonl", "cannot read: No such file or directory"),
         (f'{GOOD_ROW}\n{{"question": "1+2?"', "train.jsonl:2", "not a JSON row"),
         (f'{GOOD_ROW}\n\n{{"question": "1+2?"}}', "train.jsonl:3", "no key 'answer'"),
