@@ -118,7 +118,7 @@ GOOD_ROW = '{"question": "1+1?", "answer": "2"}'
         (None, "train.jsonl", "cannot read: No such file or directory"),
         (f'{GOOD_ROW}\n{{"question": "1+2?"', "train.jsonl:2", "not a JSON row"),
         (f'{GOOD_ROW}\n\n{{"question": "1+2?"}}', "train.jsonl:3", "no key 'answer'"),
-        ('{"question": "1+2?", "answer": 3}', "train.jsonl:1", "'answer' is int, not text"),
+        ('{"question": 3, "answer": "3"}', "train.jsonl:1", "'question' is int, not text"),
         ('{"question": "2+2?", "answer": "4"}', "train.jsonl", "every question is also in"),
         (GOOD_ROW, "task.chat", "the tokenizer has no chat template"),
     ],
