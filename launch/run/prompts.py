@@ -106,6 +106,6 @@ def make_augmenter(
 def _validator(config: Config, task: Task) -> Validator:
     chosen = config.pool.augment.validator
     if isinstance(chosen, ProgramCheckConfig):
-        assert task.solve is not None  # the config has checked it
+        assert task.solve is not None  # preflight has checked it
         return ProgramCheck(task.solve)
     return SelfConsistency(chosen) if isinstance(chosen, VoteConfig) else Teacher(chosen)

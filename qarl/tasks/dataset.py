@@ -57,8 +57,8 @@ class RowsTask(TemplateTask):
         ]
 
     def _problem(self, row: Row) -> Prompt:
-        prompt = self._prompt("row", row.question, row.answers[0], row.level, row.turns, row.where)
-        return replace(prompt, source=row.source, other_answers=row.answers[1:], metadata=row.metadata)
+        fields = {"source": row.source, "other_answers": row.answers[1:], "metadata": row.metadata}
+        return self._prompt("row", row.question, row.answers[0], row.level, row.turns, row.where, **fields)
 
     def heldout_questions(self) -> Iterable[str]:
         return self._secret
@@ -126,8 +126,10 @@ def _unseen(parts: Iterable[Part], heldout: Sequence[Part], log: Log) -> list[Pa
     secret = {plain(row.key) for part in heldout for row in part.rows}  # training rows may differ by case: A and a
     kept = []
     for part in parts:
-        leaked = [row for row in part.rows if plain(row.key) in secret]
-        rows = [row for row in part.rows if plain(row.key) not in secret]
+        rows: list[Row] = []
+        leaked: list[Row] = []
+        for row in part.rows:
+            (leaked if plain(row.key) in secret else rows).append(row)
         if leaked:
             log(f"{part.title}: dropped {len(leaked)} rows whose question is held out, the first is {leaked[0].where}")
         if not rows:

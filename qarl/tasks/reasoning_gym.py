@@ -4,7 +4,7 @@ import difflib
 import random
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import islice
 from typing import Any
 
@@ -66,14 +66,14 @@ class ReasoningGymTask(TemplateTask):
                 yield self._problem(entry, level, dataset)
 
     def _problem(self, entry: Entry, level: int, dataset: GymDatasetConfig) -> Prompt:
-        prompt = self._prompt(dataset.name, entry["question"], str(entry["answer"]), level)
         scorer = {
             "dataset": dataset.name,
             "settings": dataset.settings,
             "entry": entry,
             "answer_pattern": self._config.answer_pattern,
         }
-        return replace(prompt, verifier_kwargs=scorer, source=dataset.name)
+        question, answer = entry["question"], str(entry["answer"])
+        return self._prompt(dataset.name, question, answer, level, source=dataset.name, verifier_kwargs=scorer)
 
     def is_well_formed(self, question: str) -> bool:
         """None of the policy's: the scorers know only problems that reasoning-gym made."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, time
 from decimal import Decimal
+from functools import cached_property
 from typing import Any
 
 from qarl.config.task import RowConfig
@@ -33,7 +34,7 @@ class Row:
     source: str
     metadata: Mapping[str, Any]
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Equal for questions with the same words, even when the white space between them differs."""
         spoken = [content for role, content in self.turns if role != "system"]

@@ -119,9 +119,19 @@ class TemplateTask(Task):
         return self._prompt("row", question, answer, level)
 
     def _prompt(
-        self, prefix: str, question: str, answer: str, level: int, turns: Sequence[Turn] = (), where: str = ""
+        self,
+        prefix: str,
+        question: str,
+        answer: str,
+        level: int,
+        turns: Sequence[Turn] = (),
+        where: str = "",
+        **fields: Any,
     ) -> Prompt:
-        """`where` names the row. Raises DataError: a text holds a special token, or there are turns but no chat."""
+        """`where` names the row, `fields` are further ones of the prompt.
+
+        Raises DataError: a text holds a special token, or there are turns but no chat.
+        """
         for content in (question, *(content for _, content in turns)):
             if found := self._special.search(content):
                 what = f"the question '{' '.join(content.split()):.60}' holds the special token '{found[0]}'"
@@ -132,7 +142,7 @@ class TemplateTask(Task):
         ids = self.encode(text, turns) if turns else self.encode(text)
         spoken = [content for role, content in turns if role != "system"]
         digest = hashlib.sha1("\n".join([*spoken, question]).encode(), usedforsecurity=False).hexdigest()
-        return Prompt(f"{prefix}/{digest}", text, answer, tuple(ids), level)
+        return Prompt(f"{prefix}/{digest}", text, answer, tuple(ids), level, **fields)
 
     def question(self, prompt: Prompt) -> str:
         return prompt.text.removeprefix(self._before).removesuffix(self._after)

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers.normalizers import Replace
 
@@ -46,6 +48,28 @@ def test_good_prompts_begin_once(run: Any) -> None:
     _, [prompt], _ = load_prompts(run("12="), lambda _: None)
     assert prompt.token_ids[0] == 1
     assert 1 not in prompt.token_ids[1:]
+
+
+def test_a_file_of_verl_as_it_is(run: Any, tmp_path: Path) -> None:
+    row = {"data_source": "sums", "prompt": [{"role": "user", "content": "1="}], "reward_model": {"ground_truth": "1"}}
+    table = pa.Table.from_pylist([row, {**row, "prompt": [{"role": "user", "content": "12="}]}])
+    pq.write_table(table, tmp_path / "verl.parquet")
+    tokenizer = make_tokenizer(256)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(tmp_path / "model")
+    heldout = {
+        "path": str(tmp_path / "heldout.jsonl"),
+        "question_key": "question",
+        "answer_key": "answer",
+        "source_key": "",
+    }
+    paths = {"train_path": str(tmp_path / "verl.parquet"), "heldout_path": heldout}
+    _, train, _ = load_prompts(run("9=", chat=True, preset="verl", **paths), lambda _: None)
+    assert [(prompt.text, prompt.answer, prompt.source) for prompt in train] == [
+        ("1=", "1", "sums"),
+        ("12=", "1", "sums"),
+    ]
+    assert tokenizer.decode(train[1].token_ids).replace(" ", "") == "<bos>12=<eos>"
 
 
 @pytest.mark.parametrize("chat", [False, True])
