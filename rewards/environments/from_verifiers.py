@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 from functools import cache
@@ -143,4 +144,5 @@ def write_rows(name: str, settings: str, train: str, heldout: str) -> None:
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # where an environment may lie that is not installed
     write_rows(*sys.argv[1:])
