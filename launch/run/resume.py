@@ -68,6 +68,7 @@ def input_digests(config: Config, prompts: Sequence[Prompt], heldout: Sequence[P
             digests[str(file)] = file_digest(opened, "sha256").hexdigest()
     for name in (
         config.reward.function,
+        None if config.environment.python else config.environment.function,
         *(getattr(part, "function", None) for part in (config.objective, config.task)),
     ):
         source = name and inspect.getsourcefile(inspect.unwrap(load_function(name, "")))

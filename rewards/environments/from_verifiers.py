@@ -139,7 +139,7 @@ def write_rows(name: str, settings: str, train: str, heldout: str) -> None:
         with Path(file).open("w") as opened:
             for row in rows:
                 question = "\n".join(str(_plain(message).get("content", "")) for message in row["prompt"])
-                line = {"question": question, "answer": str(row.get("answer", "")), "example": row}
+                line = {"question": question, "answer": str(row.get("answer") or "none"), "example": row}
                 opened.write(json.dumps(line, default=str) + "\n")
 
 
