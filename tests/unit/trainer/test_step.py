@@ -13,11 +13,22 @@ from hypothesis import strategies as st
 
 from qarl.config.run import Config
 from qarl.error_tokens import find_error_tokens
-from qarl.types import SampleRequest, Score, TrainSequence
+from qarl.types import Sample, SampleRequest, Score, TrainSequence
 from tests.support.fakes import FakeEngine, make_prompts
 from tests.support.runs import GROUP, Run, advantages_of, make_config
 from trainer.collect import Group
-from trainer.step import Record, build, evenly, fully_masked, split, with_prox, without_error_tokens
+from trainer.step import (
+    Record,
+    at_sampled,
+    build,
+    error_tokens_of,
+    evenly,
+    fully_masked,
+    split,
+    table_row,
+    with_prox,
+    without_error_tokens,
+)
 
 REWARDS = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=5), max_size=8)
 
@@ -114,6 +125,24 @@ def test_evenly_keeps_order_and_balance(items: list[int], parts: int) -> None:
     sizes = Counter(map(len, split))
     assert max(sizes) - min(sizes) <= 1
     assert min(sizes) > 0
+
+
+def test_given_tokens_count_nowhere() -> None:
+    """A conversation: three sampled tokens, two given ones, four sampled ones, of which three repeat themselves."""
+    sampled_T = np.array([True] * 3 + [False] * 2 + [True] * 4)
+    logprobs_T = np.where(sampled_T, np.float32(-0.5), np.float32(0.0))
+    sample = Sample(make_prompts(1)[0], (1, 2, 3, 9, 9, 7, 7, 7, 4), logprobs_T, "text", "stop", 0, sampled_T=sampled_T)
+    config = make_config()
+    (record, _) = build([Group([sample, sample], [Score(1.0), Score(0.0)])], config)
+    (record,) = with_prox([record], [logprobs_T])
+    assert record.sequence.loss_tokens == 7
+    assert at_sampled([record], [np.arange(9)])[0].tolist() == [0, 1, 2, 5, 6, 7, 8]
+    assert table_row(sample, Score(1.0))["mean_logprob"] == -0.5
+    detectors = config.error_tokens.model_copy(update={"ngram": 1, "ngram_count": 3})
+    found = error_tokens_of([record], detectors)
+    assert found[0].repeated_T.tolist() == [False] * 3 + [True] * 3 + [False]
+    (masked,) = without_error_tokens([record], found)
+    assert masked.sequence.counted_T.tolist() == [True] * 3 + [False] * 5 + [True]
 
 
 def test_the_estimator_is_the_configs(tmp_path: Path) -> None:
