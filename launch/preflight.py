@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer, no_model
-from launch.run.resume import saved_ranks
+from launch.run.resume import saved_learner
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
@@ -102,10 +102,10 @@ def find_machine(config: Config) -> Machine:
 
 
 def with_counts(config: Config) -> Config:
-    """`config` with the counts of workers and ranks that are "auto" chosen for this machine; a run that continues keeps
-    its ranks."""
+    """`config` with the counts that are "auto" chosen for this machine; a run that continues keeps its ranks and their
+    threads."""
     device = Machine.of(config, 1.0, float(torch.cuda.device_count()), inf).device
-    return choose_counts(config, device, os.cpu_count() or 1, saved_ranks(config))
+    return choose_counts(config, device, os.cpu_count() or 1, saved_learner(config))
 
 
 def check(found: list[QarlError]) -> None:

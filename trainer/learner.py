@@ -6,7 +6,7 @@ Suffixes: B sequences, T response tokens.
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -252,7 +252,8 @@ class LearnerRank:
         loss, metrics = compute_loss(inputs, self._config.objective)
         # DeepSpeed averages gradients over ranks, but the loss is already divided by the size of the whole minibatch.
         # An idle rank joins the collective calls with a gradient of 0.
-        self._engine.backward(loss * (self._world_size if indices else 0))
+        with matmul_precision(self._config.learner.gradient_precision):
+            self._engine.backward(loss * (self._world_size if indices else 0))
         return metrics if indices else {}
 
     def _forward(self, batch: Batch) -> PolicyOutput:
@@ -303,6 +304,17 @@ class LearnerRank:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameters)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Within, float32 GEMMs have this precision of `torch.set_float32_matmul_precision`."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _ratio_deviation(inputs: LossInputs) -> float:

@@ -75,7 +75,7 @@ class Placement:
         """Start the learner ranks, which publish to the `receivers`, and wait until they are up."""
         config, device = self._config, self._device
         first, count = self._first_rank, config.learner.num_ranks
-        env = learner_env(device, max(1, int(config.learner.num_cpus_per_rank)))
+        env = learner_env(device, config.learner.num_threads)
         master = ray.get(ray.remote(free_address).options(**self.options(first, {})).remote())
         actor = ray.remote(LearnerRank)
         transport = config.rollout.transport

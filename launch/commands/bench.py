@@ -11,7 +11,13 @@ EXAMPLES = """\
   qarl bench pool --sizes 10000 100000
   qarl bench learner --hidden 1024 --tokens 256
   qarl bench kernels
+  qarl bench steps smollm2_chain_sum --settings '' learner.prox=recompute
   qarl bench e2e --configs quickstart --steps 5"""
+SCHEMES = [
+    f"model.dtype={dtype} rollout.scheme={scheme}"
+    for dtype in ("float32", "bfloat16")
+    for scheme in ("none", "w8a8_int8", "w4a8 rollout.group_size=64")
+]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     widths, lengths = "widths of the layers (default: 2048 4096)", "numbers of tokens (default: 1 64 1024 8192)"
     kernels.add_argument("--hidden", type=multiple_of_128, nargs="+", default=[2048, 4096], help=widths)
     kernels.add_argument("--tokens", type=positive_int, nargs="+", default=[1, 64, 1024, 8192], help=lengths)
+    stepping = part(
+        "steps", "whole steps under several settings, beside what `qarl plan --measure` estimates", rounds=1
+    )
+    stepping.add_argument("config", help="a config file, or the name of a shipped one")
+    each = "settings of one row, as 'a.b=c d.e=f' ('' for the config as it is)"
+    stepping.add_argument(
+        "--settings", nargs="+", default=SCHEMES, metavar="SETTINGS", help=f"{each}; default: schemes"
+    )
+    stepping.add_argument("--steps", type=positive_int, default=3, help="measured steps of a run (default: 3)")
+    common = "settings of all rows"
+    stepping.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help=common)
     e2e = part(
         "e2e", "whole steps beside TRL's GRPOTrainer, which it installs into an environment of its own", rounds=2
     )

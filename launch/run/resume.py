@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qarl.config.io import load_config
+from qarl.config.policy import LearnerConfig
 from qarl.config.run import Config
 from qarl.errors import ConfigError
 from qarl.hooks import load_function
@@ -33,10 +34,11 @@ RESUMABLE_CHANGES = (
 """Keys that may differ between a run and its continuation."""
 
 
-def saved_ranks(config: Config) -> int:
-    """Learner ranks of the run that `config` continues: its checkpoints have a part for each. 0 when it begins."""
+def saved_learner(config: Config) -> LearnerConfig | None:
+    """Settings of the learner of the run that `config` continues: its checkpoints have a part for each rank, and its
+    threads sum gradients in an order of their own. None when it begins."""
     file = config.run.folder / CONFIG_FILE
-    return load_config(file).learner.num_ranks if config.run.resume and os.path.isfile(file) else 0
+    return load_config(file).learner if config.run.resume and os.path.isfile(file) else None
 
 
 def check_same_run(config: Config, run_dir: Path) -> Config:

@@ -233,10 +233,14 @@ class LearnerConfig(Node):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: AutoCount = 0
-    """Learner ranks (data parallel). `auto` (0) chooses as for `rollout.num_workers`; a run that continues keeps its
-    number."""
+    """Learner ranks (data parallel). `auto` (0): one for every eight cores of this machine, one elsewhere; a run that
+    continues keeps its number."""
     num_cpus_per_rank: CPUs = 1.0
     """CPUs that one rank reserves."""
+    num_threads: AutoCount = 0
+    """Threads of a rank on CPU; GPUs do not use it. `auto` (0): the cores of this machine divided by its ranks, or on a
+    cluster `num_cpus_per_rank`. No log-prob depends on it, but the order in which gradients are summed does, so a run
+    that continues keeps its number."""
     minibatches: PositiveInt = 4
     """Optimizer steps per batch; each takes whole groups."""
     max_tokens_per_micro_batch: PositiveInt = 4096
@@ -244,6 +248,10 @@ class LearnerConfig(Node):
     loss nor gradient depends on it. At least `rollout.max_model_len`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
+    gradient_precision: Literal["highest", "high", "medium"] = "highest"
+    """Precision of float32 GEMMs in the backward pass, by the names of `torch.set_float32_matmul_precision`: `medium`
+    multiplies bfloat16 copies and sums in float32, where the processor or GPU has units for it. The forward and its
+    log-probs stay as they are."""
     calculate_entropy: bool = True
     """Log `actor/entropy`, for one more pass over the logits."""
     prox: Literal["auto", "recompute"] = "auto"

@@ -65,11 +65,12 @@ class FlatLayout:
             home_N[indices[first:]] = number * width + own
         self.positions_N = positions_N.to(device)
         self._padded_RL, self._home_N = padded_RL.to(device), home_N.to(device)
+        # `index_select`, because the backward of plain indexing is several times slower on CPU.
 
     def pad(self, x_N: Tensor) -> Tensor:
         """[N, ...] -> [R, L, ...]; a prompt's values stand in the row of each of its responses."""
-        return x_N[self._padded_RL]
+        return x_N.index_select(0, self._padded_RL.flatten()).unflatten(0, self._padded_RL.shape)
 
     def flatten(self, x_RL: Tensor) -> Tensor:
         """[R, L, ...] -> [N, ...]; a prompt's values are those of its first row."""
-        return x_RL.flatten(0, 1)[self._home_N]
+        return x_RL.flatten(0, 1).index_select(0, self._home_N)

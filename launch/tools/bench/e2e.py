@@ -69,6 +69,14 @@ def row(work: str, what: str, steps: Steps, speed: str) -> str:
 
 def qarl_steps(name: str, overrides: Sequence[str], steps: int, number: int) -> Steps:
     """A run of `qarl train` without evaluations and checkpoints."""
+    rows, memory = qarl_run(name, overrides, steps, FOLDER / f"{Path(name).stem}-qarl-{number}.log")
+    train = load_config(config_path(name), overrides).train
+    tokens = [row["response_length/mean"] * train.prompts_per_step * train.group_size for row in rows]
+    return Steps([row["timing_s/step"] for row in rows], [row["timing_s/sample"] for row in rows], tokens, memory)
+
+
+def qarl_run(name: str, overrides: Sequence[str], steps: int, log: Path) -> tuple[list[dict[str, float]], int]:
+    """The metrics of a run's steps but the first, and the largest memory of its processes in bytes."""
     own = {
         "run.name": "bench-e2e",
         "run.resume": "false",
@@ -81,13 +89,9 @@ def qarl_steps(name: str, overrides: Sequence[str], steps: int, number: int) -> 
         "eval.greedy": "false",
     }
     settings = [*overrides, *(f"{key}={value}" for key, value in own.items())]
-    command = [sys.executable, "-m", "launch.cli", "train", name, *settings]
-    memory = run(command, FOLDER / f"{Path(name).stem}-qarl-{number}.log")
-    config = load_config(config_path(name), settings)
-    lines = (config.run.folder / METRICS_FILE).read_text().splitlines()
-    rows = [row for row in map(json.loads, lines) if "timing_s/step" in row][1:]
-    tokens = [row["response_length/mean"] * config.train.prompts_per_step * config.train.group_size for row in rows]
-    return Steps([row["timing_s/step"] for row in rows], [row["timing_s/sample"] for row in rows], tokens, memory)
+    memory = run([sys.executable, "-m", "launch.cli", "train", name, *settings], log)
+    lines = (load_config(config_path(name), settings).run.folder / METRICS_FILE).read_text().splitlines()
+    return [row for row in map(json.loads, lines) if "timing_s/step" in row][1:], memory
 
 
 def trl_steps(python: Path, name: str, overrides: Sequence[str], steps: int, number: int) -> Steps:

@@ -261,7 +261,7 @@ class Planner:
             rounding_bytes=gemm.rounding_bytes if gemm else (0, 0),
             prox=learner.prox == "recompute" or not learner.aligned,
             checkpointing=learner.gradient_checkpointing,
-            cores=1 if self._on_cuda else max(1, int(learner.num_cpus_per_rank)),
+            cores=1 if self._on_cuda else learner.num_threads,
         )
 
     def _by_batch(self, scheme: QuantScheme) -> dict[int, float]:

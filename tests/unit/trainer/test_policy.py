@@ -208,6 +208,30 @@ def test_a_head_in_chunks_gives_the_same_bits(
     assert (grads - whole_grads).norm() < 1e-2 * whole_grads.norm()  # each chunk's gradient is rounded to bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("scheme", [PLAIN, W8A8], ids=lambda scheme: scheme.name)
+def test_no_log_prob_depends_on_the_number_of_threads(scheme: QuantScheme, dtype: torch.dtype, tmp_path: Path) -> None:
+    """The engine samples on one thread, and a learner rank computes on several."""
+    wide = {"hidden_size": 256, "intermediate_size": 768, "vocab_size": 8192}
+    path = random_model("llama", tmp_path, num_attention_heads=4, **wide)
+    rng = np.random.default_rng(0)
+    prompts = [tuple(rng.integers(4, 8192, n)) for n in (30, 7)]
+    rows = [
+        TrainSequence(p, tuple(rng.integers(4, 8192, n)), np.zeros(n, np.float32)) for p in prompts for n in (90, 5)
+    ]
+    learner, before, found = policy(path, "engine", scheme, dtype=dtype), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            with torch.no_grad():
+                found.append(learner(Batch.of(rows, CPU)).logprobs_BT)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0].abs().sum() > 0
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
+
+
 SCALED = {
     "granite": {"logits_scaling": 8.0, "residual_multiplier": 0.7, "attention_multiplier": 0.2},
     "cohere": {"logit_scale": 0.1},
@@ -219,11 +243,11 @@ SCALED = {
 
 
 def random_model(kind: str, path: Path, **changes: Any) -> Path:
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
+    shape: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
     shape |= {"num_attention_heads": 2, "num_key_value_heads": 2}
     special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **shape, **special, initializer_range=0.2, **changes)
+    config = AutoConfig.for_model(kind, **special, initializer_range=0.2, **(shape | changes))
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path
 

@@ -32,6 +32,7 @@ def make_config(**sections: dict[str, Any]) -> Config:
         ("rollout", {"num_workers": 2}, True),
         ("rollout", {"num_cpus_per_worker": 2.0}, True),
         ("learner", {"num_ranks": 2}, False),
+        ("learner", {"num_threads": 2}, False),
         ("train", {"group_size": 7}, False),
         ("rollout", {"scheme": "none"}, False),
         ("seed", 7, False),
@@ -62,10 +63,10 @@ def test_a_machine_with_other_cores_continues_a_run(tmp_path: Path, monkeypatch:
         for rollout in ({}, {"num_workers": 1}):
             config = with_counts(make_config(run=folder, cluster={"device": "cpu"}, rollout=rollout))
             assert check_same_run(config, tmp_path / "it") == begun
-            assert config.learner.num_ranks == 2
+            assert (config.learner.num_ranks, config.learner.num_threads) == (1, 2)
             assert config.rollout.num_workers == rollout.get("num_workers", cores)
     again = make_config(run=folder | {"resume": False}, cluster={"device": "cpu"})
-    assert with_counts(again).learner.num_ranks == 8
+    assert with_counts(again).learner.num_threads == 8
 
 
 def test_every_input_has_a_digest(tmp_path: Path) -> None:
