@@ -6,7 +6,7 @@ Suffixes: B sequences, T response tokens.
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -24,6 +24,7 @@ from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError, QarlError, ResourceError, first_line
 from qarl.logs import redirect_output
 from qarl.metrics import Metrics, maximum, mean
+from qarl.numerics.dense import set_gradient_precision
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.objectives.custom import check_objective
 from qarl.objectives.ratios import LossInputs, Ratios, bounded_exp
@@ -46,7 +47,7 @@ Logprobs = npt.NDArray[np.float32]
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError)
 """What torch and DeepSpeed raise for a damaged file."""
 NARROW = 256
-"""Models of fewer features are faster on one thread: at 128 a second one took longer to wake than to work."""
+"""Models of fewer features are faster on one thread: at 192 a second one took longer to wake than to work."""
 CLIPPED = "actor/clip_fraction"
 """A metric of the objectives that is also logged for a step's last minibatch alone."""
 
@@ -107,6 +108,7 @@ class LearnerRank:
         self._dtype = getattr(torch, config.model.dtype)
         self._policy = self._make_policy(scheme if config.learner.aligned else QuantScheme("none"), self._numerics)
         self._policy.train()
+        set_gradient_precision(config.learner.gradient_precision)
         if self._policy.model.config.hidden_size < NARROW:
             torch.set_num_threads(1)
         if config.learner.gradient_checkpointing:
@@ -256,8 +258,7 @@ class LearnerRank:
         loss, metrics = compute_loss(inputs, self._config.objective)
         # DeepSpeed averages gradients over ranks, but the loss is already divided by the size of the whole minibatch.
         # An idle rank joins the collective calls with a gradient of 0.
-        with matmul_precision(self._config.learner.gradient_precision):
-            self._engine.backward(loss * (self._world_size if indices else 0))
+        self._engine.backward(loss * (self._world_size if indices else 0))
         return metrics if indices else {}
 
     def _forward(self, batch: Batch) -> PolicyOutput:
@@ -308,17 +309,6 @@ class LearnerRank:
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameters)
-
-
-@contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Within, float32 GEMMs have this precision of `torch.set_float32_matmul_precision`."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _ratio_deviation(inputs: LossInputs) -> float:

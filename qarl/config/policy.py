@@ -249,9 +249,9 @@ class LearnerConfig(Node):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     gradient_precision: Literal["highest", "high", "medium"] = "highest"
-    """Precision of float32 GEMMs in the backward pass, by the names of `torch.set_float32_matmul_precision`: `medium`
-    multiplies bfloat16 copies and sums in float32, where the processor or GPU has units for it. The forward and its
-    log-probs stay as they are."""
+    """Precision of the float32 GEMMs that give the gradients of linear layers, by the names of
+    `torch.set_float32_matmul_precision`: `medium` multiplies bfloat16 copies and sums in float32, where the processor
+    has units for it. No log-prob depends on it. `learner.numerics: stock` leaves dense layers to torch."""
     calculate_entropy: bool = True
     """Log `actor/entropy`, for one more pass over the logits."""
     prox: Literal["auto", "recompute"] = "auto"

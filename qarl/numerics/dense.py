@@ -8,7 +8,7 @@ Suffixes: M rows, K input features, N output features.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from qarl.numerics import engine_ops, processor
 
 FEWEST_ROWS = 8
 MOST_ROWS = {torch.bfloat16: 32, torch.float32: 64}
+Precision = Literal["highest", "high", "medium"]
+_precision: Precision = "highest"
 
 
 def in_blocks(gemm: Callable[[Tensor], Tensor], x_MK: Tensor) -> Tensor:
@@ -107,11 +109,22 @@ def linear_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | No
     return grad_x, grad_w, grad_b
 
 
+def set_gradient_precision(precision: Precision) -> None:
+    """Let `matmul` multiply float32 matrices with this precision of `torch.set_float32_matmul_precision`."""
+    global _precision
+    _precision = precision
+
+
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """`a @ b`, summed in float32 and rounded once.
+    """`a @ b` of a backward pass, summed in float32 and rounded once.
 
     Processors without a bfloat16 GEMM multiply float32 copies: torch's own loop is six times slower there.
     """
     if a.device.type == "cpu" and a.dtype == torch.bfloat16 and not processor.has_bfloat16_gemm():
         return (a.float() @ b.float()).to(a.dtype)
-    return a @ b
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(_precision)  # for these products alone: attention becomes slower by it on CPU
+    try:
+        return a @ b
+    finally:
+        torch.set_float32_matmul_precision(before)

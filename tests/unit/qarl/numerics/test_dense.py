@@ -145,3 +145,18 @@ def test_without_a_bfloat16_gemm_float32_copies_are_multiplied(monkeypatch: pyte
     a, b = torch.randn(5, 64).bfloat16(), torch.randn(64, 3).bfloat16()
     monkeypatch.setattr(dense.processor, "has_bfloat16_gemm", lambda: False)
     assert torch.equal(matmul(a, b), (a.float() @ b.float()).bfloat16())
+
+
+@pytest.mark.skipif(not processor.has_bfloat16_gemm(), reason="this processor has no bfloat16 GEMM")
+def test_gradients_may_be_products_of_bfloat16_copies() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(300, 512), torch.randn(512, 256)
+    exact, rounded = a.double() @ b.double(), a.bfloat16().double() @ b.bfloat16().double()
+    plain = matmul(a, b)
+    try:
+        dense.set_gradient_precision("medium")
+        assert (matmul(a, b) - rounded).abs().max() < 1e-4
+        assert torch.equal(a @ b, plain)  # nothing else changes
+    finally:
+        dense.set_gradient_precision("highest")
+    assert (plain - exact).abs().max() < 1e-4 < (rounded - exact).abs().max()
