@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from launch.preflight import with_counts
 from launch.run.curves import Series
 from launch.run.report import SUMMARY_FILE, read_series, read_summary
 from launch.run.resume import CONFIG_FILE, check_same_run
@@ -141,7 +142,7 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
     if not (run.folder / CONFIG_FILE).exists():
         return run
     try:
-        check_same_run(run.config, run.folder)
+        check_same_run(with_counts(run.config), run.folder)
     except ConfigError as error:
         raise ConfigError(error.what, hint="remove the folder to make that run again") from error
     return run

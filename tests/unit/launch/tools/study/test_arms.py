@@ -11,6 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from launch import cli
+from launch.preflight import with_counts
 from launch.tools.study.arms import RunResult, Status, Study, StudyConfig, load_study, plan, results, run_study
 from launch.tools.study.report import (
     collapsed,
@@ -22,6 +23,7 @@ from launch.tools.study.report import (
     table,
     write_study_report,
 )
+from qarl.config.io import to_yaml
 from qarl.errors import ConfigError
 
 ROOT = Path(__file__).parents[5]
@@ -187,6 +189,8 @@ def test_a_failed_run_is_tried_again_and_a_missing_one_is_named(trainer: Path) -
 def test_a_folder_of_other_settings_is_not_taken_over() -> None:
     (run, *_) = plan(load_study(write()))
     run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text(to_yaml(with_counts(run.config)))  # as a run writes it
+    plan(load_study(write()))
     (run.folder / "config.yaml").write_text("model: {path: m}\ntask: {kind: sorting}\n")
     with pytest.raises(ConfigError, match=r"made with other settings .*; remove the folder"):
         plan(load_study(write()))
