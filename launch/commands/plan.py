@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"this machine has no {device.name} to measure", where="--measure")
         os.environ.update(PROCESS_ENV)  # what engines and learners run under; oneDNN reads it at its first GEMM
         device = measure(device)
-    plan = Planner(config, model, device, args.prompt_tokens, args.response_tokens).plan()
+    plan = Planner(config, model, device, args.prompt_tokens, args.response_tokens, args.measure).plan()
     if args.json:
         print(to_json(plan))
     else:

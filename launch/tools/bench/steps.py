@@ -66,7 +66,7 @@ def _estimate(name: str, items: Sequence[str], rows: Sequence[Mapping[str, float
     prompt = round(fmean(len(one.token_ids) for one in prompts))
     response = round(_median(rows, "response_length/mean"))
     model = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
-    times = Planner(config, model, device, prompt, response).plan().own.times
+    times = Planner(config, model, device, prompt, response, measure=True).plan().own.times
     assert times is not None  # the run has worked
     return times
 

@@ -18,6 +18,7 @@ from launch.tools.plan.layers import layer_rows
 from launch.tools.plan.memory import EngineMemory, LearnerMemory, Variant
 from launch.tools.plan.result import Estimate, Plan, Times
 from launch.tools.plan.shapes import shapes_of
+from launch.tools.plan.timing import time_model
 from qarl.config.derived import choose_counts, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
@@ -50,7 +51,9 @@ class Planner:
     Args:
         model: the transformers config of the model (`model_config`).
         prompt_tokens: mean length of the prompts; by default 256, or what `rollout.max_model_len` leaves.
-        response_tokens: mean length of the responses; by default `rollout.sampling.max_new_tokens`.
+        response_tokens: mean length of the responses; by default `rollout.sampling.max_new_tokens`, which the longest
+            always has.
+        measure: time a few layers of the model on this machine, a CPU, in place of the device's rates.
     Raises:
         ModelError: an architecture that plans do not know.
     """
@@ -62,6 +65,7 @@ class Planner:
         device: Device,
         prompt_tokens: int | None = None,
         response_tokens: int | None = None,
+        measure: bool = False,
     ) -> None:
         config = choose_counts(config, device.kind, os.cpu_count() or 1)
         rollout, train = config.rollout, config.train
@@ -73,8 +77,9 @@ class Planner:
             what = f"{prompt_tokens} exceeds the {room} that rollout.max_model_len leaves beside the response"
             raise ConfigError(what, "--prompt-tokens")
         self._config, self._device = config, device
+        self._measure = measure and device.kind == "cpu" and config.learner.aligned
         self._machine = Machine(device.kind, is_here=config.cluster.address is None)
-        self._model = meta_model(model, getattr(torch, config.model.dtype))
+        self._model_config, self._model = model, meta_model(model, getattr(torch, config.model.dtype))
         self._shapes = shapes_of(self._model)
         self._numerics = numerics_of(config, device.kind)
         self._schemes = schemes_of(rollout)
@@ -82,6 +87,7 @@ class Planner:
             samples=train.prompts_per_step * train.group_size,
             prompt_tokens=min(prompt_tokens or PROMPT_TOKENS, rollout.max_model_len - longest),
             response_tokens=response_tokens or longest,
+            longest=longest,
             workers=rollout.num_workers,
             ranks=config.learner.num_ranks,
             minibatches=config.learner.minibatches,
@@ -93,7 +99,7 @@ class Planner:
         compared = [scheme, *(replace(scheme, name=name) for name in get_args(SchemeName) if name != scheme.name)]
         stages = [stage for stage in range(4) if stage or config.model.dtype == "float32"]
         learner = {stage: self._learner(variant, gemm, stage) for stage in stages}
-        estimates = [self._estimate(one, self._load) for one in compared]
+        estimates = [self._measured(one, self._estimate(one, self._load)) for one in compared]
         return Plan(
             run=config.run.name,
             model=config.model.path,
@@ -247,6 +253,20 @@ class Planner:
             ),
         )
 
+    def _measured(self, scheme: QuantScheme, estimate: Estimate) -> Estimate:
+        """`estimate` with the times of layers on this machine; of the run's own format and full precision alone."""
+        if not (self._measure and estimate.times and scheme.name in ("none", self._schemes[0].name)):
+            return estimate
+        load, device = self._load, self._device
+        active = max(1, round(estimate.slots * load.response_tokens / load.longest))
+        times = time_model(self._config, self._model_config, scheme, load, active)
+        decode = times.decode + device.step_s + active * device.sequence_s
+        batches = -(-load.samples // load.workers) / estimate.slots
+        learner = times.update + (times.score if self._config.learner.prox == "recompute" else 0.0)
+        rollout = times.prefill + batches * load.longest * decode
+        measured = replace(estimate.times, decode_s=decode, rollout_s=rollout, learner_s=learner)
+        return replace(estimate, times=measured)
+
     def _publication(self, variant: Variant) -> float:
         """One weight transfer, and the probe with which every engine proves it."""
         tokens = min(PROBE_TOKENS, self._config.rollout.sampling.max_new_tokens)
@@ -275,7 +295,7 @@ class Planner:
         ratios = {}
         tokens = self._load.response_tokens
         for response in sorted({max(1, tokens // part) for part in (1, 4, 16, 64)}):
-            load = replace(self._load, response_tokens=response)
+            load = replace(self._load, response_tokens=response, longest=response)
             low, plain = (self._estimate(one, load).times for one in (scheme, replace(scheme, name="none")))
             if low and plain:
                 ratios[response] = plain.step_s / low.step_s

@@ -31,12 +31,14 @@ class Load:
     prompt_tokens: int
     response_tokens: int
     """Mean of the responses."""
+    longest: int
+    """Tokens of the longest response, for which the others wait."""
     workers: int
     ranks: int
     minibatches: int
 
 
-def decode_step(variant: Variant, device: Device, batch: int, context: float) -> float:
+def decode_step(variant: Variant, device: Device, batch: float, context: float) -> float:
     """Seconds of one engine step that decodes one token of each of `batch` sequences with `context` tokens cached.
 
         sum over matrices of roofline(bytes read, 2 N K batch)
@@ -65,17 +67,19 @@ def prefill(variant: Variant, device: Device, prompts: int, tokens: int) -> floa
 
 
 def rollout(variant: Variant, device: Device, load: Load, slots: int) -> float:
-    """Seconds in which one engine draws its part of the samples, `slots` sequences at once, all responses equally long.
+    """Seconds in which one engine draws its part of the samples, `slots` sequences at once.
 
-    Full batches first, then the rest in a smaller one; the context is taken in the middle of the response.
+    Full batches first, then the rest in a smaller one. A batch lasts as long as its longest response; the number of
+    sequences and the context are those of its mean.
     """
     samples = -(-load.samples // load.workers)
     context = load.prompt_tokens + load.response_tokens / 2
     full, rest = divmod(samples, slots)
-    steps = full * decode_step(variant, device, slots, context)
+    share = load.response_tokens / load.longest
+    steps = full * decode_step(variant, device, slots * share, context)
     if rest:
-        steps += decode_step(variant, device, rest, context)
-    return steps * load.response_tokens + prefill(variant, device, samples, load.prompt_tokens)
+        steps += decode_step(variant, device, rest * share, context)
+    return steps * load.longest + prefill(variant, device, samples, load.prompt_tokens)
 
 
 @dataclass(frozen=True)

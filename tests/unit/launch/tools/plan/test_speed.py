@@ -36,7 +36,7 @@ ROUND = Device(
     step_s=0.0,
     sequence_s=0.0,
 )
-LOAD = Load(samples=32, prompt_tokens=100, response_tokens=1000, workers=2, ranks=2, minibatches=4)
+LOAD = Load(samples=32, prompt_tokens=100, response_tokens=1000, longest=1000, workers=2, ranks=2, minibatches=4)
 
 
 def test_one_sequence_reads_all_weights_once() -> None:
