@@ -33,10 +33,10 @@ def choose_counts(config: Config, device: str, cores: float, saved: LearnerConfi
     workers = int(max(1, min(cores, MOST_WORKERS, groups))) if here else 1
     ranks = max(1, min(ceil(min(cores, MOST_CORES) / MOST_THREADS), groups)) if here else 1
     rollout = _chosen(config.rollout, "num_workers", "num_cpus_per_worker", workers, cores if here else 0)
-    number = saved.num_ranks if saved else ranks
+    number = (saved and saved.num_ranks) or ranks
     learner = _chosen(config.learner, "num_ranks", "num_cpus_per_rank", number, cores if here else 0)
     threads = min(MOST_THREADS, cores / learner.num_ranks) if here else learner.num_cpus_per_rank
-    chosen = saved.num_threads if saved else max(1, int(threads))
+    chosen = (saved and saved.num_threads) or max(1, int(threads))
     learner = learner.model_copy(update={"num_threads": learner.num_threads or chosen})
     return config.model_copy(update={"rollout": rollout, "learner": learner})
 
