@@ -53,6 +53,10 @@ class ChildProcess:
         """End the process, unless it has ended, and all that it started. Returns its exit code, minus the signal's
         number when one ended it."""
         self.connection.close()
+        return self.end()
+
+    def end(self) -> int:
+        """As `kill`, but the connection stays open: another thread may wait for it, and sees its end."""
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()

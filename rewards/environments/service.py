@@ -1,5 +1,6 @@
 """Environments in processes of their own, behind a time-out: none can stop, crash or slow down a run."""
 
+import contextlib
 import json
 import math
 import os
@@ -79,17 +80,28 @@ class EnvironmentService:
             raise QarlError("the environment service is closed")
         slots = range(len(self._children))
         shares = [[number for number in calls if number % len(slots) == slot] for slot in slots]
+        self._is_interrupted = False
         with ThreadPoolExecutor(len(slots)) as threads:
-            parts = threads.map(lambda share: {number: self._turn(number, calls[number]) for number in share}, shares)
+            try:
+                parts = list(threads.map(lambda share: self._serve(share, calls), shares))
+            except BaseException:  # Ctrl-C, or a process that cannot start: the threads must end soon
+                self._is_interrupted = True
+                for child in self._children:
+                    child.end()
+                raise
         answers = {number: turn for part in parts for number, turn in part.items()}
         return {number: answers[number] for number in calls}
+
+    def _serve(self, share: Sequence[int], calls: Mapping[int, Call]) -> dict[int, EnvironmentTurn]:
+        """The answers of one process, one after the other."""
+        return {number: self._turn(number, calls[number]) for number in share if not self._is_interrupted}
 
     def _turn(self, number: int, call: Call) -> EnvironmentTurn:
         try:
             turn = _checked(self._told(number, call))
         except _FaultError as fault:
             turn = EnvironmentTurn(error=str(fault))
-        if turn.error:
+        if turn.error and not self._is_interrupted:
             self._on_fault(f"prompt {self._prompts[number].id}: environment {turn.error}; the sample gets reward 0")
         return turn
 
@@ -117,7 +129,7 @@ class EnvironmentService:
 
     def _end_all(self) -> None:
         for number, child in self._homes.items():
-            if not child.connection.closed:
+            with contextlib.suppress(_FaultError):  # it is over anyway
                 child.tell({"do": "end", "id": number})
         self._calls, self._homes = {}, {}
 

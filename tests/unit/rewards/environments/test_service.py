@@ -124,6 +124,20 @@ def test_another_interpreter_runs_it_without_our_packages(toy: str, tmp_path: Pa
     assert (tmp_path / "environment-0.log").read_text() == "noise\n"
 
 
+def test_an_interruption_does_not_wait_for_the_calls(toy: str) -> None:
+    """The fault of the first conversation interrupts, as Ctrl-C would; the others of its process would hang."""
+
+    def interrupt(line: str) -> None:
+        raise KeyboardInterrupt
+
+    config = EnvironmentConfig(kind="custom", function=toy, timeout_s=50.0)
+    with EnvironmentService(config, interrupt) as service:
+        service.reset(prompts(3))
+        with pytest.raises(KeyboardInterrupt):
+            service.step({0: "raise", 1: "hang", 2: "hang"})
+        assert service.reset(prompts(1)) == [EnvironmentTurn()]  # a new process
+
+
 def test_what_cannot_start_says_why(toy: str, tmp_path: Path) -> None:
     missing = toy.replace(":Toy", ":Nothing")
     with pytest.raises(QarlError, match="environment process could not start: AttributeError"):
