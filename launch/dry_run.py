@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import ray
 
 from launch.preflight import Machine, bundles, learner_kernel, model_config, preflight, with_counts
+from launch.run.environments import start_rewards
 from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts
 from launch.run.tracking import check_login
@@ -34,6 +35,8 @@ def dry_run(config: Config) -> int:
     print(f"run: {folder.path}, " + (f"continues after step {folder.step}" if folder.saved else "from the beginning"))
     _, train, heldout = load_prompts(config, print)
     fill_pool(config, train, print)
+    with closing(start_rewards(config, print, None)) as rewards:
+        rewards.check([*train, *heldout])
     print(f"prompts: {len(train)} for training, {len(heldout)} held out")
     print(*describe(config, machine), sep="\n")
     try:

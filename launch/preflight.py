@@ -34,7 +34,8 @@ from qarl.quant.kernels import find_kernel
 from qarl.quant.linear import covered_linears
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks import make_task
-from rewards.teacher import api_key
+from rewards.endpoint import api_key
+from rewards.kinds import check_component
 from trainer.batches import batch_file
 
 Bundle = dict[str, float]
@@ -143,6 +144,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(make_task, config.task),
         partial(_check_batches, config),
         *(partial(_check_hook, *hook) for hook in _hooks(config)),
+        *(partial(check_component, part) for part in config.reward.parts()),
         partial(check_objective, config.objective),
     )
 
@@ -246,8 +248,8 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
 
 def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, Any]]]:
     """The user's functions besides the objective: name, key, positional arguments, keyword arguments."""
-    if config.reward.function is not None:
-        yield config.reward.function, "reward.function", ("text", "finish_reason", "answer"), config.reward.kwargs
+    for function, key, kwargs, scope in config.reward.functions():
+        yield function, key, ("text", "finish_reason", "answer") if scope == "sample" else ("responses",), kwargs
     environment = config.environment
     if environment.function is not None and environment.python is None:
         yield environment.function, "environment.function", (), environment.settings
@@ -297,7 +299,7 @@ def _check_validator(config: Config) -> None:
     if not config.pool.augment.per_step:
         return
     if validator.kind == "teacher" and validator.api_key_env:
-        api_key(validator.api_key_env)
+        api_key(validator.api_key_env, "pool.augment.validator.api_key_env")
     if validator.kind == "program" and make_task(config.task).solve is None:
         raise ConfigError(f"task {config.task.kind} has no program to check", where, "use vote or teacher")
 

@@ -72,6 +72,13 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
         stack.enter_context(folder.begin(input_digests(config, prompts, heldout)))
         stack.callback(ray.shutdown)  # before a refused start removes its folder: actors write logs there
         stack.enter_context(driver_log(folder.logs / "driver.log"))
+        if not config.debug.train_from:
+
+            def on_fault(line: str) -> None:  # the tracker starts later
+                tracker.note(line, level=logging.WARNING)
+
+            rewards = stack.enter_context(closing(start_rewards(config, on_fault, folder.logs)))
+            rewards.check([*prompts, *heldout])
         tracker = stack.enter_context(closing(RunTracker(config, folder.path, folder.step, config.train.steps)))
         stack.enter_context(ray_messages_logged())
         connect(config)
@@ -79,7 +86,7 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
         if config.debug.train_from:
             job.train_from(Path(config.debug.train_from))
         else:
-            job.run(task, pool, prompts, heldout)
+            job.run(task, pool, rewards, prompts, heldout)
 
 
 class _Job:
@@ -91,7 +98,7 @@ class _Job:
         self._config, self._device, self._folder, self._tracker = config, machine.device, folder, tracker
         self._stack, self._log = stack, tracker.note
 
-    def run(self, task: Task, pool: Pool, prompts: list[Prompt], heldout: list[Prompt]) -> None:
+    def run(self, task: Task, pool: Pool, rewards: RewardService, prompts: list[Prompt], heldout: list[Prompt]) -> None:
         """Train, export, evaluate the controls, write the report."""
         config, folder, log = self._config, self._folder, self._log
         warn, keep = partial(log, level=logging.WARNING), self._stack.enter_context
@@ -100,7 +107,6 @@ class _Job:
         placement = Placement(config, self._device, folder.logs)
         fleet = keep(closing(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn)))
         learner = keep(closing(placement.start_learner(fleet.receivers)))
-        rewards: RewardService = keep(closing(start_rewards(config, warn, folder.logs)))
         sampler = converse(config, fleet, self._stack, warn, folder.logs)
         infos = fleet.infos()
         self._log_workers(infos)

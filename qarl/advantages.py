@@ -44,15 +44,6 @@ def advantages(
     return [[value / scale for value in centred_G] for centred_G in centred_PG]
 
 
-def overlong_penalty(length: int, max_tokens: int, cache: int) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), added to the reward; 0 when `cache` is 0.
-
-    0 up to `max_tokens - cache` tokens, then falling linearly to -1 at `max_tokens`.
-    """
-    excess = length - (max_tokens - cache)
-    return -min(excess / cache, 1.0) if cache and excess > 0 else 0.0
-
-
 def group_advantages(rewards_G: Sequence[float], normalize_by_std: bool) -> list[float]:
     """GRPO's group-relative advantages (arXiv 2402.03300): `(R - mean) / (std + 1e-6)`, or `R - mean`.
 

@@ -151,6 +151,10 @@ class RewardService(Protocol):
         """One score per sample, in order. A failure on a sample raises nothing: it is a reward of 0 with its reason."""
         ...
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Raises DataError: no response to one of these prompts could be judged."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -64,10 +64,20 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Score:
-    """A verifier's verdict: a reward in [0, 1]. When the verifier failed, `error` says why and the reward is 0."""
+    """What a response is worth: `reward` is the weighted sum of its components, and trains the policy; `success` in
+    [0, 1] says how right it is, and None that the reward does. When a component failed, `error` says why, and it
+    counts 0. `components` are the rewards of all components by name, nan where one does not judge the row.
+    """
 
     reward: float
     error: str = ""
+    success: float | None = field(default=None, compare=False)
+    components: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def solved(self) -> float:
+        """How right the response is, in [0, 1]."""
+        return self.reward if self.success is None else self.success
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Rewards in [0, 1] of the responses to one drawn prompt, matched to the pool by `prompt_id`.
+    """Successes in [0, 1] of the responses to one drawn prompt, matched to the pool by `prompt_id`.
 
     `drawn_at` is the step at which the prompt was drawn: a prompt whose first draw was aborted may be in flight again
     when the first responses arrive. `None` assumes the current draw.

@@ -1,60 +1,85 @@
-"""The verifier process: `python -m rewards.child FUNCTION TIMEOUT_S KWARGS FD LOG`, started by `rewards.service`.
+"""The verifier process: `python -m rewards.child COMPONENTS TIMEOUT_S FD LOG`, started by `rewards.service`.
 
-Over the inherited socket FD it says once that it is ready (empty bytes, or why it is not), then answers each chunk of
-(text, finish_reason, answer, kwargs of the row) with one (reward, error) per sample, in order. It ends when the socket
-closes. FUNCTION is `module:function` or `file.py:function`, KWARGS are in JSON, LOG is a file or empty. Besides the
-standard library it imports the verifier, `qarl.hooks`, which finds it, and `qarl.logs`.
+Over the inherited socket FD it says once that it is ready (empty bytes, or why it is not), then answers each unit of a
+message, in order. It ends when the socket closes. COMPONENTS is a JSON list of [kind, settings], LOG a file or empty.
 """
 
 import faulthandler
 import json
 import logging
+import math
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from qarl.hooks import load_function
 from qarl.logs import redirect_output
-
-Verifier = Callable[..., float]
+from rewards.component import Component, Response
+from rewards.kinds import make
 
 # The parent kills a verifier at its time-out. Only one whose parent is gone lives this much longer.
 ORPHAN_GRACE_S = 2.0
+Judged = list[tuple[float, str]]
+"""One (reward, error) a response."""
 
 
 def main() -> None:
     """Serve until the parent closes the socket or dies."""
-    connection = Connection(int(sys.argv[4]))
-    redirect_output(Path(sys.argv[5]) if sys.argv[5] else None)
+    connection = Connection(int(sys.argv[3]))
+    redirect_output(Path(sys.argv[4]) if sys.argv[4] else None)
     try:
-        verify: Verifier = partial(load_function(sys.argv[1], "reward.function"), **json.loads(sys.argv[3]))
+        components = [make(kind, settings) for kind, settings in json.loads(sys.argv[1])]
+        for component in components:
+            component.start()
     except BaseException as error:  # noqa: BLE001 - whatever its import raises, the parent reports
         connection.send_bytes(_one_line(error).encode())
         return
     connection.send_bytes(b"")
     try:
         while True:
-            for text, finish_reason, answer, kwargs in connection.recv():
+            for action, numbers, responses in connection.recv():
                 # A watchdog outside of the interpreter: it also ends code that never lets go of the GIL.
-                faulthandler.dump_traceback_later(float(sys.argv[2]) + ORPHAN_GRACE_S, exit=True)
-                outcome = _judge(partial(verify, text, finish_reason, answer, **kwargs))
+                faulthandler.dump_traceback_later(float(sys.argv[2]) * len(responses) + ORPHAN_GRACE_S, exit=True)
+                act = _judge if action == "judge" else _check
+                outcome = [act(components[number], responses) for number in numbers]
                 faulthandler.cancel_dump_traceback_later()
                 connection.send(outcome)
     except (EOFError, ConnectionError):
         return
 
 
-def _judge(verify: Callable[[], float]) -> tuple[float, str]:
+def _judge(component: Component, responses: Sequence[Response]) -> Judged:
     try:
-        reward = float(verify())
-        if not 0.0 <= reward <= 1.0:
-            raise ValueError(f"reward {reward} is not in [0, 1]")
-    except BaseException as error:  # whatever a verifier raises costs one sample, not the run
+        rewards: list[float | BaseException] = list(component.judge(responses))
+        if len(rewards) != len(responses):
+            raise ValueError(f"{len(rewards)} rewards for {len(responses)} responses")
+    except BaseException as error:  # noqa: BLE001 - whatever a verifier raises costs its samples, not the run
+        rewards = [error] * len(responses)
+    return [_finite(reward) for reward in rewards]
+
+
+def _finite(reward: float | BaseException) -> tuple[float, str]:
+    try:
+        if isinstance(reward, BaseException):
+            raise reward
+        if not math.isfinite(float(reward)):
+            raise ValueError(f"reward {reward} is not finite")
+    except BaseException as error:
         logging.getLogger("rewards.child").warning("the verifier raised", exc_info=True)
         return 0.0, f"raised {_one_line(error)}"
-    return reward, ""
+    return float(reward), ""
+
+
+def _check(component: Component, responses: Sequence[Response]) -> Judged:
+    """The errors say why the answers of rows cannot be judged by."""
+    errors = []
+    for response in responses:
+        try:
+            component.check(response)
+            errors.append("")
+        except Exception as error:  # noqa: BLE001 - parsers raise anything
+            errors.append(" ".join(str(error).split())[:300] or type(error).__name__)
+    return [(0.0, error) for error in errors]
 
 
 def _one_line(error: BaseException) -> str:

@@ -4,11 +4,13 @@ A wrong answer that passes is worse than a right one that does not: nothing coun
 of units or because a part of it was left out. docs/rewards.md has the rules in words.
 """
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
+from rewards.component import Component, Response
 from rewards.math_answer import Answer, Group, Relation, Scalar, Words, read
 
 TAIL = 2000
@@ -31,17 +33,29 @@ PIECE = re.compile(
 FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 
-def verify(text: str, finish_reason: str, answer: str) -> float:
-    """1.0 when the answer of the response `text` equals `answer`, else 0.0, also when it cannot be read.
+class Math(Component):
+    """1.0 when the answer of a response equals a right one, else 0.0, also when it cannot be read or was cut off after
+    it. Some expressions take forever, such as a tower of powers: the caller must limit the time."""
 
-    `answer` is plain ("72"), LaTeX with or without delimiters, or the solution of a GSM8K row. `finish_reason` is
-    ignored: an answer that was given counts. Some expressions take forever, such as a tower of powers: the caller must
-    limit the time. Raises ValueError: `answer` cannot be read.
-    """
+    def start(self) -> None:
+        read(r"\frac{1}{2} + \sqrt{x}")  # imports the grammar and builds its tables
+
+    def check(self, response: Response) -> None:
+        for answer in response.answers:
+            read_reference(answer)
+
+    def judge(self, responses: Sequence[Response]) -> Sequence[float]:
+        return [float(any(is_right(response.text, answer) for answer in response.answers)) for response in responses]
+
+
+def is_right(text: str, answer: str) -> bool:
+    """Whether the answer of the response `text` equals `answer`: plain ("72"), LaTeX with or without delimiters, or the
+    solution of a GSM8K row. Raises ValueError: `answer` cannot be read."""
     reference = read_reference(answer)
     if text.strip() == answer.strip():
-        return 1.0
-    return float(any(equal(reference, given) for given in _readable(text)))
+        return True
+    given = answer_of(text)
+    return given is not None and equal(reference, given)
 
 
 def read_reference(answer: str) -> Answer:
@@ -52,14 +66,12 @@ def read_reference(answer: str) -> Answer:
         raise ValueError(f"cannot read the reference answer {answer[:200]!r}: {error}") from error
 
 
-def _readable(text: str) -> Iterator[Answer]:
-    """The answer of `text`, unless it cannot be read."""
+def answer_of(text: str) -> Answer | None:
+    """The answer of a response; None when there is none that can be read."""
     for candidate in candidates(text):
-        try:
-            yield read(candidate)
-        except ValueError:
-            continue
-        return
+        with contextlib.suppress(ValueError):
+            return read(candidate)
+    return None
 
 
 def candidates(text: str) -> Iterator[str]:

@@ -8,6 +8,13 @@ from typing import Any
 
 from reasoning_gym import create_dataset
 
+from rewards.component import Response
+
+
+def reasoning_gym(response: Response) -> float:
+    """What the generator of the row gives for the response, in [0, 1]."""
+    return verify(response.text, response.finish_reason, response.answer, **response.row)
+
 
 def verify(
     text: str,

@@ -4,13 +4,14 @@ Dynamic sampling then draws again, in place of uninformative groups. The pool ac
 so a draw need not end before the next one begins.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from statistics import fmean, pstdev
 
-from qarl.advantages import has_variance, overlong_penalty
+from qarl.advantages import has_variance
 from qarl.config.run import Config
 from qarl.errors import PublicationError, RolloutError
 from qarl.prompts.allocation import allocate
@@ -46,8 +47,8 @@ class Group:
         return [score.reward for score in self.scores]
 
     def result(self, drawn_at: int) -> GroupResult:
-        """The group's rewards for the pool; the prompt was drawn at step `drawn_at`."""
-        return GroupResult(self.prompt_id, tuple(self.rewards), drawn_at)
+        """The group's successes for the pool; the prompt was drawn at step `drawn_at`."""
+        return GroupResult(self.prompt_id, tuple(score.solved for score in self.scores), drawn_at)
 
 
 class Collector:
@@ -62,7 +63,7 @@ class Collector:
     def collect(self, step: int, timer: Timer) -> tuple[list[Group], list[Group]]:
         """All groups of `step`, and those to learn from; the pool gets the results of all.
 
-        With `train.dynamic_sampling` only groups whose shaped rewards differ are learned from (DAPO, arXiv 2503.14476,
+        With `train.dynamic_sampling` only groups whose rewards differ are learned from (DAPO, arXiv 2503.14476,
         section 3.2): `train.prompts_per_step` of them, or fewer when the draws or the pool run out.
         """
         config = self._config
@@ -81,7 +82,7 @@ class Collector:
             with timer("pool"):
                 self._pool.observe([group.result(step) for group in new], step)
             groups += new
-            used += [group for group in new if not refills or has_variance(shaped_rewards(group, config))]
+            used += [group for group in new if not refills or has_variance(group.rewards)]
             if len(used) == target:
                 break
         return groups, used
@@ -124,15 +125,6 @@ def _check_versions(samples: Sequence[Sample], version: int) -> None:
         raise PublicationError(f"samples of weight versions {sorted(stale)} at version {version}")
 
 
-def shaped_rewards(group: Group, config: Config) -> list[float]:
-    """The rewards that give the advantages: with DAPO's penalty for overlong responses."""
-    longest, cache = config.rollout.sampling.max_new_tokens, config.advantage.overlong_cache
-    lengths = [sample.num_sampled for sample in group.samples]
-    return [
-        reward + overlong_penalty(length, longest, cache) for reward, length in zip(group.rewards, lengths, strict=True)
-    ]
-
-
 def collection_metrics(groups: Sequence[Group], config: Config) -> dict[str, float]:
     """Metrics over all groups of a step, those that are not learned from included."""
     if not groups:
@@ -142,16 +134,26 @@ def collection_metrics(groups: Sequence[Group], config: Config) -> dict[str, flo
     metrics = {
         "reward/mean": fmean(rewards),
         "reward/std": pstdev(rewards),
-        "reward/accuracy": fmean(reward >= 1.0 for reward in rewards),
+        "reward/accuracy": fmean(score.solved >= 1.0 for group in groups for score in group.scores),
         "reward/faults": float(sum(bool(score.error) for group in groups for score in group.scores)),
         "reward/informative_groups": fmean(has_variance(group.rewards) for group in groups),
         "response_length/mean": fmean(sample.num_sampled for sample in samples),
         "response_length/max": float(max(sample.num_sampled for sample in samples)),
         "response_length/clip_ratio": fmean(sample.finish_reason == "length" for sample in samples),
     }
+    metrics |= _component_metrics([score for group in groups for score in group.scores])
     if config.train.dynamic_sampling:
         metrics["train/groups_sampled"] = float(len(groups))
     if config.train.allocation != "equal":
         metrics["train/group_size_max"] = float(max(len(group.samples) for group in groups))
         metrics["train/group_size_min"] = float(min(len(group.samples) for group in groups))
+    return metrics
+
+
+def _component_metrics(scores: Sequence[Score]) -> dict[str, float]:
+    """Mean and standard deviation of each component over the responses that it judges, where there are several."""
+    metrics: dict[str, float] = {}
+    for name in scores[0].components if len(scores[0].components) > 1 else ():
+        if values := [value for score in scores if not math.isnan(value := score.components[name])]:
+            metrics |= {f"reward/{name}/mean": fmean(values), f"reward/{name}/std": pstdev(values)}
     return metrics

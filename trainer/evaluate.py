@@ -16,9 +16,9 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
     Returns:
         `pass@1`, the share of right samples (avg@k); `pass@k`, the share of prompts with a right one; `greedy`, the
         share of right samples at temperature 0; `level_NN/pass@1` and `SET/pass@1` when the prompts have several levels
-        or held-out sets; `mean_reward` of the samples where the verifier may give a part. A sample is right when its
-        reward is 1, as in `reward/accuracy`. Seeds depend on the prompt alone, so two evaluations of one policy are
-        equal.
+        or held-out sets; `mean_reward` of the samples where a reward may be other than 0 and 1. A sample is right when
+        its success is 1, as in `reward/accuracy`. Seeds depend on the prompt alone, so two evaluations of one policy
+        are equal.
     """
     k = config.eval.num_samples
     ask = config.rollout.sampling.request
@@ -29,8 +29,8 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
     ]
     if config.eval.greedy:
         requests += [ask(prompt, 0, temperature=0.0) for prompt in prompts]
-    scores = [score.reward for score in rewards.score(fleet.sample(requests))]
-    right = [float(reward >= 1.0) for reward in scores]
+    scores = rewards.score(fleet.sample(requests))
+    right = [float(score.solved >= 1.0) for score in scores]
     groups = [right[i * k : (i + 1) * k] for i in range(len(prompts))]
     levels: dict[int, list[float]] = defaultdict(list)
     sets: dict[str, list[float]] = defaultdict(list)
@@ -40,8 +40,8 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
     result = {"pass@1": fmean(map(fmean, groups)), f"pass@{k}": fmean(map(max, groups))}
     if config.eval.greedy:
         result["greedy"] = fmean(right[len(prompts) * k :])
-    if config.reward.kind in ("custom", "reasoning_gym"):
-        result["mean_reward"] = fmean(scores[: len(prompts) * k])
+    if config.reward.graded:
+        result["mean_reward"] = fmean(score.reward for score in scores[: len(prompts) * k])
     if len(levels) > 1:
         result |= {f"level_{level:02d}/pass@1": fmean(values) for level, values in sorted(levels.items())}
     if len(sets) > 1:

@@ -14,7 +14,7 @@ from qarl.config.run import Config
 from qarl.error_tokens import ErrorTokens, find_error_tokens
 from qarl.mismatch import Logprobs
 from qarl.types import Sample, Score, TrainSequence
-from trainer.collect import Group, shaped_rewards
+from trainer.collect import Group
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Record:
 
 def build(groups: Sequence[Group], config: Config) -> list[Record]:
     """One record for each response, group by group, with its advantage."""
-    rewards_PG = [shaped_rewards(group, config) for group in groups]
+    rewards_PG = [group.rewards for group in groups]
     advantages_PG = advantages(rewards_PG, config.advantage, [group.prompt_id for group in groups])
     return [
         Record(
@@ -90,6 +90,7 @@ def table_row(sample: Sample, score: Score) -> dict[str, float | str]:
         "response": sample.text,
         "answer": sample.prompt.answer,
         "reward": score.reward,
+        **{f"reward/{name}": value for name, value in score.components.items() if len(score.components) > 1},
         "finish_reason": sample.finish_reason,
         "version": sample.version,
         "mean_logprob": float(sample.logprobs_T.sum() / sample.num_sampled) if sample.num_sampled else math.nan,

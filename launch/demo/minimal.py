@@ -31,7 +31,7 @@ from qarl.seeds import derive_seed
 from qarl.types import Score
 from qarl.weights.source import PublishedTensor, PublishedWeights, Tensors
 from qarl.weights.wire import in_buckets
-from rewards.exact import verify
+from rewards.exact import is_exact
 from rollout.engine import VLLMEngine, engine_env
 from trainer.collect import Group
 from trainer.learner import LearnerRank, learner_env
@@ -80,7 +80,7 @@ def train_step(config: Config, pool: Pool, engine: VLLMEngine, learner: LearnerR
     samples = engine.generate(requests)
 
     # Score: 1 for the right answer, 0 otherwise. The pool learns which prompts are hard.
-    scores = [Score(verify(sample.text, sample.finish_reason, sample.prompt.answer)) for sample in samples]
+    scores = [Score(is_exact(sample.text, sample.finish_reason, sample.prompt.answers)) for sample in samples]
     groups = [Group(samples[i : i + size], scores[i : i + size]) for i in range(0, len(samples), size)]
     pool.observe([group.result(step) for group in groups], step)
 

@@ -69,7 +69,7 @@ def input_digests(config: Config, prompts: Sequence[Prompt], heldout: Sequence[P
         with file.open("rb") as opened:
             digests[str(file)] = file_digest(opened, "sha256").hexdigest()
     for name in (
-        config.reward.function,
+        *(name for name, *_ in config.reward.functions()),
         None if config.environment.python else config.environment.function,
         *(getattr(part, "function", None) for part in (config.objective, config.task)),
     ):

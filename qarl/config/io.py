@@ -46,6 +46,8 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 UNIONS = _unions(Config)
+MOVED = {"advantage.overlong_cache": "a component of reward.components, of the kind overlong"}
+"""Keys of before, and what took their place."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -210,6 +212,8 @@ def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
     if what == "extra_forbidden":
         known = [name for name, _, _ in documentation(kind)]
         near = [name for name in difflib.get_close_matches(key, known, n=2, cutoff=0.5) if name != key]
+        if key in MOVED:
+            return f"unknown key '{key}', it is now {MOVED[key]}"
         hint = f", did you mean '{near[0]}'?" if near else ", `qarl config keys` lists the known ones"
         return f"unknown key '{_cut(key)}'{hint}"
     if what == "missing":

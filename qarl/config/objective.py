@@ -165,7 +165,7 @@ class DrGRPOConfig(TokenClip):
 
 class DAPOConfig(TokenClip):
     """DAPO (arXiv 2503.14476): clip-higher and the mean over tokens. Its other two parts are `train.dynamic_sampling`
-    and `advantage.overlong_cache`."""
+    and the reward kind `overlong`."""
 
     kind: Literal["dapo"] = "dapo"
     clip_ratio_high: PositiveFloat = 0.28

@@ -6,7 +6,7 @@ the values of that config first. Overrides `a.b=c` come last. Unknown keys are e
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
 from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
 from qarl.config.pool import PoolConfig
+from qarl.config.reward import RewardConfig
 from qarl.config.task import TaskConfig
 from qarl.quant.scheme import TRAITS
 
@@ -35,25 +36,6 @@ class RunConfig(Node):
         return Path(self.dir) / self.name
 
 
-class RewardConfig(Node):
-    kind: Literal["exact", "math", "reasoning_gym", "custom"] = "exact"
-    """`exact`: the whole completion equals the answer and was not cut off. `math`: Math-Verify on the last answer.
-    `reasoning_gym`: the scorer of the generator that made the problem. `custom`: `reward.function`."""
-    function: str | None = None
-    """The function of a custom reward, `(text, finish_reason, answer, **kwargs) -> reward in [0, 1]`:
-    `module:function` or `path/to/file.py:function`."""
-    kwargs: dict[str, Any] = {}
-    """Keyword arguments of `reward.function`."""
-    num_workers: PositiveInt = 1
-    """Verifier processes."""
-    timeout_s: Seconds = 5.0
-    """A verifier that takes longer for one sample is killed; the sample gets reward 0 and a line is logged."""
-
-    def contradictions(self) -> Iterator[str]:
-        if (self.kind == "custom") != (self.function is not None) or (self.kwargs and self.function is None):
-            yield "reward.function: `reward.kind: custom` needs it, and no other kind takes it or kwargs"
-
-
 class AdvantageConfig(Node):
     estimator: Literal["group", "leave_one_out", "group_batch", "batch"] = "group"
     """What a reward is compared with: `group` the mean of its group (GRPO); `leave_one_out` the mean of the others of
@@ -64,9 +46,6 @@ class AdvantageConfig(Node):
     drop_zero_variance: bool = True
     """Leave groups whose rewards are all equal out of the update. Their advantage is zero, except with
     `estimator: batch`, which requires false."""
-    overlong_cache: Count = 0
-    """DAPO's soft punishment: the number of tokens before `rollout.sampling.max_new_tokens` over which the reward falls
-    linearly, down to -1; 0 for none."""
 
 
 class TrainConfig(Node):
@@ -192,7 +171,7 @@ class Config(Node):
     task: TaskConfig = Field(default=...)
     """The problems. Required."""
     reward: RewardConfig = RewardConfig()
-    """The verifier."""
+    """How responses are judged."""
     environment: EnvironmentConfig = EnvironmentConfig()
     """What answers the policy between its turns."""
     rollout: RolloutConfig = RolloutConfig()
@@ -246,11 +225,6 @@ class Config(Node):
             )
         if train.dynamic_sampling and not advantage.drop_zero_variance:
             yield "train.dynamic_sampling: it replaces dropped groups, and advantage.drop_zero_variance is false"
-        if advantage.overlong_cache > most_tokens:
-            yield (
-                f"advantage.overlong_cache: {advantage.overlong_cache} exceeds "
-                f"rollout.sampling.max_new_tokens {most_tokens}"
-            )
         if learner.minibatches > train.prompts_per_step:
             yield (
                 f"learner.minibatches: {learner.minibatches} minibatches of whole groups need at least as many "
@@ -292,12 +266,12 @@ class Config(Node):
             )
         if self.pool.augment.per_step:
             yield "pool.augment.per_step: the policy writes no problems for an environment; set it to 0"
-        if self.advantage.overlong_cache:
-            yield "advantage.overlong_cache: it is of responses of one turn; set it to 0 with an environment"
+        if self.reward.components:
+            yield "reward.components: the environment gives the reward; leave them out"
 
     def _task_contradictions(self) -> Iterator[str]:
         augment, generated = self.pool.augment, self.task.kind == "reasoning_gym"
-        if generated != (self.reward.kind == "reasoning_gym"):
+        if generated != ("reasoning_gym" in self.reward.kinds):
             yield "reward.kind: reasoning_gym belongs to task.kind reasoning_gym, and no other kind does"
         if generated and augment.per_step:
             yield "pool.augment.per_step: reasoning_gym scores only its own problems; set it to 0"

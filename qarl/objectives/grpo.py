@@ -43,7 +43,7 @@ def dapo(inputs: LossInputs, config: DAPOConfig) -> tuple[Tensor, Metrics]:
         loss = -(1/num_tokens) sum_b sum_t w min(r_t A, clip(r_t, 1-eps_low, 1+eps_high) A)
 
     eps_high = 0.28 lets the probability of improbable tokens grow. Dynamic sampling is `train.dynamic_sampling`,
-    overlong shaping `advantage.overlong_cache`. Returns and raises as `grpo`.
+    overlong shaping the reward kind `overlong`. Returns and raises as `grpo`.
     """
     return clipped_token_loss(inputs, config, "token_mean")
 

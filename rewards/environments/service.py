@@ -140,6 +140,9 @@ class EnvironmentRewards:
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         return [sample.score or Score(0.0, "no environment has scored the sample") for sample in samples]
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """An environment sees a row when its conversation begins."""
+
     def close(self) -> None:
         pass
 

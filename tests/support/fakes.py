@@ -257,6 +257,9 @@ class FakeRewards:
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         return [Score(self._rule(sample)) for sample in samples]
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qarl.advantages import advantages, group_advantages, has_variance, overlong_penalty
+from qarl.advantages import advantages, group_advantages, has_variance
 from qarl.config.run import AdvantageConfig
 from qarl.errors import DataError
 
@@ -112,11 +112,3 @@ def test_no_groups_and_too_small_groups(estimator: str) -> None:
         advantages([[1.0, 0.0], [1.0]], config, ["a", "b"])
     with pytest.raises(DataError, match=r"^1 prompts \['a'\] for 2 groups"):
         advantages([[1.0, 0.0], [1.0, 0.0]], config, ["a"])
-
-
-@pytest.mark.parametrize(
-    ("length", "penalty"), [(1, 0.0), (80, 0.0), (81, -0.05), (90, -0.5), (100, -1.0), (120, -1.0)]
-)
-def test_overlong_penalty(length: int, penalty: float) -> None:
-    assert overlong_penalty(length, max_tokens=100, cache=20) == pytest.approx(penalty)
-    assert overlong_penalty(length, max_tokens=100, cache=0) == 0.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qarl.config.run import RewardConfig
-from qarl.errors import QarlError
+from qarl.errors import DataError, QarlError
 from qarl.protocols import RewardService
 from qarl.types import Prompt, Sample, Score
-from rewards import exact
+from rewards.exact import is_exact
 from rewards.service import ProcessRewardService
 
 ROOT = Path(__file__).parents[3]
@@ -61,7 +63,7 @@ def verify(text, finish_reason, answer):
 # What the verifier above makes of a text, for the answer "right".
 FAILURES = {
     "raise": "raised ValueError: two lines",
-    "two": "raised ValueError: reward 2.0 is not in [0, 1]",
+    "two": "gave 2, and a success is in [0, 1]",
     "exit": "process exited with code 3",
     "leave": "raised SystemExit: 4",
     "segv": "process was killed by SIGSEGV",
@@ -87,8 +89,11 @@ def verifier_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 def make_service(
     faults: list[str], workers: int = 2, timeout_s: float = 5.0, module: str = "toy_verifier"
 ) -> ProcessRewardService:
-    config = RewardConfig(num_workers=workers, timeout_s=timeout_s)
-    return ProcessRewardService(config, faults.append, verifier=f"{module}:verify")
+    return ProcessRewardService(toy(workers, timeout_s=timeout_s, function=f"{module}:verify"), faults.append)
+
+
+def toy(workers: int = 1, function: str = "toy_verifier:verify", **settings: Any) -> RewardConfig:
+    return RewardConfig(kind="custom", function=function, num_workers=workers, **settings)
 
 
 # --- rows with a verifier's arguments of their own
@@ -112,10 +117,10 @@ def test_the_arguments_of_a_row_reach_its_verifier(tmp_path: Path) -> None:
 
 @given(text=st.text(), answer=st.text())
 def test_exact_wants_the_whole_completion(text: str, answer: str) -> None:
-    assert exact.verify(text, "stop", answer) == float(text == answer)
-    assert exact.verify(answer, "stop", answer) == 1.0
-    assert exact.verify(answer, "length", answer) == 0.0
-    assert exact.verify(answer + " ", "stop", answer) == 0.0
+    assert is_exact(text, "stop", [answer]) == float(text == answer)
+    assert is_exact(answer, "stop", ["other", answer]) == 1.0
+    assert is_exact(answer, "length", [answer]) == 0.0
+    assert is_exact(answer + " ", "stop", [answer]) == 0.0
 
 
 # --- service
@@ -146,7 +151,7 @@ def test_scores_keep_order_and_each_failure_is_one_line(
 
     assert scores == [Score(float(text in ("", "print")), FAILURES.get(text, "")) for text in texts]
     assert sorted(shared_faults) == sorted(
-        f"prompt p{i}: verifier {FAILURES[text]}; the sample gets reward 0"
+        f"prompt p{i}: reward 'custom' {FAILURES[text]}; it counts 0"
         for i, text in enumerate(texts)
         if text in FAILURES
     )
@@ -171,9 +176,9 @@ def test_a_verifier_that_hangs_is_killed_and_replaced() -> None:
     with make_service(faults, timeout_s=1.0) as service:
         scores = service.score([make_sample(text, prompt_id=f"p{i}") for i, text in enumerate(texts)])
         again = service.score([make_sample("")] * 4)
-    late = Score(0.0, "timed out after 1.0 s")
+    late = Score(0.0, "timed out after 1 s")
     assert scores == [late if text else Score(1.0) for text in texts]
-    assert sorted(faults) == [f"prompt p{i}: verifier timed out after 1.0 s; the sample gets reward 0" for i in (1, 4)]
+    assert sorted(faults) == [f"prompt p{i}: reward 'custom' timed out after 1 s; it counts 0" for i in (1, 4)]
     assert again == [Score(1.0)] * 4
 
 
@@ -181,7 +186,7 @@ def test_a_verifier_that_never_lets_go_of_the_interpreter_is_killed() -> None:
     faults: list[str] = []
     with ProcessRewardService(RewardConfig(kind="math", timeout_s=2.0), faults.append) as service:
         scores = service.score([make_sample(r"\boxed{9^{9^{9^9}}}", "72"), make_sample("so 72", "72")])
-    assert scores == [Score(0.0, "timed out after 2.0 s"), Score(1.0)]
+    assert scores == [Score(0.0, "timed out after 2 s"), Score(1.0)]
     assert len(faults) == 1
 
 
@@ -195,8 +200,7 @@ def test_the_time_out_is_per_sample_and_leaves_out_the_start() -> None:
 
 def test_what_verifiers_print_and_raise_is_in_their_logs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     faults: list[str] = []
-    config = RewardConfig(num_workers=1)
-    with ProcessRewardService(config, faults.append, verifier="toy_verifier:verify", log_dir=tmp_path) as service:
+    with ProcessRewardService(toy(), faults.append, log_dir=tmp_path) as service:
         service.score([make_sample("print"), make_sample("raise"), make_sample("segv"), make_sample("raise")])
     text = (tmp_path / "verifier-0.log").read_text()
     assert "noise on stdout\n" in text
@@ -208,7 +212,7 @@ def test_what_verifiers_print_and_raise_is_in_their_logs(tmp_path: Path, capfd: 
 
 def test_a_verifier_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
     with pytest.raises(QarlError, match="exited with code 7") as caught:
-        ProcessRewardService(RewardConfig(), pytest.fail, verifier="dead_start:verify", log_dir=tmp_path)
+        ProcessRewardService(toy(function="dead_start:verify"), pytest.fail, log_dir=tmp_path)
     assert f"its log {tmp_path / 'verifier-0.log'} ends with: " in caught.value.hint
 
 
@@ -229,14 +233,14 @@ def test_config_names_the_verifier(kind: str) -> None:
 )
 def test_a_process_that_cannot_start_is_an_error(verifier: str, reason: str) -> None:
     with pytest.raises(QarlError, match=f"{verifier}: verifier process could not start: .*{reason}"):
-        ProcessRewardService(RewardConfig(num_workers=2), pytest.fail, verifier=verifier)
+        ProcessRewardService(toy(2, function=verifier), pytest.fail)
 
 
 def test_an_interrupted_call_leaves_nothing_for_the_next() -> None:
     def interrupt(line: str) -> None:
         raise KeyboardInterrupt
 
-    with ProcessRewardService(RewardConfig(num_workers=2), interrupt, verifier="toy_verifier:verify") as service:
+    with ProcessRewardService(toy(2), interrupt) as service:
         with pytest.raises(KeyboardInterrupt):
             service.score([make_sample("raise")] + [make_sample("", "wrong")] * 20)
         assert service.score([make_sample("")] * 20) == [Score(1.0)] * 20
@@ -257,7 +261,7 @@ def test_a_sample_whose_process_is_killed_is_tried_once_more(tmp_path: Path, mon
     with make_service(faults, workers=2) as service:
         scores = service.score([make_sample(text) for text in ("", "killed once", "killed", "killed once too", "")])
     assert scores == [Score(1.0), Score(1.0), Score(0.0, "process was killed by SIGKILL"), Score(1.0), Score(1.0)]
-    assert faults == ["prompt p: verifier process was killed by SIGKILL; the sample gets reward 0"]
+    assert faults == ["prompt p: reward 'custom' process was killed by SIGKILL; it counts 0"]
 
 
 def test_close_leaves_no_process() -> None:
@@ -292,7 +296,8 @@ from qarl.config.run import RewardConfig
 from qarl.protocols import RewardService
 from qarl.types import Prompt, Sample
 from rewards.service import ProcessRewardService
-service = ProcessRewardService(RewardConfig(timeout_s=1.0), print, verifier="toy_verifier:verify")
+config = RewardConfig(kind="custom", function="toy_verifier:verify", timeout_s=1.0)
+service = ProcessRewardService(config, print)
 service.score([Sample(Prompt("p", "", sys.argv[2], (1,)), (2,), None, sys.argv[1], "stop", 0)])
 time.sleep(1000)
 """
@@ -335,9 +340,103 @@ def test_a_reward_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "ZeroDivisionError" in faults[0]
 
 
-@pytest.mark.parametrize(
-    "section", [{"kind": "custom"}, {"function": "m:f"}, {"kind": "math", "kwargs": {"a": 1}}], ids=str
-)
-def test_a_function_is_for_a_custom_reward(section: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"reward\.function"):
-        RewardConfig.model_validate(section)
+# --- several components
+
+
+MINE = """
+def graded(text, finish_reason, answer):
+    return {"big": 7.5, "nan": float("nan"), "half": 0.5}.get(text, 0.0)
+
+def groups(responses):
+    assert len({r.prompt_id for r in responses}) == 1
+    if responses[0].text == "raise":
+        raise ValueError("no")
+    return [len(responses) + index for index in range(len(responses))]
+
+def batches(responses):
+    return [float(len(responses))] * len(responses)
+"""
+
+
+def several(folder: Path, *parts: dict[str, Any], **settings: Any) -> RewardConfig:
+    """A config; a name of a function of MINE is short for its component."""
+    (folder / "own.py").write_text(MINE)
+    for part in parts:
+        if name := part.pop("own", ""):
+            function = {"function": f"{folder}/own.py:{name}"}
+            part |= {"kind": "custom", "name": name, "settings": function | part.get("settings", {})}
+    return RewardConfig.model_validate({"components": list(parts), **settings})
+
+
+def test_the_reward_is_the_weighted_sum_and_the_first_component_the_success(tmp_path: Path) -> None:
+    config = several(tmp_path, {"kind": "exact", "weight": 2.0}, {"own": "graded", "weight": -0.1})
+    faults: list[str] = []
+    with ProcessRewardService(config, faults.append) as service:
+        big, right, bad = service.score([make_sample("big"), make_sample("right"), make_sample("nan", prompt_id="q")])
+    assert (big.reward, big.solved) == (pytest.approx(-0.75), 0.0)
+    assert dict(big.components) == {"exact": 0.0, "graded": 7.5}
+    assert (right.reward, right.solved) == (2.0, 1.0)
+    assert (bad.reward, bad.error) == (0.0, "raised ValueError: reward nan is not finite")
+    assert faults == ["prompt q: reward 'graded' raised ValueError: reward nan is not finite; it counts 0"]
+
+
+def test_the_config_names_the_success_which_is_between_0_and_1(tmp_path: Path) -> None:
+    config = several(tmp_path, {"kind": "exact"}, {"own": "graded", "weight": 0.0}, success="graded")
+    faults: list[str] = []
+    with ProcessRewardService(config, faults.append) as service:
+        half, big = service.score([make_sample("half"), make_sample("big")])
+    assert (half.reward, half.solved) == (0.0, 0.5)
+    assert (big.solved, big.error) == (0.0, "gave 7.5, and a success is in [0, 1]")
+    assert len(faults) == 1
+
+
+def test_each_row_has_the_components_of_its_source(tmp_path: Path) -> None:
+    config = several(
+        tmp_path,
+        {"kind": "math", "sources": ["maths"]},
+        {"kind": "exact", "sources": ["text", "more"]},
+        {"own": "graded"},
+    )
+    samples = [
+        replace(sample, prompt=replace(sample.prompt, source=source))
+        for sample, source in (
+            (make_sample("so 5", "5"), "maths"),
+            (make_sample("x", "x"), "text"),
+            (make_sample("half"), ""),
+        )
+    ]
+    with ProcessRewardService(config, pytest.fail) as service:
+        maths, text, other = service.score(samples)
+        service.check([sample.prompt for sample in samples])
+    assert [score.solved for score in (maths, text, other)] == [1.0, 1.0, 0.5]
+    assert [math.isnan(value) for value in maths.components.values()] == [False, True, False]
+    assert [math.isnan(value) for value in other.components.values()] == [True, True, False]
+
+
+def test_whole_groups_and_batches_beside_single_responses(tmp_path: Path) -> None:
+    parts = {"kind": "exact"}, {"own": "groups"}, {"own": "batches", "settings": {"scope": "batch", "at_once": 4}}
+    parts[1]["settings"] = {"scope": "group"}
+    faults: list[str] = []
+    samples = [
+        make_sample(text, prompt_id=p) for p, text in zip("aaabbbb", ["right", "x", "x", *["raise"] * 4], strict=True)
+    ]
+    with ProcessRewardService(several(tmp_path, *parts, num_workers=2), faults.append) as service:
+        scores = service.score(samples)
+    assert [score.components["groups"] for score in scores] == [3, 4, 5, 0, 0, 0, 0]
+    assert [score.components["batches"] for score in scores] == [4, 4, 4, 4, 3, 3, 3]
+    assert [score.solved for score in scores] == [1, 0, 0, 0, 0, 0, 0]
+    assert [fault.split(";")[0] for fault in faults] == ["prompt b: reward 'groups' raised ValueError: no"] * 4
+
+
+def test_rows_that_nothing_could_judge_are_refused(tmp_path: Path) -> None:
+    rows = [make_sample("", answer).prompt for answer in ("5", r"1,2,\ldots,9", r"5 \pmod{7}")]
+    with ProcessRewardService(RewardConfig(kind="math"), pytest.fail) as service:
+        service.check(rows[:1])
+        with pytest.raises(DataError, match=r"reward 'math': cannot read .*ldots.*\(2 rows in all\)"):
+            service.check(rows)
+    only = several(tmp_path, {"kind": "exact", "sources": ["a"]})
+    with (
+        ProcessRewardService(only, pytest.fail) as service,
+        pytest.raises(DataError, match="no component judges rows of data_source ''"),
+    ):
+        service.check(rows)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -18,65 +16,18 @@ from qarl.errors import ConfigError, TeacherError
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import ProgramCheck, SelfConsistency, Verdict
 from qarl.tasks import make_task
+from rewards import endpoint as endpoint_module
 from rewards import teacher as teacher_module
 from rewards.teacher import Teacher
 from tests.support.augment import Case, Listed, tagged
-
-WAIT_S = 20.0
-
-
-def completion(text: str | None) -> bytes:
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-
-
-class Stub(ThreadingHTTPServer):
-    """Answers each question from `plans`, one entry a request: a status, a body, or an event to wait for first."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.plans: dict[str, list[int | bytes | threading.Event]] = {}
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.lock = threading.Lock()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that has gone is no news."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Stub
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = body["messages"][0]["content"]
-        with self.server.lock:
-            self.server.bodies.append(body)
-            self.server.headers.append(dict(self.headers))
-            self.server.paths.append(self.path)
-            plan = self.server.plans.get(question, [])
-            step = plan.pop(0) if plan else completion(r"\boxed{42}")
-        if isinstance(step, threading.Event):
-            step.wait(WAIT_S)
-            step = completion(r"\boxed{late}")
-        self.send_response(step if isinstance(step, int) else 200)
-        self.end_headers()
-        self.wfile.write(step if isinstance(step, bytes) else b"")
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+from tests.support.chat_server import WAIT_S, Stub, completion, serving
 
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    monkeypatch.setattr(teacher_module, "FIRST_PAUSE_S", 0.01)
-    server = Stub()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    monkeypatch.setattr(endpoint_module, "FIRST_PAUSE_S", 0.01)
+    with serving() as server:
+        yield server
 
 
 def config_of(stub: Stub, **settings: Any) -> TeacherConfig:
@@ -131,7 +82,7 @@ def test_retries_are_bounded(stub: Stub) -> None:
 
 def test_pauses_between_tries_are_bounded(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Doubled thirty times they would be longer than any run."""
-    monkeypatch.setattr(teacher_module, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(endpoint_module, "LONGEST_PAUSE_S", 0.02)
     stub.plans = {"q": [503] * 30}
     assert ask(stub, max_retries=30) == Verdict("42")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from qarl.errors import PublicationError, RolloutError
 from qarl.tasks.sorting import is_heldout, solve
-from qarl.types import SampleRequest, Score
+from qarl.types import Sample, SampleRequest, Score
 from qarl.weights.source import PublishedWeights
 from tests.support.fakes import FakeEngine, FakeRewards
 from tests.support.runs import (
@@ -22,10 +24,10 @@ from tests.support.runs import (
     Run,
     advantages_of,
     make_config,
-    ran,
     right_half,
 )
-from trainer.collect import Group
+from trainer.collect import Group, collection_metrics
+from trainer.step import table_row
 
 
 def test_a_group_has_one_score_a_response() -> None:
@@ -104,13 +106,36 @@ def test_new_problems_are_sampled_with_the_rollouts_and_trained_on(tmp_path: Pat
     assert run.steps("timing_s/augment") == list(range(1, 9))
 
 
-def test_overlong_responses_of_equal_reward_differ(tmp_path: Path) -> None:
-    def equal() -> FakeRewards:
-        return FakeRewards(lambda _: 1.0)
+class Shaped(FakeRewards):
+    """Every response is right, and its reward is minus its length."""
 
-    assert not advantages_of(ran(tmp_path / "off", make_config(), equal()))
-    shaped = advantages_of(ran(tmp_path / "on", make_config(advantage={"overlong_cache": 8}), equal()))
-    assert any(advantage != 0 for advantage in shaped)
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        lengths = [float(len(sample.response_ids)) for sample in samples]
+        names = ("right", "short")
+        return [Score(-n, success=1.0, components=dict(zip(names, (1.0, -n), strict=True))) for n in lengths]
+
+
+def test_any_float_trains_and_the_success_goes_to_the_pool(tmp_path: Path) -> None:
+    run = Run(tmp_path, make_config(train={"steps": 1}), rewards=Shaped())
+    run.trainer.run()
+    assert any(advantage != 0 for advantage in advantages_of(run))
+    seen = [record for record in run.pool._records.values() if record.visits]
+    assert all(record.successes == record.trials > 0 for record in seen)
+    assert run.values("reward/accuracy") == run.values("reward/right/mean") == [1.0]
+    assert run.values("reward/mean") == run.values("reward/short/mean")
+    assert run.values("reward/mean")[0] < -1.0
+    assert run.values("reward/right/std") == [0.0]
+
+
+def test_a_component_is_averaged_over_the_responses_that_it_judges() -> None:
+    samples = FakeEngine().generate([SampleRequest(PROMPTS[0], seed, 1.0, 4) for seed in range(3)])
+    scores = [Score(1.0, components={"a": a, "b": b}) for a, b in ((1.0, math.nan), (0.0, math.nan), (math.nan, -2.0))]
+    metrics = collection_metrics([Group(samples, scores)], make_config())
+    assert (metrics["reward/a/mean"], metrics["reward/a/std"]) == (0.5, 0.5)
+    assert (metrics["reward/b/mean"], metrics["reward/b/std"]) == (-2.0, 0.0)
+    row = table_row(samples[0], scores[0])
+    assert row["reward/a"] == 1.0
+    assert math.isnan(float(row["reward/b"]))
 
 
 class OneBehind(FakeEngine):

@@ -280,7 +280,7 @@ def test_required_keys(missing: str) -> None:
         (["environment.kind=custom"], "environment.function"),
         (["environment.function='a:b'"], "environment.function"),
         (["environment.settings={a: 1}"], "environment.kind"),
-        (["environment.kind=guess", "advantage.overlong_cache=4"], "advantage.overlong_cache"),
+        (["environment.kind=guess", "reward.components=[{kind: math}]"], "reward.components"),
         (["environment.kind=guess", "pool.augment.per_step=1"], "pool.augment.per_step"),
     ],
 )

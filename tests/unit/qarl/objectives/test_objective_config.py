@@ -142,8 +142,8 @@ def test_faults_name_the_key_as_the_user_wrote_it(objective: Any, line: str) -> 
     assert line in str(caught.value)
 
 
-def test_an_overlong_cache_longer_than_the_response() -> None:
-    with pytest.raises(ConfigError, match=r"advantage\.overlong_cache: 300 exceeds .* 256"):
+def test_the_old_key_of_the_overlong_penalty_names_the_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'advantage\.overlong_cache', it is now .* kind overlong"):
         validate(tree({}, advantage={"overlong_cache": 300}), "test")
 
 
