@@ -34,6 +34,7 @@ from qarl.quant.kernels import find_kernel
 from qarl.quant.linear import covered_linears
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks import make_task
+from rewards.custom import check_function
 from rewards.endpoint import api_key
 from rewards.kinds import check_component
 from trainer.batches import batch_file
@@ -145,6 +146,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_batches, config),
         *(partial(_check_hook, *hook) for hook in _hooks(config)),
         *(partial(check_component, part) for part in config.reward.parts()),
+        *(partial(check_function, *function) for function in config.reward.functions()),
         partial(check_objective, config.objective),
     )
 
@@ -247,9 +249,7 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
 
 
 def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, Any]]]:
-    """The user's functions besides the objective: name, key, positional arguments, keyword arguments."""
-    for function, key, kwargs, scope in config.reward.functions():
-        yield function, key, ("text", "finish_reason", "answer") if scope == "sample" else ("responses",), kwargs
+    """The user's functions besides objective and rewards: name, key, positional arguments, keyword arguments."""
     environment = config.environment
     if environment.function is not None and environment.python is None:
         yield environment.function, "environment.function", (), environment.settings

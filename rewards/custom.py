@@ -5,11 +5,29 @@ import inspect
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from qarl.hooks import load_function
+from qarl.hooks import Hook, check_call, load_function
 from rewards.component import Component, Response
 
 FIELDS = ("prompt", "token_ids", "answers", "source", "metadata", "row")
 """What a function of one response gets by name when it has a parameter of that name."""
+
+
+def check_function(name: str, where: str, kwargs: Mapping[str, Any], scope: str) -> None:
+    """Raises ConfigError that names the key `where`: the function cannot be loaded, or not be called as below."""
+    function = load_function(name, where)
+    if scope == "sample":
+        fields = dict.fromkeys(_fields(function, kwargs))
+        check_call(function, ("text", "finish_reason", "answer"), {**fields, **kwargs}, where)
+    else:
+        check_call(function, ("responses",), kwargs, where)
+
+
+def _fields(function: Hook, kwargs: Mapping[str, Any]) -> list[str]:
+    try:
+        named = inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return []
+    return [name for name in FIELDS if name in named and name not in kwargs]
 
 
 class Custom(Component):
@@ -19,8 +37,7 @@ class Custom(Component):
 
     def __init__(self, function: str, kwargs: Mapping[str, Any], scope: str, at_once: int) -> None:
         self._function, self._kwargs, self._scope = load_function(function, "reward"), kwargs, scope
-        named = inspect.signature(self._function).parameters
-        self._fields = [name for name in FIELDS if name in named and name not in kwargs]
+        self._fields = _fields(self._function, kwargs)
 
     def judge(self, responses: Sequence[Response]) -> Sequence[float]:
         if self._scope != "sample":

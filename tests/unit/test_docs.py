@@ -139,7 +139,7 @@ def test_the_page_for_migrants_is_right(tmp_path: Path, monkeypatch: pytest.Monk
     [judging] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "judge.py").write_text(judging)
     judge = load_function("judge.py:judge", "reward.function")
-    assert (judge("7", "stop", "7"), judge("8", "stop", "7")) == (1.0, 0.0)
+    assert [judge(text, "stop", "7", "sums", {"extra_info": None}) for text in ("7", "8")] == [1.0, 0.0]
 
 
 def test_the_index_names_what_exists() -> None:

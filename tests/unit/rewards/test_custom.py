@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from qarl.config.reward import CustomSettings
-from rewards.custom import Custom
+from qarl.errors import ConfigError
+from rewards.custom import Custom, check_function
 from tests.support.rewards import response
 
 FUNCTIONS = """
@@ -53,6 +54,17 @@ def test_a_plain_function(tmp_path: Path) -> None:
     judge = custom(tmp_path, "plain", kwargs={"factor": -3})
     assert judge.judge([response("5", "5")]) == [-3]
     assert judge.judge([response("4", "5")]) == [0]
+
+
+def test_a_function_that_cannot_be_called_is_told(tmp_path: Path) -> None:
+    custom(tmp_path, "plain")
+    file = tmp_path / "mine.py"
+    check_function(f"{file}:fields", "reward.function", {}, "sample")
+    check_function(f"{file}:best", "reward.function", {}, "group")
+    with pytest.raises(ConfigError, match=r"^reward\.function: plain cannot be called as"):
+        check_function(f"{file}:plain", "reward.function", {"power": 2}, "sample")
+    with pytest.raises(ConfigError, match="best cannot be called"):
+        check_function(f"{file}:best", "reward.function", {}, "sample")
 
 
 def test_a_function_gets_the_fields_that_it_names_and_what_its_row_has(tmp_path: Path) -> None:
