@@ -86,6 +86,12 @@ UNIT = re.compile(
     r"|\\text ?\{[^{}]*\} ?(?:\^ ?\{?\d\}?)?| (?P<words>[a-zA-Z][a-zA-Z ./^0-9]*))",
     re.DOTALL,
 )
+NO_UNIT = re.compile(
+    r"\b(?:or|and|not|no|to|than|more|less|fewer|least|most|about|plus|minus|times|over|wrong|is|if|mod)\b|[,;]|(?<!\^)(?<!\^\{)\d"
+    r"(?!\}?$)",
+    re.IGNORECASE,
+)
+"""Words that make another value of a number, and digits that are no power of a unit."""
 ANGLE = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _FUNCTIONS = "sin cos tan cot sec csc log ln exp arcsin arccos arctan sinh cosh tanh sqrt pi "
 FUNCTIONS = frozenset(_FUNCTIONS.split())
@@ -201,6 +207,8 @@ def as_number(text: str) -> tuple[Fraction, str] | None:
         under = part["under"] or part["under_"]
         if not re.fullmatch(r"-?\d+", over) or not re.fullmatch(r"-?\d*[1-9]\d*", under):
             return None
+        if part["mixed"] and "-" in over + under:
+            return None
         value = int(part["mixed"] or "0") + Fraction(int(over), int(under))
     else:
         exponent = int(part["e"] or part["ten"] or part["ten_"] or "0")
@@ -290,6 +298,8 @@ def _side(text: str) -> Answer:
 
 
 def _is_unit(found: re.Match[str]) -> bool:
+    if NO_UNIT.search(found["unit"]):
+        return False
     words = (found["words"] or "").lower().split()
     if words and re.search(r"(?<!\\pi)(?<=[a-zA-Z])$", found["core"].rstrip()):
         return False  # letters behind letters are factors

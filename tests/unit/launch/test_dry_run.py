@@ -29,3 +29,9 @@ def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.Capture
     assert any(line.startswith(scheme) for line in lines)
     assert any(line.startswith("plan: ") for line in lines)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_no_component_judges_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    components = "reward.components=[{kind: exact, sources: [quiz]}]"
+    assert main(["train", "quickstart", "cluster.device=cpu", "--dry-run", components, *LIGHT]) == 2
+    assert "reward.components: no component judges rows of data_source ''" in capsys.readouterr().err

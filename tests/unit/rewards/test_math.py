@@ -17,6 +17,8 @@ DATA = Path(__file__).parents[4] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "math500.json").exists(), reason="the problem sets are not here")
 
 RIGHT: list[tuple[str, str]] = [
+    (r"\boxed{24 \text{ cm}^{2}}", "24 cm^2"),
+    (r"\boxed{5 \text{ miles per hour}}", "5"),
     ("72", "72"),
     ("She sold 48 + 24 = 72 clips.", "72"),
     ("48/2 = 24\n#### 72", "72"),
@@ -129,6 +131,12 @@ RIGHT: list[tuple[str, str]] = [
     (r"\boxed{60, 120}", r"60^\circ, 120^\circ"),
 ]
 WRONG: list[tuple[str, str]] = [
+    (r"\boxed{5 \text{ or more}}", "5"),
+    (r"\boxed{5 \text{ or 6}}", "5"),
+    (r"\boxed{5 \text{ is wrong}}", "5"),
+    (r"\boxed{5 \text{ (mod 7)}}", "5"),
+    (r"\boxed{2\frac{-1}{2}}", "1.5"),
+    (r"\boxed{24 \text{ cm}^2}", "24 cm"),
     ("", "72"),
     ("I do not know.", "72"),
     ("#### 73", "72"),
