@@ -626,5 +626,5 @@ def test_gsm8k_and_math_as_they_are() -> None:
     assert (len(gsm8k), gsm8k[0].answers) == (1319, ("18",))
     math = read(SHARED / "math_train_7474.json", preset="math", level_key="difficulty", max_wrong_rows=4)
     assert len(math) == 7470  # four have no answer
-    assert {row.level for row in math} == {1, 2, 3, 4, 5}
+    assert {row.level for row in math} == {0, 1, 2, 3, 4, 5}  # 0 is unknown, in two rows
     assert "Algebra" in {row.metadata["type"] for row in math}
