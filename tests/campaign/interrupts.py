@@ -95,7 +95,7 @@ class Process:
             with suppress(psutil.Error):
                 if process.pid == self.process.pid or self._is_ours(process):
                     self._seen.add(process)
-        return [process for process in self._seen if _lives(process)]
+        return [process for process in self._seen if lives(process)]
 
     def find(self, words: str) -> int | None:
         """The process of this start whose command line has `words`; the driver for none."""
@@ -122,7 +122,8 @@ class Process:
         return self._out.read_text()
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended, and nobody has waited for, does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -238,9 +239,10 @@ class Campaign:
                 own = faults if cell == tried[-1] else []
                 self.note(name, *cell, own + [f"stdout lacks '{line}'"] * (line not in start.stdout()))
             if not last.code:
+                if not (folder / "runs" / "tried" / "summary.json").exists():
+                    return self.note(name, *end, [*faults, "the run does not end"])
                 faults = ([] if tried else faults) + [f"{cell} did not come" for cell in waiting]
-                self.note(name, *end, faults + differences(folder, reference))
-                return
+                return self.note(name, *end, faults + differences(folder, reference))
 
     def undisturbed(self, folder: Path) -> list[str]:
         """The run to compare with; meanwhile a second one of its name is refused."""
