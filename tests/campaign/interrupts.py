@@ -361,6 +361,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keeps everything, so that a further call goes on")
     parser.add_argument("--minutes", type=float, default=math.inf, help="after these no further start begins")
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets its processes ignore it
     with TemporaryDirectory(prefix="q") as folder:
         campaign = Campaign(args.folder or Path(folder), args.minutes * 60)
         for name in args.chains:
