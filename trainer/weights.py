@@ -28,7 +28,8 @@ class StoredWeights:
             try:
                 bucket: Bucket = ray.get(ref)
             except (RayError, ActorError) as error:
-                raise PublicationError(f"a bucket is lost ({type(error).__name__})") from error
+                what = f"a bucket is lost, as when the rank that made it has died ({type(error).__name__})"
+                raise PublicationError(what) from error
             yield bucket
 
 
