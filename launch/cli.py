@@ -15,6 +15,7 @@ COMMANDS = {
     "submit": "run on a Ray cluster, as a job",
     "plan": "whether a run fits, and whether quantized rollouts pay; loads no weights",
     "report": "print the summary of a finished run and remake its report",
+    "eval": "held-out accuracy of a run's model, or of another, in one or several schemes",
     "export": "write a run's newest checkpoint as a model folder, checked with vLLM",
     "split-outliers": "write a model with outlier channels split: the same function",
     "study": "run the arms of an experiment over several seeds, and compare them",

@@ -49,7 +49,8 @@ class SampleRequest:
 
     `ignore_eos`: go on after the end token, to `max_new_tokens`. `stop` and `stop_token_ids` end the response besides
     the end token. `reuse_cache`: take keys and values of the prompt's beginning from the engine's prefix cache where it
-    has them; False computes the whole prompt.
+    has them; False computes the whole prompt. `top_p`, `top_k` and `min_p` leave unlikely tokens out, as vLLM does, for
+    evaluations alone: a learner would not know them.
     """
 
     prompt: Prompt
@@ -60,6 +61,9 @@ class SampleRequest:
     reuse_cache: bool = True
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,9 @@ class VLLMEngine:
                 skip_reading_prefix_cache=not r.reuse_cache,
                 stop=list(r.stop),
                 stop_token_ids=list(r.stop_token_ids),
+                top_p=r.top_p,
+                top_k=r.top_k,
+                min_p=r.min_p,
             )
             for r in requests
         ]

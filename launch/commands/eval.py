@@ -1,0 +1,63 @@
+"""Sample and judge held-out prompts with a run's final model or another one, in one or several schemes."""
+
+import argparse
+from pathlib import Path
+
+from launch.arguments import positive_int, schemes
+from qarl.config.shipped import config_path
+
+EXAMPLES = """\
+  qarl eval runs/quickstart
+  qarl eval runs/quickstart --formats none w8a8_int8 --num-samples 16
+  qarl eval smollm2_chain_sum --model my_model --temperature 0.6 --top-p 0.95"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", metavar="RUN", help="folder of a run, or a config (its task, and the model it starts from)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
+    add = parser.add_argument
+    add("--model", type=Path, help="a Hugging Face model folder in place of the run's")
+    add("--formats", nargs="+", choices=schemes(), help="formats to compare (default: that of the rollouts)")
+    add("--num-prompts", type=positive_int, help="held-out prompts (default: eval.final_num_prompts)")
+    add("--num-samples", type=positive_int, help="responses to each (default: eval.num_samples)")
+    add("--max-new-tokens", type=positive_int, help="longest response (default: as in training)")
+    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
+    add("--top-p", type=float, default=1.0, help="(default: 1, no mask)")
+    add("--top-k", type=int, default=0, help="(default: 0, no mask)")
+    add("--min-p", type=float, default=0.0, help="(default: 0, no mask)")
+    add("--seed", type=int, help="of the samples (default: the config's)")
+    add("--out", type=Path, help="folder of the samples and figures; an evaluation there continues (default: RUN/eval)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from launch.tools.evaluation.evaluate import Sampling, config_of, evaluate
+    from launch.tools.evaluation.report import table
+    from qarl.config.schedule import scheme_at
+    from qarl.quant.scheme import QuantScheme
+
+    named = Path(args.what)
+    named = named if (named / "config.yaml").is_file() else config_path(args.what)
+    config, model = config_of(args.what, args.overrides, named)
+    sampling = Sampling(
+        args.num_samples or config.eval.num_samples,
+        args.max_new_tokens or config.rollout.sampling.max_new_tokens,
+        args.temperature,
+        args.top_p,
+        args.top_k,
+        args.min_p,
+        config.seed if args.seed is None else args.seed,
+    )
+    rollout = config.rollout
+    formats = [schemes()[label] for label in dict.fromkeys(args.formats or ())]
+    chosen = [QuantScheme.of(one.name, rollout.ignore, one.group_size) for one in formats]
+    chosen = chosen or [scheme_at(rollout, config.train.steps)]
+    number = args.num_prompts or config.eval.final_num_prompts
+    out = args.out or config.run.folder / "eval"
+    found = evaluate(config, args.model or model, chosen, sampling, number, out)
+    Console().print(table(found))
+    print(f"samples and figures: {out}")
+    return 0

@@ -1,0 +1,258 @@
+"""`qarl eval`: held-out accuracy of a run's model or of any other, in several schemes side by side.
+
+With default settings it samples what the run's last evaluation samples, token by token.
+"""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from launch.preflight import Machine, check, checked_model, engine_faults
+from launch.run.environments import converse, start_rewards
+from launch.run.files import write_whole
+from launch.run.prompts import load_prompts
+from launch.tools.child import end_with_parent
+from launch.tools.evaluation.report import results
+from qarl.config.io import load_config
+from qarl.config.policy import RolloutConfig
+from qarl.config.run import Config
+from qarl.errors import ConfigError, DataError, RolloutError, first_line
+from qarl.quant.publish import publish, write_engine_config
+from qarl.quant.scheme import QuantScheme
+from qarl.seeds import derive_seed
+from qarl.types import Prompt, Sample, SampleRequest, Score
+from qarl.weights.source import WeightSource
+from rollout.engine import VLLMEngine, engine_env
+from trainer.policy import Policy
+
+SAMPLES_FILE, RESULTS_FILE, SETTINGS_FILE = "samples.jsonl", "results.json", "settings.json"
+CHUNK = 64
+"""Prompts whose samples are judged and written together: what a killed evaluation may lose."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. Masks are allowed here: nothing learns from these samples."""
+
+    num_samples: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+def config_of(what: str, overrides: Sequence[str], named: Path) -> tuple[Config, Path]:
+    """The config, and the model that it is about: of a run its final model, of a config the one that it starts from.
+
+    Raises ConfigError: there is no such config, or the run has not ended.
+    """
+    run = Path(what)
+    if not (run / "config.yaml").is_file():
+        config = load_config(named, overrides)
+        return config, Path(config.model.path)
+    config, model = load_config(run / "config.yaml", overrides), run / "final"
+    if not model.is_dir():
+        hint = f"qarl export {run} MODEL --format none, then qarl eval {run} --model MODEL"
+        raise ConfigError("the run has no final model", str(run), hint)
+    return config, model
+
+
+def evaluate(
+    config: Config, model: Path, schemes: Sequence[QuantScheme], sampling: Sampling, num_prompts: int, out: Path
+) -> dict[str, Any]:
+    """Sample and judge what `out` lacks; returns what is in `out/results.json` then.
+
+    Raises:
+        ConfigError: `out` holds an evaluation with other settings, or a scheme cannot run here.
+        ModelError, DataError, KernelError: model, data or scheme cannot be used.
+        RolloutError: an engine died.
+    """
+    transformers_logging.disable_progress_bar()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(model), "build": None})})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    os.environ["DS_ACCELERATOR"] = device
+    for scheme in schemes:
+        check(engine_faults(config, scheme, checked_model(config), Machine(device, is_here=True)))
+    config = config.model_copy(
+        update={"eval": config.eval.model_copy(update={"num_prompts": num_prompts, "final_num_prompts": num_prompts})}
+    )
+    _, _, heldout = load_prompts(config, print)
+    prompts = heldout[:num_prompts]
+    _open(out, _settings(config, model, sampling, prompts))
+    rows = _read(out, sampling.num_samples)
+    for scheme in schemes:
+        done = {row["prompt"] for row in rows if row["scheme"] == scheme.label}
+        missing = [prompt for prompt in prompts if prompt.id not in done]
+        print(f"{scheme.label}: {len(missing)} of {len(prompts)} prompts to sample", flush=True)
+        if missing:
+            rows += _sample(config, scheme, device, missing, sampling, out)
+    found = results(rows, [scheme.label for scheme in schemes], sampling.num_samples)
+    found = {"settings": asdict(sampling), "model": str(model), **found}
+    write_whole(out / RESULTS_FILE, json.dumps(found, indent=2) + "\n")
+    return found
+
+
+def _sample(
+    config: Config, scheme: QuantScheme, device: str, prompts: Sequence[Prompt], sampling: Sampling, out: Path
+) -> list[Row]:
+    """Rows of all samples of `prompts`, which are in the file of samples then, too."""
+    rows: list[Row] = []
+    with ExitStack() as stack:
+        fleet = stack.enter_context(_engine(config, scheme, device))
+        sampler = converse(config, fleet, stack, print, None)
+        rewards = stack.enter_context(closing(start_rewards(config, print, None)))
+        file = stack.enter_context((out / SAMPLES_FILE).open("a", encoding="utf-8"))
+        for start in range(0, len(prompts), CHUNK):
+            chunk = prompts[start : start + CHUNK]
+            samples = sampler.sample([request for prompt in chunk for request in _requests(config, prompt, sampling)])
+            scores = rewards.score(samples)
+            new = [
+                _row(scheme, *pair, i % sampling.num_samples)
+                for i, pair in enumerate(zip(samples, scores, strict=True))
+            ]
+            file.writelines(json.dumps(row) + "\n" for row in new)
+            file.flush()
+            rows += new
+    return rows
+
+
+def _requests(config: Config, prompt: Prompt, sampling: Sampling) -> Iterator[SampleRequest]:
+    ask = config.rollout.sampling.request
+    for index in range(sampling.num_samples):
+        seed = derive_seed(sampling.seed, "eval", prompt.id, index)
+        request = ask(prompt, seed, temperature=sampling.temperature)
+        yield replace(
+            request,
+            max_new_tokens=sampling.max_new_tokens,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+        )
+
+
+def _row(scheme: QuantScheme, sample: Sample, score: Score, index: int) -> Row:
+    prompt = sample.prompt
+    return {
+        "scheme": scheme.label,
+        "prompt": prompt.id,
+        "set": prompt.heldout_set,
+        "level": prompt.level,
+        "index": index,
+        "reward": score.reward,
+        "error": score.error,
+        "tokens": len(sample.response_ids),
+        "finish_reason": sample.finish_reason,
+        "question": prompt.text,
+        "answer": prompt.answer,
+        "response": sample.text,
+    }
+
+
+class _Engine:
+    """One engine in a process of its own, which holds no second one."""
+
+    def __init__(self, process: ProcessPoolExecutor, name: str) -> None:
+        self._process, self._name = process, name
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        try:
+            return self._process.submit(_generate, list(requests)).result()
+        except BrokenProcessPool as error:
+            raise RolloutError(f"the engine of {self._name} died", hint="the same command continues") from error
+
+
+_ENGINE: list[VLLMEngine] = []
+"""Of the child process."""
+
+
+def _start(
+    path: Path, rollout: RolloutConfig, scheme: QuantScheme, dtype: str, device: str, weights: WeightSource
+) -> None:
+    engine = VLLMEngine(path, rollout, scheme, dtype, device)
+    engine.load(weights)
+    _ENGINE.append(engine)
+
+
+def _generate(requests: list[SampleRequest]) -> list[Sample]:
+    return _ENGINE[0].generate(requests)
+
+
+@contextmanager
+def _engine(config: Config, scheme: QuantScheme, device: str) -> Iterator[Any]:
+    """An engine that holds the model in `scheme`, as a rollout worker does."""
+    os.environ.update(engine_env(device, config.rollout))
+    os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
+    path, dtype = Path(config.model.path), config.model.dtype
+    folder = Path(f"{config.model.path}.eval-{os.getpid()}")
+    policy = Policy(path, getattr(torch, dtype), scheme, "stock", kernel="reference")
+    weights = publish(policy.model, scheme, 0)
+    del policy
+    try:
+        write_engine_config(folder, path, scheme)
+        with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
+            engine = _Engine(process, scheme.label)
+            try:
+                process.submit(_start, folder, config.rollout, scheme, dtype, device, weights).result()
+            except BrokenProcessPool as error:
+                raise RolloutError(f"the engine of {scheme.label} died", hint="is there memory for it?") from error
+            yield engine
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(config: Config, model: Path, sampling: Sampling, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What every sample of one evaluation has in common."""
+    weights = {
+        file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(model.glob("*.safetensors"))
+    }
+    asked = [prompt.id for prompt in prompts]
+    about = {"reward": config.reward.model_dump(mode="json"), "dtype": config.model.dtype}
+    return {"model": str(model), "weights": weights, "prompts": asked, **about, **asdict(sampling)}
+
+
+def _open(out: Path, settings: Mapping[str, Any]) -> None:
+    """Begin the evaluation in `out`, or continue it. Raises ConfigError when it has other settings."""
+    file = out / SETTINGS_FILE
+    if not file.exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise ConfigError(f"{out} holds something else", "--out", "name a new folder")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(settings))
+        except OSError as error:
+            raise ConfigError(f"cannot be written: {error.strerror}", f"--out {out}") from error
+    elif json.loads(file.read_text()) != json.loads(json.dumps(settings)):
+        raise ConfigError(f"{out} holds an evaluation with other settings", "--out", "name a new folder")
+
+
+def _read(out: Path, num_samples: int) -> list[Row]:
+    """The samples of prompts that have all of them; what a killed evaluation has begun besides leaves the file."""
+    file = out / SAMPLES_FILE
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    try:
+        rows = [json.loads(line) for line in lines]
+        counts = Counter((row["scheme"], row["prompt"]) for row in rows)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"is no file of samples: {first_line(error)}", str(file), "remove the folder") from error
+    whole = [row for row in rows if counts[row["scheme"], row["prompt"]] == num_samples]
+    if len(whole) < len(rows) or not text.endswith("\n"):
+        write_whole(file, "".join(json.dumps(row) + "\n" for row in whole))
+    return whole
