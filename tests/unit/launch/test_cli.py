@@ -169,7 +169,7 @@ def test_more_cpus_than_there_are(fail: Fail) -> None:
     line = fail(
         "train", "quickstart", "cluster.device=cpu", "rollout.num_workers=1", "rollout.num_cpus_per_worker=9999"
     )
-    assert "request 10000 CPUs, " in line
+    assert "request 9999.5 CPUs, " in line
 
 
 # --- how main ends ---------------------------------------------------------------------------------------------------
