@@ -1,6 +1,8 @@
 """What several commands share: configs on the command line, and kinds of numbers. Imports nothing heavy."""
 
 import argparse
+from collections.abc import Callable
+from math import nan
 from typing import TYPE_CHECKING
 
 from qarl.config.shipped import config_path
@@ -34,11 +36,25 @@ def schemes() -> "dict[str, QuantScheme]":
 
 
 def positive_int(text: str) -> int:
-    """Raises ValueError below 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    """Raises ArgumentTypeError for anything but a whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def number_in(low: float, high: float) -> Callable[[str], float]:
+    """Reads a number of at least `low` and at most `high`. It raises ArgumentTypeError for anything else."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = nan
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number from {low:g} to {high:g}")
+        return number
+
+    return read
 
 
 def multiple_of_128(text: str) -> int:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import positive_int, schemes
+from launch.arguments import number_in, positive_int, schemes
 from qarl.config.shipped import config_path
 
 EXAMPLES = """\
@@ -23,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-prompts", type=positive_int, help="held-out prompts (default: eval.final_num_prompts)")
     add("--num-samples", type=positive_int, help="responses to each (default: eval.num_samples)")
     add("--max-new-tokens", type=positive_int, help="longest response (default: as in training)")
-    add("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    add("--top-p", type=float, default=1.0, help="(default: 1, no mask)")
-    add("--top-k", type=int, default=0, help="(default: 0, no mask)")
-    add("--min-p", type=float, default=0.0, help="(default: 0, no mask)")
+    add("--temperature", type=number_in(0, 100), default=1.0, help="0 is greedy (default: 1)")
+    add("--top-p", type=number_in(0.001, 1), default=1.0, help="(default: 1, no mask)")
+    add("--top-k", type=positive_int, default=0, help="(default: no mask)")
+    add("--min-p", type=number_in(0, 1), default=0.0, help="(default: 0, no mask)")
     add("--seed", type=int, help="of the samples (default: the config's)")
     add("--out", type=Path, help="folder of the samples and figures; an evaluation there continues (default: RUN/eval)")
 

@@ -95,7 +95,7 @@ CONFIG: dict[str, Any] = {
     "train": {"steps": 2, "prompts_per_step": 4, "group_size": 2},
     "eval": {"num_prompts": 4, "final_num_prompts": 4, "num_samples": 1},
     "rollout": {"max_model_len": 64, "num_workers": 1, "num_cpus_per_worker": 0.1, "sampling": {"max_new_tokens": 16}},
-    "learner": {"minibatches": 1, "num_ranks": 1, "num_cpus_per_rank": 0.1},
+    "learner": {"minibatches": 1, "num_ranks": 1, "num_threads": 1, "num_cpus_per_rank": 0.1},
     "cluster": {"device": "cpu"},
     "tracking": {"trackers": ["jsonl"]},
 }

@@ -5,7 +5,6 @@ With default settings it samples what the run's last evaluation samples, token b
 
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from launch.preflight import Machine, check, checked_model, engine_faults
 from launch.run.environments import converse, start_rewards
 from launch.run.files import write_whole
 from launch.run.prompts import load_prompts
+from launch.run.resume import input_digests
 from launch.tools.child import end_with_parent
 from launch.tools.evaluation.report import results
 from qarl.config.io import load_config
@@ -83,17 +84,14 @@ def evaluate(
         RolloutError: an engine died.
     """
     transformers_logging.disable_progress_bar()
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(model), "build": None})})
+    config = _config(config, model, sampling, num_prompts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = device
     for scheme in schemes:
         check(engine_faults(config, scheme, checked_model(config), Machine(device, is_here=True)))
-    config = config.model_copy(
-        update={"eval": config.eval.model_copy(update={"num_prompts": num_prompts, "final_num_prompts": num_prompts})}
-    )
     _, _, heldout = load_prompts(config, print)
     prompts = heldout[:num_prompts]
-    _open(out, _settings(config, model, sampling, prompts))
+    _open(out, _settings(config, sampling, prompts))
     rows = _read(out, sampling.num_samples)
     for scheme in schemes:
         done = {row["prompt"] for row in rows if row["scheme"] == scheme.label}
@@ -105,6 +103,21 @@ def evaluate(
     found = {"settings": asdict(sampling), "model": str(model), **found}
     write_whole(out / RESULTS_FILE, json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _config(config: Config, model: Path, sampling: Sampling, num_prompts: int) -> Config:
+    """`config` with what the evaluation sets. Raises ConfigError: the responses leave no room for a prompt."""
+    rollout = config.rollout
+    if sampling.max_new_tokens >= rollout.max_model_len:
+        what = f"{sampling.max_new_tokens} leaves no room for a prompt in rollout.max_model_len {rollout.max_model_len}"
+        raise ConfigError(what, "--max-new-tokens", "lower it, or raise rollout.max_model_len")
+    length = {"max_new_tokens": sampling.max_new_tokens}
+    sections = {
+        "model": config.model.model_copy(update={"path": str(model), "build": None}),
+        "rollout": rollout.model_copy(update={"sampling": rollout.sampling.model_copy(update=length)}),
+        "eval": config.eval.model_copy(update={"num_prompts": num_prompts, "final_num_prompts": num_prompts}),
+    }
+    return config.model_copy(update=sections)
 
 
 def _sample(
@@ -198,31 +211,36 @@ def _engine(config: Config, scheme: QuantScheme, device: str) -> Iterator[Any]:
     os.environ.update(engine_env(device, config.rollout))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     path, dtype = Path(config.model.path), config.model.dtype
-    folder = Path(f"{config.model.path}.eval-{os.getpid()}")
     policy = Policy(path, getattr(torch, dtype), scheme, "stock", kernel="reference")
     weights = publish(policy.model, scheme, 0)
     del policy
-    try:
-        write_engine_config(folder, path, scheme)
-        with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
-            engine = _Engine(process, scheme.label)
-            try:
-                process.submit(_start, folder, config.rollout, scheme, dtype, device, weights).result()
-            except BrokenProcessPool as error:
-                raise RolloutError(f"the engine of {scheme.label} died", hint="is there memory for it?") from error
-            yield engine
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
+        write_engine_config(Path(folder), path, scheme)
+        engine = _Engine(process, scheme.label)
+        try:
+            process.submit(_start, Path(folder), config.rollout, scheme, dtype, device, weights).result()
+        except BrokenProcessPool as error:
+            raise RolloutError(f"the engine of {scheme.label} died", hint="is there memory for it?") from error
+        yield engine
 
 
-def _settings(config: Config, model: Path, sampling: Sampling, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    """What every sample of one evaluation has in common."""
+def _settings(config: Config, sampling: Sampling, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What all samples of one evaluation have in common."""
+    model = Path(config.model.path)
     weights = {
         file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in sorted(model.glob("*.safetensors"))
     }
-    asked = [prompt.id for prompt in prompts]
-    about = {"reward": config.reward.model_dump(mode="json"), "dtype": config.model.dtype}
-    return {"model": str(model), "weights": weights, "prompts": asked, **about, **asdict(sampling)}
+    rollout = config.rollout
+    sections = {"reward": config.reward, "environment": config.environment, "sampling": rollout.sampling}
+    return {
+        "model": str(model),
+        "dtype": config.model.dtype,
+        "weights": weights,
+        "inputs": input_digests(config, (), prompts),
+        **{name: section.model_dump(mode="json") for name, section in sections.items()},
+        "rollout": [rollout.max_model_len, rollout.ignore],
+        **asdict(sampling),
+    }
 
 
 def _open(out: Path, settings: Mapping[str, Any]) -> None:
@@ -236,7 +254,12 @@ def _open(out: Path, settings: Mapping[str, Any]) -> None:
             write_whole(file, json.dumps(settings))
         except OSError as error:
             raise ConfigError(f"cannot be written: {error.strerror}", f"--out {out}") from error
-    elif json.loads(file.read_text()) != json.loads(json.dumps(settings)):
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read: {first_line(error)}", str(file), "name a new folder with --out") from error
+    if before != json.loads(json.dumps(settings)):
         raise ConfigError(f"{out} holds an evaluation with other settings", "--out", "name a new folder")
 
 

@@ -99,7 +99,7 @@ def _policy(config: Config, model: Any, layers: int, scheme: QuantScheme) -> Pol
     """A learner's policy of this many layers with random weights."""
     keys = model.to_dict() | {"num_hidden_layers": layers}
     if keys.get("layer_types"):
-        keys["layer_types"] = keys["layer_types"][:layers]
+        keys["layer_types"] = (layers * keys["layer_types"])[:layers]
     dtype, numerics = getattr(torch, config.model.dtype), numerics_of(config, "cpu")
     transformers_logging.disable_progress_bar()
     with TemporaryDirectory() as folder:
@@ -119,7 +119,10 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _best(run: Callable[[], None]) -> float:
-    """Shortest time of a run, after one that warms up: CPU time of each thread, which a busy machine only blurs."""
+    """Shortest time of a run, after one that warms up: the process's CPU time divided by its threads.
+
+    A busy machine only blurs it; it is too short where only one of the threads works.
+    """
     seconds = []
     for _ in range(ROUNDS + 1):
         started = process_time()

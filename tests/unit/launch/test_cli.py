@@ -347,7 +347,7 @@ def test_bench_pool_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_pool_wants_positive_sizes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "pool", "--sizes", size])
-    assert f"invalid positive_int value: '{size}'" in capsys.readouterr().err
+    assert f"'{size}' is not a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_settings_may_stand_behind_options(fail: Fail) -> None:

@@ -125,6 +125,11 @@ def test_schemes_side_by_side_on_the_same_samples(run_dir: Path, capsys: pytest.
             ["runs/quickstart", "--num-samples", "2"],
             "--out: runs/quickstart/eval holds an evaluation with other settings",
         ),
+        (
+            ["runs/quickstart", "--num-prompts", "4", "rollout.sampling.stop=[x]"],
+            "holds an evaluation with other settings",
+        ),
+        (["quickstart", "--max-new-tokens", "500"], "--max-new-tokens: 500 leaves no room for a prompt"),
         (["runs/quickstart", "--out", "runs/quickstart"], "--out: runs/quickstart holds something else"),
         (["unfinished"], "unfinished: the run has no final model; qarl export unfinished MODEL --format none"),
         (["quickstart", "--model", "nowhere"], "nowhere"),
@@ -140,3 +145,26 @@ def test_bad_input(run_dir: Path, argv: list[str], line: str, capsys: pytest.Cap
     assert main(["eval", *argv]) == 2
     assert line in capsys.readouterr().err
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (["--top-p", "7"], "'7' is not a number from 0.001 to 1"),
+        (["--temperature", "-1"], "'-1' is not a number from 0 to 100"),
+        (["--temperature", "nan"], "'nan' is not a number from 0 to 100"),
+        (["--min-p", "half"], "'half' is not a number from 0 to 1"),
+        (["--num-samples", "0"], "'0' is not a whole number of at least 1"),
+    ],
+)
+def test_options_out_of_range(option: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["eval", "quickstart", *option])
+    assert says in capsys.readouterr().err
+
+
+def test_a_damaged_settings_file(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_dir / "eval").mkdir()
+    (run_dir / "eval" / "settings.json").write_text("{")
+    assert main(["eval", str(run_dir)]) == 2
+    assert "settings.json: cannot be read: " in capsys.readouterr().err

@@ -38,6 +38,3 @@ def test_every_part_of_a_step_takes_time(kind: str) -> None:
     config, model = choose_counts(validate(CONFIG, "test"), "cpu", 2), tiny_model(kind).config
     times = timing._times(config, model, 1, QuantScheme("none"), LOAD, slots=4)
     assert all(seconds > 0 for seconds in times)
-    decode, _, score, update = times
-    assert decode < update
-    assert score < update
