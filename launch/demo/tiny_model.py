@@ -19,6 +19,7 @@ from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.model_folder import config_json, read_json
 from qarl.numerics.processor import one_thread
+from qarl.quant.outliers import add_outliers
 from qarl.tasks import make_task
 from qarl.tasks.task import Log, Teacher
 
@@ -93,6 +94,7 @@ def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:
         log(f"{target}: making a Qwen3 of {model.num_parameters():,} parameters, {tiny.sft.steps} SFT steps")
         rng = random.Random(f"sft/{seed}")
         train(model, tokenizer, tiny.sft, teacher, rng, step_schedule(tiny.sft), f"/{tiny.sft.steps}", log)
+    add_outliers(model, tiny.sft.outlier_bits)
     save(model, tokenizer, target, config.dtype, _recipe(config, task))
 
 

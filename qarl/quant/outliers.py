@@ -1,4 +1,4 @@
-"""Outlier-channel splitting: an exact identity transform that flattens a weight before it is quantized.
+"""Two identity transforms of a model: outlier channels split, which makes it easier to quantize, or added.
 
 Suffixes: I channels of the MLP's inner layer, E model width.
 """
@@ -42,6 +42,27 @@ def split_outliers(model: Any, channels: int) -> None:
         _replace(mlp.down_proj, down_EI)
         mlp.intermediate_size = len(source_I)
     model.config.intermediate_size += channels
+
+
+@torch.no_grad()
+def add_outliers(model: Any, bits: int, channels: int = 2) -> None:
+    """Give a small model the outlier channels that large ones have, in place, without changing what it computes.
+
+    In every layer the first `channels` inputs of the attention, of the MLP and of its down-projection become 2^bits
+    times as large, and the weights that read them are divided by it: exact in binary floating point. Rounded to a grid
+    that the largest input sets, the other channels lose `bits` bits. `model` has Llama's or Qwen3's layers, the
+    MLP without biases.
+
+    Source: Xiao et al., arXiv 2211.10438 (SmoothQuant), whose transform this is, the other way round.
+    """
+    outliers, factor = slice(channels), 2.0**bits
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        layer.input_layernorm.weight[outliers] *= factor
+        layer.post_attention_layernorm.weight[outliers] *= factor
+        mlp.up_proj.weight[outliers] *= factor
+        for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
+            reader.weight[:, outliers] /= factor
 
 
 def _split(down_EI: Tensor, channels: int) -> tuple[Tensor, Tensor]:

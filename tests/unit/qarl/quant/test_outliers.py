@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from launch.cli import main
 from qarl.errors import ConfigError, ModelError
 from qarl.quant import int4
-from qarl.quant.outliers import split_outliers
+from qarl.quant.outliers import add_outliers, split_outliers
 
 
 def tiny(inner: int = 24) -> Any:
@@ -90,6 +90,22 @@ def test_int4_loses_less_of_a_weight_with_outliers() -> None:
     for column, row in zip(rounded(down).t(), model.model.layers[0].mlp.up_proj.weight, strict=True):
         merged[:, next(i for i, old in enumerate(rows) if torch.equal(old, row))] += column
     assert (merged - weight).pow(2).sum() < error / 2
+
+
+def test_added_outliers_change_no_bit_of_the_function() -> None:
+    model, ids = tiny().float(), torch.arange(12).view(2, 6)
+    inputs: dict[str, torch.Tensor] = {}
+    mlp = model.model.layers[1].mlp
+    for name in ("gate_proj", "down_proj"):
+        getattr(mlp, name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+    with torch.no_grad():
+        nn.init.zeros_(mlp.up_proj.bias)
+        before, seen = model(ids).logits, dict(inputs)
+        add_outliers(model, 6)
+        assert torch.equal(model(ids).logits, before)
+    for name, old in seen.items():
+        assert torch.equal(inputs[name][..., :2], 64 * old[..., :2])
+        assert torch.equal(inputs[name][..., 2:], old[..., 2:])
 
 
 def test_bad_input() -> None:
