@@ -48,8 +48,8 @@ class SFTConfig(Node):
     swap_prob: Fraction = 0.2
     """Probability that the teacher makes a mistake: it swaps a neighbouring pair of its answer."""
     outlier_bits: Annotated[int, Field(ge=0, le=10)] = 0
-    """N > 0: afterwards two input channels of every layer are made 2^N times as large, as in large models. The function
-    stays the same, but rounded activations lose up to N bits."""
+    """N > 0: afterwards the two largest input channels of every layer are made 2^N times as large, as in large models.
+    The function stays the same, but the other channels lose up to N bits when activations are rounded."""
 
 
 class TinyModelConfig(Node):

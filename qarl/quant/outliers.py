@@ -48,21 +48,25 @@ def split_outliers(model: Any, channels: int) -> None:
 def add_outliers(model: Any, bits: int, channels: int = 2) -> None:
     """Give a small model the outlier channels that large ones have, in place, without changing what it computes.
 
-    In every layer the first `channels` inputs of the attention, of the MLP and of its down-projection become 2^bits
-    times as large, and the weights that read them are divided by it: exact in binary floating point. Rounded to a grid
-    that the largest input sets, the other channels lose `bits` bits. `model` has Llama's or Qwen3's layers, the
-    MLP without biases.
+    In every layer the largest `channels` inputs of the attention, of the MLP and of its down-projection become 2^bits
+    times as large, and the weights that read them are divided by it: exact in binary floating point. On a grid that
+    the largest input sets, the others lose up to `bits` bits. `model` has Llama's or Qwen3's layers, the MLP without
+    biases.
 
     Source: Xiao et al., arXiv 2211.10438 (SmoothQuant), whose transform this is, the other way round.
     """
-    outliers, factor = slice(channels), 2.0**bits
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
-        layer.input_layernorm.weight[outliers] *= factor
-        layer.post_attention_layernorm.weight[outliers] *= factor
-        mlp.up_proj.weight[outliers] *= factor
-        for reader in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
-            reader.weight[:, outliers] /= factor
+        queries_keys_values = attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight
+        for writer, readers in (
+            (layer.input_layernorm.weight, queries_keys_values),
+            (layer.post_attention_layernorm.weight, (mlp.gate_proj.weight, mlp.up_proj.weight)),
+            (mlp.up_proj.weight, (mlp.down_proj.weight,)),
+        ):
+            largest = writer.view(len(writer), -1).norm(dim=1).topk(channels).indices
+            writer[largest] *= 2.0**bits
+            for reader in readers:
+                reader[:, largest] /= 2.0**bits
 
 
 def _split(down_EI: Tensor, channels: int) -> tuple[Tensor, Tensor]:
