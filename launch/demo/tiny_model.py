@@ -255,7 +255,7 @@ def teacher_of(config: ModelConfig, task: TaskConfig) -> Teacher:
     if teacher := make_task(task).teacher:
         return teacher
     what = f"nothing is there, and model.build needs a task with a teacher, which {task.kind} has not"
-    raise ModelError(what, config.path, "download a model there")
+    raise ModelError(what, config.path, "set model.path to a model folder")
 
 
 def build_section(config: ModelConfig) -> TinyModelConfig:

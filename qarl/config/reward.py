@@ -278,6 +278,8 @@ class RewardConfig(Node):
             yield f"reward.components: two have the name '{repeated[0]}'; give each a name of its own"
         if self.success and self.success not in counts:
             yield f"reward.success: no component has the name '{self.success}', but {', '.join(counts)}"
+        if not any(part.weight for part in parts):
+            yield "reward.components: every weight is 0, so every response has the reward 0"
         yield from self._success_faults(parts)
 
     def _success_faults(self, parts: list[ComponentConfig]) -> Iterator[str]:

@@ -167,6 +167,7 @@ def _row(scheme: QuantScheme, sample: Sample, score: Score, index: int) -> Row:
         "level": prompt.level,
         "index": index,
         "reward": score.reward,
+        "success": score.solved,
         "error": score.error,
         "tokens": len(sample.response_ids),
         "finish_reason": sample.finish_reason,

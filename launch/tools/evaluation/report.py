@@ -16,7 +16,7 @@ def results(rows: Rows, schemes: Sequence[str], num_samples: int) -> dict[str, A
     """Figures of each scheme with their 95% intervals, and each scheme against the first on the same prompts.
 
     `pass@1` is the share of right samples, `pass@k` the unbiased estimate for k = 2, 4, 8, ... and `num_samples`. A
-    sample is right when its reward is 1, as in training. By level and held-out set where there are several.
+    sample is right when its success is 1, as in training. By level and held-out set where there are several.
     """
     by_scheme = {scheme: _by_prompt([row for row in rows if row["scheme"] == scheme]) for scheme in schemes}
     found: dict[str, Any] = {
@@ -34,7 +34,7 @@ def results(rows: Rows, schemes: Sequence[str], num_samples: int) -> dict[str, A
 def _figures(prompts: Mapping[str, Rows], num_samples: int) -> dict[str, Any]:
     samples = [row for rows in prompts.values() for row in rows]
     ks = [k for k in sorted({2**i for i in range(1, 12)} | {num_samples}) if 1 < k <= num_samples]
-    right = {prompt: sum(row["reward"] >= 1 for row in rows) for prompt, rows in prompts.items()}
+    right = {prompt: sum(row["success"] >= 1 for row in rows) for prompt, rows in prompts.items()}
     found = {"pass@1": estimate(_right(prompts))._asdict()}
     for k in ks:
         found[f"pass@{k}"] = estimate(np.array([pass_at_k(num_samples, c, k) for c in right.values()]))._asdict()
@@ -61,7 +61,7 @@ def _by_prompt(rows: Rows) -> dict[str, list[Mapping[str, Any]]]:
 
 def _right(prompts: Mapping[str, Rows]) -> Floats:
     """The share of right samples of each prompt: [P]."""
-    return np.array([np.mean([row["reward"] >= 1 for row in rows]) for rows in prompts.values()])
+    return np.array([np.mean([row["success"] >= 1 for row in rows]) for rows in prompts.values()])
 
 
 def table(found: Mapping[str, Any]) -> Table:

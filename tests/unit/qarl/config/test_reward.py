@@ -67,6 +67,7 @@ def test_how_many_responses_are_judged_at_once(part: dict[str, Any], at_once: in
         ({"kind": "judge"}, r"reward\.kind: judge has settings that are required"),
         ({"kind": "math", "components": [{"kind": "exact"}]}, r"reward\.kind: it is one component"),
         ({"components": [{"kind": "math"}, {"kind": "math"}]}, "two have the name 'math'"),
+        ({"components": [{"kind": "math", "weight": 0.0}]}, "every weight is 0"),
         ({"components": [{"kind": "math"}], "success": "maths"}, "no component has the name 'maths', but math"),
         ({"components": [OVERLONG]}, r"reward\.success: the reward of 'overlong' is at most 0"),
         ({"components": [{"kind": "math", "sources": ["a"]}, OVERLONG]}, "the reward of 'overlong' is at most 0"),

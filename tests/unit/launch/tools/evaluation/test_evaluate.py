@@ -88,7 +88,7 @@ def test_the_figures_are_those_of_the_training_loop(run_dir: Path) -> None:
     assert figures["pass@4"]["value"] == pytest.approx(expected["pass@4"])
     assert figures["level_02/pass@1"]["value"] == pytest.approx(expected["level_02/pass@1"])
     assert len(rows) == 280
-    assert {row["reward"] for row in rows} == {0.0, 1.0}
+    assert {row["reward"] for row in rows} == {row["success"] for row in rows} == {0.0, 1.0}
 
 
 def test_a_killed_evaluation_continues(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,3 +168,12 @@ def test_a_damaged_settings_file(run_dir: Path, capsys: pytest.CaptureFixture[st
     (run_dir / "eval" / "settings.json").write_text("{")
     assert main(["eval", str(run_dir)]) == 2
     assert "settings.json: cannot be read: " in capsys.readouterr().err
+
+
+def test_success_says_what_is_right_whatever_the_reward(run_dir: Path) -> None:
+    overrides = ["reward.components=[{kind: exact, weight: 0.5}]", "--num-prompts", "6"]
+    assert main(["eval", str(run_dir), *overrides]) == 0
+    found, rows = read(run_dir / "eval")
+    assert {(row["reward"], row["success"]) for row in rows} == {(0.0, 0.0), (0.5, 1.0)}
+    figures = found["schemes"]["none"]
+    assert figures["pass@1"]["value"] == pytest.approx(2 * figures["mean_reward"])
