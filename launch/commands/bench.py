@@ -13,11 +13,7 @@ EXAMPLES = """\
   qarl bench kernels
   qarl bench steps smollm2_chain_sum --settings '' learner.prox=recompute
   qarl bench e2e --configs quickstart --steps 5"""
-SCHEMES = [
-    f"model.dtype={dtype} rollout.scheme={scheme}"
-    for dtype in ("float32", "bfloat16")
-    for scheme in ("none", "w8a8_int8", "w4a8 rollout.group_size=64")
-]
+ROWS = [f"model.dtype={dtype}{rest}" for dtype in ("float32", "bfloat16") for rest in (" rollout.scheme=none", "")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     stepping.add_argument("config", help="a config file, or the name of a shipped one")
     each = "settings of one row, as 'a.b=c d.e=f' ('' for the config as it is)"
-    stepping.add_argument(
-        "--settings", nargs="+", default=SCHEMES, metavar="SETTINGS", help=f"{each}; default: schemes"
-    )
+    stepping.add_argument("--settings", nargs="+", default=ROWS, metavar="SETTINGS", help=f"{each}; default: dtypes")
     stepping.add_argument("--steps", type=positive_int, default=3, help="measured steps of a run (default: 3)")
     common = "settings of all rows"
     stepping.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help=common)
