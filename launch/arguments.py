@@ -58,8 +58,7 @@ def number_in(low: float, high: float) -> Callable[[str], float]:
 
 
 def multiple_of_128(text: str) -> int:
-    """Raises ValueError for anything else."""
-    number = positive_int(text)
-    if number % 128:
-        raise ValueError(text)
-    return number
+    """Raises ArgumentTypeError for anything else."""
+    if not text.isdecimal() or int(text) < 1 or int(text) % 128:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a multiple of 128")
+    return int(text)

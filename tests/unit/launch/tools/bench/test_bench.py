@@ -73,7 +73,7 @@ def test_bench_kernels_without_cuda_is_one_line(capsys: pytest.CaptureFixture[st
 def test_bench_widths_are_multiples_of_128(width: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "learner", "--hidden", width])
-    assert f"invalid multiple_of_128 value: '{width}'" in capsys.readouterr().err
+    assert f"'{width}' is not a multiple of 128" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
