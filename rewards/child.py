@@ -64,7 +64,7 @@ def _finite(reward: float | BaseException) -> tuple[float, str]:
             raise reward
         if not math.isfinite(float(reward)):
             raise ValueError(f"reward {reward} is not finite")
-    except BaseException as error:
+    except BaseException as error:  # what a verifier raised, or the conversion of what it returned
         logging.getLogger("rewards.child").warning("the verifier raised", exc_info=True)
         return 0.0, f"raised {_one_line(error)}"
     return float(reward), ""

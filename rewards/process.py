@@ -3,9 +3,11 @@
 import os
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Generic, Self, TypeVar
 
 from qarl.errors import QarlError
 from qarl.logs import tail
@@ -60,6 +62,45 @@ class ChildProcess:
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         return self.process.wait()
+
+
+C = TypeVar("C", bound=ChildProcess)
+
+
+class ChildProcesses(ABC, Generic[C]):
+    """`number` child processes, one in each slot. Raises QarlError: one cannot start."""
+
+    def __init__(self, number: int) -> None:
+        self._children = [self._start(slot) for slot in range(number)]
+        try:
+            for child in self._children:
+                child.wait_ready()
+        except QarlError:
+            self.close()
+            raise
+
+    @abstractmethod
+    def _start(self, slot: int) -> C:
+        """A new process, which need not be ready."""
+
+    def _replace(self, slot: int) -> C:
+        """End the process in `slot`, and start another one there."""
+        self._children[slot].kill()
+        child = self._children[slot] = self._start(slot)
+        child.wait_ready()
+        return child
+
+    def close(self) -> None:
+        """End all processes."""
+        for child in self._children:
+            child.kill()
+        self._children = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def describe(code: int) -> str:

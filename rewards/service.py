@@ -12,14 +12,14 @@ from itertools import groupby
 from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from qarl.config.reward import ComponentConfig, RewardConfig
 from qarl.errors import DataError, QarlError
 from qarl.logs import log_file
 from qarl.types import Prompt, Sample, Score
 from rewards.component import Response
-from rewards.process import ChildProcess, describe
+from rewards.process import ChildProcess, ChildProcesses, describe
 
 MAX_CHUNK = 32
 KILLED = "process was killed by SIGKILL"
@@ -44,7 +44,7 @@ class Unit:
         return [[(0.0, error)] * len(self.indices)] * len(self.numbers)
 
 
-class ProcessRewardService:
+class ProcessRewardService(ChildProcesses["_Child"]):
     """`qarl.protocols.RewardService` over `config.num_workers` verifier processes. Not for concurrent callers.
 
     A component that raises counts 0 for its sample; a process that takes longer than `config.timeout_s` a sample is
@@ -59,13 +59,7 @@ class ProcessRewardService:
     def __init__(self, config: RewardConfig, on_fault: Callable[[str], None], *, log_dir: Path | None = None) -> None:
         self._config, self._parts = config, config.parts()
         self._on_fault, self._log_dir = on_fault, log_dir
-        self._children = [self._start(slot) for slot in range(config.num_workers)]
-        try:
-            for child in self._children:
-                child.wait_ready()
-        except QarlError:
-            self.close()
-            raise
+        super().__init__(config.num_workers)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One score per sample, in order. A sample whose process was killed from outside is tried once more.
@@ -158,10 +152,7 @@ class ProcessRewardService:
         """Give the idle child in `slot`, or its replacement, the next units."""
         child = self._children[slot]
         if child.process.poll() is not None:
-            child.kill()
-            child = self._start(slot)
-            child.wait_ready()
-            self._children[slot] = child
+            child = self._replace(slot)
         # Half of an equal share: the last chunks are small, so that all children end together.
         size = min(len(pending), MAX_CHUNK, 1 + len(pending) // (2 * len(self._children)))
         child.give([pending.popleft() for _ in range(size)])
@@ -187,18 +178,6 @@ class ProcessRewardService:
                 outcomes[number] = outcome
             if not child.given:
                 pending.extendleft(reversed(unbegun))
-
-    def close(self) -> None:
-        """End all processes."""
-        for child in self._children:
-            child.kill()
-        self._children = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
 
 Numbered = tuple[int, Unit]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from qarl.config.derived import kernel_of, numerics_of
+from qarl.config.derived import kernel_of, numerics_of, rank_threads
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError, QarlError, ResourceError, first_line
@@ -46,8 +46,6 @@ LOG = logging.getLogger(__name__)
 Logprobs = npt.NDArray[np.float32]
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError)
 """What torch and DeepSpeed raise for a damaged file."""
-NARROW = 256
-"""Models of fewer features are faster on one thread: at 192 a second one took longer to wake than to work."""
 CLIPPED = "actor/clip_fraction"
 """A metric of the objectives that is also logged for a step's last minibatch alone."""
 
@@ -109,8 +107,8 @@ class LearnerRank:
         self._policy = self._make_policy(scheme if config.learner.aligned else QuantScheme("none"), self._numerics)
         self._policy.train()
         set_gradient_precision(config.learner.gradient_precision)
-        if self._policy.model.config.hidden_size < NARROW:
-            torch.set_num_threads(1)
+        if device == "cpu":
+            torch.set_num_threads(rank_threads(config.learner, self._policy.model.config.hidden_size))
         if config.learner.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = _deepspeed_engine(self._policy, config, self._device)

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     stepping.add_argument("config", help="a config file, or the name of a shipped one")
     each = "settings of one row, as 'a.b=c d.e=f' ('' for the config as it is)"
-    stepping.add_argument("--settings", nargs="+", default=ROWS, metavar="SETTINGS", help=f"{each}; default: dtypes")
+    stepping.add_argument("--settings", nargs="+", default=ROWS, metavar="SETTINGS", help=f"{each}; default: {ROWS}")
     stepping.add_argument("--steps", type=positive_int, default=3, help="measured steps of a run (default: 3)")
     common = "settings of all rows"
     stepping.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help=common)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from launch.arguments import number_in, positive_int, schemes
-from qarl.config.shipped import config_path
 
 EXAMPLES = """\
   qarl eval runs/quickstart
@@ -39,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from qarl.config.schedule import scheme_at
     from qarl.quant.scheme import QuantScheme
 
-    named = Path(args.what)
-    named = named if (named / "config.yaml").is_file() else config_path(args.what)
-    config, model = config_of(args.what, args.overrides, named)
+    config, model = config_of(args.what, args.overrides)
     sampling = Sampling(
         args.num_samples or config.eval.num_samples,
         args.max_new_tokens or config.rollout.sampling.max_new_tokens,

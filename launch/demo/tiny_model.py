@@ -18,7 +18,7 @@ from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.model_folder import config_json, read_json
-from qarl.numerics.processor import one_thread
+from qarl.numerics.processor import threads
 from qarl.quant.outliers import add_outliers
 from qarl.tasks import make_task
 from qarl.tasks.task import Log, Teacher
@@ -287,6 +287,6 @@ def own_torch_state(seed: int) -> Iterator[None]:
 
     One thread gives the same weights on any number of cores, and does not crawl when the other cores are busy.
     """
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), threads(1):
         torch.manual_seed(seed)
         yield

@@ -16,6 +16,8 @@ MOST_THREADS = 8
 """Threads of one learner rank; with more cores there are more ranks."""
 MOST_CORES = 64
 """Cores that learner ranks are started for."""
+NARROW = 256
+"""Models of fewer features are faster on one thread: at 192 a second one took longer to wake than to work."""
 
 
 def choose_counts(config: Config, device: str, cores: float, saved: LearnerConfig | None = None) -> Config:
@@ -47,6 +49,11 @@ def _chosen(section: N, number: str, cpus: str, chosen: int, cores: float) -> N:
         return section
     reserved = {cpus: 0.5 * min(1.0, cores / chosen)} if cores and cpus not in section.model_fields_set else {}
     return section.model_copy(update={number: chosen, **reserved})
+
+
+def rank_threads(learner: LearnerConfig, hidden_size: int) -> int:
+    """Threads that a rank on CPU computes with, for a model of this width."""
+    return 1 if hidden_size < NARROW else max(1, learner.num_threads)
 
 
 def numerics_of(config: Config, device: str) -> Numerics:

@@ -28,14 +28,14 @@ def has_bfloat16_gemm() -> bool:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread within, and on as many as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(number: int) -> Iterator[None]:
+    """Torch on `number` threads within, and on as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def cut_off(x: Tensor, dtype: torch.dtype) -> Tensor:

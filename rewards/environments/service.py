@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from qarl.config.environment import EnvironmentConfig
 from qarl.errors import QarlError
 from qarl.logs import log_file
 from qarl.types import EnvironmentTurn, Prompt, Sample, Score
-from rewards.process import ChildProcess, describe
+from rewards.process import ChildProcess, ChildProcesses, describe
 
 HERE = Path(__file__).parent
 BUILT_IN = {
@@ -25,7 +25,7 @@ BUILT_IN = {
 Call = Mapping[str, Any]
 
 
-class EnvironmentService:
+class EnvironmentService(ChildProcesses["_Child"]):
     """`qarl.protocols.Environments` over `config.num_workers` processes. Not for concurrent callers.
 
     Process i has the environments of conversations i, i + n, i + 2n, ... of n processes. One that hangs in a call is
@@ -41,13 +41,7 @@ class EnvironmentService:
         self._prompts: list[Prompt] = []
         self._calls: dict[int, list[Call]] = {}
         self._homes: dict[int, _Child] = {}
-        self._children = [self._start(slot) for slot in range(config.num_workers)]
-        try:
-            for child in self._children:
-                child.wait_ready()
-        except QarlError:
-            self.close()
-            raise
+        super().__init__(config.num_workers)
 
     def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
         """Begin one conversation for each prompt, numbered from 0; earlier ones end."""
@@ -61,18 +55,6 @@ class EnvironmentService:
     def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
         """What follows on a response in each of these conversations."""
         return self._ask({i: {"do": "step", "id": i, "response": text} for i, text in responses.items()})
-
-    def close(self) -> None:
-        """End all processes."""
-        for child in self._children:
-            child.kill()
-        self._children = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def _ask(self, calls: Mapping[int, Call]) -> dict[int, EnvironmentTurn]:
         """Answers in the order of `calls`; processes work side by side, each on one call at a time."""
@@ -119,9 +101,7 @@ class EnvironmentService:
     def _alive(self, slot: int) -> "_Child":
         child = self._children[slot]
         if child.connection.closed or child.process.poll() is not None:
-            child.kill()
-            child = self._children[slot] = self._start(slot)
-            child.wait_ready()
+            return self._replace(slot)
         return child
 
     def _start(self, slot: int) -> "_Child":

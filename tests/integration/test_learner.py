@@ -53,7 +53,7 @@ def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
 def start(config: Config) -> LearnerGroup:
     master = ray.get(ray.remote(free_address).options(num_cpus=0).remote())
     ranks = config.learner.num_ranks
-    actor = ray.remote(LearnerRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 2)})
+    actor = ray.remote(LearnerRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
     return LearnerGroup([actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)])
 
 
@@ -97,8 +97,7 @@ def with_prox(
 def test_ranks_score_update_publish_save_and_load(
     kind: str, zero_stage: int, ranks: int, scheme: QuantScheme, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Sharded, on two threads, with gradient checkpointing in the sharded cases: the values of one plain process on one
-    thread, bit for bit."""
+    """Sharded, with gradient checkpointing in the sharded cases: the values of one plain process, bit for bit."""
     kernel: KernelKind = "reference" if scheme.name == "nvfp4a16" else "auto"
     more = (
         f"learner.kernel={kernel}",

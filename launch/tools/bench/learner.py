@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.errors import ConfigError
-from qarl.numerics.processor import one_thread
+from qarl.numerics.processor import threads
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.quant.formats import check_processor, format_of
 from qarl.quant.kernels import Kernel, choose_kernel
@@ -43,7 +43,7 @@ def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator
     os.environ.update(PROCESS_ENV)  # read at the first kernel, not at import
     transformers_logging.disable_progress_bar()
     torch.manual_seed(0)
-    with one_thread():
+    with threads(1):
         yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block\n\n{HEADER}"
         schemes, missing = _schemes()
         for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens), _layouts()):

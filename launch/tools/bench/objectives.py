@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.config.objective import AdaptiveClip, DrGRPOConfig, SequenceTIS, TokenMask, TokenTIS
-from qarl.numerics.processor import one_thread
+from qarl.numerics.processor import threads
 from qarl.objectives.ratios import LossInputs
 from qarl.objectives.registry import OBJECTIVES, compute_loss
 
@@ -75,7 +75,7 @@ def bench(rounds: int, sequences: int = 64, tokens: int = 2048) -> Iterator[str]
     runs = {name: partial(_gradient, loss, inputs) for name, loss in losses.items()}
     targets = dict.fromkeys(list(runs)[1:], TARGET)
     yield HEADER
-    with one_thread():
+    with threads(1):
         yield from compare(Case(f"{sequences} x {tokens} tokens", runs, targets), rounds, time.perf_counter)
     for name, run in runs.items():
         with LargestTensor() as largest:

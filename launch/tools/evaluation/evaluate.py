@@ -29,6 +29,7 @@ from launch.tools.evaluation.report import results
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
 from qarl.config.run import Config
+from qarl.config.shipped import config_path
 from qarl.errors import ConfigError, DataError, RolloutError, first_line
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
@@ -57,14 +58,14 @@ class Sampling:
     seed: int = 0
 
 
-def config_of(what: str, overrides: Sequence[str], named: Path) -> tuple[Config, Path]:
+def config_of(what: str, overrides: Sequence[str]) -> tuple[Config, Path]:
     """The config, and the model that it is about: of a run its final model, of a config the one that it starts from.
 
     Raises ConfigError: there is no such config, or the run has not ended.
     """
     run = Path(what)
     if not (run / "config.yaml").is_file():
-        config = load_config(named, overrides)
+        config = load_config(config_path(what), overrides)
         return config, Path(config.model.path)
     config, model = load_config(run / "config.yaml", overrides), run / "final"
     if not model.is_dir():
@@ -87,8 +88,9 @@ def evaluate(
     config = _config(config, model, sampling, num_prompts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = device
+    meta, machine = checked_model(config), Machine(device, is_here=True)
     for scheme in schemes:
-        check(engine_faults(config, scheme, checked_model(config), Machine(device, is_here=True)))
+        check(engine_faults(config, scheme, meta, machine))
     _, _, heldout = load_prompts(config, print)
     prompts = heldout[:num_prompts]
     _open(out, _settings(config, sampling, prompts))
@@ -149,13 +151,7 @@ def _requests(config: Config, prompt: Prompt, sampling: Sampling) -> Iterator[Sa
     for index in range(sampling.num_samples):
         seed = derive_seed(sampling.seed, "eval", prompt.id, index)
         request = ask(prompt, seed, temperature=sampling.temperature)
-        yield replace(
-            request,
-            max_new_tokens=sampling.max_new_tokens,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-        )
+        yield replace(request, top_p=sampling.top_p, top_k=sampling.top_k, min_p=sampling.min_p)
 
 
 def _row(scheme: QuantScheme, sample: Sample, score: Score, index: int) -> Row:
@@ -169,7 +165,7 @@ def _row(scheme: QuantScheme, sample: Sample, score: Score, index: int) -> Row:
         "reward": score.reward,
         "success": score.solved,
         "error": score.error,
-        "tokens": len(sample.response_ids),
+        "tokens": sample.num_sampled,
         "finish_reason": sample.finish_reason,
         "question": prompt.text,
         "answer": prompt.answer,

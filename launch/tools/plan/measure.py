@@ -10,7 +10,7 @@ from torch import Tensor
 
 from launch.tools.plan.devices import Device
 from qarl.errors import KernelError
-from qarl.numerics.processor import one_thread
+from qarl.numerics.processor import threads
 from qarl.quant.formats import FORMATS
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.scheme import Arithmetic
@@ -28,7 +28,7 @@ def measure(device: Device, seconds: float = 0.5) -> Device:
     Raises KernelError: a kernel cannot run as this process was started.
     """
     where = torch.device(device.kind)
-    with one_thread():
+    with threads(1):
         bandwidth, rates = _bandwidth(where, seconds), _rates(where, seconds)
     return replace(
         device,

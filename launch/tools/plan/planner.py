@@ -19,7 +19,7 @@ from launch.tools.plan.memory import EngineMemory, LearnerMemory, Variant
 from launch.tools.plan.result import Estimate, Plan, Times
 from launch.tools.plan.shapes import shapes_of
 from launch.tools.plan.timing import time_model
-from qarl.config.derived import choose_counts, numerics_of
+from qarl.config.derived import choose_counts, numerics_of, rank_threads
 from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, KernelError, ModelError
@@ -281,7 +281,7 @@ class Planner:
             rounding_bytes=gemm.rounding_bytes if gemm else (0, 0),
             prox=learner.prox == "recompute" or not learner.aligned,
             checkpointing=learner.gradient_checkpointing,
-            cores=1 if self._on_cuda else learner.num_threads,
+            cores=1 if self._on_cuda else rank_threads(learner, self._model_config.hidden_size),
         )
 
     def _by_batch(self, scheme: QuantScheme) -> dict[int, float]:

@@ -1,7 +1,6 @@
 """Seconds of a training step on this machine, from one and two layers of the model that run as in training."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from launch.tools.plan.speed import Load
-from qarl.config.derived import kernel_of, numerics_of
+from qarl.config.derived import kernel_of, numerics_of, rank_threads
 from qarl.config.run import Config
 from qarl.numerics.dense import set_gradient_precision
+from qarl.numerics.processor import threads
 from qarl.quant.linear import requantize
 from qarl.quant.scheme import QuantScheme
 from qarl.types import TrainSequence
@@ -89,9 +89,9 @@ def _times(config: Config, model: Any, layers: int, scheme: QuantScheme, load: L
                 policy(one)
 
     set_gradient_precision(config.learner.gradient_precision)
-    with _threads(1):
+    with threads(1):
         engine = [_best(lambda: score([decoded])), _best(lambda: score([prompts]))]
-    with _threads(config.learner.num_threads):
+    with threads(rank_threads(config.learner, model.hidden_size)):
         return [*engine, load.minibatches * _best(lambda: score(learned)), load.minibatches * _best(update)]
 
 
@@ -106,16 +106,6 @@ def _policy(config: Config, model: Any, layers: int, scheme: QuantScheme) -> Pol
         AutoModelForCausalLM.from_config(AutoConfig.for_model(**keys), dtype=dtype).save_pretrained(folder)
         policy = Policy(Path(folder), dtype, scheme, numerics, kernel=kernel_of(config, numerics, "cpu"))
     return policy.train()
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _best(run: Callable[[], None]) -> float:

@@ -24,6 +24,7 @@ from qarl.tasks.dataset import Part, mix, read_file
 from qarl.tasks.files import raw_rows
 from qarl.tasks.rows import Row
 from qarl.types import Prompt
+from tests.support.task_rows import config_of, qa, quiet, write
 
 Notes = list[str]
 SAVED = str(Path(__file__).parents[3] / "data" / "saved_dataset")
@@ -31,27 +32,6 @@ SAVED = str(Path(__file__).parents[3] / "data" / "saved_dataset")
 
 def encode(text: str, turns: Any = ()) -> list[int]:
     return [ord(char) for char in "".join([*(content for _, content in turns), text])]
-
-
-def quiet(line: str) -> None:
-    """Takes notes and forgets them."""
-
-
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def qa(*questions: str, **extra: Any) -> list[dict[str, Any]]:
-    return [{"question": question, "answer": f"answer to {question}", **extra} for question in questions]
-
-
-def config_of(tmp_path: Path, train: list[Any], heldout: list[Any], **keys: Any) -> DatasetTaskConfig:
-    return DatasetTaskConfig(
-        train_path=write(tmp_path / "train.jsonl", train),
-        heldout_path=write(tmp_path / "heldout.jsonl", heldout),
-        **keys,
-    )
 
 
 def load(

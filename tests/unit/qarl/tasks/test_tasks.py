@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +14,6 @@ from hypothesis import strategies as st
 from launch.demo.tiny_model import make_tokenizer
 from qarl.config.task import (
     CustomTaskConfig,
-    DatasetTaskConfig,
     GymDatasetConfig,
     ReasoningGymTaskConfig,
     SortingTaskConfig,
@@ -24,6 +21,7 @@ from qarl.config.task import (
 from qarl.errors import ConfigError
 from qarl.tasks import KINDS, make_task, sorting
 from qarl.tasks.task import encoder, take_evenly
+from tests.support.task_rows import config_of, qa, quiet
 
 Notes = list[str]
 TEACHER = sorting.SortingTeacher([2])
@@ -31,27 +29,6 @@ TEACHER = sorting.SortingTeacher([2])
 
 def encode(text: str) -> list[int]:
     return [ord(char) for char in text]
-
-
-def quiet(line: str) -> None:
-    """Takes notes and forgets them."""
-
-
-def write(path: Path, rows: list[Any]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def qa(*questions: str, **extra: Any) -> list[dict[str, Any]]:
-    return [{"question": question, "answer": f"answer to {question}", **extra} for question in questions]
-
-
-def config_of(tmp_path: Path, train: list[Any], heldout: list[Any], **keys: Any) -> DatasetTaskConfig:
-    return DatasetTaskConfig(
-        train_path=write(tmp_path / "train.jsonl", train),
-        heldout_path=write(tmp_path / "heldout.jsonl", heldout),
-        **keys,
-    )
 
 
 # --- sorting
