@@ -108,8 +108,11 @@ def evaluate(
 
 
 def _config(config: Config, model: Path, sampling: Sampling, num_prompts: int) -> Config:
-    """`config` with what the evaluation sets. Raises ConfigError: the responses leave no room for a prompt."""
+    """`config` with what the evaluation sets. Raises ConfigError: no model, or no room for a prompt."""
     rollout = config.rollout
+    if not model.is_dir():
+        hint = "name a model folder with --model, or make the config's own: `qarl fetch`, `qarl train`"
+        raise ConfigError("no such model folder", str(model), hint)
     if sampling.max_new_tokens >= rollout.max_model_len:
         what = f"{sampling.max_new_tokens} leaves no room for a prompt in rollout.max_model_len {rollout.max_model_len}"
         raise ConfigError(what, "--max-new-tokens", "lower it, or raise rollout.max_model_len")
