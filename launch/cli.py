@@ -18,6 +18,7 @@ COMMANDS = {
     "eval": "held-out accuracy of a run's model, or of another, in one or several schemes",
     "export": "write a run's newest checkpoint as a model folder, checked with vLLM",
     "split-outliers": "write a model with outlier channels split: the same function",
+    "dashboard": "write the W&B workspace of a project",
     "study": "run the arms of an experiment over several seeds, and compare them",
     "mismatch": "where the gap between learner and engine comes from",
     "config": "show, list or explain configs",

@@ -10,7 +10,7 @@ from launch.preflight import Machine, bundles, learner_kernel, model_config, pre
 from launch.run.environments import start_rewards
 from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts
-from launch.run.tracking import check_login
+from launch.run.wandb_run import check_login
 from launch.tools.plan.command import choose_device
 from launch.tools.plan.planner import Planner
 from launch.tools.plan.result import Plan

@@ -18,8 +18,9 @@ import torch
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer, no_model
 from launch.run.resume import saved_learner
+from launch.run.tensorboard import check_tensorboard
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
-from qarl.config.run import Config
+from qarl.config.run import TRACKERS, Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, QarlError, ResourceError, UsageError
 from qarl.hooks import check_call, load_function
@@ -144,6 +145,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_environment, config),
         partial(make_task, config.task),
         partial(_check_batches, config),
+        *([check_tensorboard] if "tensorboard" in config.tracking.trackers else []),
         *(partial(_check_hook, *hook) for hook in _hooks(config)),
         *(partial(check_component, part) for part in config.reward.parts()),
         *(partial(check_function, *function) for function in config.reward.functions()),
@@ -254,7 +256,7 @@ def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, 
     if environment.function is not None and environment.python is None:
         yield environment.function, "environment.function", (), environment.settings
     for name in config.tracking.trackers:
-        if name not in ("jsonl", "wandb"):
+        if name not in TRACKERS:
             yield name, "tracking.trackers", ("config", "run_dir"), {}
 
 

@@ -20,10 +20,11 @@ from launch.preflight import Machine, preflight, with_counts
 from launch.run.environments import converse, start_rewards
 from launch.run.files import only_writer
 from launch.run.folder import RunFolder
-from launch.run.prompts import fill_pool, load_prompts, make_augmenter
+from launch.run.prompts import fill_pool, load_prompts, make_augmenter, tokenizer_of
 from launch.run.report import make_summary, read_summary, render_summary, write_report
 from launch.run.resume import input_digests
-from launch.run.tracking import RunTracker, check_login
+from launch.run.tracking import RunTracker
+from launch.run.wandb_run import check_login
 from qarl.config.derived import numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
@@ -79,7 +80,8 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
 
             rewards = stack.enter_context(closing(start_rewards(config, on_fault, folder.logs)))
             rewards.check([*prompts, *heldout])
-        tracker = stack.enter_context(closing(RunTracker(config, folder.path, folder.step, config.train.steps)))
+        decode = tokenizer_of(config).decode
+        tracker = stack.enter_context(RunTracker(config, folder.path, folder.step, config.train.steps, decode))
         stack.enter_context(ray_messages_logged())
         connect(config)
         job = _Job(config, machine, folder, tracker, stack)
@@ -184,4 +186,5 @@ class _Job:
         if scheme.quantizes:
             files["quantized model"] = str(self._folder.path / f"final-{scheme.name}")
             learner.export(files["quantized model"], quantized=True)
+        self._tracker.exported({name: Path(folder) for name, folder in files.items()})
         return files

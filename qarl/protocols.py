@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -158,13 +159,18 @@ class RewardService(Protocol):
     def close(self) -> None: ...
 
 
+Cell = float | str | Sequence[float] | Sequence[str]
+Row = Mapping[str, Cell]
+"""A response in a table, by column. A column with a sequence has a value for each of its tokens."""
+
+
 class Tracker:
     """Where metrics go. Each method does nothing unless a tracker defines it."""
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
         """The metrics of `step`; several calls a step add up."""
 
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         """Whole responses with their rewards (`samples`), or with what is wrong in them (`error_tokens`)."""
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
@@ -172,6 +178,15 @@ class Tracker:
 
     def note(self, line: str) -> None:
         """Log one line of text, the same that the terminal shows."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Something a person should look at; the terminal shows `text`."""
+
+    def exported(self, files: Mapping[str, Path]) -> None:
+        """Folders of the models that the run has written, by name."""
+
+    def stopped(self, reason: str) -> None:
+        """The run ends with an error, or is interrupted. `close` follows."""
 
     def close(self) -> None:
         """The run has ended, well or not."""

@@ -144,9 +144,6 @@ class Trainer:
                 metrics |= self._publish(step)
         metrics |= self._advance(step, groups, timer)
         self._tracker.log(step, metrics)
-        if step % self._config.tracking.table_every == 0:
-            rows = [table_row(*pair) for group in groups[:4] for pair in zip(group.samples, group.scores, strict=True)]
-            self._tracker.table(step, "samples", rows)
 
     def _learn(self, groups: Sequence[Group], step: int, timer: Timer) -> dict[str, Value]:
         """Update on the groups; returns metrics."""
@@ -164,6 +161,9 @@ class Trainer:
             self._tracker.note(f"step {step} trains nothing: in each of its {len(groups)} groups all rewards are equal")
         if minibatches and not config.debug.rollout_only:
             metrics |= self._update(minibatches, step, timer)
+        if step % config.tracking.table_every == 0:
+            with timer("table"):
+                self._show_samples(records[: config.tracking.table_rows], step)
         return metrics
 
     def _prove(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
@@ -231,11 +231,16 @@ class Trainer:
         config = self._config.error_tokens
         found = error_tokens_of(records, config)
         if config.table_every and step % config.table_every == 0 and (rows := worst(found, config.table_rows)):
-            shown = [table_row(records[i].sample, records[i].score) | found[i].columns() for i in rows]
-            advantages = [{"advantage": records[i].sequence.advantage} for i in rows]
-            self._tracker.table(step, "error_tokens", [row | a for row, a in zip(shown, advantages, strict=True)])
+            self._tracker.table(step, "error_tokens", [table_row(records[i], found[i]) for i in rows])
         metrics = error_token_metrics(found, [record.sequence.advantage for record in records])
         return without_error_tokens(records, found) if config.mode == "mask" else records, metrics
+
+    def _show_samples(self, records: list[Record], step: int) -> None:
+        """Put responses into the sample table, with what the update did to their probabilities."""
+        after = self._learner.score([record.sequence for record in records])
+        off = self._config.error_tokens.mode == "off"
+        found = [None] * len(records) if off else error_tokens_of(records, self._config.error_tokens)
+        self._tracker.table(step, "samples", [table_row(*row) for row in zip(records, found, after, strict=True)])
 
     def _advance(self, step: int, groups: Sequence[Group], timer: Timer) -> dict[str, float]:
         """Count a finished step; returns metrics of time and throughput."""

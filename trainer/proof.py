@@ -26,7 +26,6 @@ class ExactnessProof:
 
     def __init__(self, config: Config, exact: bool, log: Callable[[str], None]) -> None:
         self._config, self._learner, self._log = config.mismatch, config.learner, log
-        self._above = False  # whether the last step's mismatch was above `warn_above`
         self.restart(exact)
 
     @property
@@ -92,7 +91,7 @@ class ExactnessProof:
         self._probed = True
 
     def _check_bounds(self, mismatch: Mismatch, step: int) -> None:
-        stop, warn = self._config.stop_above, self._config.warn_above
+        stop = self._config.stop_above
         if stop is not None and not mismatch.abs_max <= stop:  # NaN stops, too
             raise MismatchError(
                 f"max |d log p| between learner and sampler is {mismatch.abs_max:.2e}, above "
@@ -100,13 +99,6 @@ class ExactnessProof:
                 where=f"step {step}",
                 hint="a smaller learner.optimizer.lr, learner.numerics=engine, or a higher bound",
             )
-        above = warn is not None and not mismatch.abs_max <= warn
-        if above and not self._above:
-            self._log(
-                f"step {step}: max |d log p| {mismatch.abs_max:.2e} is above mismatch.warn_above={warn:g}, mean "
-                f"{mismatch.abs_mean:.2e}; the next warning comes after a step below it"
-            )
-        self._above = above
 
 
 class Probe:

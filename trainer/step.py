@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from qarl.advantages import advantages, has_variance
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.run import Config
 from qarl.error_tokens import ErrorTokens, find_error_tokens
 from qarl.mismatch import Logprobs
+from qarl.protocols import Cell, Row
 from qarl.types import Sample, Score, TrainSequence
 from trainer.collect import Group
 
@@ -83,18 +86,47 @@ def without_error_tokens(records: Sequence[Record], found: Sequence[ErrorTokens]
     return masked
 
 
-def table_row(sample: Sample, score: Score) -> dict[str, float | str]:
-    """A response as a row of a table."""
+def table_row(record: Record, found: ErrorTokens | None, after_T: Logprobs | None = None) -> Row:
+    """A response as a row of a table. Its record has log pi_prox.
+
+    `mismatch` is max |log pi_prox - log pi_samp| (nats); `ratio` is exp(mean(log pi_theta - log pi_prox)), where
+    `after_T` is log pi_theta after the update. `token_...` have a value for each response token: id, log pi_samp, the
+    ratio, and 1 for an error token.
+    """
+    sample, score, sequence = record.sample, record.score, record.sequence
+    prox_T = sequence.prox_logprobs_T
+    assert prox_T is not None
+    gap_T = np.abs(sequence.at_sampled(prox_T) - sequence.at_sampled(sample.logprobs_T))
+    tokens: dict[str, Cell] = {"token_ids": list(sample.response_ids), "token_logprobs": _short(sample.logprobs_T)}
+    ratio: dict[str, float] = {}
+    if after_T is not None:
+        log_r_T = (after_T - prox_T).astype(np.float64)
+        ratio["ratio"] = float(np.exp(sequence.at_sampled(log_r_T).mean())) if sample.num_sampled else math.nan
+        tokens["token_ratios"] = _short(np.exp(log_r_T))
+    if found is not None:
+        flags_T = np.zeros(len(sample.response_ids), np.int8)
+        flags_T[slice(None) if sample.sampled_T is None else sample.sampled_T] = found.any_T
+        tokens["token_errors"] = flags_T.tolist()
     return {
         "prompt": sample.prompt.text,
         "response": sample.text,
         "answer": sample.prompt.answer,
         "reward": score.reward,
         **{f"reward/{name}": value for name, value in score.components.items() if len(score.components) > 1},
+        "advantage": sequence.advantage,
+        **ratio,
+        "mismatch": float(gap_T.max(initial=0.0)),
         "finish_reason": sample.finish_reason,
         "version": sample.version,
         "mean_logprob": float(sample.logprobs_T.sum() / sample.num_sampled) if sample.num_sampled else math.nan,
+        **(found.columns() if found else {}),
+        **tokens,
     }
+
+
+def _short(values_T: npt.NDArray[Any]) -> list[float]:
+    """The values with four digits, which is what a table shows."""
+    return [float(f"{value:.4g}") for value in values_T]
 
 
 def split(records: Sequence[Record], count: int, seed: int) -> list[list[TrainSequence]]:

@@ -10,7 +10,8 @@ from typing import Any
 from launch.run.files import unusable, write_whole
 from launch.run.report import SUMMARY_FILE, read_summary
 from launch.run.resume import CONFIG_FILE, INPUTS_FILE, START_OVER, changed_inputs, check_same_run
-from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, WANDB_ID_FILE, read_log
+from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, read_log
+from launch.run.wandb_run import WANDB_ID_FILE
 from qarl.config.io import to_yaml
 from qarl.config.run import Config
 from qarl.errors import ConfigError, UsageError

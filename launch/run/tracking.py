@@ -1,36 +1,40 @@
-"""Where a run's metrics go: JSONL files in the run folder, the terminal, Weights & Biases."""
+"""Where a run's metrics go: JSONL files in the run folder, the terminal, and other trackers."""
 
 import json
 import logging
 import math
 import os
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from launch.run.alerts import Alerts
 from launch.run.files import write_whole
+from launch.run.tables import Decode, with_tokens
+from launch.run.tensorboard import TensorboardTracker
+from launch.run.usage import usage
+from launch.run.wandb_run import WandbTracker
 from qarl.config.run import Config
-from qarl.errors import DataError, ResourceError
+from qarl.errors import DataError
 from qarl.hooks import load_function
 from qarl.metrics import Histogram, Value
-from qarl.protocols import Tracker
+from qarl.protocols import Row, Tracker
 from qarl.types import AugmentOutcome
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 AUGMENT_FILE = "augment.jsonl"
 LAST_STEP = 10**12
-WANDB_ID_FILE = "wandb_id"
-LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
 
 LOSS = "actor/loss"
+SPEED = "perf/tokens_per_s"
+"""Every step logs it."""
 FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
 """When a step takes the sampler's log-probs for pi_prox, 0 shows that the learner computes the same."""
 
@@ -40,16 +44,26 @@ class RunTracker(Tracker):
 
     A run resumed at `start_step` removes what was logged for later steps, which run again.
 
-    With `start_step` 0, new files and a new W&B run are started.
+    With `start_step` 0, new files and a new W&B run are started. `decode` makes the text of token ids for the tables.
+    As a context manager it tells the trackers of an error that ends the run, and closes them.
 
     Raises:
         DataError: a log to be continued is damaged.
         ResourceError: W&B cannot start the run (online mode without login or network).
     """
 
-    def __init__(self, config: Config, run_dir: Path, start_step: int, total_steps: int) -> None:
-        self._total = total_steps
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        start_step: int,
+        total_steps: int,
+        decode: Decode | None = None,
+    ) -> None:
+        self._total, self._run_dir, self._decode = total_steps, run_dir, decode
         self._trackers = list(_make(config, run_dir, start_step))
+        self._rows_left = config.tracking.table_max_rows - _lines(run_dir / SAMPLES_FILE)
+        self._alerts = Alerts(config)
         self._console = Console()
         self._bar: Progress | None = None
         if config.tracking.progress and self._console.is_interactive:
@@ -60,14 +74,43 @@ class RunTracker(Tracker):
             self._task = self._bar.add_task("", total=total_steps, completed=start_step)
         self._first: tuple[int, float] | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                for tracker in self._trackers:
+                    tracker.stopped(reason)
+        finally:
+            self.close()
+
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Pass the metrics on, with the memory in use where they are those of a whole step."""
+        if SPEED in metrics:
+            metrics = {**metrics, **usage(self._run_dir)}
         for tracker in self._trackers:
             tracker.log(step, metrics)
-        self._show(step, {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)})
+        values = {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)}
+        self._show(step, values)
+        for title, text in self._alerts.observe(step, values):
+            self.note(text, logging.WARNING)
+            for tracker in self._trackers:
+                tracker.alert(title, text)
 
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        """Pass the rows on, with the text of each token, while the tables have room."""
+        if len(rows) > self._rows_left > 0:
+            self.note(f"step {step}: the tables have tracking.table_max_rows rows; they get no more")
+        rows = [with_tokens(row, self._decode) for row in rows[: max(0, self._rows_left)]]
+        self._rows_left -= len(rows)
         for tracker in self._trackers:
             tracker.table(step, name, rows)
+
+    def exported(self, files: Mapping[str, Path]) -> None:
+        for tracker in self._trackers:
+            tracker.exported(files)
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         for tracker in self._trackers:
@@ -93,7 +136,7 @@ class RunTracker(Tracker):
             overall.pop("mean_reward", None)
         if overall:
             self.note(f"step {step}/{self._total}  held-out  " + "  ".join(f"{n} {v:.3f}" for n, v in overall.items()))
-        if "perf/tokens_per_s" in values:
+        if SPEED in values:
             line = f"{_describe(values)}  ETA {self._eta(step)}"
             if self._bar is None:
                 self.note(f"step {step}/{self._total}  {line}")
@@ -128,7 +171,7 @@ class JsonlTracker(Tracker):
         values = {n: asdict(v) if isinstance(v, Histogram) else _strict(float(v)) for n, v in metrics.items()}
         _append(self._metrics_file, [{"step": step, "time": time.time(), **values}])
 
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         records = [{key: _strict(value) for key, value in row.items()} for row in rows]
         _append(self._samples_file, [{"step": step, "table": name, **record} for record in records])
 
@@ -142,58 +185,14 @@ class JsonlTracker(Tracker):
                 file.close()
 
 
-class WandbTracker(Tracker):
-    """Weights & Biases; `tracking.wandb_mode` says how. Raises ResourceError when it cannot start the run.
-
-    Args:
-        logged: rows of the metrics from before an interrupt. W&B has them, so that they are not sent again when they
-            are made again; the last one may not have arrived, and is.
-    """
-
-    def __init__(self, config: Config, run_dir: Path, start_step: int, logged: Sequence[Mapping[str, Any]]) -> None:
-        self._run = _start_wandb(config, run_dir, start_step)
-        self._sent = {(row["step"], frozenset(row) - {"step", "time"}) for row in logged[:-1]}
-        self._last = max((row["step"] for row in logged), default=0)
-
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        import wandb
-
-        if (step, frozenset(metrics)) in self._sent:
-            return
-        drawn = {
-            name: wandb.Histogram(np_histogram=(list(value.counts), list(value.edges)))
-            if isinstance(value, Histogram)
-            else float(value)
-            for name, value in metrics.items()
-        }
-        self._run.log({"step": step, **drawn})
-
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
-        import wandb
-
-        if rows and step >= self._last:
-            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            self._run.log({"step": step, name: table})
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def check_login(config: Config) -> None:
-    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it."""
-    if "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online":
-        import wandb
-
-        if not wandb.login(prompt=False, verify=False):
-            raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
-
-
 def _make(config: Config, run_dir: Path, start_step: int) -> Iterator[Tracker]:
     """The trackers of a run. Raises ConfigError: a function that cannot be loaded."""
     logged = read_log(run_dir / METRICS_FILE) if start_step else []  # before it is cut
     for name in config.tracking.trackers:
         if name == "jsonl":
             yield JsonlTracker(config, run_dir, start_step)
+        elif name == "tensorboard":
+            yield TensorboardTracker(run_dir, start_step)
         elif name != "wandb":
             yield load_function(name, "tracking.trackers")(config, run_dir)
         elif config.tracking.wandb_mode != "disabled":
@@ -221,6 +220,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _lines(path: Path) -> int:
+    """Lines of a file; none where there is no file."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
 def _continue_log(path: Path, start_step: int, total_steps: int) -> TextIO:
     """Open the log for appending, with the rows up to `start_step` (none when it is 0) and no others.
 
@@ -242,6 +249,8 @@ def _append(file: TextIO, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _strict(value: Any) -> Any:
     """`value`, with the floats that JSON lacks (NaN and the infinities) as strings."""
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -252,32 +261,6 @@ def _describe(values: Mapping[str, float]) -> str:
         parts.append(f"|d log p| max {values['mismatch/logp_abs_max']:.2g}")
     elif values.get(FIRST_RATIO) == 0:
         parts.append("|d log p| max 0 of the first minibatch")
-    if "perf/tokens_per_s" in values:
-        parts.append(f"{values['perf/tokens_per_s']:,.0f} tokens/s")
+    if SPEED in values:
+        parts.append(f"{values[SPEED]:,.0f} tokens/s")
     return "  ".join(parts)
-
-
-def _start_wandb(config: Config, run_dir: Path, start_step: int) -> Any:
-    """A W&B run in `run_dir`, under the id that the run had before when it is resumed."""
-    import wandb
-
-    id_file = run_dir / WANDB_ID_FILE
-    if start_step == 0 or not id_file.is_file():
-        write_whole(id_file, secrets.token_hex(4))
-    try:
-        run = wandb.init(
-            project=config.tracking.wandb_project,
-            name=config.run.name,
-            id=id_file.read_text().strip(),
-            resume="allow",
-            dir=run_dir,
-            mode=config.tracking.wandb_mode,
-            config=config.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, quiet=True, console="off"),
-        )
-    except wandb.Error as error:
-        raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=LOGIN) from error
-    # We number the steps: a resumed run logs some of them again, and W&B's own counter only grows.
-    run.define_metric("step")
-    run.define_metric("*", step_metric="step")
-    return run

@@ -100,16 +100,31 @@ class MismatchConfig(Node):
     it the run stops. Wrong or stale weights show several nats; unaligned numerics stay below about 0.5."""
 
 
+TRACKERS = ("jsonl", "wandb", "tensorboard")
+"""The trackers that need no function of the user's."""
+
+
 class TrackingConfig(Node):
     trackers: list[str] = ["jsonl", "wandb"]
-    """Where metrics go: `jsonl` (files of the run folder, which the report reads), `wandb`, or a tracker of your own:
-    the function that makes it, `(config, run_dir) -> Tracker`, as `module:function` or `path/to/file.py:function`."""
+    """Where metrics go: `jsonl` (files of the run folder, which the report reads), `wandb`, `tensorboard` (needs the
+    package of that name), or a tracker of your own: the function that makes it, `(config, run_dir) -> Tracker`, as
+    `module:function` or `path/to/file.py:function`."""
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     """W&B mode; offline needs no login."""
     wandb_project: str = "qarl"
     """W&B project."""
+    wandb_group: str | None = None
+    """W&B group: runs that are shown as one."""
+    upload_models: bool = False
+    """Upload the models that the run exports to W&B; false records only where they lie."""
     table_every: PositiveInt = 18
     """Steps between sample tables."""
+    table_rows: PositiveInt = 32
+    """Most responses that a step adds to the sample table."""
+    table_max_rows: PositiveInt = 4000
+    """Most rows of all tables of a run; a line says when no more are kept."""
+    alert_reward_drop: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
+    """Alert when the mean reward of 8 steps has lost this share of its highest value; null never does."""
     progress: bool = True
     """Progress bar in the terminal."""
 

@@ -133,7 +133,7 @@ def plan(study: Study) -> list[PlannedRun]:
 def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
     base = study.path.parent / study.config.base
     name = f"run.name={study.name}-{arm}-seed{seed}"
-    own = [f"seed={seed}", name, f"run.dir={RUNS}/{study.name}"]
+    own = [f"seed={seed}", name, f"run.dir={RUNS}/{study.name}", f"tracking.wandb_group={study.name}"]
     overrides = [*study.config.overrides, *study.config.items(arm), *own]
     try:
         run = PlannedRun(arm, seed, (str(base), *overrides), load_config(base, overrides))

@@ -15,6 +15,7 @@ from qarl.tasks.sorting import is_heldout, solve
 from qarl.types import Sample, SampleRequest, Score
 from qarl.weights.source import PublishedWeights
 from tests.support.fakes import FakeEngine, FakeRewards
+from tests.support.records import row_of
 from tests.support.runs import (
     AUGMENT,
     DIGITS,
@@ -27,7 +28,6 @@ from tests.support.runs import (
     right_half,
 )
 from trainer.collect import Group, collection_metrics
-from trainer.step import table_row
 
 
 def test_a_group_has_one_score_a_response() -> None:
@@ -133,7 +133,7 @@ def test_a_component_is_averaged_over_the_responses_that_it_judges() -> None:
     metrics = collection_metrics([Group(samples, scores)], make_config())
     assert (metrics["reward/a/mean"], metrics["reward/a/std"]) == (0.5, 0.5)
     assert (metrics["reward/b/mean"], metrics["reward/b/std"]) == (-2.0, 0.0)
-    row = table_row(samples[0], scores[0])
+    row = row_of(samples[0], scores[0])
     assert row["reward/a"] == 1.0
     assert math.isnan(float(row["reward/b"]))
 

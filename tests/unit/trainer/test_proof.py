@@ -171,22 +171,6 @@ def test_mismatch_at_the_bound_goes_on(tmp_path: Path) -> None:
     assert run.trainer.progress.step == 4
 
 
-def test_each_crossing_of_the_bound_warns_once(tmp_path: Path) -> None:
-    class Wavering(FakeEngine):
-        def generate(self, requests: list[SampleRequest]) -> list[Sample]:  # type: ignore[override]
-            in_training = requests[0].prompt in PROMPTS
-            drifts = {1: 0.1, 2: 0.1, 4: float("nan"), 5: 0.1}
-            self.drift = drifts.get(self.version, 0.0) if in_training else 0.0
-            return super().generate(requests)
-
-    config = make_config(train={"steps": 7}, mismatch={"warn_above": 0.05})
-    run = Run(tmp_path, config, engines=[Wavering(0)], exact=False)
-    run.trainer.run()
-    warnings = [note for note in run.tracker.notes if "warn_above" in note]
-    assert [note.partition(":")[0] for note in warnings] == ["step 2", "step 5"]
-    assert "max |d log p| 1.00e-01 is above mismatch.warn_above=0.05" in warnings[0]
-
-
 def test_every_step_tells_of_tokens_sequences_and_quartiles(tmp_path: Path) -> None:
     config = make_config(mismatch={"token_bounds": [0.05, 0.5]})
     run = Run(tmp_path, config, engines=[FakeEngine(0, drift=0.1)], exact=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -12,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qarl.config.run import Config
-from qarl.error_tokens import find_error_tokens
+from qarl.error_tokens import ErrorTokens, find_error_tokens
 from qarl.types import Sample, SampleRequest, Score, TrainSequence
 from tests.support.fakes import FakeEngine, make_prompts
+from tests.support.records import record_of, row_of
 from tests.support.runs import GROUP, Run, advantages_of, make_config
 from trainer.collect import Group
 from trainer.step import (
@@ -137,7 +140,7 @@ def test_given_tokens_count_nowhere() -> None:
     (record,) = with_prox([record], [logprobs_T])
     assert record.sequence.loss_tokens == 7
     assert at_sampled([record], [np.arange(9)])[0].tolist() == [0, 1, 2, 5, 6, 7, 8]
-    assert table_row(sample, Score(1.0))["mean_logprob"] == -0.5
+    assert row_of(sample, Score(1.0))["mean_logprob"] == -0.5
     detectors = config.error_tokens.model_copy(update={"ngram": 1, "ngram_count": 3})
     found = error_tokens_of([record], detectors)
     assert found[0].repeated_T.tolist() == [False] * 3 + [True] * 3 + [False]
@@ -153,3 +156,22 @@ def test_the_estimator_is_the_configs(tmp_path: Path) -> None:
     assert len(found) == 4 * GROUP
     assert len({round(a, 9) for a in found}) == 2  # one mean and one scale for all groups, where rewards are 0 and 1
     assert (found.mean(), found.std()) == (pytest.approx(0, abs=1e-9), pytest.approx(1, rel=1e-4))
+
+
+def test_a_table_row_shows_what_the_update_did_to_each_token() -> None:
+    """Of four tokens the second was given; the policy's last token is an error token."""
+    sampled_T = np.array([True, False, True, True])
+    logprobs_T = np.array([-1.0, 0.0, -2.0, -0.5], np.float32)
+    sample = Sample(make_prompts(1)[0], (5, 9, 6, 7), logprobs_T, "text", "stop", 3, sampled_T=sampled_T)
+    record = record_of(sample, Score(1.0), advantage=0.25)
+    prox_T = logprobs_T + np.array([0.0, 0.0, 0.125, 0.0], np.float32)
+    record = replace(record, sequence=replace(record.sequence, prox_logprobs_T=prox_T))
+    none = np.zeros(3, bool)
+    found = ErrorTokens(none, none, np.array([False, False, True]))
+    row = table_row(record, found, prox_T + np.array([math.log(2), 0.0, math.log(4), 0.0], np.float32))
+    assert row["mismatch"] == 0.125
+    assert row["ratio"] == pytest.approx(2.0)
+    assert row["token_ratios"] == pytest.approx([2.0, 1.0, 4.0, 1.0])
+    assert row["token_errors"] == [0, 0, 0, 1]
+    assert row["token_logprobs"] == [-1.0, 0.0, -2.0, -0.5]
+    assert (row["advantage"], row["version"], row["error_tokens"]) == (0.25, 3, "improbable 2-2")

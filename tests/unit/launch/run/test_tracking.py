@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from launch.run import tracking
+from launch.run import tracking, wandb_run
 from launch.run.report import read_series
-from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTracker, check_login, read_log
+from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTracker, read_log
+from launch.run.wandb_run import check_login
 from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.errors import DataError, ResourceError
 from qarl.metrics import Histogram
 from qarl.types import AugmentOutcome, Prompt, Sample, Score
-from trainer.step import table_row
+from tests.support.records import row_of
 
 HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
 STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0}
@@ -38,6 +39,11 @@ def own_service() -> Iterator[None]:
 
     wandb.teardown()
     assert "WANDB_SERVICE" not in os.environ
+
+
+@pytest.fixture(autouse=True)
+def without_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "usage", lambda _: {})
 
 
 def config(mode: str = "disabled", **tracked: object) -> Config:
@@ -80,7 +86,7 @@ def test_every_log_is_on_the_disk_before_a_checkpoint_can_be(tmp_path: Path, mon
     tracker = RunTracker(validate(tree, "test"), tmp_path, 0, 3)
     monkeypatch.setattr(os, "fsync", sync)
     tracker.log(1, STEP)
-    tracker.table(1, "samples", [table_row(sample(), Score(1.0))])
+    tracker.table(1, "samples", [row_of(sample(), Score(1.0))])
     tracker.augmented(1, [AugmentOutcome("p", "21", "", "", "12")])
     assert synced.keys() == {METRICS_FILE, SAMPLES_FILE, AUGMENT_FILE}
     tracker.close()
@@ -151,13 +157,14 @@ def test_damage_inside_a_log_is_named(tmp_path: Path) -> None:
 
 def test_samples_are_kept_with_their_scores(tmp_path: Path) -> None:
     tracker = RunTracker(config(), tmp_path, 0, 3)
-    tracker.table(2, "samples", [table_row(sample(), Score(1.0)), table_row(sample("x\n[b]"), Score(0.0))])
+    tracker.table(2, "samples", [row_of(sample(), Score(1.0)), row_of(sample("x\n[b]"), Score(0.0))])
     tracker.close()
     rows = read_log(tmp_path / SAMPLES_FILE)
-    assert list(rows[0].values())[2:] == ["21=", "12", "12", 1.0, "stop", 7, -0.75]
+    values = ["21=", "12", "12", 1.0, 0.0, 0.0, "stop", 7, -0.75, [-1.0, -0.5]]
+    assert list(rows[0].values())[2:] == values
     assert rows[1]["response"] == "x\n[b]"
     assert {row["table"] for row in rows} == {"samples"}
-    assert rows[0].keys() == {"step", "table", *table_row(sample(), Score(1.0))}
+    assert rows[0].keys() == {"step", "table", *row_of(sample(), Score(1.0))} - {"token_ids"}
     RunTracker(config(), tmp_path, 1, 3).close()
     assert read_log(tmp_path / SAMPLES_FILE) == []
 
@@ -165,7 +172,7 @@ def test_samples_are_kept_with_their_scores(tmp_path: Path) -> None:
 def test_a_table_may_have_more_columns(tmp_path: Path) -> None:
     tracker = RunTracker(config(), tmp_path, 0, 3)
     more = {"error_share": 0.5, "error_tokens": "repeated 0-1"}
-    tracker.table(2, "error_tokens", [table_row(sample(), Score(1.0)) | more])
+    tracker.table(2, "error_tokens", [row_of(sample(), Score(1.0)) | more])
     tracker.close()
     (row,) = read_log(tmp_path / SAMPLES_FILE)
     assert (row["table"], row["error_share"], row["error_tokens"]) == ("error_tokens", 0.5, "repeated 0-1")
@@ -227,29 +234,84 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_wandb_offline_holds_the_metrics_under_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing answers to W&B: an offline run must not ask. Its files stay out of the home folder."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    # Nothing answers there: an offline run must not ask, and its table files stay out of the home folder.
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "data"))
+
+
+@pytest.mark.usefixtures("alone")
+def test_wandb_offline_holds_the_run_under_one_id(tmp_path: Path) -> None:
     ids = set()
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    (tmp_path / "final").mkdir()
+    (tmp_path / "final" / "model.safetensors").write_bytes(b"weights")
     for start in (0, 1):
-        tracker = RunTracker(config("offline"), tmp_path, start, 2)
-        tracker.log(start + 1, {**STEP, "w_hist": HISTOGRAM})
-        tracker.table(start + 1, "samples", [table_row(sample(), Score(1.0))])
+        tracker = RunTracker(config("offline", wandb_group="arms"), tmp_path, start, 2)
+        for step in (start + 1, start + 2):
+            tracker.log(step, {**STEP, "w_hist": HISTOGRAM})
+            tracker.table(step, "samples", [row_of(sample(), Score(1.0))] * step)
+        tracker.exported({"final model": tmp_path / "final"})
         tracker.close()
         found = records(tmp_path / "wandb" / "latest-run")
         history = [record["history"]["item"] for record in found if record["type"] == "history"]
-        assert history[-2].items() >= {"step": start + 1, **STEP}.items()
+        assert history[-4].items() >= {"step": start + 1, **STEP}.items()
         drawn = {name: value for name, value in history[-2].items() if name.startswith("w_hist")}
         assert "histogram" in str(drawn)
         assert "[3, 4]" in str(drawn)
-        assert history[-1]["samples._type"] == "table-file"
+        assert [history[-3]["samples.nrows"], history[-1]["samples.nrows"]] == [start + 1, 2 * start + 3]
+        assert history[-1]["samples._type"] == "incremental-table-file"
         metrics = [record["metric"] for record in found if record["type"] == "metric"]
         assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "step" for metric in metrics)
-        ids |= {record["run"]["run_id"] for record in found if record["type"] == "run"}
+        kept = {metric["name"]: metric["summary"] for metric in metrics if "summary" in metric}
+        assert kept["reward/mean"] == {"last": True, "max": True}
+        assert kept["mismatch/logp_abs_max"] == {"last": True, "min": True}
+        artifacts = {record["artifact"]["type"]: record["artifact"] for record in found if record["type"] == "artifact"}
+        assert artifacts.keys() >= {"code", "model"}
+        code = json.dumps(artifacts["code"])
+        assert all(name in code for name in ("trainer/loop.py", "config.yaml"))
+        assert (tmp_path / "final").as_uri() in json.dumps(artifacts["model"])
+        assert json.loads(artifacts["model"]["metadata"])["base_model"] == str(Path("m").absolute())
+        (run,) = [record["run"] for record in found if record["type"] == "run"][:1]
+        assert run["run_group"] == "arms"
+        ids.add(run["run_id"])
     assert ids == {(tmp_path / "wandb_id").read_text()}
+
+
+@pytest.mark.usefixtures("alone")
+def test_wandb_hears_of_alerts_and_of_a_run_that_is_stopped(tmp_path: Path) -> None:
+    tree = config("offline").model_dump()
+    tree["mismatch"]["warn_above"] = 0.1
+    with pytest.raises(DataError), RunTracker(validate(tree, "test"), tmp_path, 0, 2) as tracker:
+        tracker.log(1, {**STEP, "mismatch/logp_abs_max": 0.5})
+        raise DataError("the data is wrong")
+    found = records(tmp_path / "wandb" / "latest-run")
+    alerts = [record["alert"] for record in found if record["type"] == "alert"]
+    assert [alert["title"] for alert in alerts] == ["mismatch above its bound", "run stopped"]
+    assert alerts[1]["text"] == "the data is wrong"
+    assert [record["exit"].get("exit_code", 0) for record in found if record["type"] == "exit"] == [1]
+
+
+def test_tables_have_a_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for start, kept in ((0, 3), (1, 5)):
+        tracker = RunTracker(config(table_max_rows=5), tmp_path, start, 9)
+        tracker.table(start + 1, "samples", [row_of(sample(), Score(1.0))] * 3)
+        tracker.close()
+        assert len(read_log(tmp_path / SAMPLES_FILE)) == kept
+    assert capsys.readouterr().out == "step 2: the tables have tracking.table_max_rows rows; they get no more\n"
+
+
+def test_a_step_has_the_memory_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "usage", lambda folder: {"memory/driver": float(folder == tmp_path)})
+    tracker = RunTracker(config(), tmp_path, 0, 3)
+    tracker.log(0, {"eval/greedy": 0.5})
+    tracker.log(1, STEP)
+    tracker.close()
+    assert [row.get("memory/driver") for row in read_log(tmp_path / METRICS_FILE)] == [None, 1.0]
 
 
 def test_wandb_gets_a_repeated_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,10 +322,14 @@ def test_wandb_gets_a_repeated_step_once(tmp_path: Path, monkeypatch: pytest.Mon
         def log(self, row: dict[str, Any]) -> None:
             sent.append((row["step"], list(row)[1]))
 
-        def finish(self) -> None:
-            pass
+        def define_metric(self, name: str, step_metric: str, summary: str) -> None:
+            assert (name, summary) in {("reward/mean", "last,max"), ("eval/greedy", "last,max")}
 
-    monkeypatch.setattr(tracking, "_start_wandb", lambda *_: Run())
+        def finish(self, exit_code: int) -> None:
+            assert exit_code == 0
+
+    monkeypatch.setattr(wandb_run, "_start", lambda *_: Run())
+    monkeypatch.setattr(wandb_run, "_log_code", lambda *_: None)
     for start, last in ((0, 4), (1, 5)):
         tracker = RunTracker(config("offline", trackers=["jsonl", "wandb"]), tmp_path, start, 6)
         for step in range(start + 1, last + 1):

@@ -1,0 +1,159 @@
+"""A run's metrics, tables, alerts and models in Weights & Biases."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from launch.run.files import write_whole
+from launch.run.metric_table import describe
+from launch.run.resume import CONFIG_FILE
+from qarl.config.run import Config
+from qarl.errors import ResourceError
+from qarl.metrics import Histogram, Value
+from qarl.protocols import Row, Tracker
+
+WANDB_ID_FILE = "wandb_id"
+LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
+PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
+
+
+class WandbTracker(Tracker):
+    """Weights & Biases; `tracking.wandb_mode` says how. Raises ResourceError when it cannot start the run.
+
+    Args:
+        logged: rows of the metrics from before an interrupt. W&B has them, so that they are not sent again when they
+            are made again; the last one may not have arrived, and is.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, start_step: int, logged: Sequence[Mapping[str, Any]]) -> None:
+        self._config = config
+        self._run = _start(config, run_dir, start_step)
+        self._sent = {(row["step"], frozenset(row) - {"step", "time"}) for row in logged[:-1]}
+        self._last = max((row["step"] for row in logged), default=0)
+        self._defined = set[str]()
+        self._tables = dict[str, Any]()
+        self._failed = False
+        _log_code(self._run, run_dir)
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        import wandb
+
+        if (step, frozenset(metrics)) in self._sent:
+            return
+        for name in metrics.keys() - self._defined:
+            self._define(name)
+        drawn = {
+            name: wandb.Histogram(np_histogram=(list(value.counts), list(value.edges)))
+            if isinstance(value, Histogram)
+            else float(value)
+            for name, value in metrics.items()
+        }
+        self._run.log({"step": step, **drawn})
+
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        """Add the rows to the one table `name`. What has a value for each token stays in the run's own file."""
+        import wandb
+
+        shown = [{"step": step, **{k: v for k, v in row.items() if isinstance(v, float | int | str)}} for row in rows]
+        if not shown or step < self._last:
+            return
+        if name not in self._tables:
+            self._tables[name] = wandb.Table(columns=list(shown[0]), log_mode="INCREMENTAL", allow_mixed_types=True)
+        table = self._tables[name]
+        for row in shown:
+            table.add_data(*(row.get(column) for column in table.columns))
+        self._run.log({"step": step, name: table})
+
+    def alert(self, title: str, text: str) -> None:
+        self._run.alert(title, text, level="WARN")
+
+    def exported(self, files: Mapping[str, Path]) -> None:
+        """Record each model folder as an artifact that this run made from the model that it started with."""
+        import wandb
+
+        base = Path(self._config.model.path).absolute()
+        if self._config.tracking.wandb_mode == "online":  # W&B records what a run uses only while it can be reached
+            used = wandb.Artifact(_artifact_name(base.name), "model")
+            used.add_reference(base.as_uri(), checksum=False)
+            self._run.use_artifact(used)
+        for name, folder in files.items():
+            about = {"format": name, "base_model": str(base), "run": self._config.run.name}
+            artifact = wandb.Artifact(_artifact_name(f"{self._config.run.name}-{folder.name}"), "model", metadata=about)
+            if self._config.tracking.upload_models:
+                artifact.add_dir(str(folder), skip_cache=True)
+            else:
+                artifact.add_reference(folder.absolute().as_uri(), checksum=False)
+            self._run.log_artifact(artifact, aliases=[name.replace(" ", "-")])
+
+    def stopped(self, reason: str) -> None:
+        self._failed = True
+        self._run.alert("run stopped", reason, level="ERROR")
+
+    def close(self) -> None:
+        self._run.finish(exit_code=int(self._failed))
+
+    def _define(self, name: str) -> None:
+        """Have W&B's summary keep the last value of the metric and, where one value is the best, that one."""
+        row = describe(name)
+        summary = f"last,{row.best}" if row and row.best else "last"
+        self._run.define_metric(name, step_metric="step", summary=summary)
+        self._defined.add(name)
+
+
+def check_login(config: Config) -> None:
+    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it."""
+    if "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online":
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
+
+
+def _start(config: Config, run_dir: Path, start_step: int) -> Any:
+    """A W&B run in `run_dir`, under the id that the run had before when it is resumed."""
+    import wandb
+
+    id_file = run_dir / WANDB_ID_FILE
+    if start_step == 0 or not id_file.is_file():
+        write_whole(id_file, secrets.token_hex(4))
+    try:
+        run = wandb.init(
+            project=config.tracking.wandb_project,
+            group=config.tracking.wandb_group,
+            name=config.run.name,
+            id=id_file.read_text().strip(),
+            resume="allow",
+            dir=run_dir,
+            mode=config.tracking.wandb_mode,
+            config=config.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, quiet=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=LOGIN) from error
+    # We number the steps: a resumed run logs some of them again, and W&B's own counter only grows.
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _log_code(run: Any, run_dir: Path) -> None:
+    """Save the run's config, and the code that runs, as an artifact."""
+    import wandb
+
+    code = wandb.Artifact(_artifact_name(f"code-{run.id}"), "code")
+    for package in PACKAGES:
+        spec = find_spec(package)
+        assert spec
+        for folder in map(Path, spec.submodule_search_locations or ()):
+            for file in sorted(folder.rglob("*.py")):
+                code.add_file(str(file), f"{package}/{file.relative_to(folder)}", skip_cache=True)
+    if (run_dir / CONFIG_FILE).is_file():
+        code.add_file(str(run_dir / CONFIG_FILE), CONFIG_FILE, skip_cache=True)
+    run.log_artifact(code)
+
+
+def _artifact_name(text: str) -> str:
+    """`text` with the characters that the name of an artifact may have."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in text)[:120]

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+
+from launch.cli import main
+from launch.run import workspace
+from launch.run.workspace import make_workspace, save
+from qarl.config.io import to_yaml, validate
+from qarl.errors import ResourceError
+
+NAMES = ["reward/mean", "mismatch/q1_k3_kl", "mismatch/q2_k3_kl", "mine/own", "eval/pass@1"]
+
+
+def sections(model: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    bank = model["spec"]["section"]["panel_bank_config"]["sections"]
+    return {section["name"]: section["panels"] for section in bank if section["panels"]}
+
+
+def test_the_workspace_has_a_panel_for_each_metric_by_section(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **dict.fromkeys(NAMES, 0.5)}) + "\n")
+    config = validate({"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_project": "p"}}, "test")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    file = tmp_path / "workspace.json"
+    assert main(["dashboard", str(tmp_path), "--entity", "team", "--json", str(file)]) == 0
+    model = json.loads(file.read_text())
+    assert (model["entity"], model["project"]) == ("team", "p")
+    found = sections(model)
+    assert list(found) == ["compare runs", "reward", "eval", "mismatch", "other", "samples"]
+    assert found["compare runs"][-1]["view_type"] == "Run Comparer"
+    (plot, meanings) = found["mismatch"]
+    assert plot["config"]["metrics"] == ["mismatch/q1_k3_kl", "mismatch/q2_k3_kl"]
+    assert plot["config"]["x_axis"] == "step"
+    assert "k3" in meanings["config"]["value"]
+    assert [panel["view_type"] for panel in found["samples"]] == ["Weave", "Weave"]
+
+
+def test_a_workspace_that_cannot_be_saved_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_workspace("team", "p", NAMES)
+
+    def refuse(view: object) -> None:
+        raise wandb.errors.CommError("no\nconnection")
+
+    monkeypatch.setattr(workspace.workspaces.internal, "upsert_view2", refuse)
+    with pytest.raises(ResourceError, match="W&B did not save the workspace: no connection; run `wandb login`"):
+        save(made)
