@@ -286,8 +286,9 @@ def test_wandb_offline_holds_the_run_under_one_id(tmp_path: Path) -> None:
 def test_wandb_hears_of_alerts_and_of_a_run_that_is_stopped(tmp_path: Path) -> None:
     tree = config("offline").model_dump()
     tree["mismatch"]["warn_above"] = 0.1
-    with pytest.raises(DataError), RunTracker(validate(tree, "test"), tmp_path, 0, 2) as tracker:
-        tracker.log(1, {**STEP, "mismatch/logp_abs_max": 0.5})
+    tracker = RunTracker(validate(tree, "test"), tmp_path, 0, 2)
+    tracker.log(1, {**STEP, "mismatch/logp_abs_max": 0.5})
+    with pytest.raises(DataError), tracker:
         raise DataError("the data is wrong")
     found = records(tmp_path / "wandb" / "latest-run")
     alerts = [record["alert"] for record in found if record["type"] == "alert"]
