@@ -27,7 +27,7 @@ def make_workspace(entity: str, project: str, names: Iterable[str]) -> Any:
         of_section = [name for name in found if section_of(name) == title]
         if of_section:
             sections.append(_section(title, of_section, [_meanings(title)] if title in SECTIONS else []))
-    tables = [reports.WeavePanelSummaryTable(table_name=name) for name in TABLES]
+    tables: list[Any] = [reports.WeavePanelSummaryTable(table_name=name) for name in TABLES]
     sections.append(workspaces.Section(name="samples", panels=tables, is_open=True))
     return workspaces.Workspace(entity=entity, project=project, name="qarl", sections=sections)
 
@@ -50,7 +50,7 @@ def _section(title: str, names: Iterable[str], more: Sequence[Any]) -> Any:
     return workspaces.Section(name=title, panels=panels, is_open=title in ("compare runs", "reward", "eval"))
 
 
-def _plot(title: str, names: list[str]) -> Any:
+def _plot(title: str, names: list[Any]) -> Any:
     row = describe(names[0])
     return reports.LinePlot(title=title, x="step", y=names, title_y=row.unit if row and row.unit else None)
 
