@@ -6,7 +6,6 @@ checkpointing, which would slow it. The first step of each run warms it up and d
 """
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from transformers import AutoTokenizer
 
 from launch.run.prompts import load_prompts
 from launch.run.tracking import METRICS_FILE
+from launch.tools.child import child
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.shipped import config_path
@@ -138,9 +138,8 @@ def run(command: Sequence[str], log: Path) -> int:
 
     Memory that processes share counts once.
     """
-    with log.open("w") as file:
-        process = psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        largest = 0
+    largest = 0
+    with child(command, log) as process:
         while process.poll() is None:
             largest = max(largest, memory_of(process))
             time.sleep(1)

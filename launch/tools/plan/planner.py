@@ -259,7 +259,8 @@ class Planner:
             return estimate
         load, device = self._load, self._device
         active = max(1, round(estimate.slots * load.response_tokens / load.longest))
-        times = time_model(self._config, self._model_config, scheme, load, active)
+        layer = (self._shapes.parameters - self._shapes.embedding) // self._shapes.layers
+        times = time_model(self._config, self._model_config, layer, scheme, load, active)
         decode = times.decode + device.step_s + active * device.sequence_s
         batches = -(-load.samples // load.workers) / estimate.slots
         learner = times.update + (times.score if self._config.learner.prox == "recompute" else 0.0)

@@ -1,10 +1,11 @@
-"""Seconds of a training step on this machine, from one and two layers of the model that run as in training."""
+"""Seconds of a training step on this machine, from layers of the model that run as in training."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import process_time
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from launch.tools.plan.speed import Load
 from qarl.config.derived import kernel_of, numerics_of, rank_threads
 from qarl.config.run import Config
+from qarl.errors import QarlError
 from qarl.numerics.dense import set_gradient_precision
 from qarl.numerics.processor import threads
 from qarl.quant.linear import requantize
@@ -23,8 +25,10 @@ from qarl.types import TrainSequence
 from trainer.batching import Batch, micro_batches
 from trainer.policy import Policy
 
-ROUNDS = 2
-"""Timed runs of each part, of which the shortest counts."""
+TIMED = 2**27
+"""Parameters of the layers that are timed, at most: with optimizer and gradients 2 GB."""
+ROUNDS = 3
+"""Timed runs of each part after one that warms up; the shortest counts."""
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,38 @@ class ModelTimes:
     """A rank's optimizer steps: quantization, forward, backward, gradient norm and AdamW."""
 
 
-def time_model(config: Config, model: Any, scheme: QuantScheme, load: Load, slots: int) -> ModelTimes:
-    """Time one and two layers with random weights, and add the other layers.
+def time_model(
+    config: Config, model: Any, layer_parameters: int, scheme: QuantScheme, load: Load, slots: int
+) -> ModelTimes:
+    """Time a model with random weights: with one layer, and with as many as `TIMED` allows, at least two. Layers beyond
+    them cost what these cost.
 
     Args:
         model: the transformers config.
+        layer_parameters: of one layer.
         slots: sequences that decode at once.
+
+    Raises QarlError: the larger model was faster.
     """
-    one, two = (np.array(_times(config, model, layers, scheme, load, slots)) for layers in (1, 2))
-    return ModelTimes(*(one + (model.num_hidden_layers - 1) * (two - one)).clip(min=0).tolist())
+    many = min(max(2, TIMED // layer_parameters), max(2, model.num_hidden_layers))
+    parts = [part for layers in (1, many) for part in _parts(config, model, layers, scheme, load, slots)]
+    # In turn, so that nothing that warms up or passes by falls on one number of layers alone.
+    seconds = np.array([[_seconds(part) for part in parts] for _ in range(ROUNDS + 1)])[1:].min(axis=0)
+    few_s, many_s = seconds.reshape(2, -1)
+    if (many_s < few_s).any():
+        raise QarlError(
+            f"{many} layers took less time than one: {many_s.round(4).tolist()} s, not {few_s.round(4).tolist()} s",
+            where="qarl plan --measure",
+            hint="measure again while the machine is idle",
+        )
+    times = ModelTimes(*(few_s + (model.num_hidden_layers - 1) / (many - 1) * (many_s - few_s)).tolist())
+    return replace(times, score=load.minibatches * times.score, update=load.minibatches * times.update)
 
 
-def _times(config: Config, model: Any, layers: int, scheme: QuantScheme, load: Load, slots: int) -> list[float]:
-    """The fields of `ModelTimes` for a model of this many layers."""
+def _parts(
+    config: Config, model: Any, layers: int, scheme: QuantScheme, load: Load, slots: int
+) -> list[Callable[[], None]]:
+    """What the fields of `ModelTimes` time, of a model with this many layers; the last two of one minibatch."""
     policy = _policy(config, model, layers, scheme if config.learner.aligned else QuantScheme("none"))
     vocabulary, rng = model.vocab_size, np.random.default_rng(0)
 
@@ -75,24 +98,24 @@ def _times(config: Config, model: Any, layers: int, scheme: QuantScheme, load: L
     learned = [Batch.of(rows, policy.device) for rows in parts if rows]
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
 
-    def update() -> None:
-        requantize(policy)
-        optimizer.zero_grad()
-        for one in learned:
-            policy(one, "value").logprobs_BT.sum().backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
+    rank = rank_threads(config.learner, model.hidden_size)
+    set_gradient_precision(config.learner.gradient_precision)
 
-    def score(batches: list[Batch]) -> None:
-        with torch.no_grad():
+    def score(batches: list[Batch], cores: int) -> None:
+        with threads(cores), torch.no_grad():
             for one in batches:
                 policy(one)
 
-    set_gradient_precision(config.learner.gradient_precision)
-    with threads(1):
-        engine = [_best(lambda: score([decoded])), _best(lambda: score([prompts]))]
-    with threads(rank_threads(config.learner, model.hidden_size)):
-        return [*engine, load.minibatches * _best(lambda: score(learned)), load.minibatches * _best(update)]
+    def update() -> None:
+        with threads(rank):
+            requantize(policy)
+            optimizer.zero_grad()
+            for one in learned:
+                policy(one, "value").logprobs_BT.sum().backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+
+    return [partial(score, [decoded], 1), partial(score, [prompts], 1), partial(score, learned, rank), update]
 
 
 def _policy(config: Config, model: Any, layers: int, scheme: QuantScheme) -> Policy:
@@ -108,14 +131,7 @@ def _policy(config: Config, model: Any, layers: int, scheme: QuantScheme) -> Pol
     return policy.train()
 
 
-def _best(run: Callable[[], None]) -> float:
-    """Shortest time of a run, after one that warms up: the process's CPU time divided by its threads.
-
-    A busy machine only blurs it; it is too short where only one of the threads works.
-    """
-    seconds = []
-    for _ in range(ROUNDS + 1):
-        started = process_time()
-        run()
-        seconds.append(process_time() - started)
-    return min(seconds[1:]) / torch.get_num_threads()
+def _seconds(run: Callable[[], None]) -> float:
+    started = perf_counter()
+    run()
+    return perf_counter() - started

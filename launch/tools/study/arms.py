@@ -4,7 +4,6 @@ A run that diverges or fails is an outcome like any other. A run that has ended 
 """
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from launch.run.curves import Series
 from launch.run.report import SUMMARY_FILE, read_series, read_summary
 from launch.run.resume import CONFIG_FILE, check_same_run
 from launch.run.tracking import METRICS_FILE
+from launch.tools.child import child
 from qarl.config.base import Fraction, Node
 from qarl.config.io import load_config, read_tree, validate_as
 from qarl.config.run import Config
@@ -185,13 +185,8 @@ def _train(run: PlannedRun) -> None:
     log, failure = run.folder / LOG_FILE, run.folder / FAILURE_FILE
     failure.unlink(missing_ok=True)
     command = [sys.executable, "-u", "-m", "launch.cli", "train", *run.command]
-    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.terminate()  # it shuts its actors down; the next call continues it
-            process.wait()
-            raise
+    with child(command, log) as process:  # an interrupted run shuts its actors down; the next call continues it
+        code = process.wait()
     if code:
         failure.write_text(json.dumps([code, _last_line(log)]))
 

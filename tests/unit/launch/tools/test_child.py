@@ -9,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from launch.tools.child import child
+
 ROOT = Path(__file__).parents[4]
 CODE = """
 import os, time
@@ -30,12 +34,18 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
         [sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True, env=env
     ) as parent:
         assert parent.stdout is not None
-        child = int(parent.stdout.readline())
+        number = int(parent.stdout.readline())
         parent.send_signal(signal.SIGKILL)
     for _ in range(100):
-        state = Path(f"/proc/{child}/stat")
+        state = Path(f"/proc/{number}/stat")
         if not state.exists() or state.read_text().split()[2] == "Z":
             return
         time.sleep(0.1)
-    os.kill(child, signal.SIGKILL)
+    os.kill(number, signal.SIGKILL)
     raise AssertionError("the child goes on")
+
+
+def test_an_interrupted_tool_ends_its_child(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), child(["sleep", "60"], tmp_path / "log") as process:
+        raise KeyboardInterrupt
+    assert process.returncode == -signal.SIGTERM
