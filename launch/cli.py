@@ -21,6 +21,7 @@ COMMANDS = {
     "dashboard": "write the W&B workspace of a project",
     "study": "run the arms of an experiment over several seeds, and compare them",
     "mismatch": "where the gap between learner and engine comes from",
+    "doctor": "what this machine has for a run, and what it lacks",
     "config": "show, list or explain configs",
     "bench": "measure a part on this machine",
 }

@@ -140,7 +140,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_colocation, config, machine.device),
         partial(_check_resources, config, machine),
         partial(_check_kv_cache, config, machine),
-        partial(_check_ray_folder, machine),
+        *([check_ray_folder] if machine.is_here else ()),
         partial(_check_validator, config),
         partial(_check_environment, config),
         partial(make_task, config.task),
@@ -282,12 +282,15 @@ def _check_kv_cache(config: Config, machine: Machine) -> None:
         raise ResourceError(what, "rollout.kv_cache_gib", "lower it")
 
 
-def _check_ray_folder(machine: Machine) -> None:
-    """A Ray of our own has its sockets in a folder, and their names have at most 107 bytes."""
-    if not machine.is_here:
-        return
+def ray_folder() -> tuple[str, Path]:
+    """The folder in which a Ray of our own has its own, and the variable that names it, if any."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
-    folder = Path(os.environ.get(name, "/tmp"))
+    return name, Path(os.environ.get(name, "/tmp"))
+
+
+def check_ray_folder() -> None:
+    """Ray has its sockets there, and their names have at most 107 bytes. Raises ResourceError."""
+    name, folder = ray_folder()
     hint = "set RAY_TMPDIR to a short folder that you may write"
     if len(os.fsencode(folder)) > LONGEST_RAY_FOLDER:
         what = f"has {len(os.fsencode(folder))} bytes, of which Ray's sockets take at most {LONGEST_RAY_FOLDER}"

@@ -16,6 +16,7 @@ from launch.cluster.placement import Placement
 from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
+from launch.doctor import start_lines
 from launch.preflight import Machine, preflight, with_counts
 from launch.run.environments import converse, start_rewards
 from launch.run.files import only_writer
@@ -67,6 +68,8 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
         check_login(config)
         fetch_missing(config, log)
         machine = preflight(config)
+        for line in start_lines():
+            log(line)
         task, prompts, heldout = load_prompts(config, log)
         pool = fill_pool(config, prompts, log)
         ensure_model(config.model, config.task, config.seed, log)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.cluster.token import read_token
 from launch.preflight import check, faults_on_any_machine
 from qarl.config.io import load_config
 from qarl.errors import QarlError, UsageError, first_line
@@ -87,7 +88,7 @@ def _connect(address: str) -> "JobSubmissionClient":
 
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray lets its variables win over the argument
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
-    token = _token()
+    token = read_token()  # the client sends it only in a process that was started with RAY_AUTH_MODE=token
     try:
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {token}"} if token else None)
     except AuthenticationError as error:
@@ -96,15 +97,6 @@ def _connect(address: str) -> "JobSubmissionClient":
         raise ClusterError(what, address, hint) from error
     except (OSError, RuntimeError) as error:
         raise ClusterError(first_line(error), where=address, hint="is this a Ray dashboard?") from error
-
-
-def _token() -> str:
-    """Ray's token, from where Ray looks for it; empty for none. The job client sends it only in a process that was
-    started with RAY_AUTH_MODE=token, so it goes as a header."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else ""
 
 
 def _follow(client: "JobSubmissionClient", job: str) -> int:

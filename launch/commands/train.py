@@ -4,10 +4,10 @@ With --dry-run, check everything that can be checked before a start, show what w
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.arguments import add_config, read_config
+from launch.cluster.token import read_token
 
 if TYPE_CHECKING:
     from qarl.config.run import Config
@@ -40,8 +40,7 @@ def _ray_environment(config: "Config") -> None:
     """Ray reads these once, when it is imported."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CPU actors' view of accelerators
-    has_token = "RAY_AUTH_TOKEN" in os.environ or (Path.home() / ".ray" / "auth_token").exists()
     if config.cluster.address is None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # our own Ray listens on this machine only
-    elif has_token:
+    elif read_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -104,11 +104,16 @@ class WandbTracker(Tracker):
 
 def check_login(config: Config) -> None:
     """Raises ResourceError: the run logs to W&B online, and this machine has no key for it."""
-    if "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online":
-        import wandb
+    online = "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online"
+    if online and not has_wandb_key():
+        raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
 
-        if not wandb.login(prompt=False, verify=False):
-            raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
+
+def has_wandb_key() -> bool:
+    """Whether this machine has a key for W&B; it is not asked whether it is valid."""
+    import wandb
+
+    return bool(wandb.login(prompt=False, verify=False))
 
 
 def _start(config: Config, run_dir: Path, start_step: int) -> Any:
