@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qarl.errors import ConfigError
@@ -49,3 +49,20 @@ def make(kind: str, settings: Mapping[str, Any]) -> Component:
     module, _, name = KINDS[kind].partition(":")
     judge = getattr(importlib.import_module(module), name)
     return judge(**settings) if isinstance(judge, type) else Rule(judge, settings)
+
+
+def answer_reader(kind: str, settings: Mapping[str, Any]) -> Callable[[str], str] | None:
+    """A function that finds the answer in a response, as that kind does; "" for none. None for kinds that find none."""
+    if kind == "exact":
+        return str
+    if kind in ("math", "numeric"):
+        from rewards.math import candidates
+
+        return lambda text: "".join(next(candidates(text), "").split())
+    if kind == "choice":
+        from qarl.config.reward import ChoiceSettings
+        from rewards.choice import chosen
+
+        letters = ChoiceSettings(**settings).letters
+        return lambda text: chosen(text, letters) or ""
+    return None

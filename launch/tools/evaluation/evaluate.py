@@ -25,7 +25,7 @@ from launch.run.files import write_whole
 from launch.run.prompts import load_prompts
 from launch.run.resume import input_digests
 from launch.tools.child import end_with_parent
-from launch.tools.evaluation.report import results
+from launch.tools.evaluation.report import Reader, results
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
 from qarl.config.run import Config
@@ -36,6 +36,7 @@ from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, Sample, SampleRequest, Score
 from qarl.weights.source import WeightSource
+from rewards.kinds import answer_reader
 from rollout.engine import VLLMEngine, engine_env
 from trainer.policy import Policy
 
@@ -101,10 +102,17 @@ def evaluate(
         print(f"{scheme.label}: {len(missing)} of {len(prompts)} prompts to sample", flush=True)
         if missing:
             rows += _sample(config, scheme, device, missing, sampling, out)
-    found = results(rows, [scheme.label for scheme in schemes], sampling.num_samples)
+    found = results(rows, [scheme.label for scheme in schemes], sampling.num_samples, _reader(config))
     found = {"settings": asdict(sampling), "model": str(model), **found}
     write_whole(out / RESULTS_FILE, json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _reader(config: Config) -> Reader | None:
+    """How the component of the success reads an answer; None where it reads none, or where several may be it."""
+    parts = config.reward.parts()
+    part = next((part for part in parts if part.label == config.reward.success), parts[0])
+    return None if part.sources or config.environment.kind != "none" else answer_reader(part.kind, part.settings)
 
 
 def _config(config: Config, model: Path, sampling: Sampling, num_prompts: int) -> Config:

@@ -1,26 +1,29 @@
 """The figures of an evaluation from its samples, and the table of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from launch.tools.evaluation.statistics import Estimate, Floats, compare, estimate, pass_at_k
+from launch.tools.evaluation.statistics import Estimate, Floats, compare, estimate, majority_at_k, pass_at_k
 
 Rows = Sequence[Mapping[str, Any]]
+Reader = Callable[[str], str]
+"""The answer in a response, as a text; empty for none."""
 
 
-def results(rows: Rows, schemes: Sequence[str], num_samples: int) -> dict[str, Any]:
+def results(rows: Rows, schemes: Sequence[str], num_samples: int, read: Reader | None) -> dict[str, Any]:
     """Figures of each scheme with their 95% intervals, and each scheme against the first on the same prompts.
 
     `pass@1` is the share of right samples, `pass@k` the unbiased estimate for k = 2, 4, 8, ... and `num_samples`. A
-    sample is right when its success is 1, as in training. By level and held-out set where there are several.
+    sample is right when its success is 1, as in training. By level and held-out set where there are several. `maj@k`
+    is the share that a vote of k samples gets right, where `read` says which answer a response gives.
     """
     by_scheme = {scheme: _by_prompt([row for row in rows if row["scheme"] == scheme]) for scheme in schemes}
     found: dict[str, Any] = {
-        "schemes": {scheme: _figures(prompts, num_samples) for scheme, prompts in by_scheme.items()}
+        "schemes": {scheme: _figures(prompts, num_samples, read) for scheme, prompts in by_scheme.items()}
     }
     first, *others = schemes
     base = by_scheme[first]
@@ -31,13 +34,17 @@ def results(rows: Rows, schemes: Sequence[str], num_samples: int) -> dict[str, A
     return found
 
 
-def _figures(prompts: Mapping[str, Rows], num_samples: int) -> dict[str, Any]:
+def _figures(prompts: Mapping[str, Rows], num_samples: int, read: Reader | None) -> dict[str, Any]:
     samples = [row for rows in prompts.values() for row in rows]
     ks = [k for k in sorted({2**i for i in range(1, 12)} | {num_samples}) if 1 < k <= num_samples]
     right = {prompt: sum(row["success"] >= 1 for row in rows) for prompt, rows in prompts.items()}
     found = {"pass@1": estimate(_right(prompts))._asdict()}
     for k in ks:
         found[f"pass@{k}"] = estimate(np.array([pass_at_k(num_samples, c, k) for c in right.values()]))._asdict()
+    if read is not None:
+        votes = [([read(r["response"]) for r in rows], [r["success"] >= 1 for r in rows]) for rows in prompts.values()]
+        for k in ks:
+            found[f"maj@{k}"] = estimate(np.array([majority_at_k(*vote, k) for vote in votes]))._asdict()
     for key, label in (("level", "level_{:02d}/pass@1"), ("set", "{}/pass@1")):
         values = sorted({row[key] for row in samples})
         for value in values if len(values) > 1 else ():

@@ -1,8 +1,9 @@
 """What an evaluation estimates, and how sure it is.
 
-Suffixes: P prompts, R resamples.
+Suffixes: P prompts, R resamples, N samples of a prompt, K chosen ones, C answers.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 RESAMPLES = 10_000
+CHOICES = 200
+"""Random choices of k samples over which a vote is averaged."""
 CHUNK = 2**22
 """Resampled values that exist at a time."""
 
@@ -43,6 +46,21 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     if samples - right < k:
         return 1.0
     return 1.0 - float(np.prod(1.0 - k / np.arange(samples - right + 1, samples + 1)))
+
+
+def majority_at_k(answers: Sequence[str], right: Sequence[bool], k: int, seed: int = 0) -> float:
+    """The chance that the most frequent answer of k of the samples is right; of equally frequent ones one is drawn.
+
+    All right samples have one answer, however it is written; a sample without an answer ("") does not vote.
+    """
+    votes = ["right" if is_right else f"wrong {answer}" for answer, is_right in zip(answers, right, strict=True)]
+    names = ["right", *sorted({vote for vote in votes if vote not in ("right", "wrong ")})]
+    is_for_NC = np.array([[vote == name for name in names] for vote in votes], np.int64)
+    rng = np.random.default_rng(seed)
+    chosen_RK = [rng.permutation(len(votes))[:k] for _ in range(CHOICES if k < len(votes) else 1)]
+    counts_RC = is_for_NC[np.array(chosen_RK)].sum(1)
+    is_first_RC = counts_RC == np.maximum(counts_RC.max(1, keepdims=True), 1)
+    return float((is_first_RC[:, 0] / np.maximum(is_first_RC.sum(1), 1)).mean())
 
 
 def estimate(values_P: Floats, seed: int = 0) -> Estimate:

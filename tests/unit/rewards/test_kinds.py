@@ -8,7 +8,7 @@ import pytest
 from qarl.config.reward import SETTINGS, ComponentConfig, Kind
 from qarl.errors import ConfigError
 from rewards.component import Component
-from rewards.kinds import KINDS, check_component, make
+from rewards.kinds import KINDS, answer_reader, check_component, make
 
 NEEDED: dict[str, dict[str, object]] = {
     "regex": {"pattern": "x"},
@@ -41,3 +41,23 @@ def test_a_package_that_is_missing_is_told_before_anything_starts(monkeypatch: p
     monkeypatch.setitem(KINDS, "exact", "no_such_package.exact:exact")
     with pytest.raises(ConfigError, match="exact cannot work here: ModuleNotFoundError"):
         check_component(ComponentConfig(kind="exact"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "answer"),
+    [
+        ("exact", "1 2", "1 2"),
+        ("math", r"first \boxed{7}, then \boxed{1 / 2}", "1/2"),
+        ("numeric", "The answer is 5 cm", "5cm"),
+        ("math", "I do not know that", ""),
+        ("choice", "It is (A), so the answer is B.", "B"),
+    ],
+)
+def test_the_answer_that_a_kind_reads(kind: str, text: str, answer: str) -> None:
+    read = answer_reader(kind, {})
+    assert read is not None
+    assert read(text) == answer
+
+
+def test_kinds_that_read_no_answer() -> None:
+    assert not any(answer_reader(kind, {}) for kind in ("length", "judge", "custom"))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch.tools.evaluation import statistics
-from launch.tools.evaluation.statistics import compare, estimate, pass_at_k
+from launch.tools.evaluation.statistics import compare, estimate, majority_at_k, pass_at_k
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.data())
@@ -24,6 +24,35 @@ def test_pass_at_k_is_the_mean_over_all_choices(right: list[bool], data: st.Data
 def test_k_lies_within_the_samples(k: int) -> None:
     with pytest.raises(ValueError, match=f"pass@{k} of 3 samples"):
         pass_at_k(3, 1, k)
+
+
+@pytest.mark.parametrize(
+    ("answers", "right", "expected"),
+    [
+        ("a a b", [1, 1, 0], 1.0),
+        ("a b b", [1, 0, 0], 0.0),
+        ("a b c", [1, 0, 0], 1 / 3),  # a tie of three
+        ("a z b b", [1, 1, 0, 0], 0.5),  # two ways to write the right answer are one
+        ("a - - -", [1, 0, 0, 0], 1.0),  # who has no answer does not vote
+        ("- - -", [0, 0, 0], 0.0),
+    ],
+)
+def test_a_vote_of_all_samples(answers: str, right: list[int], expected: float) -> None:
+    votes = [answer.strip("-") for answer in answers.split()]
+    assert majority_at_k(votes, [bool(r) for r in right], len(votes)) == pytest.approx(expected)
+
+
+def test_a_vote_of_one_is_pass_at_1_and_a_larger_one_counts_all_choices() -> None:
+    answers, right = ["a", "a", "a", "b", "b", "c"], [True, True, True, False, False, False]
+    assert majority_at_k(answers, right, 1) == pytest.approx(0.5, abs=0.1)
+    expected = np.mean([_voted([answers[i] for i in chosen]) for chosen in combinations(range(6), 3)])
+    assert majority_at_k(answers, right, 3) == pytest.approx(expected, abs=0.1)
+
+
+def _voted(votes: list[str]) -> float:
+    most = max(map(votes.count, votes))
+    first = {vote for vote in votes if votes.count(vote) == most}
+    return ("a" in first) / len(first)
 
 
 def test_intervals_cover_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
