@@ -139,9 +139,7 @@ class _Conversation:
     def _score(self) -> Score:
         if self.error:
             return Score(0.0, self.error)
-        if not 0.0 <= self._reward <= 1.0:
-            return Score(0.0, f"environment gave reward {self._reward}, which is not in [0, 1]")
-        return Score(self._reward)
+        return Score(self._reward, success=min(max(self._reward, 0.0), 1.0))
 
     def _room(self) -> int:
         return self._max_model_len - len(self._prompt.token_ids) - len(self._ids)

@@ -40,7 +40,7 @@ def evaluate(fleet: Fleet, rewards: RewardService, prompts: Sequence[Prompt], co
     result = {"pass@1": fmean(map(fmean, groups)), f"pass@{k}": fmean(map(max, groups))}
     if config.eval.greedy:
         result["greedy"] = fmean(right[len(prompts) * k :])
-    if config.reward.graded:
+    if config.reward.graded or config.environment.kind != "none":
         result["mean_reward"] = fmean(score.reward for score in scores[: len(prompts) * k])
     if len(levels) > 1:
         result |= {f"level_{level:02d}/pass@1": fmean(values) for level, values in sorted(levels.items())}

@@ -118,7 +118,6 @@ def test_a_conversation_ends_where_the_context_does(longest: int, tokens: int) -
     [
         (EnvironmentTurn(error="timed out"), "timed out"),
         (EnvironmentTurn("", 0.25), "environment gave nothing, and is not done"),
-        (EnvironmentTurn("", 1.5, done=True), "environment gave reward 1.5, which is not in [0, 1]"),
     ],
 )
 def test_a_failure_costs_the_reward_and_keeps_the_tokens(turn: EnvironmentTurn, error: str) -> None:
@@ -126,6 +125,13 @@ def test_a_failure_costs_the_reward_and_keeps_the_tokens(turn: EnvironmentTurn, 
     assert samples[0].score == Score(0.0, error)
     assert samples[0].num_sampled == 2
     assert samples[1].score == Score(0.75)
+
+
+@pytest.mark.parametrize(("reward", "success"), [(-2.0, 0.0), (0.25, 0.25), (7.0, 1.0)])
+def test_any_reward_trains_and_its_success_lies_between_0_and_1(reward: float, success: float) -> None:
+    (sample,), _, _ = converse({(0, 1): EnvironmentTurn("", reward, done=True)})
+    assert sample.score == Score(reward)
+    assert sample.score.solved == success
 
 
 def test_an_environment_may_give_the_prompt() -> None:
