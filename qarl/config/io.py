@@ -210,6 +210,8 @@ def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
     key = ".".join(part for before, part in pairwise(["", *parts]) if before not in UNIONS)
     what, given, context = fault["type"], fault["input"], fault.get("ctx", {})
     if what == "extra_forbidden":
+        if "settings" in parts:
+            return f"unknown key '{_cut(key)}', docs/rewards.md has those of each kind"
         known = [name for name, _, _ in documentation(kind)]
         near = [name for name in difflib.get_close_matches(key, known, n=2, cutoff=0.5) if name != key]
         if key in MOVED:
@@ -220,7 +222,9 @@ def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
         return f"{key}: required"
     if what == "value_error":
         message = fault["msg"].removeprefix("Value error, ")
-        return message if ": " in message else f"{key}: {message}, not {_shown(given)}"
+        if ": " not in message:
+            return f"{key}: {message}, not {_shown(given)}"
+        return f"{key}.{message}" if parts[-1:] == ["settings"] else message  # only these do not know where they stand
     if what == "union_tag_invalid":
         return f"{key}.kind: must be one of {context['expected_tags']}, not {_shown(given['kind'])}"
     if what == "union_tag_not_found":

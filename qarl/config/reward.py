@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from qarl.config.base import Count, Node, NonNegativeFloat, PathText, PositiveInt, Seconds
 
@@ -210,18 +210,17 @@ class ComponentConfig(Node):
     """How responses are judged. Required."""
     weight: float = 1.0
     """Factor of its reward in the sum; 0 measures only."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field({}, validate_default=True)
     """Settings of the kind."""
     sources: list[str] = []
     """Judge only rows whose `data_source` is one of these; empty for all rows."""
 
-    def contradictions(self) -> Iterator[str]:
-        try:
-            SETTINGS[self.kind].model_validate(self.settings)
-        except ValidationError as error:
-            for fault in error.errors():
-                key = ".".join(["reward.components.settings", *map(str, fault["loc"])])
-                yield f"{key}: {self.kind}: {fault['msg'].removeprefix('Value error, ')}"
+    @field_validator("settings")
+    @classmethod
+    def _of_the_kind(cls, settings: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if kind := info.data.get("kind"):
+            SETTINGS[kind].model_validate(settings)
+        return settings
 
     @property
     def label(self) -> str:

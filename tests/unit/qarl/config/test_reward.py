@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import pytest
 
-from qarl.config.io import load_config
+from qarl.config.io import load_config, validate
 from qarl.config.reward import Kind, RewardConfig
+from qarl.errors import ConfigError
 
 OVERLONG = {"kind": "overlong", "settings": {"limit": 10, "cache": 2}}
 
@@ -75,16 +76,36 @@ def test_how_many_responses_are_judged_at_once(part: dict[str, Any], at_once: in
             {"components": [{"kind": "math", "sources": ["a"]}, {"kind": "exact"}], "success": "math"},
             "'math' judges some sources only",
         ),
-        ({"components": [{"kind": "regex", "settings": {"pattern": "("}}]}, "is not a regular expression"),
-        ({"components": [{"kind": "regex"}]}, r"settings\.pattern: regex: Field required"),
-        ({"components": [{"kind": "numeric", "settings": {"absolut": 1.0}}]}, r"settings\.absolut: numeric"),
-        ({"components": [{"kind": "overlong", "settings": {"limit": 1, "cache": 2}}]}, "2 exceeds limit 1"),
-        ({"components": [{"kind": "length", "settings": {"shortest": 3, "longest": 2}}]}, "2 is below shortest 3"),
     ],
 )
 def test_contradictions(section: dict[str, Any], what: str) -> None:
     with pytest.raises(ValueError, match=what):
         RewardConfig.model_validate(section)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("regex", {"pattern": "("}, "pattern: is not a regular expression (missing ), unterminated subpattern at "),
+        ("regex", {}, "pattern: required"),
+        ("numeric", {"absolute": "much"}, "absolute: input should be a valid number, not 'much'"),
+        ("overlong", {"limit": 1, "cache": 2}, "cache: 2 exceeds limit 1"),
+        ("length", {"shortest": 3, "longest": 2}, "longest: 2 is below shortest 3"),
+    ],
+)
+def test_a_fault_in_settings_names_the_component(kind: str, settings: dict[str, Any], message: str) -> None:
+    tree: dict[str, Any] = {"model": {"path": "m"}, "task": {"kind": "sorting"}}
+    tree["reward"] = {"components": [{"kind": "exact"}, {"kind": kind, "settings": settings}]}
+    with pytest.raises(ConfigError, match=re.escape(f"mine.yaml: reward.components.1.settings.{message}")):
+        validate(tree, "mine.yaml")
+
+
+def test_an_unknown_setting_is_told_where_the_known_ones_are() -> None:
+    tree: dict[str, Any] = {"model": {"path": "m"}, "task": {"kind": "sorting"}}
+    tree["reward"] = {"components": [{"kind": "numeric", "settings": {"absolut": 1.0}}]}
+    words = r"unknown key 'reward\.components\.0\.settings\.absolut', docs/rewards\.md has those of each kind"
+    with pytest.raises(ConfigError, match=words):
+        validate(tree, "mine.yaml")
 
 
 def test_a_later_penalty_of_the_same_sources_is_no_success() -> None:
