@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qarl.errors import ConfigError
+from qarl.numerics import processor
 from qarl.quant.scheme import Arithmetic
 
 TERA, GIGA, MIB = 1e12, 1e9, 2**20
@@ -63,7 +64,10 @@ class Device:
 def device_called(name: str) -> Device:
     """The device of that name. Raises ConfigError for an unknown one."""
     if name == "cpu":
-        return replace(CPU, memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
+        parts = {"AVX512-VNNI": processor.has_vnni(), "AVX512-BF16": processor.has_bfloat16_gemm()}
+        lacks = " and ".join(part for part, is_there in parts.items() if not is_there)
+        source = CPU.source + f" (slower: this processor has no {lacks})" * bool(lacks)
+        return replace(CPU, memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), source=source)
     found = {gpu.name: gpu for gpu in GPUS}
     if name not in found:
         raise ConfigError(f"'{name}' is none of cpu, {', '.join(found)}", where="--device")
