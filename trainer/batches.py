@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
-from qarl.errors import DataError
+from qarl.errors import DataError, ObjectiveError
 from qarl.metrics import Value
-from qarl.protocols import Learner
+from qarl.protocols import Learner, UpdateResult
 from qarl.types import TrainSequence
 
 Array = npt.NDArray[Any]
@@ -75,4 +75,12 @@ def train_from(folder: Path, config: Config, learner: Learner) -> Iterator[tuple
             learner.switch(scheme)
         minibatches = load_batch(batch_file(folder, step))
         lengths = [sum(end - start for start, end in s.turns) for minibatch in minibatches for s in minibatch]
-        yield step, lengths, learner.update(minibatches).all_metrics() if minibatches else {}
+        yield step, lengths, update(learner, minibatches, step).all_metrics() if minibatches else {}
+
+
+def update(learner: Learner, minibatches: Sequence[Sequence[TrainSequence]], step: int) -> UpdateResult:
+    """The learner's update. An ObjectiveError names the step."""
+    try:
+        return learner.update(minibatches)
+    except ObjectiveError as error:
+        raise type(error)(error.what, f"step {step}", error.hint) from error

@@ -32,7 +32,7 @@ import numpy as np
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
 from qarl.error_tokens import error_token_metrics, worst
-from qarl.errors import CheckpointError, ObjectiveError
+from qarl.errors import CheckpointError
 from qarl.metrics import Value
 from qarl.mismatch import Mismatch
 from qarl.prompts.augment import Augmenter
@@ -40,7 +40,7 @@ from qarl.prompts.pool import Pool
 from qarl.protocols import Fleet, Learner, RewardService, Tracker
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, TrainSequence
-from trainer.batches import batch_file, save_batch
+from trainer.batches import batch_file, save_batch, update
 from trainer.checkpoint import CheckpointStore
 from trainer.collect import Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
@@ -198,11 +198,8 @@ class Trainer:
         return records, metrics
 
     def _update(self, minibatches: list[list[TrainSequence]], step: int, timer: Timer) -> dict[str, Value]:
-        try:
-            with timer("update"):
-                result = self._learner.update(minibatches)
-        except ObjectiveError as error:
-            raise type(error)(error.what, f"step {step}", error.hint) from error
+        with timer("update"):
+            result = update(self._learner, minibatches, step)
         deviation = result.first_minibatch_ratio_dev
         if deviation != 0:
             self._proof.reset(f"step {step}: the first minibatch has max |r_seq - 1| {deviation:.2e}")
