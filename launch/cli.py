@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would cut the end short
             signal.signal(number, signal.SIG_IGN)
-        print(f"qarl: interrupted; {AGAIN}" if argv[0] == "train" else "qarl: interrupted", file=sys.stderr)
+        starts = argv[0] == "train" and "--dry-run" not in argv
+        print(f"qarl: interrupted; {AGAIN}" if starts else "qarl: interrupted", file=sys.stderr)
         return 130
 
 

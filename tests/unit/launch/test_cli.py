@@ -202,6 +202,14 @@ def test_exit_codes(
     assert capsys.readouterr().err == f"{line}\n"
 
 
+def test_an_interrupted_dry_run_promises_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_command, "run", raising(KeyboardInterrupt()))
+    assert main(["train", "quickstart", "--dry-run"]) == 130
+    assert capsys.readouterr().err == "qarl: interrupted\n"
+
+
 def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QARL_TRACEBACK", "1")
     with pytest.raises(ConfigError):
