@@ -1,22 +1,38 @@
-"""Print the summary of a finished run, and write its report and curves again."""
+"""Write the report of a run again, or one page that shows several runs side by side, also while they go on.
+
+For one run that has ended it also prints the summary and makes the curves again."""
 
 import argparse
 from pathlib import Path
 
 EXAMPLES = """\
-  qarl report runs/quickstart"""
+  qarl report runs/quickstart
+  qarl report runs/first runs/second --out comparison.html"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN", type=Path, help="folder of the run")
+    parser.add_argument("run_dirs", metavar="RUN", nargs="+", type=Path, help="folder of a run")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help="the page (default: report.html in the folder of the run; of several, comparison.html beside the first)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from launch.run.report import read_summary, render_summary, write_report
+    from launch.run.report import REPORT_FILE, SUMMARY_FILE, read_summary, render_summary, write_page, write_report
 
-    summary = read_summary(args.run_dir)
-    write_report(args.run_dir, summary)
-    Console().print(render_summary(summary))
+    ended = [(run_dir / SUMMARY_FILE).is_file() for run_dir in args.run_dirs]
+    summaries = [read_summary(run_dir) if is_so else None for run_dir, is_so in zip(args.run_dirs, ended, strict=True)]
+    first, out = args.run_dirs[0], args.out
+    if len(args.run_dirs) == 1 and summaries[0]:
+        write_report(first, summaries[0])
+        Console().print(render_summary(summaries[0]))
+    if out or len(args.run_dirs) > 1 or not summaries[0]:
+        out = out or (first.parent / "comparison.html" if len(args.run_dirs) > 1 else first / REPORT_FILE)
+        write_page(args.run_dirs, out, summaries)
+        print(out)
     return 0

@@ -1,9 +1,7 @@
 """What a run writes for its reader: curves.png, report.html, summary.json, and the summary in the terminal."""
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from html import escape
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,8 +14,11 @@ from rich.text import Text
 
 from launch.run.curves import Series, draw_curves
 from launch.run.files import write_whole
-from launch.run.tracking import METRICS_FILE, read_log
-from qarl.config.run import Config
+from launch.run.page.build import PageRun, build_page
+from launch.run.resume import CONFIG_FILE
+from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, read_log
+from qarl.config.io import read_tree, validate_as
+from qarl.config.run import Config, EvalConfig
 from qarl.config.schedule import schemes_of
 from qarl.errors import DataError
 from qarl.types import WorkerInfo
@@ -140,8 +141,34 @@ def write_report(run_dir: Path, summary: Summary) -> None:
     controls = {_control_name(key): value for key, value in summary.controls.items()}
     picture = draw_curves(series, f"{summary.run}  ({summary.scheme})", controls)
     (run_dir / CURVES_FILE).write_bytes(picture)
-    (run_dir / REPORT_FILE).write_text(_page(summary, series, picture), encoding="utf-8")
+    write_page([run_dir], run_dir / REPORT_FILE, [summary])
     write_whole(run_dir / SUMMARY_FILE, summary.model_dump_json(indent=2))  # last: it marks the run as complete
+
+
+def write_page(run_dirs: Sequence[Path], out: Path, summaries: Sequence[Summary | None]) -> None:
+    """Write one page that shows the runs side by side; a run that has not ended has no summary.
+
+    Raises DataError: a run has no metrics, or damaged ones.
+    """
+    runs = [_page_run(run_dir, summary) for run_dir, summary in zip(run_dirs, summaries, strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, build_page(runs, " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"))
+
+
+def _page_run(run_dir: Path, summary: Summary | None) -> PageRun:
+    series = read_series(run_dir)
+    config_file, prompts = run_dir / CONFIG_FILE, None
+    if config_file.is_file():  # its other sections may be of an older version
+        settings = validate_as(EvalConfig, read_tree(config_file).get("eval") or {}, str(config_file))
+        prompts = (settings.final_num_prompts, settings.num_prompts)
+    last = max(max(points) for points in series.values())
+    lead = f"not ended, step {last} is the last so far"
+    if summary:
+        lead = f"{summary.scheme}, {summary.steps:,} steps, {summary.rollouts:,} rollouts"
+    controls = {_control_name(key): value for key, value in summary.controls.items()} if summary else {}
+    tables = list(_tables(summary)) if summary else []
+    samples = read_log(run_dir / SAMPLES_FILE)
+    return PageRun(summary.run if summary else run_dir.name, lead, series, tables, controls, prompts, samples)
 
 
 def render_summary(summary: Summary) -> RenderableType:
@@ -218,42 +245,3 @@ def _mismatch(value: float | None) -> str:
 
 def _control_name(key: str) -> str:
     return key.replace("sft_continued", "SFT continued").replace("/", ", ")
-
-
-# --- the page
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; max-width: 1080px; margin: 2.5rem auto; padding: 0 1rem }
-h1 { margin-bottom: .2rem } h2 { font-size: 1.05rem; margin: 1.8rem 0 .4rem } img { width: 100%; margin-top: 1.5rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } th { text-align: left; color: #52606d }
-td, th { padding: .25rem 1.4rem .25rem 0; border-bottom: 1px solid #e4e7eb; overflow-wrap: anywhere }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); column-gap: 3rem }
-.lead { color: #52606d; margin: 0 } summary { cursor: pointer; margin-top: 1.8rem; font-weight: bold }
-"""
-
-
-def _page(summary: Summary, series: Series, picture: bytes) -> str:
-    tables = "".join(
-        f"<section><h2>{escape(title)}</h2>{_html_table(header, rows)}</section>"
-        for title, header, rows in _tables(summary)
-    )
-    header = ("metric", "steps", "first", "last", "smallest", "largest")
-    rows = [
-        (name, str(len(v)), *(f"{x:.4g}" for x in (v[0], v[-1], min(v), max(v))))
-        for name, v in ((name, list(points.values())) for name, points in series.items())
-    ]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(summary.run)}</title><style>{STYLE}</style></head><body>
-<h1>{escape(summary.run)}</h1>
-<p class="lead">{escape(summary.scheme)}, {summary.steps:,} steps, {summary.rollouts:,} rollouts</p>
-<img alt="training curves" src="data:image/png;base64,{base64.b64encode(picture).decode()}">
-<div class="columns">{tables}</div>
-<details><summary>Every metric</summary>{_html_table(header, rows)}</details>
-</body></html>
-"""
-
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in header)}</tr>" if any(header) else ""
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>{head}{body}</table>".replace("-&gt;", "→")

@@ -1,0 +1,147 @@
+"""The report: one HTML page for any number of runs, which needs no network."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from launch.run.metric_table import describe
+from launch.run.page.panels import PANELS, drawn
+
+Series = Mapping[str, Mapping[int, float]]
+"""Metric name -> step -> value."""
+Tables = Sequence[tuple[str, Sequence[str], Sequence[Sequence[str]]]]
+"""Title, header and rows of each table."""
+MAX_SAMPLES = 400
+"""Responses of a run in the page: the newest."""
+MAX_TOKENS = 400_000
+"""Tokens of all of a run's responses in the page: older responses are left out."""
+MAX_POINTS = 2000
+"""Steps of a metric in the page: of more, every second, third, ... is shown, and the last."""
+LARGEST = 1e30
+"""Larger values, and infinite ones, are left out: no axis can show them."""
+
+
+@dataclass(frozen=True)
+class PageRun:
+    """What the page shows of one run.
+
+    `controls` are levels of held-out accuracy by name, `prompts` the number of held-out prompts of an evaluation: at
+    the first and last step, and at the others; None when it is not known. `samples` are rows of samples.jsonl.
+    """
+
+    name: str
+    lead: str
+    series: Series
+    tables: Tables
+    controls: Mapping[str, float]
+    prompts: tuple[int, int] | None
+    samples: Sequence[Mapping[str, Any]]
+
+
+def build_page(runs: Sequence[PageRun], title: str) -> str:
+    """The page. Panels of which no run has a metric are left out."""
+    names = {name for run in runs for name in run.series}
+    data = {
+        "runs": [
+            {
+                "name": run.name,
+                "series": {name: _columns(points) for name, points in run.series.items()},
+                "controls": dict(run.controls),
+                "intervals": _intervals(run),
+                "samples": _newest(run.samples),
+            }
+            for run in runs
+        ],
+        "panels": drawn(PANELS, names),
+        "metrics": {name: _meaning(name) for name in sorted(names)},
+    }
+    # Within a script element only "</" and "<!--" end or change the text.
+    text = json.dumps(_strict(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    heads = "".join(_head(run) for run in runs)
+    parts = {name: _asset(name) for name in ("page.css", "page.js", "echarts.common.min.js", "page.html")}
+    page = parts["page.html"].replace("{{title}}", escape(title)).replace("{{runs}}", heads)
+    for place, name in (("css", "page.css"), ("library", "echarts.common.min.js"), ("js", "page.js")):
+        page = page.replace(f"{{{{{place}}}}}", parts[name])
+    return page.replace("{{data}}", text)  # last: it may hold any text
+
+
+def _asset(name: str) -> str:
+    return (files("launch.run.page") / name).read_text(encoding="utf-8")
+
+
+def _head(run: PageRun) -> str:
+    tables = "".join(
+        f"<section><h3>{escape(title)}</h3>{html_table(header, rows)}</section>" for title, header, rows in run.tables
+    )
+    return f'<article class="run"><h2>{escape(run.name)}</h2><p>{escape(run.lead)}</p><div>{tables}</div></article>'
+
+
+def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    def line(cells: Sequence[str], scope: str, heads: int) -> str:
+        """A row, whose first `heads` cells are headings."""
+        parts = [f'<th scope="{scope}">{escape(cell)}</th>' for cell in cells[:heads]]
+        return f"<tr>{''.join(parts + [f'<td>{escape(cell)}</td>' for cell in cells[heads:]])}</tr>"
+
+    head = line(header, "col", len(header)) if any(header) else ""
+    return f"<table>{head}{''.join(line(row, 'row', 1) for row in rows)}</table>".replace("-&gt;", "→")
+
+
+def _columns(points: Mapping[int, float]) -> list[list[Any]]:
+    """Steps and values; a value that no axis can show is None."""
+    steps, stride = list(points), math.ceil(len(points) / MAX_POINTS)
+    shown = [step for i, step in enumerate(steps) if i % stride == 0 or step == steps[-1]]
+    return [shown, [float(f"{points[step]:.5g}") if abs(points[step]) < LARGEST else None for step in shown]]
+
+
+def _intervals(run: PageRun) -> dict[str, list[list[float]]]:
+    """Metric -> [low, high] of each evaluation: Wilson's 95% interval of a share of the held-out prompts."""
+    if run.prompts is None:
+        return {}
+    ends, others = run.prompts
+    found = {}
+    for name in ("eval/pass@1", "eval/greedy"):
+        points = run.series.get(name, {})
+        last = max(points, default=0)
+        shown = _columns(points)[0]
+        found[name] = [wilson(points[step], ends if step in (0, last) else others) for step in shown]
+    return found
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> list[float]:
+    """The score interval of a share of `count` (Wilson 1927); samples of one prompt count as one."""
+    centre, scale = share + z * z / (2 * count), 1 + z * z / count
+    half = z * math.sqrt(max(0.0, share * (1 - share)) / count + z * z / (4 * count * count))
+    return [round(max(0.0, (centre - half) / scale), 5), round(min(1.0, (centre + half) / scale), 5)]
+
+
+def _newest(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The newest responses, within the bounds of a page."""
+    kept: list[Mapping[str, Any]] = []
+    tokens = 0
+    for row in reversed(samples[-MAX_SAMPLES:]):
+        tokens += len(row.get("tokens", "")) or len(str(row.get("response", "")))
+        if kept and tokens > MAX_TOKENS:
+            break
+        kept.append(row)
+    return kept[::-1]
+
+
+def _meaning(name: str) -> str:
+    row = describe(name)
+    return f"{row.text}{f' [{row.unit}]' if row.unit else ''}" if row else ""
+
+
+def _strict(value: Any) -> Any:
+    """`value` with None for the floats that JSON lacks."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _strict(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_strict(item) for item in value]
+    return value

@@ -1,0 +1,309 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d3b", "#9467bd", "#7f7f7f", "#17becf"];
+const ORDERED = ["#440154", "#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+const MANY = 300; // steps: narrower bars cannot be told apart
+const DASHES = ["solid", "dashed", "dotted", [8, 3, 2, 3]];
+const SMALLEST = 1e-8; // the axis for values whose zeros count is linear below it
+const PAGE = 10;
+const charts = [];
+const several = data.runs.length > 1;
+const byId = (id) => document.getElementById(id);
+
+function element(tag, text, properties) {
+  return Object.assign(document.createElement(tag), text === undefined ? {} : { textContent: text }, properties);
+}
+
+// --- numbers
+
+function show(value) {
+  if (value === null || value === undefined) return "-";
+  const size = Math.abs(value);
+  if (value === 0 || Number.isInteger(value)) return value.toLocaleString("en");
+  return size < 0.001 || size >= 1e6 ? value.toExponential(2) : value.toPrecision(4).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
+}
+const toLog = (value) => (value === null ? null : Math.sign(value) * Math.log10(1 + Math.abs(value) / SMALLEST));
+const fromLog = (place) => Math.sign(place) * SMALLEST * (10 ** Math.abs(place) - 1);
+const showLog = (place) => (place === 0 ? "0" : `1e${Math.round(Math.log10(SMALLEST) + place)}`);
+
+// --- charts
+
+function points(run, name, transform) {
+  const [steps, values] = run.series[name];
+  return steps.map((step, i) => [step, transform(values[i])]);
+}
+
+// What is stacked needs a value at every step.
+function filled(run, names, name) {
+  const steps = [...new Set(names.flatMap((one) => run.series[one][0]))].sort((a, b) => a - b);
+  const values = new Map(points(run, name, (value) => value));
+  return steps.map((step) => [step, values.get(step) ?? 0]);
+}
+
+// One chart holds the lines of all runs; stacked ones hold one run each.
+function chartsOf(panel) {
+  const stacked = panel.kind !== "line";
+  const groups = stacked ? data.runs.map((run) => [run]) : [data.runs];
+  return groups.map((runs) => ({ panel, stacked, runs: runs.filter((run) => Object.keys(panel.lines).some((name) => name in run.series)) }))
+    .filter((chart) => chart.runs.length);
+}
+
+function seriesOf({ panel, stacked, runs }) {
+  const transform = panel.scale === "log" ? toLog : (value) => value;
+  const found = [];
+  for (const run of runs) {
+    const names = Object.keys(panel.lines).filter((name) => name in run.series);
+    names.forEach((name) => {
+      const line = Object.keys(panel.lines).indexOf(name);
+      const index = several && !stacked ? data.runs.indexOf(run) : line;
+      const colour = (panel.ordered ? ORDERED : COLOURS)[index % COLOURS.length];
+      const label = several && !stacked ? `${run.name}: ${panel.lines[name]}` : panel.lines[name];
+      const base = { name: label, data: stacked ? filled(run, names, name) : points(run, name, transform), color: colour, animation: false };
+      if (panel.kind === "bar" && base.data.length <= MANY) return found.push({ ...base, type: "bar", stack: "all", barMaxWidth: 40 });
+      const style = { type: "line", showSymbol: base.data.length < 16, symbolSize: 5, sampling: "lttb" };
+      if (stacked) return found.push({ ...base, ...style, showSymbol: base.data.length < 2, stack: "all", areaStyle: { opacity: 0.75 }, lineStyle: { width: 0.5 } });
+      const dash = several ? DASHES[line % DASHES.length] : DASHES[Math.floor(line / COLOURS.length)];
+      found.push({ ...base, ...style, lineStyle: { width: 1.8, type: dash } });
+      const interval = run.intervals[name];
+      if (panel.scale === "share" && interval && interval.length) found.push(...band(label, base, interval, colour));
+    });
+    if (panel.title === "Held-out accuracy") Object.entries(run.controls).forEach(([name, level]) => found.push(control(run, name, level)));
+  }
+  return found;
+}
+
+// Two stacked lines: the lower bound without a fill, and the width of the interval with one.
+function band(label, base, interval, colour) {
+  const steps = base.data.map(([step]) => step);
+  const line = { type: "line", stack: `interval ${label}`, symbol: "none", lineStyle: { opacity: 0 }, silent: true, tooltip: { show: false }, animation: false, interval: true };
+  return [
+    { ...line, name: `${label} low`, data: interval.map(([low], i) => [steps[i], low]) },
+    { ...line, name: `${label} width`, data: interval.map(([low, high], i) => [steps[i], high - low]), areaStyle: { color: colour, opacity: 0.16 } },
+  ];
+}
+
+function control(run, name, level) {
+  const label = `${several ? `${run.name}: ` : ""}${name} (control)`;
+  const mark = { silent: true, symbol: "none", lineStyle: { type: "dotted", color: "#888888", width: 1.5 }, label: { formatter: label, position: "insideStartTop", color: "#888888" }, data: [{ yAxis: level }] };
+  return { name: label, type: "line", data: [], markLine: mark, animation: false, interval: true, level };
+}
+
+function optionOf(chart) {
+  const { panel } = chart;
+  const style = getComputedStyle(document.documentElement);
+  const [text, line] = ["--dim", "--line"].map((name) => style.getPropertyValue(name).trim());
+  const series = seriesOf(chart);
+  const isLog = panel.scale === "log";
+  const value = (item) => show(isLog ? fromLog(item.value[1]) : item.value[1]);
+  const labels = series.filter((one) => !one.interval).map((one) => one.name);
+  const rows = Math.min(3, Math.ceil(labels.join("     ").length / 60));
+  const tip = (items) => [`step ${items[0].value[0]}`, ...items.filter((item) => !/ (low|width)$/.test(item.seriesName) || labels.includes(item.seriesName))
+    .map((item) => `${item.marker}${echarts.format.encodeHTML(item.seriesName)} <b>${value(item)}</b>`)].join("<br>");
+  return {
+    backgroundColor: "transparent",
+    textStyle: { color: text, fontFamily: "system-ui, sans-serif" },
+    aria: { enabled: true, label: { description: describe(chart) } },
+    grid: { left: 8, right: 14, top: 18 + 22 * rows, bottom: 8, containLabel: true },
+    legend: { data: labels, type: labels.length > 14 ? "scroll" : "plain", top: 0, left: 0, itemWidth: 18, itemHeight: 9, textStyle: { color: text, fontSize: 11 } },
+    tooltip: { trigger: "axis", confine: true, formatter: tip, axisPointer: { type: panel.kind === "bar" ? "shadow" : "line" } },
+    toolbox: { show: true, itemSize: 0, feature: { dataZoom: { yAxisIndex: "none" } } },
+    xAxis: { type: "value", min: "dataMin", max: "dataMax", minInterval: 1, axisLabel: { color: text }, axisLine: { lineStyle: { color: line } }, splitLine: { show: false }, ...(panel.kind === "bar" ? padded(series) : {}) },
+    yAxis: { type: "value", scale: panel.kind === "line" && panel.scale === "linear", ...(panel.scale === "share" ? { min: 0, max: 1 } : {}), ...(isLog ? { min: 0, max: ({ max }) => Math.max(4, Math.ceil(max)), interval: 2 } : {}), name: panel.unit, nameTextStyle: { color: text, align: "left" }, axisLabel: { color: text, formatter: isLog ? showLog : undefined }, splitLine: { lineStyle: { color: line, opacity: 0.6 } } },
+    series,
+  };
+}
+
+function padded(series) {
+  const steps = series.flatMap((one) => one.data.map(([step]) => step));
+  return { min: Math.min(...steps) - 1, max: Math.max(...steps) + 1 };
+}
+
+// What a screen reader says: the last value of every line.
+function describe({ panel, runs }) {
+  const parts = runs.flatMap((run) => Object.entries(panel.lines).filter(([name]) => name in run.series).map(([name, label]) => {
+    const [steps, values] = run.series[name];
+    return `${several ? `${run.name}, ` : ""}${label}: ${show(values[0])} at step ${steps[0]}, ${show(values.at(-1))} at step ${steps.at(-1)}`;
+  }));
+  return `${panel.title}. ${panel.text} ${parts.join("; ")}.`;
+}
+
+function draw(chart, parent) {
+  const { panel, runs, stacked } = chart;
+  const figure = element("figure");
+  const title = several && stacked ? `${panel.title}: ${runs[0].name}` : panel.title;
+  figure.append(element("h3", title), element("figcaption", panel.text));
+  const place = element("div", undefined, { className: "chart" });
+  place.setAttribute("role", "img");
+  figure.append(place, valuesOf(chart));
+  parent.append(figure);
+  chart.place = place;
+  chart.instance = echarts.init(place, null, { renderer: "svg" });
+  chart.instance.setOption(optionOf(chart));
+  chart.instance.dispatchAction({ type: "takeGlobalCursor", key: "dataZoomSelect", dataZoomSelectActive: true });
+  place.addEventListener("dblclick", () => chart.instance.dispatchAction({ type: "dataZoom", start: 0, end: 100 }));
+  new ResizeObserver(() => chart.instance.resize()).observe(place);
+  charts.push(chart);
+}
+
+// The values of a chart as a table, made when it is opened.
+function valuesOf({ panel, runs }) {
+  const details = element("details");
+  details.append(element("summary", "Values"));
+  details.addEventListener("toggle", () => {
+    if (details.childElementCount > 1) return;
+    const table = element("table");
+    const head = element("tr");
+    ["run", "metric", "step", "value"].forEach((name) => head.append(element("th", name, { scope: "col" })));
+    table.append(head);
+    for (const run of runs) {
+      for (const name of Object.keys(panel.lines).filter((one) => one in run.series)) {
+        const [steps, values] = run.series[name];
+        steps.forEach((step, i) => {
+          const row = element("tr");
+          [run.name, panel.lines[name], step, show(values[i])].forEach((cell) => row.append(element("td", cell)));
+          table.append(row);
+        });
+      }
+    }
+    const box = element("div", undefined, { tabIndex: 0 });
+    box.append(table);
+    details.append(box);
+  });
+  return details;
+}
+
+// --- any metric
+
+function fillMetrics() {
+  const select = byId("metric");
+  Object.keys(data.metrics).forEach((name) => select.append(element("option", name)));
+  select.addEventListener("change", () => {
+    const old = charts.findIndex((chart) => chart.any);
+    if (old >= 0) charts.splice(old, 1)[0].instance.dispose();
+    byId("any").replaceChildren();
+    const name = select.value;
+    const panel = { title: name, text: data.metrics[name], unit: "", lines: { [name]: name.split("/").slice(1).join("/") || name }, kind: "line", scale: "linear" };
+    chartsOf(panel).forEach((chart) => draw({ ...chart, any: true }, byId("any")));
+  });
+  select.dispatchEvent(new Event("change"));
+}
+
+// --- samples
+
+const filters = byId("filters").elements;
+let page = 0;
+
+function fill(select, values, all) {
+  const old = select.value;
+  select.replaceChildren(...(all ? [element("option", all, { value: "" })] : []), ...values.map((value) => element("option", value, { value })));
+  select.value = values.map(String).includes(old) ? old : select.options[0].value;
+}
+
+function chosen() {
+  const run = data.runs[Number(filters.run.value)];
+  const low = filters.low.value === "" ? -Infinity : Number(filters.low.value);
+  const high = filters.high.value === "" ? Infinity : Number(filters.high.value);
+  const text = filters.text.value.toLowerCase();
+  return run.samples.filter((row) => row.table === filters.table.value
+    && (filters.step.value === "" || row.step === Number(filters.step.value))
+    && row.reward >= low && row.reward <= high
+    && (text === "" || `${row.prompt}\n${row.response}`.toLowerCase().includes(text)));
+}
+
+// A colour for a token and what it says in words.
+function look(row, i, mode) {
+  if (mode === "error") return row.token_errors?.[i] ? ["rgba(213, 94, 0, .45)", "error token"] : [null, ""];
+  if (mode === "ratio" && row.token_ratios) {
+    const log = Math.log(row.token_ratios[i]);
+    const strength = Math.min(0.75, Math.abs(log) * 2);
+    return [log >= 0 ? `rgba(0, 158, 115, ${strength})` : `rgba(213, 94, 0, ${strength})`, `ratio ${show(row.token_ratios[i])}`];
+  }
+  if (mode === "logprob" && row.token_logprobs) {
+    const strength = Math.min(0.8, -row.token_logprobs[i] / 5);
+    return [`rgba(204, 121, 167, ${strength})`, `log-prob ${show(row.token_logprobs[i])}`];
+  }
+  return [null, ""];
+}
+
+function response(row, mode) {
+  const pre = element("pre", undefined, { className: "response", tabIndex: 0 });
+  if (!row.tokens || mode === "none") return Object.assign(pre, { textContent: row.response });
+  row.tokens.forEach((text, i) => {
+    const [colour, words] = look(row, i, mode);
+    const token = element("span", text, { title: words });
+    if (colour) token.style.backgroundColor = colour;
+    if (row.token_errors?.[i]) token.className = "error";
+    pre.append(token);
+  });
+  return pre;
+}
+
+function facts(row) {
+  const skip = new Set(["step", "table", "prompt", "response", "tokens", "marked", "token_logprobs", "token_ratios", "token_errors"]);
+  const cells = Object.entries(row).filter(([name, value]) => !skip.has(name) && value !== "" && value !== null);
+  return `step ${row.step} · ${cells.map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? show(value) : value}`).join(" · ")}`;
+}
+
+const LEGENDS = {
+  logprob: [["rgba(204, 121, 167, .1)", "likely"], ["rgba(204, 121, 167, .8)", "unlikely (log-prob -4 or less)"]],
+  ratio: [["rgba(213, 94, 0, .7)", "the update made it less likely"], ["rgba(0, 158, 115, .7)", "more likely"]],
+  error: [["rgba(213, 94, 0, .45)", "error token"]],
+  none: [],
+};
+
+function showSamples() {
+  const rows = chosen();
+  const last = Math.max(0, Math.ceil(rows.length / PAGE) - 1);
+  page = Math.min(page, last);
+  const mode = filters.colour.value;
+  byId("legend").replaceChildren(...LEGENDS[mode].map(([colour, text]) => Object.assign(element("span", text, { className: "key" }), { style: `background:${colour}` })),
+    element("span", " Wavy underline: error token.", { className: "hint" }));
+  byId("rows").replaceChildren(...rows.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
+    const article = element("article", undefined, { className: "sample" });
+    article.append(element("p", facts(row), { className: "facts" }), element("pre", row.prompt, { className: "prompt" }), response(row, mode));
+    return article;
+  }));
+  byId("count").textContent = rows.length ? `${rows.length} samples, page ${page + 1} of ${last + 1}` : "No sample matches.";
+  byId("previous").disabled = page === 0;
+  byId("next").disabled = page === last;
+}
+
+function startSamples() {
+  const withSamples = data.runs.map((run, i) => [run, i]).filter(([run]) => run.samples.length);
+  if (!withSamples.length) return;
+  byId("samples").hidden = false;
+  filters.run.replaceChildren(...withSamples.map(([run, i]) => element("option", run.name, { value: i })));
+  document.querySelector('[data-for="run"]').hidden = !several;
+  const refill = () => {
+    const { samples } = data.runs[Number(filters.run.value)];
+    fill(filters.table, [...new Set(samples.map((row) => row.table))]);
+    fill(filters.step, [...new Set(samples.filter((row) => row.table === filters.table.value).map((row) => row.step))], "all");
+  };
+  byId("filters").addEventListener("input", (event) => {
+    if (["run", "table"].includes(event.target.name)) refill();
+    page = 0;
+    showSamples();
+  });
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("previous").addEventListener("click", () => { page -= 1; showSamples(); });
+  byId("next").addEventListener("click", () => { page += 1; showSamples(); });
+  refill();
+  showSamples();
+}
+
+// --- theme
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
+  charts.forEach((chart) => chart.instance.setOption(optionOf(chart)));
+}
+
+byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+const dark = matchMedia("(prefers-color-scheme: dark)");
+dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
+setTheme(dark.matches ? "dark" : "light");
+data.panels.flatMap(chartsOf).forEach((chart) => draw(chart, byId("charts")));
+fillMetrics();
+startSamples();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,61 @@
+// Runs in the loaded report: looks at what is drawn, uses every control, and notes what it finds.
+const figure = (title) => [...document.querySelectorAll("#charts figure")]
+  .find((one) => one.querySelector("h3").textContent === title);
+const text = (selector) => [...document.querySelectorAll(selector)].map((one) => one.textContent);
+const second = (selector) => document.querySelector(`${selector} span:nth-child(2)`).title;
+
+// The paths of a colour: lines, and the fills of bars.
+const paths = (title, colour) => [...figure(title).querySelectorAll("svg path")]
+  .filter((path) => [path.getAttribute("stroke"), path.getAttribute("fill")].includes(colour))
+  .map((path) => path.getAttribute("d"));
+
+// The vertical places of the points of a line: its path is the longest of its colour that is no circle.
+function places(title, colour) {
+  const lines = paths(title, colour).filter((d) => !d.includes("A") && !d.includes("Z"));
+  return lines.sort((a, b) => b.length - a.length)[0].match(/-?[0-9.]+/g).map(Number).filter((_, i) => i % 2);
+}
+
+function set(name, value) {
+  filters[name].value = value;
+  filters[name].dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+found.titles = text("#charts figure h3");
+found.labels = [...document.querySelectorAll("#charts .chart")].map((one) => one.getAttribute("aria-label"));
+found.first = places("Reward", "#0072b2");
+found.wide = document.documentElement.scrollWidth > innerWidth;
+found.theme = document.documentElement.dataset.theme;
+found.runs = text(".run h2");
+if (data.runs.length > 1) {
+  found.second = places("Reward", "#d55e00");
+} else {
+  found.bars = ["#d55e00", "#cc79a7", "#8a6d3b"].map((colour) => paths("Who works when", colour).length);
+}
+
+found.all = text("#count");
+found.tokens = text(".sample:first-child .response span");
+found.likely = second(".sample .response");
+set("step", "4");
+set("low", "0.5");
+found.filtered = text("#count");
+set("colour", "ratio");
+found.ratio = second(".sample .response");
+set("text", "nowhere");
+found.none = text("#count");
+set("text", "");
+set("table", "error_tokens");
+found.table = text(".sample .response");
+set("colour", "error");
+found.error = text(".sample .response .error");
+
+byId("metric").value = "mismatch/logp_abs_max";
+byId("metric").dispatchEvent(new Event("change"));
+found.any = text("#any h3");
+const details = figure("Reward").querySelector("details");
+details.open = true;
+details.dispatchEvent(new Event("toggle"));
+found.values = [...details.querySelectorAll("tr:nth-child(3) td")].map((one) => one.textContent);
+byId("theme").click();
+found.after = document.documentElement.dataset.theme;
+found.unnamed = [...document.querySelectorAll("button, select, input")]
+  .filter((one) => !one.textContent.trim() && !one.labels?.length).length;

@@ -1,0 +1,152 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.run.page.build import MAX_POINTS, MAX_SAMPLES, PageRun, build_page, wilson
+from tests.support.browser import look
+
+STEPS = range(1, 5)
+ROW = {
+    "table": "samples",
+    "prompt": "21=",
+    "response": "1</script>2",
+    "reward": 1.0,
+    "tokens": ["1", "</script>", "2"],
+    "token_logprobs": [-0.1, -3.0, 0.0],
+    "token_ratios": [1.0, 2.0, 0.5],
+    "token_errors": [0, 1, 0],
+}
+
+
+def run_of(name: str, **series: list[float]) -> PageRun:
+    """A run with a value at each of the first steps, of `reward__mean` for example."""
+    values = {key.replace("__", "/"): dict(zip(STEPS, points, strict=False)) for key, points in series.items()}
+    samples = [{**ROW, "step": step, "reward": reward} for step in (2, 4) for reward in (0.0, 1.0)]
+    samples += [{**ROW, "step": 4, "table": "error_tokens", "response": "bad", "tokens": ["b", "ad"]}]
+    tables = [("Run", ("", ""), [("name", name), ("kernels", "<none>")])]
+    return PageRun(name, "w8a8_int8, 4 steps", values, tables, {"teacher": 0.4}, (512, 256), samples)
+
+
+RUN = run_of(
+    "first",
+    reward__mean=[0.2, 0.4, 0.8, 0.7],
+    eval__greedy=[0.5, 0.9],
+    mismatch__logp_abs_max=[0.0, 0.0, 1e-4, 1.0],
+    timing_s__sample=[1.0, 2.0, 3.0, 4.0],
+    timing_s__prox=[1.0],
+    timing_s__update=[1.0, 1.0, 1.0, 1.0],
+)
+SECOND = run_of("second", reward__mean=[0.1, 0.2, 0.3, float("inf")], memory__driver=[1.0, 1.1, 1.2, 1.3])
+
+
+class Parsed(HTMLParser):
+    """The tags that are open at the end, and every address in the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str | None] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value for key, value in attrs if key in ("src", "href")]
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def data_of(page: str) -> Any:
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert match
+    return json.loads(match[1], parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_the_page_needs_no_network_and_holds_the_tables() -> None:
+    page = build_page([RUN, SECOND], "first & second")
+    parsed = Parsed(page)
+    assert parsed.open == []
+    assert parsed.addresses == ["#samples"]
+    assert "default-src 'none'" in page
+    assert "<title>first &amp; second</title>" in page
+    assert '<tr><th scope="row">kernels</th><td>&lt;none&gt;</td></tr>' in page
+
+
+def test_panels_without_a_metric_are_left_out() -> None:
+    data = data_of(build_page([RUN, SECOND], "both"))
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Who works when", "Memory"]
+    assert [panel["title"] for panel in data["panels"]] == titles
+    assert data["panels"][3]["lines"] == {
+        "timing_s/sample": "sample",
+        "timing_s/prox": "prox",
+        "timing_s/update": "update",
+    }
+    assert data["runs"][1]["series"]["reward/mean"] == [[1, 2, 3, 4], [0.1, 0.2, 0.3, None]]
+    assert data["runs"][0]["samples"][0]["response"] == "1</script>2"
+    assert data["metrics"]["reward/mean"] == "mean reward of the responses of a step"
+
+
+def test_long_runs_are_thinned() -> None:
+    points = {step: float(step) for step in range(1, 3 * MAX_POINTS + 1)}
+    samples = [{**ROW, "step": step, "reward": 1.0} for step in range(2 * MAX_SAMPLES)]
+    run = PageRun("long", "", {"reward/mean": points}, [], {}, None, samples)
+    (shown,) = data_of(build_page([run], "long"))["runs"]
+    steps, values = shown["series"]["reward/mean"]
+    assert len(steps) == MAX_POINTS + 1
+    assert (steps[0], steps[-1], values[-1]) == (1, 3 * MAX_POINTS, 3.0 * MAX_POINTS)
+    assert [row["step"] for row in shown["samples"]] == list(range(MAX_SAMPLES, 2 * MAX_SAMPLES))
+    assert shown["intervals"] == {}
+
+
+def test_the_interval_is_wilsons() -> None:
+    """Against statsmodels' proportion_confint(45, 50, method="wilson") and (0, 20)."""
+    assert wilson(0.9, 50) == pytest.approx([0.78640, 0.95652], abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx([0.0, 0.16112], abs=1e-4)
+
+
+SCRIPT = Path(__file__).with_name("in_browser.js").read_text()
+
+
+def test_a_browser_draws_the_curves_and_filters_the_samples(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(build_page([RUN], "first"))
+    found = look(page, SCRIPT)
+    assert found["errors"] == []
+    assert found["titles"] == ["Reward", "Held-out accuracy", "Learner against sampler", "Who works when"]
+    assert found["labels"][0].startswith("Reward. ")
+    assert "reward: 0.2 at step 1, 0.7 at step 4" in found["labels"][0]
+    a, b, c, d = found["first"]
+    assert ((b - c) / (a - b), (d - c) / (a - b)) == pytest.approx((2.0, 0.5), abs=0.02)  # y grows downwards
+    assert found["bars"][0] >= 4
+    assert not found["wide"]
+    assert found["all"] == ["4 samples, page 1 of 1"]
+    assert found["tokens"] == ["1", "</script>", "2"]
+    assert found["likely"] == "log-prob -3"
+    assert found["filtered"] == ["1 samples, page 1 of 1"]
+    assert found["ratio"] == "ratio 2"
+    assert found["none"] == ["No sample matches."]
+    assert (found["table"], found["error"]) == (["bad"], ["ad"])
+    assert found["any"] == ["mismatch/logp_abs_max"]
+    assert found["values"] == ["first", "reward", "2", "0.4"]
+    assert (found["theme"], found["after"]) == ("light", "dark")
+    assert found["unnamed"] == 0
+
+
+def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(build_page([RUN, SECOND], "both"))
+    found = look(page, SCRIPT, 420, dark=True)
+    assert found["errors"] == []
+    assert found["theme"] == "dark"
+    assert found["runs"] == ["first", "second"]
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Who works when: first", "Memory: second"]
+    assert found["titles"] == titles
+    assert len(found["first"]) == 4
+    assert len(found["second"]) == 3  # the infinite value is left out
+    assert "second, reward: 0.1 at step 1, - at step 4" in found["labels"][0]
+    assert not found["wide"]
