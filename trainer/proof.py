@@ -1,7 +1,6 @@
 """The proof that learner and sampler agree: a probe of every publication, and a count of steps without mismatch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
 
 from qarl.config.run import Config
 from qarl.errors import AGAIN, MismatchError, PublicationError
@@ -12,6 +11,9 @@ from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 
 PROBE_PROMPTS = 4
 PROBE_TOKENS = 16
+"""Tokens of a response at first and in every `rollout.read_back_every`-th publication."""
+SHORT_PROBE_TOKENS = 4
+"""Tokens of a response in the others: decoding is most of what a publication costs."""
 
 
 class ExactnessProof:
@@ -105,22 +107,34 @@ class Probe:
     """A `Prover`: samples a few held-out prompts on every worker, scores them with the learner; the proof judges."""
 
     def __init__(self, config: Config, learner: Learner, prompts: Sequence[Prompt], proof: ExactnessProof) -> None:
-        self._seed, self._sampling = config.seed, config.rollout.sampling
+        self._seed, self._rollout = config.seed, config.rollout
         self._learner, self._prompts, self._proof = learner, prompts[:PROBE_PROMPTS], proof
+        self._first: int | None = None  # this process's first version
 
     def requests(self, version: int) -> list[SampleRequest]:
-        tokens = min(PROBE_TOKENS, self._sampling.max_new_tokens)
+        if self._first is None:
+            self._first = version
+        long = (version - self._first) % self._rollout.read_back_every == 0
+        sampling = self._rollout.sampling
+        tokens = min(PROBE_TOKENS if long else SHORT_PROBE_TOKENS, sampling.max_new_tokens)
         return [
-            SampleRequest(prompt, derive_seed(self._seed, "probe", version, index), self._sampling.temperature, tokens)
+            SampleRequest(prompt, derive_seed(self._seed, "probe", version, index), sampling.temperature, tokens)
             for index, prompt in enumerate(self._prompts)
         ]
 
     def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
         sequences = {worker: [TrainSequence.of(s) for s in of_worker] for worker, of_worker in samples.items()}
-        learner = iter(self._learner.score([s for of_worker in sequences.values() for s in of_worker]))
+        # Workers draw with the same seeds: the learner scores what they have in common once.
+        different = {_ids(sequence): sequence for of_worker in sequences.values() for sequence in of_worker}
+        scores = dict(zip(different, self._learner.score(list(different.values())), strict=True))
         gaps = {}
         for worker, of_worker in sequences.items():
+            learner = [scores[_ids(sequence)] for sequence in of_worker]
             sampler = [sequence.sampler_logprobs_T for sequence in of_worker]
-            gaps[worker] = Mismatch.between(list(islice(learner, len(sampler))), sampler).abs_max
+            gaps[worker] = Mismatch.between(learner, sampler).abs_max
         self._proof.probe(gaps, version)
         return gaps
+
+
+def _ids(sequence: TrainSequence) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return sequence.prompt_ids, sequence.response_ids

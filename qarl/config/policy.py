@@ -177,7 +177,8 @@ class RolloutConfig(Node):
     broadcast to workers on other GPUs. `ipc`: vLLM reads the learner's memory on the GPU that both share."""
     read_back_every: PositiveInt = 8
     """A worker compares what its engine computes with what was published: all layers in every N-th publication (N is
-    this number); in the others the layers that changed, and every N-th of the rest, in turn."""
+    this number); in the others the layers that changed, and every N-th of the rest, in turn. The learner checks
+    responses of 16 tokens then, and of 4 in the others."""
     max_model_len: PositiveInt = 1024
     """Longest prompt + response of the engine, in tokens."""
     max_num_seqs: PositiveInt = 64

@@ -31,7 +31,7 @@ from qarl.quant.formats import format_of
 from qarl.quant.kernels import check_capability
 from qarl.quant.scheme import QuantScheme, SchemeName
 from trainer.policy import head_rows
-from trainer.proof import PROBE_PROMPTS, PROBE_TOKENS
+from trainer.proof import PROBE_PROMPTS, SHORT_PROBE_TOKENS
 
 GIB = 2**30
 GPU_BLOCK = 16
@@ -270,7 +270,7 @@ class Planner:
 
     def _publication(self, variant: Variant) -> float:
         """One weight transfer, and the probe with which every engine proves it."""
-        tokens = min(PROBE_TOKENS, self._config.rollout.sampling.max_new_tokens)
+        tokens = min(SHORT_PROBE_TOKENS, self._config.rollout.sampling.max_new_tokens)
         step = speed.decode_step(variant, self._device, PROBE_PROMPTS, self._load.prompt_tokens)
         return speed.publication(variant, self._device) + tokens * step
 

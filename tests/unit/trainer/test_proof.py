@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from qarl.errors import MismatchError, PublicationError
-from qarl.types import Sample, SampleRequest
+from qarl.mismatch import Logprobs
+from qarl.protocols import Learner
+from qarl.types import Sample, SampleRequest, TrainSequence
 from qarl.weights.source import PublishedWeights
 from tests.support.fakes import FakeEngine
 from tests.support.runs import PROMPTS, Run, make_config
-from trainer.proof import ExactnessProof
+from trainer.proof import PROBE_TOKENS, SHORT_PROBE_TOKENS, ExactnessProof, Probe
 
 
 class Proof(ExactnessProof):
@@ -100,6 +103,41 @@ def test_an_unaligned_learner_has_no_bound() -> None:
     proof = Proof(aligned=False, exact=False)
     proof.probe({0: 9.0, 1: float("nan")}, version=0)
     assert proof.lines == []
+
+
+class ScoringOnly(Learner):
+    """A learner that gives every token -1 and counts what it has scored."""
+
+    scored = 0
+
+    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[Logprobs]:
+        self.scored += len(sequences)
+        return [np.full(len(sequence.response_ids), -1.0, np.float32) for sequence in sequences]
+
+
+def drawn(request: SampleRequest, gap: float, token: int = 5) -> Sample:
+    logprobs_T = np.full(request.max_new_tokens, -1.0 + gap, np.float32)
+    return Sample(request.prompt, (token,) * request.max_new_tokens, logprobs_T, "", "length", version=3, worker=0)
+
+
+def test_a_probe_scores_equal_responses_once_and_each_worker_with_its_own_log_probs() -> None:
+    learner = ScoringOnly()
+    probe = Probe(make_config(), learner, PROMPTS, Proof(exact=False))
+    requests = probe.requests(3)
+    samples = {
+        0: [drawn(request, gap=0.0) for request in requests],
+        1: [drawn(request, gap=0.25) for request in requests],
+        2: [drawn(request, gap=0.125, token=6) for request in requests],
+    }
+    assert probe.judge(samples, 3) == {0: 0.0, 1: 0.25, 2: 0.125}
+    assert learner.scored == 2 * len(requests)
+
+
+def test_a_probe_is_long_at_first_and_in_every_nth_publication() -> None:
+    config = make_config(rollout={"read_back_every": 3, "sampling": {"max_new_tokens": 20}})
+    probe = Probe(config, ScoringOnly(), PROMPTS, Proof())
+    lengths = [{request.max_new_tokens for request in probe.requests(version)} for version in (7, 8, 8, 9, 10, 11)]
+    assert lengths == [{PROBE_TOKENS}, *3 * [{SHORT_PROBE_TOKENS}], {PROBE_TOKENS}, {SHORT_PROBE_TOKENS}]
 
 
 # --- in runs ---------------------------------------------------------------------------------------------------------
