@@ -1,6 +1,7 @@
 """`qarl bench steps`: whole training steps of a config under several settings, in turn, beside the plan's estimates.
 
-The first step of a run warms it up and does not count. The estimates are those of `qarl plan --measure` for the lengths
+The first step of a run warms it up and does not count; it also proves that learner and sampler agree, so that the
+others score nothing before the update (`learner.prox=auto`). The estimates are those of `qarl plan --measure` for the lengths
 that the run had.
 """
 
@@ -43,7 +44,7 @@ def bench(config: str, settings: Sequence[str], overrides: Sequence[str], steps:
     for number in range(1, rounds + 1):
         first = 0.0
         for index, text in enumerate(settings):
-            items = [*overrides, *text.split()]
+            items = ["mismatch.proof_steps=1", *overrides, *text.split()]
             rows, memory = qarl_run(config, items, steps, FOLDER / f"{Path(config).stem}-{index}-{number}.log")
             step = _median(rows, "timing_s/step")
             first = first or step
