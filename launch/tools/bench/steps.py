@@ -1,8 +1,8 @@
 """`qarl bench steps`: whole training steps of a config under several settings, in turn, beside the plan's estimates.
 
 The first step of a run warms it up and does not count; it also proves that learner and sampler agree, so that the
-others score nothing before the update (`learner.prox=auto`). The estimates are those of `qarl plan --measure` for the lengths
-that the run had.
+others score nothing before the update (`learner.prox=auto`). The estimates are those of `qarl plan --measure` for the
+lengths that the run had.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
