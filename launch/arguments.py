@@ -5,7 +5,7 @@ from collections.abc import Callable
 from math import nan
 from typing import TYPE_CHECKING
 
-from qarl.config.shipped import config_path
+from qarl.config.shipped import config_path, shipped_names
 
 if TYPE_CHECKING:
     from qarl.config.run import Config
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add a config and its overrides."""
-    parser.add_argument("config", help="a YAML file, or the name of a shipped config (see `qarl config list`)")
+    config = parser.add_argument("config", help="a YAML file, or the name of a shipped config (see `qarl config list`)")
+    vars(config)["completer"] = lambda **_: shipped_names()  # for argcomplete
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
 
 

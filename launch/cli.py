@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, metadata
 from types import FrameType
 
 COMMANDS = {
@@ -14,7 +14,8 @@ COMMANDS = {
     "fetch": "download and convert the pretrained model that a config names",
     "submit": "run on a Ray cluster, as a job",
     "plan": "whether a run fits, and whether quantized rollouts pay; loads no weights",
-    "report": "print the summary of a finished run and remake its report",
+    "report": "write the report of a run again, or one page for several",
+    "runs": "list the runs in a folder: state, step, accuracy, age",
     "eval": "held-out accuracy of a run's model, or of another, in one or several schemes",
     "export": "write a run's newest checkpoint as a model folder, checked with vLLM",
     "split-outliers": "write a model with outlier channels split: the same function",
@@ -62,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     parser = _parser(argv[0] if argv else "")
     args, rest = parser.parse_known_args(argv)
     if rest and (not hasattr(args, "overrides") or any(item.startswith("-") for item in rest)):
@@ -69,6 +72,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if rest:
         args.overrides += rest  # argparse itself takes no `key=value` after an option that follows the config
     return args
+
+
+def _complete() -> None:
+    """Answer a shell that asks for completions, and exit."""
+    import argcomplete
+
+    words = os.environ["COMP_LINE"].split()
+    argcomplete.autocomplete(_parser(words[1] if len(words) > 1 else ""))
 
 
 def _reader_is_gone() -> bool:
@@ -88,6 +99,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         description="Quantized-rollout RL for LLMs.",
         epilog="QARL_TRACEBACK=1 shows the traceback behind an error.",
     )
+    version = metadata.version("qarl") if command == "--version" else ""
+    parser.add_argument("--version", action="version", version=f"qarl {version}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, line in COMMANDS.items():
         added = commands.add_parser(name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -24,6 +24,7 @@ from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts, make_augmenter, tokenizer_of
 from launch.run.report import make_summary, read_summary, render_summary, write_report
 from launch.run.resume import input_digests
+from launch.run.terminal import Verbosity
 from launch.run.tracking import RunTracker
 from launch.run.wandb_run import check_login
 from qarl.config.derived import numerics_of
@@ -41,8 +42,8 @@ from trainer.loop import Progress, Trainer
 from trainer.ranks import LearnerGroup
 
 
-def train(config: Config, log: Callable[[str], None] = print) -> None:
-    """Run, or continue, the run that `config` names. Prints the summary at the end.
+def train(config: Config, log: Callable[[str], None] = print, verbosity: Verbosity = "normal") -> None:
+    """Run, or continue, the run that `config` names. Prints the summary at the end, unless `verbosity` is "quiet".
 
     Raises QarlError: with the reason; UsageError before anything has been started.
     """
@@ -55,13 +56,14 @@ def train(config: Config, log: Callable[[str], None] = print) -> None:
             log(f"{folder.path} is complete; `run.resume=false` starts it over")
         else:
             try:
-                _run(config, folder, log)
+                _run(config, folder, log, verbosity)
             except OSError as error:  # a full disk, a folder that became read-only
                 raise QarlError(str(error).splitlines()[-1], str(folder.path), AGAIN) from error
-        Console().print(render_summary(read_summary(folder.path)))
+        if verbosity != "quiet":
+            Console().print(render_summary(read_summary(folder.path)))
 
 
-def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
+def _run(config: Config, folder: RunFolder, log: Callable[[str], None], verbosity: Verbosity) -> None:
     """Check everything, then begin the run or continue it."""
     with ExitStack() as stack:
         stack.callback(ray.shutdown)
@@ -84,7 +86,8 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None]) -> None:
             rewards = stack.enter_context(closing(start_rewards(config, on_fault, folder.logs)))
             rewards.check([*prompts, *heldout])
         decode = tokenizer_of(config).decode
-        tracker = stack.enter_context(RunTracker(config, folder.path, folder.step, config.train.steps, decode))
+        tracker = RunTracker(config, folder.path, folder.step, config.train.steps, decode, verbosity)
+        stack.enter_context(tracker)
         stack.enter_context(ray_messages_logged())
         connect(config)
         job = _Job(config, machine, folder, tracker, stack)
@@ -109,6 +112,7 @@ class _Job:
         warn, keep = partial(log, level=logging.WARNING), self._stack.enter_context
         for scheme in schemes_of(config.rollout):
             write_engine_config(folder.engine_dir(scheme), Path(config.model.path), scheme)
+        self._tracker.phase("start")
         placement = Placement(config, self._device, folder.logs)
         fleet = keep(closing(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn)))
         learner = keep(closing(placement.start_learner(fleet.receivers)))
@@ -141,6 +145,7 @@ class _Job:
         after = trainer.run()
         files = self._export(learner)
         infos += fleet.infos()  # a later stage has other kernels
+        self._tracker.phase("controls")
         seconds, target = trainer.progress.train_seconds, folder.path / "control_sft"
         controls = run_controls(config, task, target, seconds, sampler, rewards, heldout, log)
         write_report(folder.path, make_summary(config, folder.path, infos, trainer.progress, after, controls, files))
@@ -183,6 +188,7 @@ class _Job:
         return False
 
     def _export(self, learner: LearnerGroup) -> dict[str, str]:
+        self._tracker.phase("export")
         files = {"final model": str(self._folder.path / "final")}
         learner.export(files["final model"], quantized=False)
         scheme = scheme_at(self._config.rollout, self._config.train.steps)

@@ -182,6 +182,9 @@ class Tracker:
     def alert(self, title: str, text: str) -> None:
         """Something a person should look at; the terminal shows `text`."""
 
+    def phase(self, name: str) -> None:
+        """What the run does from now on: a phase of a step, as in `timing_s/...`, or "evaluate", "checkpoint", ..."""
+
     def exported(self, files: Mapping[str, Path]) -> None:
         """Folders of the models that the run has written, by name."""
 

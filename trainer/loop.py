@@ -128,7 +128,7 @@ class Trainer:
         return self._evaluate(config.eval.final_num_prompts)
 
     def _train_step(self, step: int) -> None:
-        timer, metrics = Timer(), dict[str, Value]()
+        timer, metrics = Timer(self._tracker.phase), dict[str, Value]()
         with timer("step"):
             if self._set_precision(step):
                 self._publish(step - 1)
@@ -254,12 +254,14 @@ class Trainer:
         }
 
     def _evaluate(self, num_prompts: int) -> dict[str, float]:
+        self._tracker.phase("evaluate")
         prompts = self._heldout[:num_prompts]
         result = evaluate(self._fleet, self._rewards, prompts, self._config)
         self._tracker.log(self.progress.step, {f"eval/{name}": value for name, value in result.items()})
         return result
 
     def _save(self) -> None:
+        self._tracker.phase("checkpoint")
         state = {"progress": vars(self.progress), "pool": self._pool.state_dict()}
         if self._augmenter:
             state["augment"] = self._augmenter.state_dict()

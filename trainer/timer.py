@@ -1,12 +1,12 @@
 """Where the seconds of a step go."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Timer:
-    """Adds up wall-clock seconds by name.
+    """Adds up wall-clock seconds by name; `on_begin` is told each name when it begins.
 
     Example:
         timer = Timer()
@@ -15,11 +15,13 @@ class Timer:
         timer.metrics()  # {"timing_s/sample": 1.5}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_begin: Callable[[str], None] = lambda name: None) -> None:
         self.seconds: dict[str, float] = {}
+        self._on_begin = on_begin
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        self._on_begin(name)
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started

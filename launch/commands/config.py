@@ -1,10 +1,9 @@
 """Show the resolved config of a run, list the shipped configs, or explain every key."""
 
 import argparse
-from importlib import resources
-from pathlib import Path
 
 from launch.arguments import add_config, read_config
+from qarl.config.shipped import config_path, shipped_names
 
 EXAMPLES = """\
   qarl config list
@@ -36,10 +35,8 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _list(_: argparse.Namespace) -> None:
-    folder = Path(str(resources.files("configs")))
-    for file in sorted(folder.glob("**/*.yaml")):
-        name = file.relative_to(folder).with_suffix("").as_posix()
-        print(f"{name:28s} {file.read_text().splitlines()[0].removeprefix('# ')}")
+    for name in shipped_names():
+        print(f"{name:28s} {config_path(name).read_text().splitlines()[0].removeprefix('# ')}")
 
 
 def _keys(_: argparse.Namespace) -> None:

@@ -21,6 +21,16 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     parser.add_argument("--dry-run", action="store_true", help="check the run and show its placement; start nothing")
+    said = parser.add_mutually_exclusive_group()
+    said.add_argument("--quiet", action="store_const", const="quiet", dest="verbosity", help="show warnings only")
+    said.add_argument(
+        "--verbose",
+        action="store_const",
+        const="verbose",
+        dest="verbosity",
+        help="show each step's phases and what the libraries log, and no live view",
+    )
+    parser.set_defaults(verbosity="normal")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         return dry_run(config)
     from launch.train import train  # late: torch and ray are slow to import, and a bad config needs neither
 
-    train(config)
+    train(config, (lambda line: None) if args.verbosity == "quiet" else print, args.verbosity)
     return 0
 
 

@@ -52,6 +52,19 @@ def only_writer(run_dir: Path, log: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def is_locked(run_dir: Path) -> bool:
+    """Whether a process on this machine is at work on the run in `run_dir`."""
+    file = run_dir.with_name(f".{run_dir.name}.lock")
+    if not file.is_file():
+        return False
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def unusable(path: Path, error: OSError | ValueError) -> ConfigError:
     """The error to raise when the file system refuses `path` before a run has started."""
     reason = (isinstance(error, OSError) and error.strerror) or error

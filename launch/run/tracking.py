@@ -7,17 +7,14 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TextIO
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
 from launch.run.alerts import Alerts
 from launch.run.files import write_whole
 from launch.run.tables import Decode, with_tokens
 from launch.run.tensorboard import TensorboardTracker
+from launch.run.terminal import SPEED, Terminal, Verbosity
 from launch.run.usage import usage
 from launch.run.wandb_run import WandbTracker
 from qarl.config.run import Config
@@ -31,12 +28,6 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 AUGMENT_FILE = "augment.jsonl"
 LAST_STEP = 10**12
-
-LOSS = "actor/loss"
-SPEED = "perf/tokens_per_s"
-"""Every step logs it."""
-FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
-"""When a step takes the sampler's log-probs for pi_prox, 0 shows that the learner computes the same."""
 
 
 class RunTracker(Tracker):
@@ -59,20 +50,13 @@ class RunTracker(Tracker):
         start_step: int,
         total_steps: int,
         decode: Decode | None = None,
+        verbosity: Verbosity = "normal",
     ) -> None:
-        self._total, self._run_dir, self._decode = total_steps, run_dir, decode
+        self._run_dir, self._decode = run_dir, decode
         self._trackers = list(_make(config, run_dir, start_step))
         self._rows_left = config.tracking.table_max_rows - _lines(run_dir / SAMPLES_FILE)
         self._alerts = Alerts(config)
-        self._console = Console()
-        self._bar: Progress | None = None
-        if config.tracking.progress and self._console.is_interactive:
-            step = TextColumn("step {task.completed}/{task.total}")
-            self._bar = Progress(
-                step, BarColumn(24), TextColumn("{task.description}"), console=self._console, refresh_per_second=2
-            )
-            self._task = self._bar.add_task("", total=total_steps, completed=start_step)
-        self._first: tuple[int, float] | None = None
+        self._terminal = Terminal(config.run.name, total_steps, start_step, verbosity, config.tracking.progress)
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +77,7 @@ class RunTracker(Tracker):
         for tracker in self._trackers:
             tracker.log(step, metrics)
         values = {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)}
-        self._show(step, values)
+        self._terminal.show(step, values)
         for title, text in self._alerts.observe(step, values):
             self.note(text, logging.WARNING)
             for tracker in self._trackers:
@@ -108,6 +92,11 @@ class RunTracker(Tracker):
         for tracker in self._trackers:
             tracker.table(step, name, rows)
 
+    def phase(self, name: str) -> None:
+        self._terminal.phase(name)
+        for tracker in self._trackers:
+            tracker.phase(name)
+
     def exported(self, files: Mapping[str, Path]) -> None:
         for tracker in self._trackers:
             tracker.exported(files)
@@ -117,43 +106,17 @@ class RunTracker(Tracker):
             tracker.augmented(step, outcomes)
 
     def note(self, line: str, level: int = logging.INFO) -> None:
-        """Log one line at `level`: print it, above the progress bar where there is one, and pass it to the trackers."""
+        """Log one line at `level`: show it in the terminal, and pass it to the trackers."""
         logging.getLogger(__name__).log(level, line)
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._terminal.note(line, level)
         for tracker in self._trackers:
             tracker.note(line)
 
     def close(self) -> None:
         """Restore the terminal and close the trackers. Call it in a `finally`; a second call does nothing."""
-        if self._bar is not None:
-            self._bar.stop()
+        self._terminal.close()
         while self._trackers:
             self._trackers.pop().close()
-
-    def _show(self, step: int, values: Mapping[str, float]) -> None:
-        overall = {n.removeprefix("eval/"): v for n, v in values.items() if n.startswith("eval/") and n.count("/") == 1}
-        if overall.get("mean_reward") == overall.get("pass@1"):  # no reward is a part
-            overall.pop("mean_reward", None)
-        if overall:
-            self.note(f"step {step}/{self._total}  held-out  " + "  ".join(f"{n} {v:.3f}" for n, v in overall.items()))
-        if SPEED in values:
-            line = f"{_describe(values)}  ETA {self._eta(step)}"
-            if self._bar is None:
-                self.note(f"step {step}/{self._total}  {line}")
-            else:
-                self._bar.update(self._task, completed=step, description=line)
-                # Started here, not in __init__: a failure before the first step cannot leave the cursor hidden.
-                self._bar.start()
-
-    def _eta(self, step: int) -> str:
-        """Time left at the mean pace since this process's first step, as h:mm:ss."""
-        now = time.monotonic()
-        if self._first is None or step <= self._first[0]:
-            self._first = self._first or (step, now)
-            return "-"
-        first_step, first_time = self._first
-        seconds = (now - first_time) / (step - first_step) * (self._total - step)
-        return str(timedelta(seconds=round(seconds)))
 
 
 class JsonlTracker(Tracker):
@@ -252,15 +215,3 @@ def _strict(value: Any) -> Any:
     if isinstance(value, list):
         return [_strict(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _describe(values: Mapping[str, float]) -> str:
-    names = {"reward/mean": "reward", "reward/accuracy": "accuracy"} if "reward/mean" in values else {LOSS: "loss"}
-    parts = [f"{label} {values[name]:.3f}" for name, label in names.items() if name in values]
-    if "mismatch/logp_abs_max" in values:
-        parts.append(f"|d log p| max {values['mismatch/logp_abs_max']:.2g}")
-    elif values.get(FIRST_RATIO) == 0:
-        parts.append("|d log p| max 0 of the first minibatch")
-    if SPEED in values:
-        parts.append(f"{values[SPEED]:,.0f} tokens/s")
-    return "  ".join(parts)

@@ -82,7 +82,7 @@ class WandbTracker(Tracker):
             about = {"format": name, "base_model": str(base), "run": self._config.run.name}
             artifact = wandb.Artifact(_artifact_name(f"{self._config.run.name}-{folder.name}"), "model", metadata=about)
             if self._config.tracking.upload_models:
-                artifact.add_dir(str(folder), skip_cache=True)
+                artifact.add_dir(str(folder), skip_cache=True, policy="immutable")
             else:
                 artifact.add_reference(folder.absolute().as_uri(), checksum=False)
             self._run.log_artifact(artifact, aliases=[name.replace(" ", "-")])

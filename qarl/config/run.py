@@ -126,7 +126,7 @@ class TrackingConfig(Node):
     alert_reward_drop: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
     """Alert when the mean reward of 8 steps has lost this share of its highest value; null never does."""
     progress: bool = True
-    """Progress bar in the terminal."""
+    """A live view of the run where the output is a terminal."""
 
     def contradictions(self) -> Iterator[str]:
         if "jsonl" not in self.trackers or len(set(self.trackers)) < len(self.trackers):

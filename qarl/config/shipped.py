@@ -10,3 +10,9 @@ def config_path(name: str, folder: str = "", beside: Path = Path()) -> Path:
     if path.suffix in {".yaml", ".yml"} or path.exists():
         return path
     return Path(str(files("configs"))) / folder / f"{name}.yaml"
+
+
+def shipped_names() -> list[str]:
+    """What `config_path` takes for the shipped configs, those of studies included."""
+    folder = Path(str(files("configs")))
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("**/*.yaml"))

@@ -285,6 +285,9 @@ class FakeTracker:
     def note(self, line: str) -> None:
         self.notes.append(line)
 
+    def phase(self, name: str) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -376,3 +377,26 @@ def test_a_reader_that_has_read_enough(command: str) -> None:
 def test_lengths_that_do_not_fit_are_refused(fail: Fail, model_dir: Path, option: str, value: str) -> None:
     Path("c.yaml").write_text(json.dumps({"model": {"path": str(model_dir)}, "task": {"kind": "sorting"}}))
     assert f"{option}: {value} exceeds" in fail("plan", "c.yaml", option, value, "--device", "h100")
+
+
+def complete(tmp_path: Path, line: str) -> set[str]:
+    """What a shell gets that asks to complete `line`."""
+    out = tmp_path / "completions"
+    asked = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SUPPRESS_SPACE": "1"}
+    env = os.environ | asked | {"_ARGCOMPLETE_STDOUT_FILENAME": str(out), "_ARGCOMPLETE_IFS": "\n"}
+    command = [sys.executable, "-m", "launch.cli"]
+    env["PYTHONPATH"] = str(SHIPPED.parent)
+    subprocess.run(command, env=env, cwd=tmp_path, timeout=60, check=True, stdout=subprocess.DEVNULL)
+    return set(out.read_text().split("\n"))
+
+
+def test_a_shell_completes_commands_options_and_configs(tmp_path: Path) -> None:
+    assert complete(tmp_path, "qarl re") == {"report"}
+    assert {"--quiet", "--verbose", "--dry-run"} <= complete(tmp_path, "qarl train --")
+    assert {"quickstart", "quickstart_augment"} <= complete(tmp_path, "qarl train quick")
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"qarl {metadata.version('qarl')}\n"

@@ -1,0 +1,52 @@
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+from launch.run.files import is_locked, only_writer
+
+
+def make(folder: Path, steps: int, rows: list[dict[str, Any]], age_s: float) -> None:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"train: {{steps: {steps}}}\nof_old: 1\n")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file in folder.iterdir():
+        os.utime(file, (time.time() - age_s,) * 2)
+
+
+def test_runs_are_listed_with_their_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"step": 0, "eval/pass@1": 0.25}, {"step": 3}, {"step": 4, "eval/pass@1": 0.5}]
+    make(tmp_path / "old", 4, rows, 7200)
+    (tmp_path / "old" / "summary.json").write_text("{}")
+    make(tmp_path / "studies" / "bands" / "arm", 9, [], 60)
+    make(tmp_path / "busy", 8, rows[:2], 5)
+    make(tmp_path / ".old.replaced-1", 4, rows, 1)
+    (tmp_path / "models").mkdir()
+    with only_writer(tmp_path / "busy", print):
+        assert main(["runs", str(tmp_path), "--json"]) == 0
+        assert is_locked(tmp_path / "busy")
+    assert not is_locked(tmp_path / "busy")
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    shown = [(run["name"], run["state"], run["step"], run["steps"], run["accuracy"]) for run in found]
+    assert shown == [
+        ("busy", "running", 3, 8, 0.25),
+        ("studies/bands/arm", "stopped", 0, 9, None),
+        ("old", "done", 4, 4, 0.5),
+    ]
+    assert 7200 <= found[2]["age_s"] < 7300
+    assert main(["runs", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    assert "studies/bands/arm" in table
+    assert "4/4" in table
+    assert "2:00:0" in table
+
+
+def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "no runs\n"
+    assert main(["runs", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: is no folder; name the folder that holds the runs" in capsys.readouterr().err

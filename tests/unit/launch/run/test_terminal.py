@@ -1,0 +1,99 @@
+import io
+import logging
+import math
+
+import pytest
+from rich.console import Console
+
+from launch.run import terminal
+from launch.run.terminal import PHASES, Terminal, sparkline
+
+STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0, "timing_s/sample": 0.5}
+
+
+def view(monkeypatch: pytest.MonkeyPatch, **env: str) -> tuple[Terminal, io.StringIO]:
+    """A run's terminal, and what it writes."""
+    out = io.StringIO()
+    made = Console(file=out, force_terminal=True, force_interactive=True, width=140, _environ=env)
+    monkeypatch.setattr(terminal, "Console", lambda: made)
+    return Terminal("mine", 9, 0, "normal", live=True), out
+
+
+def drawn(shown: Terminal) -> str:
+    console = Console(file=io.StringIO(), width=140)
+    console.print(shown)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, _ = view(monkeypatch)
+    assert "rollout workers: start 0 s   learner ranks: start 0 s   verifiers: wait" in drawn(shown)
+    for step, reward in enumerate((0.0, 0.5, 1.0), start=1):
+        shown.show(step, {**STEP, "reward/mean": reward})
+    shown.show(3, {"eval/pass@1": 0.25})
+    shown.note("worker 0 died", logging.WARNING)
+    shown.note("a fact")
+    shown.phase("update")
+    text = drawn(shown)
+    shown.close()
+    assert "mine" in text
+    assert "step 3/9" in text
+    assert "ETA 0:00:00" in text
+    assert "▁▅█  1" in text  # round(3.5) is 4
+    assert "accuracy" in text
+    assert "1,870" in text
+    assert "rollout workers: wait   learner ranks: update 0 s   verifiers: wait   driver: wait" in text
+    assert "! worker 0 died" in text
+    assert "a fact" not in text
+
+
+def test_the_driver_works_in_other_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, out = view(monkeypatch)
+    assert out.getvalue() == ""  # nothing is hidden before the first phase
+    shown.phase("pool")
+    assert "driver: pool 0 s" in drawn(shown)
+    shown.close()
+    shown.close()
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1
+    assert "pool" not in PHASES
+
+
+@pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colours_are_left_out_when_asked(monkeypatch: pytest.MonkeyPatch, env: dict[str, str], coloured: bool) -> None:
+    shown, out = view(monkeypatch, TERM="xterm-256color", **env)
+    shown.show(1, STEP)
+    shown.phase("sample")
+    shown.close()
+    assert ("\x1b[36m" in out.getvalue()) == coloured
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "lines"),
+    [
+        ("quiet", ["trouble"]),
+        ("normal", ["a fact", "trouble", "step 1/9  reward 0.500  |d log p| max 0  1,870 tokens/s  ETA -"]),
+        (
+            "verbose",
+            ["a fact", "trouble", "step 1/9  reward 0.500  |d log p| max 0  1,870 tokens/s  ETA -  sample 0.50s"],
+        ),
+    ],
+)
+def test_how_much_is_said(capsys: pytest.CaptureFixture[str], verbosity: terminal.Verbosity, lines: list[str]) -> None:
+    shown = Terminal("mine", 9, 0, verbosity, live=True)
+    logging.getLogger("a.library").warning("of a library")
+    shown.note("a fact")
+    shown.note("trouble", logging.WARNING)
+    shown.show(1, STEP)
+    shown.close()
+    logging.getLogger("a.library").warning("later")
+    said = capsys.readouterr()
+    assert said.out.splitlines() == lines
+    assert ("WARNING a.library: of a library" in said.err) == (verbosity == "verbose")
+    assert "later" not in said.err
+
+
+def test_a_sparkline_spans_its_values() -> None:
+    assert sparkline([0, 1, 2, 7]) == "▁▂▃█"
+    assert sparkline([5, 5]) == "▁▁"
+    assert sparkline([math.nan, 1, math.inf, 2]) == " ▁ █"
+    assert sparkline([]) == ""
