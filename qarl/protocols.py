@@ -1,6 +1,6 @@
 """What the training loop needs from its partners. A consumer of rollouts does not know where they were sampled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,8 +22,16 @@ class Engine(Protocol):
         """Version of the weights that the engine holds; -1 before the first load."""
         ...
 
-    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order."""
+    def add(self, requests: Mapping[int, SampleRequest]) -> None:
+        """Queue requests, all or none, under numbers that no running request has."""
+        ...
+
+    def step(self) -> dict[int, Sample]:
+        """Go on with every request by one token; returns the samples that are finished then, by number."""
+        ...
+
+    def abort(self, numbers: Iterable[int]) -> None:
+        """Forget those requests that still run."""
         ...
 
     def connect(self, channel: Channel) -> None:
@@ -37,8 +45,8 @@ class Engine(Protocol):
     def load(self, weights: WeightSource) -> None:
         """Load `weights`, all or nothing, and check that the engine holds them.
 
-        Raises PublicationError when the weights differ from their manifest, or the engine does not hold them after the
-        load; the engine then holds the previous version.
+        No request may be running. Raises PublicationError when the weights differ from their manifest, or the engine
+        does not hold them after the load; the engine then holds the previous version.
         """
         ...
 
@@ -61,15 +69,31 @@ class Prover(Protocol):
 
 
 class Fleet(Protocol):
-    """All rollout workers."""
+    """All rollout workers. A worker that dies is replaced, and its requests are sampled again with equal results."""
+
+    def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
+        """Ask for a sample per request; each group goes to one worker as a whole. Returns a number for each group."""
+        ...
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        """Groups that have finished since the last call, by number, with one sample per request, in order.
+
+        Waits at most `timeout_s` for the first one.
+        """
+        ...
+
+    def abort(self, numbers: Sequence[int]) -> None:
+        """Forget these groups of `submit`: `poll` does not return them."""
+        ...
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order. A worker that dies is replaced; the new worker answers its requests."""
+        """One sample per request, in order, before what else waits."""
         ...
 
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         """Give every worker `weights`, and let `prover` judge all workers; returns what `prover` returns.
 
+        Groups that workers have begun are finished first; those that still wait are sampled from the new weights.
         A worker that replaces another one later gets the same weights, and `prover` judges it before it samples.
         """
         ...

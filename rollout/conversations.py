@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -33,6 +34,24 @@ class ConversingFleet:
     ) -> None:
         self._fleet, self._environments, self._encoder = fleet, environments, encoder
         self._max_turns, self._max_model_len = max_turns, max_model_len
+        self._submitted: dict[int, Sequence[SampleRequest]] = {}
+        self._next = 0
+
+    def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
+        numbers = list(range(self._next, self._next + len(groups)))
+        self._next += len(groups)
+        self._submitted |= zip(numbers, groups, strict=True)
+        return numbers
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        """All groups that were submitted, whatever the time: rounds take the conversations of all of them."""
+        groups, self._submitted = self._submitted, {}
+        samples = iter(self.sample([request for group in groups.values() for request in group]))
+        return {number: list(islice(samples, len(group))) for number, group in groups.items()}
+
+    def abort(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self._submitted.pop(number, None)
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         """One conversation per request, in order."""

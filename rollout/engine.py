@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,27 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
+def _params(request: SampleRequest) -> Any:
+    """vLLM's parameters of a request, of which it gives the finished output only."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=request.temperature,
+        max_tokens=request.max_new_tokens,
+        seed=request.seed,
+        logprobs=0,
+        ignore_eos=request.ignore_eos,
+        skip_reading_prefix_cache=not request.reuse_cache,
+        stop=list(request.stop),
+        stop_token_ids=list(request.stop_token_ids),
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
 class VLLMEngine:
     """One vLLM engine. It starts without weights; the first `load` gives it some.
 
@@ -98,6 +119,7 @@ class VLLMEngine:
         self._worker, self._device, self._scheme = worker, device, scheme
         self._receives = config.transport != "object_store"
         self._held: WeightSource | None = None
+        self._running: dict[int, SampleRequest] = {}
         self._read_back_every, self._loads = config.read_back_every, 0
         if device == "cpu" and not distributed.is_initialized():
             # Else vLLM makes this group of one process itself, with a file in TMPDIR that nobody removes.
@@ -135,40 +157,43 @@ class VLLMEngine:
     def info(self) -> WorkerInfo:
         return WorkerInfo(self._worker, self._device, self._kernels, socket.gethostname(), os.getpid())
 
-    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order, with the log-probs of the distribution that it was drawn from.
+    def add(self, requests: Mapping[int, SampleRequest]) -> None:
+        """Queue requests, all or none; `step` gives each one's sample with its number.
 
         Raises RolloutError: no weights are loaded, or a prompt leaves no room in `max_model_len`.
         """
-        from vllm import SamplingParams
-
         if self._held is None:
             raise RolloutError("cannot sample before weights were loaded", where=f"rollout worker {self._worker}")
-        if not requests:
-            return []
-        params = [
-            SamplingParams(
-                temperature=r.temperature,
-                max_tokens=r.max_new_tokens,
-                seed=r.seed,
-                logprobs=0,
-                ignore_eos=r.ignore_eos,
-                skip_reading_prefix_cache=not r.reuse_cache,
-                stop=list(r.stop),
-                stop_token_ids=list(r.stop_token_ids),
-                top_p=r.top_p,
-                top_k=r.top_k,
-                min_p=r.min_p,
-            )
-            for r in requests
-        ]
-        prompts = [{"prompt_token_ids": list(r.prompt.token_ids)} for r in requests]
         try:
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            for number, request in requests.items():
+                (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": list(request.prompt.token_ids)}])
+                self._llm.llm_engine.add_request(str(number), prompt, _params(request))
+                self._running[number] = request
         except ValueError as error:  # a prompt that does not fit
+            self.abort(requests)
             what = first_line(error)
             raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len") from error
-        return [self._sample(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def step(self) -> dict[int, Sample]:
+        """Compute the next token of every running request; returns the samples that are finished then, by number."""
+        finished = [output for output in self._llm.llm_engine.step() if output.finished]
+        return {
+            number: self._sample(self._running.pop(number), output.outputs[0])
+            for number, output in ((int(output.request_id), output) for output in finished)
+        }
+
+    def abort(self, numbers: Iterable[int]) -> None:
+        """Forget those requests that still run."""
+        running = [number for number in numbers if self._running.pop(number, None)]
+        self._llm.llm_engine.abort_request([str(number) for number in running])
+
+    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        """One sample per request, in order. No request may be running. Raises RolloutError: as `add`."""
+        self.add(dict(enumerate(requests)))
+        samples: dict[int, Sample] = {}
+        while self._running:
+            samples |= self.step()
+        return [samples[number] for number in range(len(requests))]
 
     def score(self, samples: Sequence[Sample]) -> list[npt.NDArray[np.float32]]:
         """Log-probs (nats, temperature 1) of each response, with prompt and response prefilled at once.

@@ -1,7 +1,9 @@
 """All rollout workers: dispatch of requests, weights for every worker, replacement of dead workers."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import ray
@@ -14,6 +16,11 @@ from qarl.quant.scheme import QuantScheme
 from qarl.remote import deaths, get
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import WeightSource
+from rollout.dispatch import Dispatcher
+
+
+class _DeadWorkerError(Exception):
+    """Why a worker counts as dead."""
 
 
 class RayFleet:
@@ -25,7 +32,8 @@ class RayFleet:
     Args:
         make_actor: starts the actor of worker i (a handle of `RolloutWorker`) with an engine in a scheme, without
             waiting for it.
-        timeout_s: longest wait for one call.
+        capacity: unfinished requests below which a worker gets another group.
+        timeout_s: longest wait for one call, and for one group of those that a worker has.
         max_restarts: replacements before the run stops.
         log_dir: folder of the workers' logs, which messages name; None for no logs.
     """
@@ -35,6 +43,7 @@ class RayFleet:
         make_actor: Callable[[int, QuantScheme], Any],
         scheme: QuantScheme,
         num_workers: int,
+        capacity: int,
         timeout_s: float,
         max_restarts: int,
         log: Callable[[str], None],
@@ -45,6 +54,12 @@ class RayFleet:
         self._weights: WeightSource | None = None  # what a replacement gets, with whoever judges it
         self._prover: Prover | None = None
         self._actors = [make_actor(i, scheme) for i in range(num_workers)]
+        self._dispatcher = Dispatcher(num_workers, capacity)
+        self._requests: dict[int, Sequence[SampleRequest]] = {}  # by number of the group, until it is finished
+        self._calls: dict[Any, tuple[int, int]] = {}  # reference -> (group, worker that has it)
+        self._heard: dict[int, float] = {}  # when a worker last finished a group, or began to have any
+        self._finished: dict[int, list[Sample]] = {}
+        self._next = 0  # number of the next group
 
     @property
     def actors(self) -> list[Any]:
@@ -54,11 +69,42 @@ class RayFleet:
         """Each worker's own description; waits until all engines are up."""
         return self._on_each([("info", ())] * len(self._actors))
 
+    def submit(self, groups: Sequence[Sequence[SampleRequest]], first: bool = False) -> list[int]:
+        """Ask for groups, behind all that wait, or `first`; returns their numbers."""
+        numbers = list(range(self._next, self._next + len(groups)))
+        self._next += len(groups)
+        self._requests |= zip(numbers, groups, strict=True)
+        for number in reversed(numbers) if first else numbers:
+            self._dispatcher.add(number, len(self._requests[number]), first)
+        self._dispatch()
+        return numbers
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        """Finished groups by number; waits at most `timeout_s` for the first one.
+
+        Raises RolloutError: more workers died than `max_restarts`, or a worker failed.
+        """
+        self._dispatch()
+        self._advance(0.0 if self._finished else timeout_s)
+        finished, self._finished = self._finished, {}
+        return finished
+
+    def abort(self, numbers: Sequence[int]) -> None:
+        for ref in [ref for ref, (number, _) in self._calls.items() if number in numbers]:
+            del self._calls[ref]
+            ray.cancel(ref)
+        for number in numbers:
+            if self._finished.pop(number, None) is None:
+                self._forget(number)
+
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order. Raises RolloutError: more workers died than `max_restarts`."""
-        size = -(-len(requests) // len(self._actors))
-        chunks = [requests[i * size : (i + 1) * size] for i in range(len(self._actors))]
-        return [sample for chunk in self._on_each([("generate", (c,)) for c in chunks]) for sample in chunk]
+        """One sample per request, in order, before all that waits. Raises RolloutError: as `poll`."""
+        groups = [list(group) for _, group in groupby(requests, key=lambda request: request.prompt.id)]
+        numbers = self.submit(groups, first=True)
+        while not self._finished.keys() >= set(numbers):
+            self._dispatch()
+            self._advance(self._timeout_s)
+        return [sample for number in numbers for sample in self._finished.pop(number)]
 
     def receivers(self) -> list[Any]:
         """Handles of all workers, dead ones replaced, for new weights to be transferred to.
@@ -76,6 +122,8 @@ class RayFleet:
             PublicationError: a worker refused the weights and holds the previous ones, or `prover` refused a worker.
             RolloutError: more workers died than `max_restarts`.
         """
+        while self._calls:  # an engine takes weights when nothing runs
+            self._advance(self._timeout_s)
         self._weights, self._prover = None, None  # a worker that is replaced meanwhile gets the new ones
         self._on_each([("load", (weights,))] * len(self._actors))
         self._weights = weights
@@ -99,6 +147,41 @@ class RayFleet:
             ray.kill(actor)
         self._actors = []
 
+    def _dispatch(self) -> None:
+        """Give waiting groups to workers that have room."""
+        for number, worker in self._dispatcher.assign():
+            if self._dispatcher.given(worker) == [number]:
+                self._heard[worker] = monotonic()
+            self._calls[self._actors[worker].generate.remote(self._requests[number])] = number, worker
+
+    def _advance(self, timeout_s: float) -> None:
+        """Wait for a group to finish, at most `timeout_s`; take all that are finished, and replace dead workers."""
+        busy = {worker for _, worker in self._calls.values()}
+        if not busy:
+            return
+        left = min(self._heard[worker] for worker in busy) + self._timeout_s - monotonic()
+        ray.wait(list(self._calls), num_returns=1, timeout=max(0.0, min(timeout_s, left)))
+        ended, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+        faults: dict[int, str] = {}
+        for ref in ended:
+            number, worker = self._calls.pop(ref)
+            self._heard[worker] = monotonic()
+            try:
+                self._finished[number] = self._answer(worker, ref, "generate", None)
+            except _DeadWorkerError as fault:
+                faults[worker] = str(fault)
+            else:
+                self._forget(number)
+        for worker in busy:
+            if monotonic() > self._heard[worker] + self._timeout_s:
+                faults[worker] = f"did not answer generate within {self._timeout_s:g} s"
+        for worker, reason in faults.items():
+            self._replace(worker, reason)
+
+    def _forget(self, number: int) -> None:
+        del self._requests[number]
+        self._dispatcher.remove(number)
+
     def _on_each(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Run call i on worker i, all at once; results in order. A failed worker is replaced and called again."""
         refs = [getattr(actor, method).remote(*args) for actor, (method, args) in zip(self._actors, calls, strict=True)]
@@ -110,15 +193,20 @@ class RayFleet:
     def _result(self, worker: int, ref: Any, method: str, args: tuple[Any, ...]) -> Any:
         while True:
             try:
-                return get(ref, self._timeout_s)
-            except GetTimeoutError:
-                reason = f"did not answer {method} within {self._timeout_s:g} s"
-            except ActorError as error:
-                raise RolloutError(error.what, f"rollout worker {worker}, {method}", self._ending(worker)) from error
-            except deaths() as error:
-                reason = f"died during {method} ({type(error).__name__})"
-            self._replace(worker, reason)
+                return self._answer(worker, ref, method, self._timeout_s)
+            except _DeadWorkerError as fault:
+                self._replace(worker, str(fault))
             ref = getattr(self._actors[worker], method).remote(*args)
+
+    def _answer(self, worker: int, ref: Any, method: str, timeout_s: float | None) -> Any:
+        try:
+            return get(ref, timeout_s)
+        except GetTimeoutError as error:
+            raise _DeadWorkerError(f"did not answer {method} within {timeout_s:g} s") from error
+        except ActorError as error:
+            raise RolloutError(error.what, f"rollout worker {worker}, {method}", self._ending(worker)) from error
+        except deaths() as error:
+            raise _DeadWorkerError(f"died during {method} ({type(error).__name__})") from error
 
     def _ending(self, worker: int) -> str:
         return tail(log_file(self._log_dir, "worker", worker))
@@ -131,6 +219,8 @@ class RayFleet:
         reason = f"{reason}; {ending}" if ending else reason
         self._log(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
+        self._dispatcher.lose(worker)
+        self._calls = {ref: call for ref, call in self._calls.items() if call[1] != worker}
         self._actors[worker] = self._make_actor(worker, self._scheme)
         if self._weights is not None:
             self._call(worker, "load", self._weights)

@@ -1,9 +1,13 @@
 """The Ray actor around an engine."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from qarl.logs import redirect_output
 from qarl.protocols import Engine
@@ -12,10 +16,24 @@ from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import Channel, TransferStep, WeightSource
 
 LOG = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+@dataclass
+class _Group:
+    """Requests of one call of `generate`, numbered within the engine; `done` waits for all of their samples."""
+
+    numbers: range
+    done: "Future[list[Sample]]"
+    samples: dict[int, Sample] = field(default_factory=dict)
 
 
 class RolloutWorker:
     """One engine in its own process. The fleet makes a Ray actor of it.
+
+    One thread owns the engine. While requests run, it steps the engine again and again; what other calls need of the
+    engine, it does between two steps. So any number of calls can wait here at once. A call of `generate` that is
+    cancelled ends its requests.
 
     Args:
         make_engine: builds the engine, given the worker's number; runs in the actor's process.
@@ -33,27 +51,78 @@ class RolloutWorker:
     ) -> None:
         redirect_output(log_file)
         self._make_engine, self._worker, self._trace = make_engine, worker, trace
+        self._thread = ThreadPoolExecutor(1, "engine")
+        self._groups: list[_Group] = []
+        self._next = 0  # number of the next request
+
+    async def info(self) -> WorkerInfo:
+        return await self._between_steps(lambda: self._engine.info())
+
+    async def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
+        """One sample per request, in order."""
+        LOG.info("samples %d requests", len(requests))
+        done: Future[list[Sample]] = Future()
+        try:
+            await self._between_steps(lambda: self._begin(requests, done))
+            return await asyncio.wrap_future(done)
+        finally:
+            done.cancel()  # does nothing to a group that is done
+
+    async def connect(self, channel: Channel) -> None:
+        await self._between_steps(lambda: self._engine.connect(channel))
+
+    async def receive(self, step: TransferStep) -> None:
+        await self._between_steps(lambda: self._engine.receive(step))
+
+    async def load(self, weights: WeightSource) -> None:
+        LOG.info("loads weights version %d", weights.manifest.version)
+        await self._between_steps(lambda: self._load(weights))
+
+    # In the engine's thread
+
+    async def _between_steps(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.wrap_future(self._thread.submit(call))
 
     @cached_property
     def _engine(self) -> Engine:
         # Not in the constructor: Ray would hand its errors on as text, and their type is lost.
         return self._make_engine(self._worker)
 
-    def info(self) -> WorkerInfo:
-        return self._engine.info()
-
-    def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        LOG.info("samples %d requests", len(requests))
-        return self._engine.generate(requests)
-
-    def connect(self, channel: Channel) -> None:
-        self._engine.connect(channel)
-
-    def receive(self, step: TransferStep) -> None:
-        self._engine.receive(step)
-
-    def load(self, weights: WeightSource) -> None:
-        LOG.info("loads weights version %d", weights.manifest.version)
+    def _load(self, weights: WeightSource) -> None:
         self._engine.load(weights)
         if self._trace:
             self._trace.published(weights.manifest.version)
+
+    def _begin(self, requests: Sequence[SampleRequest], done: "Future[list[Sample]]") -> None:
+        group = _Group(range(self._next, self._next + len(requests)), done)
+        self._next = group.numbers.stop
+        self._engine.add(dict(zip(group.numbers, requests, strict=True)))
+        self._groups.append(group)
+        if len(self._groups) == 1:
+            self._step_soon()
+
+    def _step_soon(self) -> None:
+        """Step after the calls that wait already."""
+        self._thread.submit(self._step).add_done_callback(self._stepped)
+
+    def _step(self) -> None:
+        for group in [group for group in self._groups if group.done.cancelled()]:
+            self._engine.abort(group.numbers)
+            self._groups.remove(group)
+        finished = self._engine.step() if any(len(group.numbers) for group in self._groups) else {}
+        for group in list(self._groups):
+            group.samples |= {number: finished[number] for number in group.numbers if number in finished}
+            if len(group.samples) == len(group.numbers):
+                self._groups.remove(group)
+                if group.done.set_running_or_notify_cancel():
+                    group.done.set_result([group.samples[number] for number in group.numbers])
+
+    def _stepped(self, step: "Future[None]") -> None:
+        if error := step.exception():  # of every group alike: who knows what the engine still has of them
+            for group in self._groups:
+                self._engine.abort(group.numbers)
+                if group.done.set_running_or_notify_cancel():
+                    group.done.set_exception(error)
+            self._groups.clear()
+        if self._groups:
+            self._step_soon()

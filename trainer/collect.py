@@ -1,15 +1,17 @@
 """The groups of one step: draw prompts, sample responses, score them, and tell the pool the results.
 
-Dynamic sampling then draws again, in place of uninformative groups. The pool accepts results by prompt id in any order,
-so a draw need not end before the next one begins.
+Groups come as they finish, and are scored while others are still sampled. Dynamic sampling then draws again, in place
+of uninformative groups.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
-from statistics import fmean, pstdev
+from itertools import islice
+from statistics import fmean, median, pstdev
+from time import monotonic
 
 from qarl.advantages import has_variance
 from qarl.config.run import Config
@@ -24,6 +26,8 @@ from trainer.timer import Timer
 
 SMALLEST, LARGEST = 0.5, 2.0
 """Bounds of an allocated group's size, as multiples of `train.group_size`."""
+WAIT_S = 0.1
+"""Longest wait for a group before stragglers and scores are looked at."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,34 @@ class Group:
         return GroupResult(self.prompt_id, tuple(score.solved for score in self.scores), drawn_at)
 
 
+@dataclass
+class _Flight:
+    """A group from its draw until a step takes it."""
+
+    prompt: Prompt
+    drawn_at: int
+    started: float
+    seconds: float = math.inf
+    """How long it was sampled; infinite while it is."""
+    samples: list[Sample] = field(default_factory=list)
+    group: Group | None = None
+    """With its scores."""
+
+
 class Collector:
-    """Owns the order of draw, sample, score and observe."""
+    """Owns the order of draw, sample, score and observe. A thread scores: meanwhile groups go out to workers."""
 
     def __init__(
         self, config: Config, fleet: Fleet, rewards: RewardService, pool: Pool, augmenter: Augmenter | None
     ) -> None:
         self._config, self._fleet, self._rewards, self._pool = config, fleet, rewards, pool
         self._augmenter = augmenter
+        self._flights: dict[int, _Flight] = {}  # by number of the fleet's group, in the order of the draws
+        self._asked: dict[int, list[Sample]] = {}  # the augmenter's groups, likewise
+        self._unscored: list[_Flight] = []
+        self._thread = ThreadPoolExecutor(1, "scores")
+        self._scoring: tuple[list[_Flight], Future[list[Score]]] | None = None
+        self._stragglers = 0  # groups given back in this step
 
     def collect(self, step: int, timer: Timer) -> tuple[list[Group], list[Group]]:
         """All groups of `step`, and those to learn from; the pool gets the results of all.
@@ -70,6 +94,7 @@ class Collector:
         target, refills = config.train.prompts_per_step, config.train.dynamic_sampling
         groups: list[Group] = []
         used: list[Group] = []
+        self._stragglers = 0
         if self._augmenter:
             with timer("augment"):
                 self._augmenter.resolve_pending()
@@ -78,7 +103,8 @@ class Collector:
                 prompts = self._pool.draw(target - len(used), step)
             if turn and not prompts:
                 break
-            new = self._roll_out(prompts, step, timer, self._augmenter if turn == 0 else None)
+            self._submit(prompts, step, timer, self._augmenter if turn == 0 else None)
+            new = self._take(step, timer)
             with timer("pool"):
                 self._pool.observe([group.result(step) for group in new], step)
             groups += new
@@ -87,30 +113,86 @@ class Collector:
                 break
         return groups, used
 
-    def _roll_out(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> list[Group]:
-        sizes = self._sizes(prompts)
+    def metrics(self) -> dict[str, float]:
+        if self._config.rollout.stragglers.kind == "wait":
+            return {}
+        return {"train/stragglers": float(self._stragglers)}
+
+    def _submit(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> None:
         sampling, seed = self._config.rollout.sampling, partial(derive_seed, self._config.seed, "train", step)
         requests = [
-            sampling.request(prompt, seed(prompt.id, index))
-            for prompt, size in zip(prompts, sizes, strict=True)
-            for index in range(size)
+            [sampling.request(prompt, seed(prompt.id, index)) for index in range(size)]
+            for prompt, size in zip(prompts, self._sizes(prompts), strict=True)
         ]
         if augmenter:
             with timer("augment"):
-                requests += augmenter.requests(prompts, step)
+                requests += [[request] for request in augmenter.requests(prompts, step)]
+        numbers = self._fleet.submit(requests)
+        now = monotonic()
+        self._flights |= {number: _Flight(prompt, step, now) for number, prompt in zip(numbers, prompts, strict=False)}
+        self._asked = {number: [] for number in numbers[len(prompts) :]}
+
+    def _take(self, step: int, timer: Timer) -> list[Group]:
+        """The groups of the draw, in its order, as soon as all are scored."""
         with timer("sample"):
-            samples = self._fleet.sample(requests)
-        _check_versions(samples, step - 1)
-        if augmenter:
+            while not all(self._asked.values()) or not all(flight.samples for flight in self._due()):
+                self._advance()
+        _check_versions([s for samples in self._asked.values() for s in samples], step - 1)
+        if self._augmenter and self._asked:
             with timer("augment"):
-                augmenter.receive(samples[sum(sizes) :])
-        samples = samples[: sum(sizes)]
+                self._augmenter.receive([sample for samples in self._asked.values() for sample in samples])
+        self._asked = {}
         with timer("reward"):
-            scores = self._rewards.score(samples)
-        ends = list(accumulate(sizes))
-        return [
-            Group(samples[end - size : end], scores[end - size : end]) for end, size in zip(ends, sizes, strict=True)
-        ]
+            while self._scoring:
+                self._score(None)
+        taken, self._flights = list(self._flights.values()), {}
+        groups = [flight.group for flight in taken if flight.group]
+        _check_versions([sample for group in groups for sample in group.samples], step - 1)
+        return groups
+
+    def _due(self) -> list[_Flight]:
+        """The groups that the step waits for; stragglers are given back."""
+        late = self._late()
+        if late:
+            self._stragglers += len(late)
+            self._fleet.abort(late)
+            self._pool.abort([self._flights.pop(number).prompt.id for number in late])
+        return list(self._flights.values())
+
+    def _late(self) -> list[int]:
+        """Numbers of the groups that have been sampled for too long."""
+        rule, flights = self._config.rollout.stragglers, self._flights
+        if rule.kind == "wait" or not flights:
+            return []
+        limit = rule.after_s or rule.times_median * median(flight.seconds for flight in flights.values())
+        now = monotonic()
+        return [n for n, flight in flights.items() if not flight.samples and now - flight.started > limit]
+
+    def _advance(self) -> None:
+        """Wait a moment for groups to finish, and have them scored."""
+        for number, samples in self._fleet.poll(WAIT_S).items():
+            if number in self._asked:
+                self._asked[number] = samples
+                continue
+            flight = self._flights[number]
+            flight.samples, flight.seconds = samples, monotonic() - flight.started
+            self._unscored.append(flight)
+        self._score(0.0)
+
+    def _score(self, timeout_s: float | None) -> None:
+        """Take the scores, if they are there within `timeout_s`, and have all scored that has come in meanwhile."""
+        if self._scoring:
+            flights, scores = self._scoring
+            if not wait([scores], timeout_s).done:
+                return
+            rest = iter(scores.result())
+            for flight in flights:
+                flight.group = Group(flight.samples, list(islice(rest, len(flight.samples))))
+            self._scoring = None
+        if self._unscored:
+            flights, self._unscored = self._unscored, []
+            samples = [sample for flight in flights for sample in flight.samples]
+            self._scoring = flights, self._thread.submit(self._rewards.score, samples)
 
     def _sizes(self, prompts: Sequence[Prompt]) -> list[int]:
         size = self._config.train.group_size

@@ -133,7 +133,7 @@ class Trainer:
             if self._set_precision(step):
                 self._publish(step - 1)
             groups, used = self._collector.collect(step, timer)
-            metrics |= {**collection_metrics(groups, self._config), **self._pool.metrics()}
+            metrics |= {**collection_metrics(groups, self._config), **self._collector.metrics(), **self._pool.metrics()}
             if self._augmenter:
                 metrics |= self._augmenter.metrics()
                 self._tracker.augmented(step, self._augmenter.outcomes())

@@ -159,6 +159,18 @@ class PrecisionStage(Node):
     """As `rollout.group_size`."""
 
 
+class StragglersConfig(Node):
+    """Groups that are sampled for much longer than the others of their step."""
+
+    kind: Literal["wait", "return"] = "wait"
+    """`wait` for all groups, so that a step depends on its seeds alone. `return`: end them, learn from the others, and
+    give their prompts back to the pool; long responses are then seen less often."""
+    times_median: Annotated[float, Field(gt=1.0)] = 3.0
+    """A group is a straggler after this many times the median of its step's groups, once half of them are there."""
+    after_s: Seconds | None = None
+    """A time in seconds in place of `times_median`."""
+
+
 class RolloutConfig(Node):
     scheme: SchemeName = "w8a8_int8"
     """Format of the engine's linear layers (docs/quantization.md). `none`: full precision, for comparison."""
@@ -195,9 +207,11 @@ class RolloutConfig(Node):
     num_cpus_per_worker: CPUs = 1.0
     """CPUs that one worker reserves."""
     timeout_s: Seconds = 600.0
-    """A worker that does not answer within this time counts as dead."""
+    """A worker that finishes no group, or does not answer, within this time counts as dead."""
     max_restarts: Count = 3
     """How often a worker may be replaced in one run before the run stops."""
+    stragglers: StragglersConfig = StragglersConfig()
+    """What happens to groups that take much longer than others."""
     sampling: SamplingConfig = SamplingConfig()
     """How responses are drawn."""
 

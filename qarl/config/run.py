@@ -281,6 +281,8 @@ class Config(Node):
             )
         if self.pool.augment.per_step:
             yield "pool.augment.per_step: the policy writes no problems for an environment; set it to 0"
+        if self.rollout.stragglers.kind != "wait":
+            yield "rollout.stragglers.kind: conversations advance in rounds, all at once; set it to wait"
         if self.reward.components:
             yield "reward.components: the environment gives the reward; leave them out"
 

@@ -119,6 +119,27 @@ def test_equal_seeds_give_equal_samples_in_any_batch(engine: VLLMEngine, policy:
         assert np.array_equal(one.logprobs_T, other.logprobs_T)
 
 
+def test_requests_that_come_at_any_time_give_the_same_samples(engine: VLLMEngine, policy: Policy) -> None:
+    """Groups are added between steps while others run, and one is aborted."""
+    engine.load(publish(policy.model, SCHEME, 1))
+    asked = [dataclasses.replace(request, seed=seed) for request in requests(6, 40) for seed in range(4)]
+    together = engine.generate(asked)
+    samples: dict[int, Sample] = {}
+    for first in (20, 4, 8, 0, 16, 12):
+        engine.add({number: asked[number] for number in range(first, first + 4)})
+        for _ in range(first % 7):
+            samples |= engine.step()
+        if first == 16:
+            engine.abort([16, 17, 18, 19])
+    while len(samples) < 20:
+        samples |= engine.step()
+    assert sorted(samples) == [*range(16), *range(20, 24)]
+    for number, sample in samples.items():
+        assert sample.response_ids == together[number].response_ids
+        assert np.array_equal(sample.logprobs_T, together[number].logprobs_T)
+    engine.load(publish(policy.model, SCHEME, 2))  # nothing runs any more
+
+
 def test_stop_strings_and_ids_end_a_response_and_change_nothing_before(
     engine: VLLMEngine, policy: Policy, tiny_models: dict[str, Path]
 ) -> None:

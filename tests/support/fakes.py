@@ -7,7 +7,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -50,12 +51,14 @@ class FakeEngine:
         worker: its number.
         drift: added to every log-prob that it reports.
         faults: folder of files named by prompt id; a request for that prompt consumes the file and does what it says,
-            once: "die" (SIGKILL to this process) or "hang".
+            once: "die" (SIGKILL to this process), "bug" or "hang".
     """
 
     def __init__(self, worker: int = 0, drift: float = 0.0, faults: Path | None = None) -> None:
         self.worker, self.drift, self.faults = worker, drift, faults
         self.theta, self.version = 0.0, -1
+        self.steps = 0
+        self.running: dict[int, tuple[int, Sample]] = {}  # with the step at which it began
 
     def info(self) -> WorkerInfo:
         return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid())
@@ -67,11 +70,29 @@ class FakeEngine:
         raise NotImplementedError("weights come with `load` only")
 
     def load(self, weights: WeightSource) -> None:
+        assert not self.running, "a response would be of two versions"
         version = weights.manifest.version
         if weights.manifest.digest == BAD_DIGEST:
             raise PublicationError("theta differs from its digest", where=f"weights version {version}")
         ((tensor,),) = weights.buckets()
         self.theta, self.version = float(tensor.data[0]), version
+
+    def add(self, requests: Mapping[int, SampleRequest]) -> None:
+        self.running |= {number: (self.steps, self._sample(request)) for number, request in requests.items()}
+
+    def step(self) -> dict[int, Sample]:
+        """A token of each; a response is finished as soon as it has all of its own."""
+        self.steps += 1
+        finished = {}
+        for number, (begun, sample) in list(self.running.items()):
+            if self.steps - begun >= len(sample.response_ids):
+                finished[number] = sample
+                del self.running[number]
+        return finished
+
+    def abort(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self.running.pop(number, None)
 
     def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         return [self._sample(request) for request in requests]
@@ -94,6 +115,8 @@ class FakeEngine:
         order.unlink()
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "bug":
+            raise ZeroDivisionError("division by zero")
         time.sleep(1000)
 
 
@@ -106,6 +129,25 @@ class FakeFleet:
         self.loads: list[WeightSource] = []
         self.prover: Prover | None = None
         self.switches: list[QuantScheme] = []
+        self.finished: dict[int, list[Sample]] = {}
+        self._next = 0
+
+    def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
+        numbers = list(range(self._next, self._next + len(groups)))
+        self._next += len(groups)
+        samples = iter(self.sample([request for group in groups for request in group]))
+        self.finished |= {
+            number: list(islice(samples, len(group))) for number, group in zip(numbers, groups, strict=True)
+        }
+        return numbers
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        finished, self.finished = self.finished, {}
+        return finished
+
+    def abort(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            del self.finished[number]
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         self.requests.append(list(requests))

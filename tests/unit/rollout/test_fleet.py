@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import ray
 from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Sample, SampleRequest
+from rollout.dispatch import Dispatcher
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
 from tests.support.fakes import BAD_DIGEST, FakeEngine, FakeProver, make_prompts, make_weights, wait_until_gone
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 PROMPTS = make_prompts(6)
+CAPACITY = 64
 REQUESTS = [SampleRequest(prompt, seed=i, temperature=1.0, max_new_tokens=8) for i, prompt in enumerate(PROMPTS)]
 
 
@@ -28,7 +31,8 @@ class Fleet:
     def __init__(self, faults: Path, num_workers: int, timeout_s: float = 60.0, max_restarts: int = 3) -> None:
         self.faults, self.notes = faults, list[str]()
         self.spares: dict[int, Any] = {}
-        self.fleet = RayFleet(self._make_actor, QuantScheme(), num_workers, timeout_s, max_restarts, self.notes.append)
+        settings = (num_workers, CAPACITY, timeout_s, max_restarts)
+        self.fleet = RayFleet(self._make_actor, QuantScheme(), *settings, self.notes.append)
         self.prover = FakeProver(REQUESTS[:2])
         self.fleet.load(make_weights(1, theta=2.0), self.prover)
 
@@ -94,7 +98,7 @@ def test_samples_come_in_order_from_all_workers(make_fleet: MakeFleet) -> None:
     for count in (0, 1, 5, 6):
         samples = fleet.sample(REQUESTS[:count])
         assert content(samples) == expected(2.0, 1, REQUESTS[:count])
-    assert [sample.worker for sample in fleet.sample(REQUESTS)] == [0, 0, 0, 1, 1, 1]
+    assert [sample.worker for sample in fleet.sample(REQUESTS)] == [0, 1, 0, 1, 0, 1]
     assert made.load(2, theta=3.0) == [expected(3.0, 2, REQUESTS[:2])] * 2
     assert made.notes == []
 
@@ -111,7 +115,7 @@ def test_close_ends_the_processes(make_fleet: MakeFleet) -> None:
 def test_a_worker_killed_while_it_samples_is_replaced(make_fleet: MakeFleet) -> None:
     made = make_fleet(2)
     before = made.fleet.infos()
-    made.order("p4", "die")  # the second request of worker 1
+    made.order("p3", "die")  # the second request of worker 1
     assert content(made.fleet.sample(REQUESTS)) == expected(2.0, 1)
     [note] = made.notes
     assert note.startswith("rollout worker 1 died during generate")
@@ -138,7 +142,7 @@ class Refusal(FakeProver):
 def test_a_replacement_that_its_prover_refuses_stops_the_run(make_fleet: MakeFleet) -> None:
     made = make_fleet(2)
     made.fleet.load(make_weights(2), Refusal(REQUESTS[:2]))
-    made.order("p4", "die")
+    made.order("p3", "die")
     with pytest.raises(PublicationError, match=r"workers \[1\] differ at version 2"):
         made.fleet.sample(REQUESTS)
 
@@ -202,8 +206,9 @@ def test_refused_weights_reach_the_caller_as_they_were_raised(make_fleet: MakeFl
 
 def test_a_bug_in_a_worker_is_no_death(make_fleet: MakeFleet) -> None:
     made = make_fleet(1)
-    with pytest.raises(RolloutError, match="worker 0, generate: AttributeError: 'NoneType' object has no attribute"):
-        made.fleet.sample([None])  # type: ignore[list-item]
+    made.order("p0", "bug")
+    with pytest.raises(RolloutError, match="worker 0, generate: ZeroDivisionError: division by zero"):
+        made.fleet.sample(REQUESTS)
     assert made.notes == []
 
 
@@ -213,7 +218,9 @@ def test_an_engine_that_cannot_start_says_why() -> None:
 
     notes: list[str] = []
     actor = ray.remote(RolloutWorker).options(num_cpus=0)
-    fleet = RayFleet(lambda worker, _: actor.remote(no_kernel, worker), QuantScheme(), 1, 60.0, 3, notes.append)
+    fleet = RayFleet(
+        lambda worker, _: actor.remote(no_kernel, worker), QuantScheme(), 1, CAPACITY, 60.0, 3, notes.append
+    )
     with pytest.raises(KernelError) as caught:
         fleet.infos()
     fleet.close()
@@ -238,7 +245,7 @@ def test_a_dead_workers_log_is_named_and_its_last_line_shown(tmp_path: Path) -> 
         return actor.remote(lambda number: FakeEngine(number, faults=tmp_path), worker, log)
 
     log, notes = tmp_path / "worker-0.log", list[str]()
-    fleet = RayFleet(make_actor, QuantScheme(), 1, 60.0, 1, notes.append, tmp_path)
+    fleet = RayFleet(make_actor, QuantScheme(), 1, CAPACITY, 60.0, 1, notes.append, tmp_path)
     for prompt in ("p0", "p1"):
         (tmp_path / prompt).write_text("die")
     with pytest.raises(RolloutError) as caught:
@@ -246,5 +253,33 @@ def test_a_dead_workers_log_is_named_and_its_last_line_shown(tmp_path: Path) -> 
     fleet.close()
     for message in (caught.value.hint, notes[0]):
         assert f"its log {log} ends with: " in message
-        assert "INFO rollout.worker: samples 6 requests" in message
-    assert log.read_text().count("samples 6 requests") == 2  # the replacement appended
+        assert "INFO rollout.worker: samples 1 requests" in message
+    assert log.read_text().count("samples 1 requests") >= 2  # the replacement appended
+
+
+def test_groups_come_as_they_finish_and_aborted_ones_do_not(make_fleet: MakeFleet) -> None:
+    fleet = make_fleet(2).fleet
+    groups = [[replace(request, seed=seed) for seed in range(3)] for request in REQUESTS]
+    numbers = fleet.submit(groups)
+    fleet.abort(numbers[4:])
+    assert content(fleet.sample(REQUESTS[:2])) == expected(2.0, 1, REQUESTS[:2])  # others go on meanwhile
+    finished: dict[int, list[Sample]] = {}
+    while len(finished) < 4:
+        finished |= fleet.poll(60.0)
+    assert {number: content(samples) for number, samples in finished.items()} == {
+        number: expected(2.0, 1, group) for number, group in zip(numbers[:4], groups, strict=False)
+    }
+    assert all(len({sample.worker for sample in samples}) == 1 for samples in finished.values())
+    assert fleet.poll(0.0) == {}
+
+
+def test_weights_wait_for_what_runs_and_what_waits_gets_them(make_fleet: MakeFleet) -> None:
+    made = make_fleet(1)
+    made.fleet._dispatcher = Dispatcher(1, capacity=1)
+    first, second = made.fleet.submit([REQUESTS[:1], REQUESTS[1:2]])
+    made.load(2, theta=5.0)
+    finished: dict[int, list[Sample]] = {}
+    while len(finished) < 2:
+        finished |= made.fleet.poll(60.0)
+    assert content(finished[first]) == expected(2.0, 1, REQUESTS[:1])
+    assert content(finished[second]) == expected(5.0, 2, REQUESTS[1:2])

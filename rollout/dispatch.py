@@ -1,0 +1,57 @@
+"""Which worker samples which group."""
+
+from collections import deque
+from collections.abc import Iterator
+
+
+class Dispatcher:
+    """Groups wait here until a worker has room. They go out whole, so that their requests share the prompt's keys and
+    values, in order, and to the worker with the fewest unfinished requests.
+
+    A worker has room while it has fewer than `capacity` unfinished requests. What waits here goes to whichever worker
+    has room first, so that none is idle while groups wait.
+    """
+
+    def __init__(self, num_workers: int, capacity: int) -> None:
+        self._capacity = capacity
+        self._sizes: dict[int, int] = {}
+        self._waiting: deque[int] = deque()
+        self._given: list[list[int]] = [[] for _ in range(num_workers)]
+
+    def add(self, number: int, size: int, first: bool = False) -> None:
+        """Take in a group of `size` requests, behind all that wait, or `first`."""
+        self._sizes[number] = size
+        if first:
+            self._waiting.appendleft(number)
+        else:
+            self._waiting.append(number)
+
+    def assign(self) -> Iterator[tuple[int, int]]:
+        """(group, worker) for all groups that workers have room for."""
+        while self._waiting:
+            worker = min(range(len(self._given)), key=self.load)
+            if self.load(worker) >= self._capacity:
+                return
+            number = self._waiting.popleft()
+            self._given[worker].append(number)
+            yield number, worker
+
+    def load(self, worker: int) -> int:
+        """Unfinished requests of a worker."""
+        return sum(self._sizes[number] for number in self._given[worker])
+
+    def given(self, worker: int) -> list[int]:
+        """Groups that a worker has, oldest first."""
+        return list(self._given[worker])
+
+    def remove(self, number: int) -> None:
+        """A group is finished, or nobody wants it any more."""
+        del self._sizes[number]
+        for groups in (self._waiting, *self._given):
+            if number in groups:
+                groups.remove(number)
+
+    def lose(self, worker: int) -> None:
+        """A worker has died: its groups wait again, before all others."""
+        self._waiting.extendleft(reversed(self._given[worker]))
+        self._given[worker] = []

@@ -1,0 +1,95 @@
+"""The worker steps its engine by itself, and answers other calls between two steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from threading import Event
+
+import pytest
+
+from qarl.types import Sample, SampleRequest
+from rollout.worker import RolloutWorker
+from tests.support.fakes import FakeEngine, make_prompts, make_weights
+
+REQUESTS = [SampleRequest(prompt, i, 1.0, 4) for i, prompt in enumerate(make_prompts(4))]
+
+
+class Endless(FakeEngine):
+    """Requests of prompt p0 end when `end` is set, all others soon; `fail` makes the next step fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end, self.fail = Event(), False
+
+    def step(self) -> dict[int, Sample]:
+        if self.fail:
+            self.fail = False
+            raise ZeroDivisionError("division by zero")
+        held = {n: r for n, r in self.running.items() if r[1].prompt.id == "p0" and not self.end.is_set()}
+        for number in held:
+            del self.running[number]
+        finished = super().step()
+        self.running |= held
+        return finished
+
+
+def run(scenario: Callable[[RolloutWorker, Endless], Awaitable[None]]) -> None:
+    engine = Endless()
+
+    async def with_weights() -> None:
+        worker = RolloutWorker(lambda _: engine, 0)
+        await worker.load(make_weights(1, theta=2.0))
+        await asyncio.wait_for(scenario(worker, engine), 60)
+
+    asyncio.run(with_weights())
+
+
+async def begun(worker: RolloutWorker, engine: Endless, count: int) -> None:
+    while len(engine.running) < count:
+        await worker.info()
+
+
+def test_groups_finish_when_they_do_and_calls_are_answered_meanwhile() -> None:
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        slow = asyncio.create_task(worker.generate(REQUESTS[:1]))
+        await begun(worker, engine, 1)
+        assert [s.prompt.id for s in await worker.generate(REQUESTS[1:])] == ["p1", "p2", "p3"]
+        assert await worker.generate([]) == []
+        assert (await worker.info()).worker == 0
+        assert not slow.done()
+        engine.end.set()
+        assert [s.version for s in await slow] == [1]
+        await worker.load(make_weights(2, theta=3.0))
+        assert [s.version for s in await worker.generate(REQUESTS[:1])] == [2]
+
+    run(scenario)
+
+
+def test_a_cancelled_call_ends_its_requests_and_no_others() -> None:
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        first, second = (asyncio.create_task(worker.generate(REQUESTS[:1])) for _ in range(2))
+        await begun(worker, engine, 2)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        while len(engine.running) > 1:
+            await worker.info()
+        engine.end.set()
+        assert len(await second) == 1
+
+    run(scenario)
+
+
+def test_a_step_that_fails_fails_every_group_and_the_worker_goes_on() -> None:
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        calls = [asyncio.create_task(worker.generate(REQUESTS[:1])) for _ in range(2)]
+        await begun(worker, engine, 2)
+        engine.fail = True
+        for call in calls:
+            with pytest.raises(ZeroDivisionError):
+                await call
+        assert engine.running == {}
+        assert len(await worker.generate(REQUESTS[1:2])) == 1
+
+    run(scenario)
