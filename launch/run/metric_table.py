@@ -108,6 +108,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "problems that the policy wrote since the start, by their fate",
         ),
         ("train/groups_sampled", "count", "", "groups that dynamic sampling sampled in a step"),
+        ("train/stragglers", "count", "", "groups that took too long in a step, and were given back"),
         ("train/group_size_*", "responses", "", "smallest and largest group of a step"),
     ),
     "error tokens": (
