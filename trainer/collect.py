@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from statistics import fmean, median, pstdev
 from time import monotonic
 
@@ -55,7 +56,7 @@ class Group:
         return GroupResult(self.prompt_id, tuple(score.solved for score in self.scores), drawn_at)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flight:
     """A group from its draw until a step takes it."""
 
@@ -67,6 +68,15 @@ class _Flight:
     samples: list[Sample] = field(default_factory=list)
     group: Group | None = None
     """With its scores."""
+
+    @property
+    def version(self) -> int:
+        return self.samples[0].version
+
+    @property
+    def scored(self) -> Group:
+        assert self.group is not None
+        return self.group
 
 
 class Collector:
@@ -82,41 +92,64 @@ class Collector:
         self._unscored: list[_Flight] = []
         self._thread = ThreadPoolExecutor(1, "scores")
         self._scoring: tuple[list[_Flight], Future[list[Score]]] | None = None
-        self._stragglers = 0  # groups given back in this step
+        self._given_back = {"train/stragglers": 0, "train/too_old": 0}  # groups of this step
 
     def collect(self, step: int, timer: Timer) -> tuple[list[Group], list[Group]]:
         """All groups of `step`, and those to learn from; the pool gets the results of all.
 
         With `train.dynamic_sampling` only groups whose rewards differ are learned from (DAPO, arXiv 2503.14476,
-        section 3.2): `train.prompts_per_step` of them, or fewer when the draws or the pool run out.
+        section 3.2): `train.prompts_per_step` of them, or fewer when the draws or the pool run out. With
+        `train.max_staleness` the groups of later steps are drawn, too.
         """
-        config = self._config
-        target, refills = config.train.prompts_per_step, config.train.dynamic_sampling
+        train = self._config.train
+        target, refills = train.prompts_per_step, train.dynamic_sampling
+        ahead = target * min(train.steps_ahead, train.steps - step)
         groups: list[Group] = []
         used: list[Group] = []
-        self._stragglers = 0
+        self._given_back = dict.fromkeys(self._given_back, 0)
         if self._augmenter:
             with timer("augment"):
                 self._augmenter.resolve_pending()
         for turn in range(1 + refills):
             with timer("pool"):
-                prompts = self._pool.draw(target - len(used), step)
+                prompts = self._pool.draw(max(0, target - len(used) + ahead - len(self._flights)), step)
             if turn and not prompts:
                 break
             self._submit(prompts, step, timer, self._augmenter if turn == 0 else None)
-            new = self._take(step, timer)
+            new = self._take(target - len(used), step, timer)
             with timer("pool"):
-                self._pool.observe([group.result(step) for group in new], step)
-            groups += new
-            used += [group for group in new if not refills or has_variance(group.rewards)]
+                self._pool.observe([flight.scored.result(flight.drawn_at) for flight in new], step)
+            groups += [flight.scored for flight in new]
+            used += [flight.scored for flight in new if not refills or has_variance(flight.scored.rewards)]
             if len(used) == target:
                 break
         return groups, used
 
     def metrics(self) -> dict[str, float]:
-        if self._config.rollout.stragglers.kind == "wait":
-            return {}
-        return {"train/stragglers": float(self._stragglers)}
+        waits = self._config.rollout.stragglers.kind == "wait"
+        return {} if waits else {name: float(count) for name, count in self._given_back.items()}
+
+    def in_flight(self) -> list[tuple[str, int]]:
+        """Prompts that no step has taken, with the step of their draw."""
+        return [(flight.prompt.id, flight.drawn_at) for flight in self._flights.values()]
+
+    def resume(self, in_flight: Sequence[tuple[str, int]]) -> None:
+        """Sample again what was in flight when a checkpoint was written, from the weights of now."""
+        for drawn_at, of_draw in groupby(in_flight, key=itemgetter(1)):
+            prompts = self._pool.draw_again([prompt_id for prompt_id, _ in of_draw], drawn_at)
+            self._submit(prompts, drawn_at, Timer(), None)
+
+    def advance(self) -> bool:
+        """Wait a moment for groups to finish, and have them scored; False when nothing is sampled."""
+        for number, samples in self._fleet.poll(WAIT_S).items():
+            if number in self._asked:
+                self._asked[number] = samples
+                continue
+            flight = self._flights[number]
+            flight.samples, flight.seconds = samples, monotonic() - flight.started
+            self._unscored.append(flight)
+        self._score(0.0)
+        return not all(flight.samples for flight in self._flights.values())
 
     def _submit(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> None:
         sampling, seed = self._config.rollout.sampling, partial(derive_seed, self._config.seed, "train", step)
@@ -132,32 +165,42 @@ class Collector:
         self._flights |= {number: _Flight(prompt, step, now) for number, prompt in zip(numbers, prompts, strict=False)}
         self._asked = {number: [] for number in numbers[len(prompts) :]}
 
-    def _take(self, step: int, timer: Timer) -> list[Group]:
-        """The groups of the draw, in its order, as soon as all are scored."""
+    def _take(self, count: int, step: int, timer: Timer) -> list[_Flight]:
+        """The next `count` groups in the order of the draws, or as many as there are, as soon as all are scored."""
         with timer("sample"):
-            while not all(self._asked.values()) or not all(flight.samples for flight in self._due()):
-                self._advance()
-        _check_versions([s for samples in self._asked.values() for s in samples], step - 1)
-        if self._augmenter and self._asked:
+            due = self._due(count, step)
+            while not all(self._asked.values()) or not all(flight.samples for flight in due):
+                self.advance()
+                due = self._due(count, step)
+        asked, self._asked = [sample for samples in self._asked.values() for sample in samples], {}
+        if self._augmenter and asked:
+            self._check_versions(asked, step - 1)
             with timer("augment"):
-                self._augmenter.receive([sample for samples in self._asked.values() for sample in samples])
-        self._asked = {}
+                self._augmenter.receive(asked)
         with timer("reward"):
-            while self._scoring:
+            while not all(flight.group for flight in due):
                 self._score(None)
-        taken, self._flights = list(self._flights.values()), {}
-        groups = [flight.group for flight in taken if flight.group]
-        _check_versions([sample for group in groups for sample in group.samples], step - 1)
-        return groups
+        self._flights = {number: flight for number, flight in self._flights.items() if flight not in due}
+        return due
 
-    def _due(self) -> list[_Flight]:
-        """The groups that the step waits for; stragglers are given back."""
+    def _due(self, count: int, step: int) -> list[_Flight]:
+        """The groups that `step` waits for. Stragglers are not among them, nor groups that are too old."""
+        for flight in self._flights.values():
+            self._check_versions(flight.samples, step - 1)
+        limit = step - 1 - self._config.train.max_staleness
+        self._give_back("train/too_old", [n for n, f in self._flights.items() if f.samples and f.version < limit])
         late = self._late()
-        if late:
-            self._stragglers += len(late)
-            self._fleet.abort(late)
-            self._pool.abort([self._flights.pop(number).prompt.id for number in late])
-        return list(self._flights.values())
+        if self._config.rollout.stragglers.kind == "return":
+            self._give_back("train/stragglers", late)
+        due = [flight for number, flight in self._flights.items() if number not in late]
+        return (due or list(self._flights.values()))[:count]
+
+    def _give_back(self, why: str, numbers: Sequence[int]) -> None:
+        if not numbers:
+            return
+        self._given_back[why] += len(numbers)
+        self._fleet.abort([number for number in numbers if not self._flights[number].samples])
+        self._pool.abort([self._flights.pop(number).prompt.id for number in numbers])
 
     def _late(self) -> list[int]:
         """Numbers of the groups that have been sampled for too long."""
@@ -167,17 +210,6 @@ class Collector:
         limit = rule.after_s or rule.times_median * median(flight.seconds for flight in flights.values())
         now = monotonic()
         return [n for n, flight in flights.items() if not flight.samples and now - flight.started > limit]
-
-    def _advance(self) -> None:
-        """Wait a moment for groups to finish, and have them scored."""
-        for number, samples in self._fleet.poll(WAIT_S).items():
-            if number in self._asked:
-                self._asked[number] = samples
-                continue
-            flight = self._flights[number]
-            flight.samples, flight.seconds = samples, monotonic() - flight.started
-            self._unscored.append(flight)
-        self._score(0.0)
 
     def _score(self, timeout_s: float | None) -> None:
         """Take the scores, if they are there within `timeout_s`, and have all scored that has come in meanwhile."""
@@ -201,10 +233,12 @@ class Collector:
         spread_P = [self._pool.spread(prompt.id) for prompt in prompts]
         return allocate(spread_P, size * len(prompts), max(2, int(SMALLEST * size)), int(LARGEST * size))
 
-
-def _check_versions(samples: Sequence[Sample], version: int) -> None:
-    if stale := {sample.version for sample in samples} - {version}:
-        raise PublicationError(f"samples of weight versions {sorted(stale)} at version {version}")
+    def _check_versions(self, samples: Sequence[Sample], version: int) -> None:
+        """Raises PublicationError: samples of weights that the engines should not have."""
+        found = {sample.version for sample in samples}
+        in_turn = not self._config.train.max_staleness
+        if len(found) > 1 or any(one > version or (in_turn and one < version) for one in found):
+            raise PublicationError(f"samples of weight versions {sorted(found - {version})} at version {version}")
 
 
 def collection_metrics(groups: Sequence[Group], config: Config) -> dict[str, float]:

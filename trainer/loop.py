@@ -17,15 +17,17 @@ other processes, everything else runs here:
                  v
     publish    learner --weights--> fleet --probe samples--> learner --> proof                trainer/proof.py
 
-The next step samples from the new weights only: nothing is stale. Every `eval.every` steps an evaluation, and every
-`train.checkpoint_every` steps a checkpoint, comes between two steps.
+The next step samples from the new weights only: nothing is stale. With `train.max_staleness` groups of later steps are
+sampled while this one is learned, and are up to as many versions older than the learner. Every `eval.every` steps an
+evaluation, and every `train.checkpoint_every` steps a checkpoint, comes between two steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -42,11 +44,24 @@ from qarl.seeds import derive_seed
 from qarl.types import Prompt, TrainSequence
 from trainer.batches import batch_file, save_batch, update
 from trainer.checkpoint import CheckpointStore
-from trainer.collect import Collector, Group, collection_metrics
+from trainer.collect import WAIT_S, Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
 from trainer.proof import ExactnessProof, Probe
-from trainer.step import Record, at_sampled, build, error_tokens_of, split, table_row, with_prox, without_error_tokens
+from trainer.step import (
+    Record,
+    aligned_logprobs,
+    at_sampled,
+    build,
+    error_tokens_of,
+    split,
+    staleness_metrics,
+    table_row,
+    with_prox,
+    without_error_tokens,
+)
 from trainer.timer import Timer
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -90,6 +105,8 @@ class Trainer:
         self._proof = ExactnessProof(config, exact, tracker.note)
         self._probe = Probe(config, learner, heldout, self._proof)
         self._collector = Collector(config, fleet, rewards, pool, augmenter)
+        self._thread = ThreadPoolExecutor(1, "learner")
+        self._in_flight: list[tuple[str, int]] = []  # in the checkpoint that the run continues from
         self.progress = Progress()
 
     def resume(self, directory: str, state: Mapping[str, Any]) -> None:
@@ -109,6 +126,7 @@ class Trainer:
         if self._augmenter:
             self._augmenter.load_state_dict(state["augment"])
         self._learner.load(directory)
+        self._in_flight = state.get("in_flight", [])
         self.progress = progress
 
     def run(self) -> dict[str, float]:
@@ -116,6 +134,7 @@ class Trainer:
         config, progress = self._config, self.progress
         self._set_precision(progress.step)  # a resumed run may be in a later stage
         self._publish(progress.step)
+        self._collector.resume(self._in_flight)
         if not progress.eval_before:
             progress.eval_before = self._evaluate(config.eval.final_num_prompts)
         while progress.step < config.train.steps:
@@ -140,8 +159,9 @@ class Trainer:
             if not groups:
                 self._tracker.note(f"step {step} trains nothing: no prompt could be drawn, all rest or are retired")
             metrics |= self._learn(used, step, timer)
-            with timer("publish"):
-                metrics |= self._publish(step)
+            if self._publishes(step):
+                with timer("publish"):
+                    metrics |= self._publish(step)
         metrics |= self._advance(step, groups, timer)
         self._tracker.log(step, metrics)
 
@@ -168,15 +188,20 @@ class Trainer:
 
     def _prove(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
         """Give every record log pi_prox: the learner's, which the proof compares with the sampler's, or, once they are
-        proven equal, the sampler's."""
+        proven equal, the sampler's. A sample of older weights proves nothing: prox and sampler are two versions."""
         sampler = [record.sequence.sampler_logprobs_T for record in records]
-        if self._proof.trusts_sampler(step):
+        is_stale = any(record.sequence.version != step - 1 for record in records)
+        if not is_stale and self._proof.trusts_sampler(step):
             return with_prox(records, sampler), {}
         with timer("prox"):
-            prox = self._learner.score([record.sequence for record in records])
-        return with_prox(records, prox), self._proof.observe(
-            at_sampled(records, prox), at_sampled(records, sampler), step
-        )
+            prox = self._while_sampling(lambda: self._learner.score([record.sequence for record in records]))
+        metrics: dict[str, float] = {}
+        if own := [i for i, record in enumerate(records) if record.sequence.version == step - 1]:
+            pairs = ([values[i] for i in own] for values in (at_sampled(records, prox), at_sampled(records, sampler)))
+            metrics = self._proof.observe(*pairs, step)
+        if self._config.train.max_staleness:
+            metrics |= staleness_metrics(records, prox, step)
+        return with_prox(records, prox), metrics
 
     def _diagnose(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
         """Measure what the unaligned model would give, and error tokens, which `error_tokens.mode: mask` masks."""
@@ -186,8 +211,10 @@ class Trainer:
             count = min(len(records), self._config.mismatch.unaligned_sequences)
             chosen = Random(derive_seed(self._config.seed, "unaligned", step)).sample(records, count)
             with timer("unaligned"):
-                plain = self._learner.score([record.sequence for record in chosen], aligned=False)
-            sampler = [record.sequence.sampler_logprobs_T for record in chosen]
+                plain = self._while_sampling(
+                    lambda: self._learner.score([record.sequence for record in chosen], aligned=False)
+                )
+            sampler = [aligned_logprobs(record, step) for record in chosen]
             pairs = at_sampled(chosen, plain), at_sampled(chosen, sampler)
             unaligned = Mismatch.between(*pairs, self._config.mismatch.token_bounds)
             metrics |= unaligned.metrics("mismatch/unaligned_")
@@ -198,15 +225,32 @@ class Trainer:
         return records, metrics
 
     def _update(self, minibatches: list[list[TrainSequence]], step: int, timer: Timer) -> dict[str, Value]:
+        self._probe.learner_moved_on = True
         with timer("update"):
-            result = update(self._learner, minibatches, step)
+            result = self._while_sampling(lambda: update(self._learner, minibatches, step))
         deviation = result.first_minibatch_ratio_dev
         if deviation != 0:
             self._proof.reset(f"step {step}: the first minibatch has max |r_seq - 1| {deviation:.2e}")
         return result.all_metrics()
 
+    def _while_sampling(self, call: Callable[[], T]) -> T:
+        """The result of a call to the learner; with `train.max_staleness` groups are sampled and scored meanwhile."""
+        if not self._config.train.max_staleness:
+            return call()
+        result = self._thread.submit(call)
+        while not result.done():
+            if not self._collector.advance():
+                wait([result], WAIT_S)
+        return result.result()
+
+    def _publishes(self, step: int) -> bool:
+        """Whether engines get the weights of `step`: when samples would be too old else, and before evaluations."""
+        train = self._config.train
+        return step % train.publish_every == 0 or step % self._config.eval.every == 0 or step == train.steps
+
     def _publish(self, version: int) -> dict[str, float]:
         """Give every engine the learner's weights, and check them with a probe."""
+        self._probe.learner_moved_on = False
         gaps = self._fleet.load(self._learner.publish(version), self._probe)
         return {"mismatch/probe_logp_abs_max": float(np.max(list(gaps.values())))}
 
@@ -265,4 +309,6 @@ class Trainer:
         state = {"progress": vars(self.progress), "pool": self._pool.state_dict()}
         if self._augmenter:
             state["augment"] = self._augmenter.state_dict()
+        if self._config.train.max_staleness:
+            state["in_flight"] = self._collector.in_flight()
         self._checkpoints.save(self.progress.step, self._learner.save, state)

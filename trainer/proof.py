@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from qarl.config.run import Config
 from qarl.errors import AGAIN, MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
@@ -104,12 +106,17 @@ class ExactnessProof:
 
 
 class Probe:
-    """A `Prover`: samples a few held-out prompts on every worker, scores them with the learner; the proof judges."""
+    """A `Prover`: samples a few held-out prompts on every worker, scores them with the learner; the proof judges.
+
+    Once the learner has moved on from a version, a worker that is replaced must sample as those did that were judged.
+    """
 
     def __init__(self, config: Config, learner: Learner, prompts: Sequence[Prompt], proof: ExactnessProof) -> None:
         self._seed, self._rollout = config.seed, config.rollout
         self._learner, self._prompts, self._proof = learner, prompts[:PROBE_PROMPTS], proof
         self._first: int | None = None  # this process's first version
+        self._judged: Sequence[Sample] = ()  # a worker's samples that have passed
+        self.learner_moved_on = False  # whether the learner has updated since the publication
 
     def requests(self, version: int) -> list[SampleRequest]:
         if self._first is None:
@@ -123,6 +130,15 @@ class Probe:
         ]
 
     def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
+        if self.learner_moved_on:
+            gaps = {worker: _largest_gap(of_worker, self._judged) for worker, of_worker in samples.items()}
+        else:
+            gaps = self._compared_with_learner(samples)
+        self._proof.probe(gaps, version)
+        self._judged = next(iter(samples.values()))
+        return gaps
+
+    def _compared_with_learner(self, samples: Mapping[int, Sequence[Sample]]) -> dict[int, float]:
         sequences = {worker: [TrainSequence.of(s) for s in of_worker] for worker, of_worker in samples.items()}
         # Workers draw with the same seeds: the learner scores what they have in common once.
         different = {_ids(sequence): sequence for of_worker in sequences.values() for sequence in of_worker}
@@ -132,9 +148,19 @@ class Probe:
             learner = [scores[_ids(sequence)] for sequence in of_worker]
             sampler = [sequence.sampler_logprobs_T for sequence in of_worker]
             gaps[worker] = Mismatch.between(learner, sampler).abs_max
-        self._proof.probe(gaps, version)
         return gaps
 
 
 def _ids(sequence: TrainSequence) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return sequence.prompt_ids, sequence.response_ids
+
+
+def _largest_gap(samples: Sequence[Sample], others: Sequence[Sample]) -> float:
+    """max |d log p| of two answers to the same requests, up to the first token in which they differ; infinite when that
+    is the first one of a response."""
+    gaps = []
+    for one, other in zip(samples, others, strict=True):
+        pairs = enumerate(zip(one.response_ids, other.response_ids, strict=False))
+        same = next((n for n, (a, b) in pairs if a != b), min(len(one.response_ids), len(other.response_ids)))
+        gaps.append(np.abs(one.logprobs_T[:same] - other.logprobs_T[:same]).max() if same else np.inf)
+    return float(np.max(gaps))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from qarl.advantages import advantages, has_variance
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.run import Config
 from qarl.error_tokens import ErrorTokens, find_error_tokens
-from qarl.mismatch import Logprobs
+from qarl.mismatch import Logprobs, Mismatch
 from qarl.protocols import Cell, Row
 from qarl.types import Sample, Score, TrainSequence
 from trainer.collect import Group
@@ -63,6 +64,27 @@ def with_prox(records: Sequence[Record], prox: Sequence[Logprobs]) -> list[Recor
 def at_sampled(records: Sequence[Record], values: Sequence[Logprobs]) -> list[Logprobs]:
     """Of the response tokens of record i, whose values are `values[i]`, those that were sampled."""
     return [record.sequence.at_sampled(values_T) for record, values_T in zip(records, values, strict=True)]
+
+
+def aligned_logprobs(record: Record, step: int) -> Logprobs:
+    """What the policy before the update of `step` gives the record's tokens: by the sampler if it had these weights,
+    else by the learner."""
+    sequence, prox_T = record.sequence, record.sequence.prox_logprobs_T
+    return sequence.sampler_logprobs_T if prox_T is None or sequence.version == step - 1 else prox_T
+
+
+def staleness_metrics(records: Sequence[Record], prox: Sequence[Logprobs], step: int) -> dict[str, float]:
+    """How far the policies that sampled are from pi_prox, the policy before the update of `step`."""
+    ages = [step - 1 - record.sequence.version for record in records]
+    sampler = [record.sequence.sampler_logprobs_T for record in records]
+    between = Mismatch.between(at_sampled(records, prox), at_sampled(records, sampler))
+    return {
+        "staleness/age_mean": fmean(ages),
+        "staleness/age_max": float(max(ages)),
+        "staleness/k1_kl": between.k1,
+        "staleness/k3_kl": between.k3,
+        "staleness/ess": between.ess,
+    }
 
 
 def error_tokens_of(records: Sequence[Record], config: ErrorTokensConfig) -> list[ErrorTokens]:

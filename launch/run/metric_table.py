@@ -76,7 +76,12 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ("mismatch/unaligned_*", "", "", "the same statistics with the plain model as learner, for comparison"),
         ("mismatch/probe_logp_abs_max", "nats", "min", "largest |d log p| on the probe after a publication"),
     ),
-    "staleness": (("staleness/*", "", "", "how old the samples are that the update learns from"),),
+    "staleness": (
+        ("staleness/age_*", "versions", "", "how much older than the learner the samples of a step are"),
+        ("staleness/k1_kl", "nats", "", "KL(sampler || pi_prox), estimator k1"),
+        ("staleness/k3_kl", "nats", "", "KL(sampler || pi_prox), estimator k3"),
+        ("staleness/ess", "share", "", "effective sample size of the weights pi_prox / sampler"),
+    ),
     "quant": (
         ("quant/codes_changed", "share", "", "low-bit codes that an update changed"),
         ("quant/update_below_grid", "share", "", "weights that an update moved by less than half a grid step"),
@@ -109,6 +114,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ),
         ("train/groups_sampled", "count", "", "groups that dynamic sampling sampled in a step"),
         ("train/stragglers", "count", "", "groups that took too long in a step, and were given back"),
+        ("train/too_old", "count", "", "groups that were too old to learn from, and were given back"),
         ("train/group_size_*", "responses", "", "smallest and largest group of a step"),
     ),
     "error tokens": (

@@ -162,9 +162,10 @@ class PrecisionStage(Node):
 class StragglersConfig(Node):
     """Groups that are sampled for much longer than the others of their step."""
 
-    kind: Literal["wait", "return"] = "wait"
+    kind: Literal["wait", "return", "keep"] = "wait"
     """`wait` for all groups, so that a step depends on its seeds alone. `return`: end them, learn from the others, and
-    give their prompts back to the pool; long responses are then seen less often."""
+    give their prompts back to the pool; long responses are then seen less often. `keep`: a later step takes them, if
+    they are not older than `train.max_staleness` then; other groups fill their places."""
     times_median: Annotated[float, Field(gt=1.0)] = 3.0
     """A group is a straggler after this many times the median of its step's groups, once half of them are there."""
     after_s: Seconds | None = None

@@ -61,10 +61,25 @@ class TrainConfig(Node):
     dynamic_sampling: Count = 0
     """DAPO's dynamic sampling: other prompts replace groups of equal rewards, in at most this many further draws a
     step; 0 for none."""
+    max_staleness: Count = 0
+    """How many versions older than the learner's weights a sample may be. 0: sample and learn in turn. 1: one step off,
+    the next step's groups are sampled while this one's are learned. More: sampling runs further ahead, and engines get
+    weights less often (docs/architecture.md)."""
     checkpoint_every: PositiveInt = 20
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+
+    @property
+    def steps_ahead(self) -> int:
+        """Steps whose groups may be sampled while an earlier one is learned."""
+        return (self.max_staleness + 1) // 2
+
+    @property
+    def publish_every(self) -> int:
+        """Steps between publications: a group that is drawn just before one, and taken `steps_ahead` steps later, is
+        `max_staleness` versions old."""
+        return self.max_staleness + 1 - self.steps_ahead
 
 
 class EvalConfig(Node):
@@ -267,7 +282,22 @@ class Config(Node):
                 f"rollout.max_num_batched_tokens is {rollout.max_num_batched_tokens}"
             )
         yield from self._task_contradictions()
+        yield from self._staleness_contradictions()
         yield from self._environment_contradictions()
+
+    def _staleness_contradictions(self) -> Iterator[str]:
+        train, rollout = self.train, self.rollout
+        if rollout.stragglers.kind == "keep" and not train.max_staleness:
+            yield "rollout.stragglers.kind: a group that is kept becomes stale; set train.max_staleness, or return it"
+        for key, is_set in {
+            "train.dynamic_sampling": train.dynamic_sampling,
+            "pool.augment.per_step": self.pool.augment.per_step,
+            "rollout.schedule": rollout.schedule,
+            "environment.kind": self.environment.kind != "none",
+            "rollout.transport": rollout.transport != "object_store",
+        }.items():
+            if train.max_staleness and is_set:
+                yield f"{key}: works in turn with learning only; leave it at its default, or train.max_staleness at 0"
 
     def _environment_contradictions(self) -> Iterator[str]:
         if self.environment.kind == "none":

@@ -76,11 +76,14 @@ class Pool:
             self._gauges.refresh_step = step
             self.refresh()
         drawn = self._strategy.choose(n, step)
-        for record in drawn:
-            record.drawn_at = step
-            self._move(record, Status.IN_FLIGHT)
-            self._set_evictable(record, False)
-        return [record.prompt for record in drawn]
+        return [self._send(record, step) for record in drawn]
+
+    def draw_again(self, prompt_ids: Sequence[str], step: int) -> list[Prompt]:
+        """Put prompts in flight as at `step`, after `load_state_dict` has returned them. Raises KeyError: not here."""
+        records = [self._records[prompt_id] for prompt_id in prompt_ids]
+        for record in records:
+            self._strategy.remove(record)
+        return [self._send(record, step) for record in records]
 
     def observe(self, results: Sequence[GroupResult], step: int) -> None:
         """Record the rewards of prompts in flight, however many each has; the prompts then cool, or retire.
@@ -236,6 +239,12 @@ class Pool:
         self._release([record for record in records if record.status == Status.ABSENT])
         if self._config.capacity is not None:
             self._evictable.update(records)
+
+    def _send(self, record: Record, step: int) -> Prompt:
+        record.drawn_at = step
+        self._move(record, Status.IN_FLIGHT)
+        self._set_evictable(record, False)
+        return record.prompt
 
     def _ids(self, status: Status) -> list[str]:
         return sorted(prompt_id for prompt_id, record in self._records.items() if record.status == status)

@@ -51,9 +51,11 @@ class Run:
         exact: bool = True,
         kill_after: int | None = None,
         batches: Path | None = None,
+        fleet: FakeFleet | None = None,
+        learner: FakeLearner | None = None,
     ) -> None:
         self.fuse = Fuse(kill_after)
-        self.learner, self.fleet, self.tracker = FakeLearner(), FakeFleet(engines), FakeTracker()
+        self.learner, self.fleet, self.tracker = learner or FakeLearner(), fleet or FakeFleet(engines), FakeTracker()
         prompts, heldout = (DIGITS, HELDOUT_DIGITS) if config.pool.augment.per_step else (PROMPTS, HELDOUT)
         self.pool = Pool(prompts, config.pool, seed=1)
         self.augmenter = make_augmenter(config, TASK, self.pool, prompts, heldout)

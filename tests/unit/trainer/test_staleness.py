@@ -1,0 +1,174 @@
+"""Sampling runs ahead of learning: at any timing nothing is lost, doubled, too old or compared with wrong weights."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qarl.errors import ConfigError
+from qarl.protocols import Prover, UpdateResult
+from qarl.types import Sample, SampleRequest, TrainSequence
+from qarl.weights.source import PublishedWeights, WeightSource
+from tests.support.fakes import FakeFleet, FakeLearner, Killed, logprobs
+from tests.support.runs import GROUP, PROMPTS, Run, make_config
+from trainer.checkpoint import CheckpointStore
+
+few = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+class SlowFleet(FakeFleet):
+    """Groups begin and finish at random; weights wait for those that have begun, as in the real fleet."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._rng, self.waiting, self.begun = (
+            Random(seed),
+            dict[int, Sequence[SampleRequest]](),
+            dict[int, list[Sample]](),
+        )
+
+    def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
+        numbers = list(range(self._next, self._next + len(groups)))
+        self._next += len(groups)
+        self.waiting |= zip(numbers, groups, strict=True)
+        return numbers
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        for number in [n for n in self.waiting if self._rng.random() < 0.4]:
+            self.begun[number] = self.sample(self.waiting.pop(number))
+        for number in [n for n in self.begun if self._rng.random() < 0.4]:
+            self.finished[number] = self.begun.pop(number)
+        return super().poll(timeout_s)
+
+    def abort(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            for groups in (self.waiting, self.begun, self.finished):
+                groups.pop(number, None)  # type: ignore[attr-defined]
+
+    def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
+        self.finished |= self.begun
+        self.begun = {}
+        return super().load(weights, prover)
+
+
+class CheckedLearner(FakeLearner):
+    """Checks that what it learns from has pi_prox of its own weights, and log-probs of the sampler's version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thetas: dict[int, float] = {}
+
+    def publish(self, version: int) -> PublishedWeights:
+        self.thetas[version] = self.theta
+        return super().publish(version)
+
+    def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
+        for sequence in [sequence for minibatch in minibatches for sequence in minibatch]:
+            ids, prox_T = sequence.response_ids, sequence.prox_logprobs_T
+            assert prox_T is not None
+            np.testing.assert_array_equal(prox_T, logprobs(self.theta, ids))
+            np.testing.assert_array_equal(sequence.sampler_logprobs_T, logprobs(self.thetas[sequence.version], ids))
+        return super().update(minibatches)
+
+
+def stale_config(max_staleness: int, **sections: dict[str, Any]) -> Any:
+    train = {"steps": 6, "max_staleness": max_staleness, "checkpoint_every": 1} | sections.pop("train", {})
+    advantage = {"drop_zero_variance": False}
+    return make_config(train=train, advantage=advantage, mismatch={"proof_steps": 99}, **sections)
+
+
+def run_of(folder: Path, config: Any, seed: int, kill_after: int | None = None) -> Run:
+    return Run(folder, config, fleet=SlowFleet(seed), learner=CheckedLearner(), kill_after=kill_after)
+
+
+def check(run: Run, max_staleness: int) -> None:
+    """Version bounds, no doubled sample, and every drawn prompt either learned, given back or in flight."""
+    for step, minibatches in zip(run.steps("actor/updates"), run.learner.minibatches, strict=True):
+        versions = {sequence.version for minibatch in minibatches for sequence in minibatch}
+        assert {step - 1 - version for version in versions} <= set(range(max_staleness + 1))
+    seeds = [request.seed for requests in run.fleet.requests for request in requests if request.prompt in PROMPTS]
+    assert len(seeds) == len(set(seeds)), "a sample was asked for twice"
+    flights = [prompt_id for prompt_id, _ in run.trainer._collector.in_flight()]
+    assert sorted(flights) == sorted(set(flights)) == run.pool.state_dict()["in_flight"]
+    assert sum(record.visits for record in run.pool._records.values()) * GROUP == run.trainer.progress.rollouts
+
+
+@few
+@given(st.integers(0, 5), st.integers(0, 10**6), st.sampled_from(["wait", "keep", "return"]))
+def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind: str) -> None:
+    if kind == "keep" and not max_staleness:
+        kind = "wait"
+    config = stale_config(max_staleness, rollout={"stragglers": {"kind": kind, "after_s": 1e-3}})
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_of(Path(folder), config, seed)
+        run.trainer.run()
+    check(run, max_staleness)
+    if kind == "wait":
+        assert [len(m) for m in run.learner.minibatches] == [2] * 6
+        assert run.trainer.progress.rollouts == 6 * 4 * GROUP
+    ages = run.values("staleness/age_max")
+    assert len(ages) == (6 if max_staleness else 0) or kind == "return"
+    assert all(age <= max_staleness for age in ages)
+    assert run.values("mismatch/logp_abs_max") in ([], [0.0] * len(run.steps("mismatch/logp_abs_max")))
+
+
+@few
+@given(st.integers(1, 4), st.integers(0, 10**6), st.data())
+def test_a_killed_run_resumes_what_was_in_flight(max_staleness: int, seed: int, data: st.DataObject) -> None:
+    config = stale_config(max_staleness)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with contextlib.suppress(Killed):
+            run_of(folder, config, seed, kill_after=data.draw(st.integers(0, 250))).trainer.run()
+        saved = CheckpointStore(folder, 2).latest(print)
+        again = run_of(folder, config, seed + 1)
+        if saved:
+            again.trainer._publish(again.trainer.progress.step)
+            again.trainer._collector.resume(again.trainer._in_flight)
+            assert [list(flight) for flight in again.trainer._collector.in_flight()] == saved[1]["in_flight"]
+            assert again.pool.state_dict()["in_flight"] == saved[1]["pool"]["in_flight"]
+            again = run_of(folder, config, seed + 1)
+        again.trainer.run()
+        assert again.trainer.progress.step == 6
+        check(again, max_staleness)
+        assert again.trainer.progress.rollouts == 6 * 4 * GROUP
+
+
+def test_one_step_off_samples_the_next_step_while_this_one_is_learned(tmp_path: Path) -> None:
+    run = Run(tmp_path, stale_config(1), learner=CheckedLearner())
+    run.trainer.run()
+    versions = [{s.version for m in update for s in m} for update in run.learner.minibatches]
+    assert versions == [{0}, {0}, {1}, {2}, {3}, {4}]
+    assert run.values("staleness/age_mean") == [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert run.steps("mismatch/logp_abs_max") == [1]  # the only samples of the learner's own version
+    assert run.values("staleness/k3_kl")[0] == 0.0
+    assert any(value > 0 for value in run.values("staleness/k3_kl"))
+
+
+def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None:
+    run = Run(tmp_path, stale_config(4, eval={"every": 99}), learner=CheckedLearner())
+    run.trainer.run()
+    assert [weights.manifest.version for weights in run.fleet.loads] == [0, 3, 6]
+    assert max(run.values("staleness/age_max")) <= 4.0
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"train": {"max_staleness": 1, "dynamic_sampling": 2}}, "train.dynamic_sampling"),
+        ({"train": {"max_staleness": 1}, "environment": {"kind": "guess"}}, "environment.kind"),
+        ({"rollout": {"stragglers": {"kind": "keep"}}}, "rollout.stragglers.kind"),
+    ],
+)
+def test_what_works_in_turn_only_is_refused(sections: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        make_config(**sections)
