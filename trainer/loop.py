@@ -197,8 +197,8 @@ class Trainer:
             prox = self._while_sampling(lambda: self._learner.score([record.sequence for record in records]))
         metrics: dict[str, float] = {}
         if own := [i for i, record in enumerate(records) if record.sequence.version == step - 1]:
-            pairs = ([values[i] for i in own] for values in (at_sampled(records, prox), at_sampled(records, sampler)))
-            metrics = self._proof.observe(*pairs, step)
+            ours, theirs = at_sampled(records, prox), at_sampled(records, sampler)
+            metrics = self._proof.observe([ours[i] for i in own], [theirs[i] for i in own], step)
         if self._config.train.max_staleness:
             metrics |= staleness_metrics(records, prox, step)
         return with_prox(records, prox), metrics
@@ -306,7 +306,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._tracker.phase("checkpoint")
-        state = {"progress": vars(self.progress), "pool": self._pool.state_dict()}
+        state: dict[str, Any] = {"progress": vars(self.progress), "pool": self._pool.state_dict()}
         if self._augmenter:
             state["augment"] = self._augmenter.state_dict()
         if self._config.train.max_staleness:
