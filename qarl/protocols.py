@@ -90,6 +90,10 @@ class Fleet(Protocol):
         """One sample per request, in order, before what else waits."""
         ...
 
+    def busy_share(self) -> float:
+        """Share of the time since the last call in which workers had groups, averaged over them."""
+        ...
+
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         """Give every worker `weights`, and let `prover` judge all workers; returns what `prover` returns.
 

@@ -71,6 +71,9 @@ class ConversingFleet:
                 talks[index].add_turn(turn, is_last=number + 1 == self._max_turns)
         return [talk.sample() for talk in talks]
 
+    def busy_share(self) -> float:
+        return self._fleet.busy_share()
+
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         return self._fleet.load(weights, prover)
 

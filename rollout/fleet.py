@@ -58,6 +58,8 @@ class RayFleet:
         self._requests: dict[int, Sequence[SampleRequest]] = {}  # by number of the group, until it is finished
         self._calls: dict[Any, tuple[int, int]] = {}  # reference -> (group, worker that has it)
         self._heard: dict[int, float] = {}  # when a worker last finished a group, or began to have any
+        self._busy_since: dict[int, float] = {}  # workers that have groups
+        self._busy_s, self._counted_from = 0.0, monotonic()  # of all workers
         self._finished: dict[int, list[Sample]] = {}
         self._next = 0  # number of the next group
 
@@ -106,6 +108,13 @@ class RayFleet:
             self._advance(self._timeout_s)
         return [sample for number in numbers for sample in self._finished.pop(number)]
 
+    def busy_share(self) -> float:
+        now = monotonic()
+        busy_s = self._busy_s + sum(now - since for since in self._busy_since.values())
+        share = busy_s / (len(self._actors) * (now - self._counted_from))
+        self._busy_s, self._counted_from, self._busy_since = 0.0, now, dict.fromkeys(self._busy_since, now)
+        return share
+
     def receivers(self) -> list[Any]:
         """Handles of all workers, dead ones replaced, for new weights to be transferred to.
 
@@ -151,7 +160,7 @@ class RayFleet:
         """Give waiting groups to workers that have room."""
         for number, worker in self._dispatcher.assign():
             if self._dispatcher.given(worker) == [number]:
-                self._heard[worker] = monotonic()
+                self._heard[worker] = self._busy_since[worker] = monotonic()
             self._calls[self._actors[worker].generate.remote(self._requests[number])] = number, worker
 
     def _advance(self, timeout_s: float) -> None:
@@ -181,6 +190,8 @@ class RayFleet:
     def _forget(self, number: int) -> None:
         del self._requests[number]
         self._dispatcher.remove(number)
+        for worker in [worker for worker in self._busy_since if not self._dispatcher.given(worker)]:
+            self._busy_s += monotonic() - self._busy_since.pop(worker)
 
     def _on_each(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Run call i on worker i, all at once; results in order. A failed worker is replaced and called again."""
@@ -220,6 +231,7 @@ class RayFleet:
         self._log(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
         self._dispatcher.lose(worker)
+        self._busy_since.pop(worker, None)
         self._calls = {ref: call for ref, call in self._calls.items() if call[1] != worker}
         self._actors[worker] = self._make_actor(worker, self._scheme)
         if self._weights is not None:

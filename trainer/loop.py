@@ -62,6 +62,8 @@ from trainer.step import (
 from trainer.timer import Timer
 
 T = TypeVar("T")
+OF_LEARNER = ("prox", "unaligned", "update", "publish")
+"""Stages of a step in which the learner works."""
 
 
 @dataclass
@@ -295,6 +297,8 @@ class Trainer:
             "training/rollouts": float(progress.rollouts),
             "perf/tokens_per_s": tokens / seconds,
             "perf/sample_tokens_per_s": tokens / timer.seconds["sample"],
+            "perf/workers_idle": 1.0 - self._fleet.busy_share(),
+            "perf/learner_idle": 1.0 - sum(timer.seconds.get(name, 0.0) for name in OF_LEARNER) / seconds,
         }
 
     def _evaluate(self, num_prompts: int) -> dict[str, float]:

@@ -149,6 +149,9 @@ class FakeFleet:
         for number in numbers:
             del self.finished[number]
 
+    def busy_share(self) -> float:
+        return 0.5
+
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         self.requests.append(list(requests))
         return [self.engines[i % len(self.engines)].generate([r])[0] for i, r in enumerate(requests)]

@@ -89,6 +89,8 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
     for name in ("pool", "sample", "reward", "prox", "update", "publish"):
         assert run.steps(f"timing_s/{name}") == [1, 2, 3, 4]
     assert all(value > 0 for value in run.values("perf/tokens_per_s") + run.values("perf/sample_tokens_per_s"))
+    assert run.values("perf/workers_idle") == [0.5] * 4
+    assert all(0 <= share <= 1 for share in run.values("perf/learner_idle"))
     # Two workers by turns: half of each group is right.
     assert run.values("reward/mean") == [0.5] * 4
     assert run.values("reward/std") == [0.5] * 4
