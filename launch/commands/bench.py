@@ -1,4 +1,4 @@
-"""Measure whole steps, or one part: the prompt pool, losses, the learner's layers, publication, or GPU kernels."""
+"""Measure whole steps, modes of the loop, or one part: prompt pool, losses, layers, publication, or GPU kernels."""
 
 import argparse
 from importlib import import_module
@@ -11,6 +11,7 @@ EXAMPLES = """\
   qarl bench pool --sizes 10000 100000
   qarl bench learner --hidden 1024 --tokens 256
   qarl bench kernels
+  qarl bench loop long_sorter --steps 8
   qarl bench steps smollm2_chain_sum --settings '' learner.prox=recompute
   qarl bench e2e --configs quickstart --steps 5"""
 ROWS = [f"model.dtype={dtype}{rest}" for dtype in ("float32", "bfloat16") for rest in (" rollout.scheme=none", "")]
@@ -53,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stepping.add_argument("--steps", type=positive_int, default=3, help="measured steps of a run (default: 3)")
     common = "settings of all rows"
     stepping.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help=common)
+    loop = part("loop", "sampling in turn with learning, one step off, and up to four versions ahead", rounds=1)
+    loop.add_argument("config", help="a config file, or the name of a shipped one; best one of long-tailed lengths")
+    loop.add_argument("--steps", type=positive_int, default=8, help="measured steps of a run (default: 8)")
+    loop.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help="settings of all runs")
     e2e = part(
         "e2e", "whole steps beside TRL's GRPOTrainer, which it installs into an environment of its own", rounds=2
     )
