@@ -103,7 +103,7 @@ class RayFleet:
         """One sample per request, in order, before all that waits. Raises RolloutError: as `poll`."""
         groups = [list(group) for _, group in groupby(requests, key=lambda request: request.prompt.id)]
         numbers = self.submit(groups, first=True)
-        while not self._finished.keys() >= set(numbers):
+        while any(number in self._requests for number in numbers):
             self._dispatch()
             self._advance(self._timeout_s)
         return [sample for number in numbers for sample in self._finished.pop(number)]

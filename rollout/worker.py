@@ -75,6 +75,9 @@ class RolloutWorker:
         await self._between_steps(lambda: self._engine.receive(step))
 
     async def load(self, weights: WeightSource) -> None:
+        """Take weights as soon as nothing runs: a call that the fleet has cancelled may not have ended yet."""
+        while self._groups:
+            await self._between_steps(lambda: None)
         LOG.info("loads weights version %d", weights.manifest.version)
         await self._between_steps(lambda: self._load(weights))
 

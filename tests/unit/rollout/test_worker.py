@@ -75,8 +75,13 @@ def test_a_cancelled_call_ends_its_requests_and_no_others() -> None:
             await first
         while len(engine.running) > 1:
             await worker.info()
+        loading = asyncio.create_task(worker.load(make_weights(2)))
+        await worker.info()
+        assert engine.version == 1  # weights wait for what runs
         engine.end.set()
-        assert len(await second) == 1
+        assert [s.version for s in await second] == [1]
+        await loading
+        assert engine.version == 2
 
     run(scenario)
 
