@@ -57,7 +57,7 @@ def run(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Run]:
         env = engine_env("cpu", config.rollout)
         return actor(RolloutWorker, env).remote(partial(make_engine, config, folder, damage), worker)
 
-    fleet = RayFleet(make_actor, SCHEME, 2, 600.0, 3, notes.append)
+    fleet = RayFleet(make_actor, SCHEME, 2, 64, 600.0, 3, notes.append)
     rank = actor(Rank, learner_env("cpu", 1)).remote(config, "cpu", 0, 1, master, partial(make_weight_sender, "nccl"))
     yield Run(fleet, LearnerGroup([rank], transfer=fleet.receivers), damage, notes)
     ray.shutdown()
