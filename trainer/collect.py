@@ -151,6 +151,11 @@ class Collector:
         self._score(0.0)
         return not all(flight.samples for flight in self._flights.values())
 
+    def wait_for_scores(self) -> None:
+        """Until all that was sampled is scored: others may use the reward service then."""
+        while self._scoring:
+            self._score(None)
+
     def _submit(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> None:
         sampling, seed = self._config.rollout.sampling, partial(derive_seed, self._config.seed, "train", step)
         requests = [
@@ -178,8 +183,7 @@ class Collector:
             with timer("augment"):
                 self._augmenter.receive(asked)
         with timer("reward"):
-            while not all(flight.group for flight in due):
-                self._score(None)
+            self.wait_for_scores()
         self._flights = {number: flight for number, flight in self._flights.items() if flight not in due}
         return due
 

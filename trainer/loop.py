@@ -303,6 +303,7 @@ class Trainer:
 
     def _evaluate(self, num_prompts: int) -> dict[str, float]:
         self._tracker.phase("evaluate")
+        self._collector.wait_for_scores()
         prompts = self._heldout[:num_prompts]
         result = evaluate(self._fleet, self._rewards, prompts, self._config)
         self._tracker.log(self.progress.step, {f"eval/{name}": value for name, value in result.items()})
