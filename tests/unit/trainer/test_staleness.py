@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
+from threading import Lock
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ from hypothesis import strategies as st
 
 from qarl.errors import ConfigError
 from qarl.protocols import Prover, UpdateResult
-from qarl.types import Sample, SampleRequest, TrainSequence
+from qarl.types import Sample, SampleRequest, Score, TrainSequence
 from qarl.weights.source import PublishedWeights, WeightSource
-from tests.support.fakes import FakeFleet, FakeLearner, Killed, logprobs
+from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, Killed, logprobs
 from tests.support.runs import GROUP, PROMPTS, Run, make_config
 from trainer.checkpoint import CheckpointStore
 
@@ -80,6 +82,20 @@ class CheckedLearner(FakeLearner):
         return super().update(minibatches)
 
 
+class OneCaller(FakeRewards):
+    """Refuses a second caller at the same time, as the real service would have to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = Lock()
+
+    def score(self, samples: Sequence[Sample]) -> list[Score]:
+        assert self._lock.acquire(blocking=False), "two callers"
+        sleep(1e-3)
+        self._lock.release()
+        return super().score(samples)
+
+
 def stale_config(max_staleness: int, **sections: dict[str, Any]) -> Any:
     train = {"steps": 6, "max_staleness": max_staleness, "checkpoint_every": 1} | sections.pop("train", {})
     advantage = {"drop_zero_variance": False}
@@ -87,7 +103,8 @@ def stale_config(max_staleness: int, **sections: dict[str, Any]) -> Any:
 
 
 def run_of(folder: Path, config: Any, seed: int, kill_after: int | None = None) -> Run:
-    return Run(folder, config, fleet=SlowFleet(seed), learner=CheckedLearner(), kill_after=kill_after)
+    fleet, learner, rewards = SlowFleet(seed), CheckedLearner(), OneCaller()
+    return Run(folder, config, fleet=fleet, learner=learner, rewards=rewards, kill_after=kill_after)
 
 
 def check(run: Run, max_staleness: int) -> None:
