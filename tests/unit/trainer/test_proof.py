@@ -133,6 +133,20 @@ def test_a_probe_scores_equal_responses_once_and_each_worker_with_its_own_log_pr
     assert learner.scored == 2 * len(requests)
 
 
+def test_once_the_learner_has_moved_on_a_new_worker_must_sample_as_the_others_did() -> None:
+    learner = ScoringOnly()
+    probe = Probe(make_config(), learner, PROMPTS, Proof(exact=True))
+    requests = probe.requests(3)
+    judged = [drawn(request, gap=0.0) for request in requests]
+    assert probe.judge({0: judged}, 3) == {0: 0.0}
+    probe.learner_moved_on, scored = True, learner.scored
+    assert probe.judge({1: judged}, 3) == {1: 0.0}
+    for other in (drawn(requests[0], gap=1e-6), drawn(requests[0], gap=0.0, token=6)):
+        with pytest.raises(PublicationError, match="does not compute what was published"):
+            probe.judge({1: [other, *judged[1:]]}, 3)
+    assert learner.scored == scored
+
+
 def test_a_probe_is_long_at_first_and_in_every_nth_publication() -> None:
     config = make_config(rollout={"read_back_every": 3, "sampling": {"max_new_tokens": 20}})
     probe = Probe(config, ScoringOnly(), PROMPTS, Proof())
