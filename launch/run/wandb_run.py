@@ -1,5 +1,6 @@
 """A run's metrics, tables, alerts and models in Weights & Biases."""
 
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -122,7 +123,7 @@ def _start(config: Config, run_dir: Path, start_step: int) -> Any:
 
     id_file = run_dir / WANDB_ID_FILE
     if start_step == 0 or not id_file.is_file():
-        write_whole(id_file, secrets.token_hex(4))
+        write_whole(id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))  # the agent of a sweep sets it
     try:
         run = wandb.init(
             project=config.tracking.wandb_project,
