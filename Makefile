@@ -2,10 +2,10 @@
 SHELL := bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart real test lint clean
+.PHONY: help setup quickstart real test lint docs-check clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
 
 setup:  ## install everything into .venv (QARL_EXTRA=cpu|gpu overrides the choice)
 	@launch/setup.sh
@@ -25,6 +25,9 @@ lint: setup  ## ruff (rules and format) and mypy
 test: lint  ## lint, then the tests (slow ones: .venv/bin/pytest -m slow)
 	@echo "test: pytest, in two processes"
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+docs-check: setup  ## run the commands that README and docs show, in a fresh clone
+	@$(BIN)/python -m tests.docs_check $(ARGS)
 
 clean:  ## remove build artefacts and caches; runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

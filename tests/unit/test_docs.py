@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,13 @@ from launch.arguments import read_config
 from qarl.config.io import documentation, load_config
 from qarl.hooks import load_function
 from qarl.tasks import make_task
+from tests.support.pages import PAGES, ROOT, commands, rule_of
 
-ROOT = Path(__file__).parents[2]
 PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
-PAGES = sorted(page for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md") for page in ROOT.glob(pattern))
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 REPOSITORY_PATH = re.compile(r"`((?:qarl|rollout|trainer|rewards|launch|configs|docs|tests)/[a-z0-9_./-]*)`")
 INDEX_ROW = re.compile(r"\| (Where .*\?) \| `([^`]+)` \| `([^`]+)` \|")
 SYMBOL = re.compile(r"`([A-Za-z_]+)`")
-CODE = re.compile(r"^```\w*\n(.*?)^```|^ {4}([^\n]*)$", re.MULTILINE | re.DOTALL)
 CONFIG_KEY = re.compile(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`\s]*|: [^`]*)?`")
 YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHOWN_FILE = re.compile(r"^`([a-z0-9_.]+)`:\n\n```\w+\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -54,13 +51,6 @@ def defined_in(file: Path) -> set[str]:
     return found
 
 
-def commands(page: Path) -> Iterator[str]:
-    """Every `qarl ...` line of a code block, without its comment."""
-    for block in map("".join, CODE.findall(page.read_text())):
-        for line in block.splitlines():
-            yield from (part.strip() for part in line.partition(" #")[0].split(";") if part.strip().startswith("qarl "))
-
-
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_relative_links_resolve(page: Path) -> None:
     for link in LINK.findall(page.read_text()):
@@ -89,8 +79,12 @@ def test_config_keys_that_a_page_names_exist(page: Path) -> None:
 
 @pytest.mark.parametrize(("page", "command"), [(page, command) for page in PAGES for command in commands(page)])
 def test_commands_parse(page: Path, command: str) -> None:
-    """The parser, and for commands with a shipped config its settings; nothing is started."""
+    """The parser, and for commands with a shipped config its settings; nothing is started. `make docs-check` runs them,
+    as far as a rule says so."""
+    rule_of(command)
     words = shlex.split(command)[1:]
+    if not command.startswith("qarl "):
+        return
     args = cli._parser(words[0]).parse_args(words)
     shipped = ROOT / "configs" / f"{getattr(args, 'config', '')}.yaml"
     if getattr(args, "config", "") and shipped.is_file():

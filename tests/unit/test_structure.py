@@ -49,6 +49,7 @@ IMPORTERS_OF_PARTS = {
 }
 """Who imports these parts of `launch`, besides themselves and the commands."""
 TESTS_OF_SEVERAL = {
+    "launch/cluster/test_launch_files.py": "slurm.sbatch, cluster.yaml, kuberay.yaml and the Dockerfile",
     "launch/cluster/test_ray_messages.py": "a part of connect.py, with a Ray of its own",
     "launch/cluster/test_scripts.py": "ray_cluster.sh and the other scripts",
     "launch/tools/bench/test_bench.py": "compare, kernels, learner and publish: their tables",

@@ -1,0 +1,60 @@
+"""The commands that the pages show, and how far each can be tried."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(page for pattern in ("*.md", "docs/**/*.md", ".github/**/*.md") for page in ROOT.glob(pattern))
+CODE = re.compile(r"^```(?:bash|sh)?\n(.*?)^```|^ {4}([^\n]*)$", re.MULTILINE | re.DOTALL)
+PROGRAMS = ("qarl ", "make ", "python ", "pytest ", "launch/", "source ", "docker ", "kubectl ", "sbatch ", "ray ")
+SMALL = (
+    "train.steps=2 train.prompts_per_step=8 learner.minibatches=2 task.levels=[2,3] model.build.sft.steps=100 "
+    "eval.num_prompts=8 eval.final_num_prompts=8 eval.num_samples=2 run.dir=runs"
+)
+"""What makes a run of the sorting task short."""
+
+
+class Rule(NamedTuple):
+    """Commands that match `pattern` are run, with `change` after them, or are only parsed, or skipped, for a reason."""
+
+    pattern: str
+    kind: Literal["run", "parse", "skip"]
+    change: str = ""
+
+
+RULES = (
+    Rule(r"source |make setup|make lint|make test|make quickstart", "skip", "the check itself, or CI, does it"),
+    Rule(r"launch/ +", "skip", "a tree of folders"),
+    Rule(r"\S* ?.*(HEAD|CONFIG|MODEL|NAME|HOST|RUN|JOB)\b", "parse", "has a place for the reader's own"),
+    Rule(r"launch/cluster/ray_cluster\.sh ", "skip", "needs a cluster; pytest -m slow starts one"),
+    Rule(r"qarl (submit|up)|ray |sbatch |kubectl |docker ", "skip", "needs a cluster, a cloud or a container daemon"),
+    Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor)", "run"),
+    Rule(r"qarl train quickstart", "run", SMALL),
+    Rule(r"qarl train guess", "parse", "minutes"),
+    Rule(r"qarl (eval|export|report) runs/quickstart", "run"),
+    Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
+    Rule(r"python -m launch\.demo\.minimal", "run"),
+    Rule(r"pytest -q tests/unit", "run"),
+    Rule(r"pytest -m (gpu|slow)|python -m (venv|tests\.)", "skip", "run by name, for minutes"),
+)
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Every command of the code blocks of a page, without its comment."""
+    for block in map("".join, CODE.findall(page.read_text())):
+        for line in block.splitlines():
+            for part in line.partition(" #")[0].split(";"):
+                if part.strip().startswith(PROGRAMS):
+                    yield part.strip()
+
+
+def rule_of(command: str) -> Rule:
+    """The first rule for a command. Raises LookupError: there is none."""
+    for rule in RULES:
+        if re.match(rule.pattern, command):
+            return rule
+    raise LookupError(f"no rule in tests/support/pages.py for `{command}`")

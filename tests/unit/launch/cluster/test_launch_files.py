@@ -1,0 +1,147 @@
+"""The files that start runs elsewhere, each by its own schema, or with stand-ins for what is not here."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from launch.arguments import read_config
+from launch.cli import _parser
+
+ROOT = Path(__file__).parents[4]
+FILES = ROOT / "launch/cluster"
+STAND_INS = {
+    "bin/scontrol": 'case $1 in show) printf "n1\\nn2\\nn3\\n" ;; *) echo "scontrol $*" >>calls ;; esac',
+    "bin/srun": 'echo "srun $*" >>calls; echo "$(cat "$RAY_AUTH_TOKEN_PATH")" >>tokens; exec sleep 60',
+    ".venv/bin/python": """
+        cat >waiting.py
+        until [ "$(cat tokens | wc -l)" = 2 ]; do sleep 0.02; done 2>/dev/null
+        echo "python $*" >>calls
+        exit ${QARL_TEST_NODES:-0}""",
+    ".venv/bin/qarl": """
+        echo "qarl $*" >>calls
+        trap 'kill $!; exit 130' TERM
+        if [ -n "$QARL_TEST_SLOW" ]; then sleep 60 & wait; fi
+        exit ${QARL_TEST_CODE:-0}""",
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, str]:
+    """A folder with stand-ins, and the environment that Slurm gives to the batch script."""
+    for name, body in STAND_INS.items():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"#!/bin/bash\n{body}\n")
+        file.chmod(0o755)
+    slurm = {"SUBMIT_DIR": str(tmp_path), "JOB_ID": "412345", "JOB_NODELIST": "n[1-3]", "JOB_NUM_NODES": "3"}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path} | {f"SLURM_{name}": value for name, value in slurm.items()}
+
+
+def start(env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    command = ["bash", str(FILES / "slurm.sbatch"), *arguments]
+    return subprocess.Popen(command, env=env, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_slurm_starts_head_and_workers_and_then_the_run(job: dict[str, str]) -> None:
+    process = start(job, "quickstart", "task.prompt_template={question} = ")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    folder = Path(job["SLURM_SUBMIT_DIR"])
+    head, worker, waiting, run = sorted((folder / "calls").read_text().splitlines(), key=_order)
+    assert "--nodes=1 --nodelist=n1 ray start --block" in head
+    assert head.endswith("--head --port=22345 --include-dashboard=false")
+    assert "--nodes=2 --exclude=n1 ray start --block" in worker
+    assert worker.endswith("--address=n1:22345")
+    assert waiting == "python - n1:22345 3"
+    assert run == "qarl train quickstart task.prompt_template={question} =  cluster.address=n1:22345"
+    compile((folder / "waiting.py").read_text(), "waiting.py", "exec")
+    first, second = (folder / "tokens").read_text().split()
+    assert re.fullmatch("[0-9a-f]{64}", first)
+    assert first == second
+    assert first not in (folder / "calls").read_text() + output
+    assert list(folder.glob(".slurm-*")) == []  # the token
+
+
+def _order(call: str) -> int:
+    return ["--head", "--address=", "python", "qarl"].index(
+        next(word for word in ("python", "qarl", "--head", "--address=") if word in call)
+    )
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "requeued"),
+    [(signal.SIGUSR1, 130, ["scontrol requeue 412345"]), (signal.SIGTERM, 130, [])],
+)
+def test_slurm_queues_a_run_again_that_the_time_limit_interrupts(
+    job: dict[str, str], sent: signal.Signals, code: int, requeued: list[str]
+) -> None:
+    process = start({**job, "QARL_TEST_SLOW": "1"}, "quickstart")
+    calls = Path(job["SLURM_SUBMIT_DIR"]) / "calls"
+    while not calls.exists() or "qarl train" not in calls.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.2)  # the stand-in sets its trap
+    process.send_signal(sent)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert [line for line in calls.read_text().splitlines() if line.startswith("scontrol")] == requeued
+
+
+@pytest.mark.parametrize(
+    ("env", "arguments", "code"),
+    [({"QARL_TEST_CODE": "3"}, ["quickstart"], 3), ({"QARL_TEST_NODES": "1"}, ["quickstart"], 1), ({}, [], 2)],
+)
+def test_slurm_ends_with_the_code_of_what_failed(
+    job: dict[str, str], env: dict[str, str], arguments: list[str], code: int
+) -> None:
+    process = start(job | env, *arguments)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert "requeue" not in output
+    assert list(Path(job["SLURM_SUBMIT_DIR"]).glob(".slurm-*")) == []
+
+
+def test_the_ssh_cluster_has_rays_schema() -> None:
+    config = yaml.safe_load((FILES / "cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
+        assert "RAY_AUTH_MODE=token" in commands[-1]
+
+
+def test_the_job_of_kubernetes_is_a_run_that_parses() -> None:
+    """Its fields by hand: KubeRay's definition has a megabyte."""
+    job: dict[str, Any] = yaml.safe_load((FILES / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    spec = job["spec"]
+    words = spec["entrypoint"].split()
+    assert words.pop(0) == "qarl"
+    read_config(_parser(words[0]).parse_args(words))
+    cluster = spec["rayClusterSpec"]
+    assert cluster["rayVersion"] == "2.60.0"
+    assert f"ray[default]=={cluster['rayVersion']}" in (ROOT / "pyproject.toml").read_text()
+    assert cluster["authOptions"] == {"mode": "token"}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = group["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        [container] = pod["containers"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+
+
+def test_the_image_has_the_locked_versions_and_is_nobody_special() -> None:
+    text = (ROOT / "launch/docker/Dockerfile").read_text()
+    assert "launch/setup.sh" in text
+    assert text.index("USER 1000") < text.index("ENTRYPOINT")
+    assert "HEALTHCHECK" in text
+    assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
