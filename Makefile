@@ -2,7 +2,7 @@
 SHELL := bash
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart real test lint docs-check clean
+.PHONY: help setup quickstart real test lint docs-check site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -28,6 +28,10 @@ test: lint  ## lint, then the tests (slow ones: .venv/bin/pytest -m slow)
 
 docs-check: setup  ## run the commands that README and docs show, in a fresh clone
 	@$(BIN)/python -m tests.docs_check $(ARGS)
+
+site: setup  ## build the pages as a site, into build/site
+	@$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove build artefacts and caches; runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -347,3 +348,14 @@ def test_shipped_configs_are_unchanged_by_a_plan() -> None:
     before = config.model_dump()
     Planner(config, model_config(config), CPU).plan()
     assert config.model_dump() == before
+
+
+def test_the_page_of_recipes_shows_what_the_plan_says(run: Run, tmp_path: Path) -> None:
+    """One row; the others are made alike."""
+    [model, *_] = published(tmp_path, QWEN2_5_7B)[1:]
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    [row] = re.findall(r"^\| `(recipes/qwen2\.5_math_7b)` \| h100 \| (.*?) \| (.*?) \| (.*?) \|", page, re.MULTILINE)
+    for scheme, shown in zip(("w4a16", "w8a8_int8", "fp8_channel"), row[1:], strict=True):
+        code, plan, _ = run(row[0], model, f"rollout.scheme={scheme}", "--device", "h100")
+        assert code == 0
+        assert f" a training step is {shown}x as fast" in plan["verdict"][0]
