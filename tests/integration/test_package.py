@@ -35,7 +35,7 @@ def test_an_installed_package_trains(kind: str, tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", venv)
     [site] = venv.glob("lib/*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
-    run(venv / "bin/pip", "install", "--no-deps", "--no-index", "--no-build-isolation", package)
+    run(venv / "bin/pip", "install", "--ignore-installed", "--no-deps", package)
 
     assert run(venv / "bin/python", "-c", "import launch; print(launch.__file__)").startswith(str(site))
     assert "quickstart" in run(venv / "bin/qarl", "config", "list")

@@ -32,13 +32,14 @@ RULES = (
     Rule(r"\S* ?.*(HEAD|CONFIG|MODEL|NAME|HOST|RUN|JOB)\b", "parse", "has a place for the reader's own"),
     Rule(r"launch/cluster/ray_cluster\.sh ", "skip", "needs a cluster; pytest -m slow starts one"),
     Rule(r"qarl (submit|up)|ray |sbatch |kubectl |docker ", "skip", "needs a cluster, a cloud or a container daemon"),
-    Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor)", "run"),
+    Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor|runs|--version)", "run"),
     Rule(r"qarl train quickstart", "run", SMALL),
     Rule(r"qarl train guess", "parse", "minutes"),
     Rule(r"qarl (eval|export|report) runs/quickstart", "run"),
     Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
     Rule(r"python -m launch\.demo\.minimal", "run"),
     Rule(r"pytest -q tests/unit", "run"),
+    Rule(r"qarl ", "parse", "has no rule of its own"),
     Rule(r"pytest -m (gpu|slow)|python -m (venv|tests\.)", "skip", "run by name, for minutes"),
 )
 
