@@ -17,12 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launch.run.report import read_series
     from launch.run.resume import CONFIG_FILE
+    from launch.run.tracking import METRICS_FILE, read_log
     from launch.run.workspace import make_workspace, save
     from qarl.config.io import load_config
+    from qarl.errors import DataError
 
-    names = read_series(args.run_dir)
+    rows = read_log(args.run_dir / METRICS_FILE)
+    names = {name for row in rows for name, value in row.items() if not isinstance(value, dict)} - {"step", "time"}
+    if not names:
+        raise DataError("no metrics", str(args.run_dir / METRICS_FILE), "nothing has been logged yet")
     project = load_config(args.run_dir / CONFIG_FILE).tracking.wandb_project
     workspace = make_workspace(args.entity, project, names)
     if args.json:

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from launch.run.report import REPORT_FILE, SUMMARY_FILE, read_summary, render_summary, write_page, write_report
+    from launch.run.files import SUMMARY_FILE
+    from launch.run.report import REPORT_FILE, read_summary, render_summary, write_page, write_report
 
     ended = [(run_dir / SUMMARY_FILE).is_file() for run_dir in args.run_dirs]
     summaries = [read_summary(run_dir) if is_so else None for run_dir, is_so in zip(args.run_dirs, ended, strict=True)]

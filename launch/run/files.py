@@ -11,6 +11,9 @@ from pathlib import Path
 
 from qarl.errors import ConfigError
 
+SUMMARY_FILE = "summary.json"
+"""A run that has ended well has it."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that whoever reads it finds the old content or the new one, even after a loss of power."""

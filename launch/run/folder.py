@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launch.run.files import unusable, write_whole
-from launch.run.report import SUMMARY_FILE, read_summary
+from launch.run.files import SUMMARY_FILE, unusable, write_whole
+from launch.run.report import read_summary
 from launch.run.resume import CONFIG_FILE, INPUTS_FILE, START_OVER, changed_inputs, check_same_run
 from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, read_log
 from launch.run.wandb_run import WANDB_ID_FILE

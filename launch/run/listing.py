@@ -10,8 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 
-from launch.run.files import is_locked
-from launch.run.report import SUMMARY_FILE
+from launch.run.files import SUMMARY_FILE, is_locked
 from launch.run.resume import CONFIG_FILE
 from launch.run.tracking import METRICS_FILE, read_log
 from qarl.config.io import read_tree

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.run.curves import Series, draw_curves
-from launch.run.files import write_whole
+from launch.run.files import SUMMARY_FILE, write_whole
 from launch.run.page.build import PageRun, build_page
 from launch.run.resume import CONFIG_FILE
 from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, read_log
@@ -24,7 +24,6 @@ from qarl.errors import DataError
 from qarl.types import WorkerInfo
 from trainer.loop import Progress
 
-SUMMARY_FILE = "summary.json"
 CURVES_FILE = "curves.png"
 REPORT_FILE = "report.html"
 

@@ -14,7 +14,8 @@ from pydantic import Field
 
 from launch.preflight import with_counts
 from launch.run.curves import Series
-from launch.run.report import SUMMARY_FILE, read_series, read_summary
+from launch.run.files import SUMMARY_FILE
+from launch.run.report import read_series, read_summary
 from launch.run.resume import CONFIG_FILE, check_same_run
 from launch.run.tracking import METRICS_FILE
 from launch.tools.child import child
