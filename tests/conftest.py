@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 os.environ.update(
     {
@@ -82,3 +85,15 @@ def engine(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("engine")
     write_engine_config(folder, tiny_models["qwen3"], QuantScheme())
     return VLLMEngine(folder, RolloutConfig(max_model_len=768), QuantScheme(), "bfloat16", "cpu")
+
+
+@pytest.fixture
+def as_from_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In an empty folder, without the traceback switch; the handlers that `main` sets are taken back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(os.environ):  # `main` adds to it
+        os.environ.pop("QARL_TRACEBACK", None)
+        yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from qarl.config.io import load_config
 from qarl.config.run import Config
-from qarl.errors import ConfigError, ObjectiveError
+from qarl.errors import ObjectiveError
 from qarl.mismatch import Logprobs
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
 
@@ -43,7 +43,7 @@ def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
         *(
             "learner.max_tokens_per_micro_batch=64",
             "learner.optimizer.lr=1.0e-3",
-            "learner.optimizer.warmup_steps=0",
+            "learner.optimizer.warmup_steps=4",
             *more,
         ),
     ]
@@ -51,8 +51,7 @@ def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
 
 
 def start(config: Config) -> LearnerGroup:
-    master = ray.get(ray.remote(free_address).options(num_cpus=0).remote())
-    ranks = config.learner.num_ranks
+    master, ranks = free_address(), config.learner.num_ranks
     actor = ray.remote(LearnerRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
     return LearnerGroup([actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)])
 
@@ -122,7 +121,8 @@ def test_ranks_score_update_publish_save_and_load(
     # Ratios are measured before the first optimizer step: a second minibatch does not count.
     result = learner.update([with_prox(batch, prox)] * 2)
     assert result.first_minibatch_ratio_dev == 0.0
-    assert result.metrics["actor/seq_ratio_max_dev"] > 0
+    assert result.metrics["actor/seq_ratio_max_dev"] > 0  # the first step of the warm-up moves the weights already
+    assert result.metrics["actor/lr"] == pytest.approx((2.5e-4 + 5e-4) / 2)
     assert result.metrics["actor/grad_norm"] > 0
     assert 0 < result.metrics["quant/codes_changed"] < 1
     assert 0 < result.metrics["quant/update_below_grid"] <= 1
@@ -131,7 +131,8 @@ def test_ranks_score_update_publish_save_and_load(
     assert after.manifest.digest != publish(policy.model, scheme, 4).manifest.digest
 
     learner.save(str(tmp_path))
-    learner.update([with_prox(batch, prox)])
+    rates = [learner.update([with_prox(batch, prox)]).metrics["actor/lr"] for _ in range(3)]
+    assert rates == pytest.approx([7.5e-4, 1e-3, 1e-3])
     assert learner.publish(4).manifest.digest != after.manifest.digest
     learner.load(str(tmp_path))
     assert learner.publish(4).manifest.digest == after.manifest.digest
@@ -142,41 +143,6 @@ def test_ranks_score_update_publish_save_and_load(
     with torch.no_grad():  # no layer of the updated learner has kept what it laid out for its GEMM before
         alone_BT = policy(Batch.of(batch, torch.device("cpu"))).logprobs_BT
     assert all(np.array_equal(row, alone_BT[i, : len(row)].numpy()) for i, row in enumerate(updated))
-
-
-def test_warm_up_starts_at_its_first_share_and_is_what_is_logged(tiny_models: dict[str, Path]) -> None:
-    learner = start(config_of(tiny_models["qwen3"], 1, 1, "learner.optimizer.warmup_steps=4"))
-    batch = sequences(4)
-    prox = learner.score(batch)
-    before = learner.publish(0).manifest.digest
-    rates = []
-    for _ in range(6):
-        rates.append(learner.update([with_prox(batch, prox)]).metrics["actor/lr"])
-        assert learner.publish(0).manifest.digest != before
-    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
-    learner.close()
-
-
-def test_a_users_objective_trains_as_the_built_in_one(
-    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The function is a file that only the learner's process loads; here it is GSPO itself."""
-    (tmp_path / "mine.py").write_text(
-        "from qarl.config.objective import GSPOConfig\n"
-        "from qarl.objectives.tbpo import gspo\n\n\n"
-        "def loss(inputs, high): return gspo(inputs, GSPOConfig(seq_clip_ratio_high=high))\n"
-    )
-    mine = f"objective={{kind: custom, function: {tmp_path}/mine.py:loss, kwargs: {{high: 0.1}}}}"
-    digests = []
-    for objective in (("objective.kind=gspo", "objective.seq_clip_ratio_high=0.1"), (mine,)):
-        learner = start(config_of(tiny_models["qwen3"], 1, 1, *objective))
-        assert learner.update([parted(sequences(7), learner.score(sequences(7)))]).first_minibatch_ratio_dev > 0
-        digests.append(learner.publish(1).manifest.digest)
-        learner.close()
-    assert digests[0] == digests[1]
-    (tmp_path / "mine.py").unlink()
-    with pytest.raises(ConfigError, match=r"objective\.function: no such file"):
-        start(config_of(tiny_models["qwen3"], 1, 1, mine))
 
 
 def parted(batch: list[TrainSequence], scores: list[Logprobs]) -> list[TrainSequence]:
@@ -210,7 +176,7 @@ def test_update_does_not_depend_on_ranks_or_micro_batches(
     micro-batch, a bonus and a penalty (k1: its value is 0 at first, its gradient is not)."""
     before = load_file(tiny_models["qwen3"] / "model.safetensors")
     batch, found, steps = sequences(7), [], []
-    for ranks, size in ((1, 1000), (1, 64), (2, 64)):
+    for ranks, size in ((1, 1000), (2, 64)):
         more = (f"learner.max_tokens_per_micro_batch={size}", f"model.dtype={dtype}", *objective)
         more += ("objective.kl_coef=0.5", "objective.kl_estimator=k1", "objective.entropy_coef=0.1")
         learner = start(config_of(tiny_models["qwen3"], 1, ranks, *more))
@@ -231,8 +197,7 @@ def test_update_does_not_depend_on_ranks_or_micro_batches(
         steps.append(torch.cat([(after[name].float() - before[name].float()).flatten() for name in before]))
     # bfloat16 rounds each micro-batch's gradient once; their sum is kept in float32.
     norms, losses = ([metrics[f"actor/{name}"] for metrics in found] for name in ("grad_norm", "loss"))
-    assert norms[1:] == pytest.approx([norms[0]] * 2, rel=1e-4 if dtype == "float32" else 1e-2)
-    assert losses[1:] == pytest.approx([losses[0]] * 2, abs=1e-6)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4 if dtype == "float32" else 1e-2)
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     # Adam's first step is nearly the sign of each gradient: those near 0 may fall on either side.
-    for step in steps[1:]:
-        assert (step - steps[0]).norm() < (1e-3 if dtype == "float32" else 0.1) * steps[0].norm()
+    assert (steps[1] - steps[0]).norm() < (1e-3 if dtype == "float32" else 0.1) * steps[0].norm()

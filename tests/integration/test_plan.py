@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import torch
 
 from launch.preflight import model_config
@@ -36,19 +37,17 @@ def test_kv_cache_is_the_engines(engine: VLLMEngine, tiny_models: dict[str, Path
     assert planned.tokens == cache.num_gpu_blocks * cache.block_size
 
 
-class CountingRank(LearnerRank):
-    """A rank that says what it holds before each optimizer step and afterwards."""
-
-    def held(self) -> tuple[int, int]:
-        """Bytes before the second optimizer step, when moments and gradients are there, and after it."""
-        seen: list[int] = []
-        step = self._engine.step
-        self._engine.step = lambda: (seen.append(live_bytes()), step())
-        none = np.zeros(3, np.float32)
-        minibatch = [TrainSequence((4, 5, 6), (7, 8, 9), none, (-1.0) ** i, prox_logprobs_T=none) for i in range(4)]
-        self.score(minibatch)
-        self.update([minibatch] * 2)
-        return seen[1], live_bytes()
+def held_bytes(config: Config, number: int, ranks: int, master: str) -> tuple[int, int]:
+    """What a rank holds before its second optimizer step, when moments and gradients are there, and after it."""
+    rank, seen = LearnerRank(config, "cpu", number, ranks, master), list[int]()
+    rank.start()
+    step = rank._engine.step
+    rank._engine.step = lambda: (seen.append(live_bytes()), step())
+    none = np.zeros(3, np.float32)
+    minibatch = [TrainSequence((4, 5, 6), (7, 8, 9), none, (-1.0) ** i, prox_logprobs_T=none) for i in range(4)]
+    rank.score(minibatch, aligned=True)
+    rank.update([minibatch] * 2)
+    return seen[1], live_bytes()
 
 
 def live_bytes() -> int:
@@ -77,19 +76,18 @@ def config_of(model: Path, stage: int, ranks: int, dtype: str) -> Config:
         pytest.param(2, 2, "float32", marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_holds_what_is_planned(stage: int, ranks: int, dtype: str, tiny_models: dict[str, Path]) -> None:
+def test_a_rank_holds_what_is_planned(
+    stage: int, ranks: int, dtype: str, tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(tiny_models["qwen3"], stage, ranks, dtype)
     planner = Planner(config, model_config(config), CPU)
     planned, codes = planner.plan().learner[stage], planner._variant(scheme_at(config.rollout, 1)).packed_bytes
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
-    try:
-        master = ray.get(ray.remote(free_address).options(num_cpus=0).remote())
-        actor = ray.remote(CountingRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
-        actors = [actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)]
-        ray.get([rank.start.remote() for rank in actors])
-        before, after = ray.get([rank.held.remote() for rank in actors])[0]
-    finally:
-        ray.shutdown()
+    for name, value in learner_env("cpu", 1).items():
+        monkeypatch.setenv(name, value)
+    with ProcessPoolExecutor(ranks, get_context("spawn")) as processes:
+        master = free_address()
+        found = [processes.submit(held_bytes, config, rank, ranks, master) for rank in range(ranks)]
+        before, after = found[0].result(timeout=300)
     held = planned.weights + planned.masters + planned.optimizer
     kept_bucket = BUCKET * (2 if dtype == "bfloat16" else 4) if stage == 3 else 0
     accumulators = 2 * planned.gradients // 3 if (stage, dtype) == (1, "bfloat16") else 0

@@ -1,4 +1,8 @@
-"""A real rollout actor, killed in mid-generation: the step finishes with the samples it would have had."""
+"""A real rollout actor, killed in mid-generation: the step finishes with the samples it would have had.
+
+Slow, since two others show it together: tests/unit/rollout/test_fleet.py with small engines, and
+`test_deaths_and_interrupts_do_not_change_the_run` with a real run.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +30,7 @@ from rollout.fleet import RayFleet
 from tests.support.fakes import FakeProver
 from trainer.policy import Policy
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qarl.errors import CheckpointError, ModelError, PublicationError
+from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
 from qarl.protocols import Prover, UpdateResult
 from qarl.quant.scheme import QuantScheme
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trainer.weights import StoredWeights
 
 BAD_DIGEST = "bad"
+NO_MODEL, BROKEN = "no such model", "broken"
 
 
 def make_prompts(count: int, prefix: str = "p") -> list[Prompt]:
@@ -118,6 +119,32 @@ class FakeEngine:
         if what == "bug":
             raise ZeroDivisionError("division by zero")
         time.sleep(1000)
+
+
+class FakeReceiver:
+    """A rollout worker as a learner sees it that sends weights: keeps the orders, and does the faults that they hold.
+
+    Here, since an actor imports the module of its class: it starts without torch and vLLM.
+    """
+
+    def __init__(self) -> None:
+        self._orders: list[Channel | TransferStep] = []
+
+    def connect(self, channel: Channel) -> None:
+        self._orders.append(channel)
+
+    def receive(self, step: TransferStep) -> None:
+        self._orders.append(step)
+        match step.tensors.get("fault"):
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "refuse":
+                raise ValueError("no such tensor\nand more")
+            case "wait":
+                time.sleep(600)
+
+    def orders(self) -> list[Channel | TransferStep]:
+        return self._orders
 
 
 class FakeFleet:
@@ -250,13 +277,16 @@ class FakeLearner:
 
 
 class FakeRank:
-    """A learner rank as an actor: it owns every `world_size`-th sequence, refuses to load, and dies when it saves."""
+    """A learner rank as an actor: it owns every `world_size`-th sequence, refuses to load, and dies when it saves.
+
+    With the fault `NO_MODEL` it does not start; with `BROKEN` rank 1 fails in a publication and the others wait for it.
+    """
 
     def __init__(self, rank: int, world_size: int, fault: str = "") -> None:
         self.rank, self.world_size, self.fault = rank, world_size, fault
 
     def start(self) -> None:
-        if self.fault:
+        if self.fault == NO_MODEL:
             raise ModelError(self.fault)
 
     def score(self, sequences: Sequence[TrainSequence], aligned: bool) -> dict[int, npt.NDArray[np.float32]]:
@@ -273,6 +303,10 @@ class FakeRank:
 
         from trainer.weights import StoredWeights
 
+        if self.fault == BROKEN:
+            if self.rank == 1:
+                raise KernelError("NaN in the weight", where="a layer")
+            time.sleep(600)  # in a collective, forever
         weights = make_weights(version, theta=4.0)
         return StoredWeights(weights.manifest, tuple(map(ray.put, weights.buckets()))) if self.rank == 0 else None
 

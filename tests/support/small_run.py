@@ -18,12 +18,12 @@ controls: {teacher: false, sft_continued: false}
 """
 
 
-def train(folder: Path, model: Path, section: str, *overrides: str, **env: str) -> subprocess.CompletedProcess[str]:
+def train(folder: Path, model: Path, section: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """`qarl train` in `folder`: the quickstart, small, with `section` added to its config, and overrides."""
     start = f"inherits: {ROOT}/configs/quickstart.yaml\nmodel: {{path: {model}, build: null}}\n"
     (folder / "mine.yaml").write_text(start + SMALL + section)
     command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
-    all_env = os.environ | {"PYTHONPATH": str(ROOT)} | env
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [*command, "mine.yaml", *overrides], cwd=folder, env=all_env, capture_output=True, text=True, timeout=300
+        [*command, "mine.yaml", *overrides], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from qarl.weights.source import Channel, PublishedWeights, TransferStep
 from qarl.weights.wire import BUCKET_BYTES, to_host, unpack
 from rollout.receive import Inbox, connect, receive
 from rollout.send import LearnerTensors, Sender, Workers
+from tests.support.fakes import FakeReceiver
 from trainer.policy import Policy
 
 
@@ -69,31 +67,8 @@ class FakeLLM:
         return lambda *request: self.calls.append((name, *request))
 
 
-class FakeWorker:
-    """A rollout worker around a `FakeLLM`, with faults."""
-
-    def __init__(self) -> None:
-        self.llm: Any = FakeLLM()
-
-    def connect(self, channel: Channel) -> None:
-        connect(self.llm, channel)
-
-    def receive(self, step: TransferStep) -> None:
-        receive(self.llm, step)
-        match step.tensors.get("fault"):
-            case "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "refuse":
-                raise ValueError("no such tensor\nand more")
-            case "wait":
-                time.sleep(600)
-
-    def calls(self) -> list[tuple[Any, ...]]:
-        return list(self.llm.calls)
-
-
 def start_worker() -> Any:
-    return ray.remote(FakeWorker).options(num_cpus=0).remote()
+    return ray.remote(FakeReceiver).options(num_cpus=0).remote()
 
 
 @pytest.mark.parametrize("settings", [{"rank_offset": 1, "world_size": 3}, {"packed": True}])
@@ -106,7 +81,10 @@ def test_every_worker_gets_vllms_calls_and_a_rank_of_its_own(settings: dict[str,
     workers.finish_weight_update()
     ranks = [{"rank_offset": 1}, {"rank_offset": 2}] if "rank_offset" in settings else [{}, {}]
     for handle, rank in zip(handles, ranks, strict=True):
-        assert ray.get(handle.calls.remote()) == [
+        llm: Any = FakeLLM()
+        for order in ray.get(handle.orders.remote()):
+            connect(llm, order) if isinstance(order, Channel) else receive(llm, order)
+        assert llm.calls == [
             ("init_weight_transfer_engine", {"init_info": settings | rank}),
             ("start_weight_update",),
             ("update_weights", {"update_info": {"names": ["theta"]}}),

@@ -13,17 +13,30 @@ import ray
 from qarl.errors import AGAIN, ActorError, CheckpointError, KernelError, ModelError, PublicationError, QarlError
 from qarl.protocols import UpdateResult
 from qarl.types import TrainSequence
-from tests.support.fakes import FakeRank, make_weights
+from tests.support.fakes import BROKEN, NO_MODEL, FakeRank, make_weights
 from trainer.ranks import LearnerGroup
-from trainer.weights import SentWeights, StoredWeights
+from trainer.weights import SentWeights
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-@pytest.fixture
-def group() -> Iterator[LearnerGroup]:
+def start(fault: str = "") -> LearnerGroup:
     actor = ray.remote(FakeRank).options(num_cpus=0)
-    made = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
+    return LearnerGroup([actor.remote(rank, 2, fault) for rank in range(2)])
+
+
+@pytest.fixture(scope="module")
+def group(local_ray: None) -> Iterator[LearnerGroup]:
+    """For all tests that leave its processes alive and idle."""
+    made = start()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lost() -> Iterator[LearnerGroup]:
+    """For a test after which nobody can use it."""
+    made = start()
     yield made
     made.close()
 
@@ -44,19 +57,8 @@ def test_ranks_are_one_learner(group: LearnerGroup) -> None:
     assert type(caught.value) is CheckpointError
 
 
-class Partner(FakeRank):
-    """Rank 1 fails in the middle of a publication; rank 0 would then wait for it in a collective, forever."""
-
-    def publish(self, version: int) -> StoredWeights | None:
-        if self.rank == 1:
-            raise KernelError("NaN in the weight", where="a layer")
-        time.sleep(600)
-        return None
-
-
 def test_a_rank_that_fails_to_publish_ends_the_publication_at_once() -> None:
-    actor = ray.remote(Partner).options(num_cpus=0)
-    group = LearnerGroup([actor.remote(rank, 2) for rank in range(2)])
+    group = start(BROKEN)
     started = time.monotonic()
     with pytest.raises(KernelError, match="a layer: NaN in the weight"):
         group.publish(1)
@@ -72,17 +74,17 @@ def test_a_worker_that_starts_later_reads_the_weights_that_were_sent(group: Lear
     assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
 
 
-def test_a_transfer_that_hangs_ends(group: LearnerGroup) -> None:
-    sending = LearnerGroup(group.ranks, transfer=lambda: [], timeout_s=1.0)
+def test_a_transfer_that_hangs_ends(lost: LearnerGroup) -> None:
+    sending = LearnerGroup(lost.ranks, transfer=lambda: [], timeout_s=1.0)
     with pytest.raises(PublicationError, match="transfer of weights version 7: did not end within 1 s") as caught:
         sending.publish(7)
     assert caught.value.hint == AGAIN
 
 
-def test_a_dead_rank_shows_its_log_and_says_how_to_go_on(group: LearnerGroup, tmp_path: Path) -> None:
+def test_a_dead_rank_shows_its_log_and_says_how_to_go_on(lost: LearnerGroup, tmp_path: Path) -> None:
     log = tmp_path / "rank-0.log"
     log.write_text("started\nwas busy\n")
-    logging = LearnerGroup(group.ranks, log_dir=tmp_path)
+    logging = LearnerGroup(lost.ranks, log_dir=tmp_path)
     with pytest.raises(QarlError, match="a learner rank died during save") as caught:
         logging.save(str(tmp_path))
     assert f"; its log {log} ends with: was busy; " in str(caught.value)
@@ -100,7 +102,7 @@ def test_what_no_one_foresaw_is_one_line(group: LearnerGroup, tmp_path: Path) ->
 
 
 def test_a_rank_that_cannot_start_says_why() -> None:
-    actor = ray.remote(FakeRank).options(num_cpus=0).remote(0, 1, "no such model")
+    actor = ray.remote(FakeRank).options(num_cpus=0).remote(0, 1, NO_MODEL)
     with pytest.raises(ModelError, match="no such model"):
         LearnerGroup([actor])
     ray.kill(actor)

@@ -371,5 +371,5 @@ def by_turns(low: list[str], high: list[str], most: int) -> list[str]:
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
