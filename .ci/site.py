@@ -11,7 +11,8 @@ from mkdocs.structure.files import File, Files
 from qarl.config.io import documentation
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "SECURITY.md": "SECURITY.md"}
+PAGES["CHANGELOG.md"] = "CHANGELOG.md"
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -24,7 +25,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to the pages at the root, which lie beside the others here."""
-    return re.sub(r"\]\((?:\.\./)*(README|CONTRIBUTING|CHANGELOG)\.md", _link, markdown)
+    return re.sub(r"\]\((?:\.\./)*(README|CONTRIBUTING|SECURITY|CHANGELOG)\.md", _link, markdown)
 
 
 def _link(match: re.Match[str]) -> str:

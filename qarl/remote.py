@@ -5,6 +5,8 @@ The one file of qarl that names Ray, and it imports Ray inside its functions onl
 
 import socket
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from random import SystemRandom
 from typing import Any
 
 from qarl.errors import ActorError, QarlError
@@ -68,10 +70,17 @@ def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator
         yield ended[0]
 
 
+LISTENING_PORTS = range(20000, 32768)
+"""Above those of Ray's workers, and below those that Linux gives to connections: nobody takes one in the meantime."""
+
+
 def free_address() -> str:
     """ "host:port" of this node, a port that nothing listens on yet."""
     import ray
 
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+    host = ray.util.get_node_ip_address()
+    for port in SystemRandom().sample(LISTENING_PORTS, len(LISTENING_PORTS)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return f"{host}:{port}"
+    raise QarlError("no port is free on this machine", host)

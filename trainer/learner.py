@@ -6,7 +6,7 @@ Suffixes: B sequences, T response tokens.
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from qarl.config.derived import kernel_of, numerics_of, rank_threads
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
-from qarl.errors import CheckpointError, QarlError, ResourceError, first_line
+from qarl.errors import CheckpointError, QarlError, first_line
 from qarl.logs import redirect_output
 from qarl.metrics import Metrics, maximum, mean
 from qarl.numerics.dense import set_gradient_precision
@@ -40,12 +40,14 @@ from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
 from trainer.batching import Batch, micro_batches, pad, prox_of
 from trainer.policy import Policy, PolicyOutput
+from trainer.rendezvous import join_ranks, set_environment
 from trainer.weights import StoredWeights, store
 
 LOG = logging.getLogger(__name__)
 Logprobs = npt.NDArray[np.float32]
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError)
 """What torch and DeepSpeed raise for a damaged file."""
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 CLIPPED = "actor/clip_fraction"
 """A metric of the objectives that is also logged for a step's last minibatch alone."""
 
@@ -82,15 +84,7 @@ class LearnerRank:
         trace: StepTrace | None = None,
     ) -> None:
         redirect_output(log_file)
-        host, _, port = master.rpartition(":")
-        os.environ.update(
-            RANK=str(rank),
-            WORLD_SIZE=str(world_size),
-            LOCAL_RANK="0",  # Ray shows each rank its own devices only
-            LOCAL_SIZE="1",
-            MASTER_ADDR=host,
-            MASTER_PORT=port,
-        )
+        set_environment(rank, world_size, master)
         self._config, self._rank, self._world_size = config, rank, world_size
         self._device, self._make_sender, self._trace = torch.device(device), make_sender, trace
 
@@ -215,7 +209,8 @@ class LearnerRank:
     def load(self, directory: str) -> None:
         """Restore parameters, optimizer and schedule. Raises CheckpointError."""
         try:
-            path, _ = self._engine.load_checkpoint(directory, tag="learner")
+            with plain_data_only():
+                path, _ = self._engine.load_checkpoint(directory, tag="learner")
         except UNREADABLE as error:
             raise CheckpointError(f"cannot be loaded: {first_line(error)}", directory, "see its rank's log") from error
         if path is None:
@@ -321,15 +316,34 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
         if zero_stage == 3:  # sharded; the whole ones exist as float32 masters only
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-            with redirect_stdout(StringIO()):  # DeepSpeed prints its progress
+            with plain_data_only(), redirect_stdout(StringIO()):  # DeepSpeed prints its progress
                 weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(directory, tag="learner")
         else:
             file = Path(directory) / "learner" / "mp_rank_00_model_states.pt"
-            weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
+            weights = torch.load(file, map_location="cpu", weights_only=True)["module"]
     except UNREADABLE as error:
         what = f"holds no whole DeepSpeed checkpoint: {error}"
         raise CheckpointError(what, directory, "run it again: a run drops old ones") from error
     return weights
+
+
+@contextmanager
+def plain_data_only() -> Iterator[None]:
+    """Within, `torch.load` refuses a file that would run code: a checkpoint may come from elsewhere.
+
+    DeepSpeed asks it to load any pickle. The environment overrules that, and one class of DeepSpeed's is plain data.
+    """
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = os.environ.get(FORCE)
+    os.environ[FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals([fragment_address]):
+            yield
+    finally:
+        os.environ.pop(FORCE)
+        if before is not None:
+            os.environ[FORCE] = before
 
 
 def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> Any:
@@ -339,11 +353,8 @@ def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> A
     if device.type == "cpu":
         # Skips a 40 s compilation at the first start; gloo carries the gradients instead. Guarded by a test.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    try:
-        deepspeed.init_distributed(auto_mpi_discovery=False)
-    except torch.distributed.DistNetworkError as error:  # the port was free when it was chosen
-        reason = first_line(error)
-        raise ResourceError(f"the ranks cannot connect: {reason}", "", "the same command takes another port") from error
+    join_ranks(device.type)
+    deepspeed.init_distributed(auto_mpi_discovery=False)
     optimizer = config.learner.optimizer
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,  # nominal: the learner sets the accumulation boundary itself

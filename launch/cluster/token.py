@@ -14,3 +14,12 @@ def read_token() -> str:
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return token
     return token_file().read_text().strip() if token_file().is_file() else ""
+
+
+def confine_own_ray() -> None:
+    """A Ray of our own has no token, so it listens on the loopback alone. Call it before Ray is imported.
+
+    Ray names its switch for that after two systems, but it works on all.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

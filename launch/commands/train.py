@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from launch.arguments import add_config, read_config
-from launch.cluster.token import read_token
+from launch.cluster.token import confine_own_ray, read_token
 
 if TYPE_CHECKING:
     from qarl.config.run import Config
@@ -51,6 +51,6 @@ def _ray_environment(config: "Config") -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keep CPU actors' view of accelerators
     if config.cluster.address is None:
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # our own Ray listens on this machine only
+        confine_own_ray()
     elif read_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from launch.cluster.token import confine_own_ray
 from launch.demo.tiny_model import make_tokenizer
 from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.config.policy import RolloutConfig
@@ -44,7 +45,7 @@ def bench(hidden: int, layers: int, rounds: int, model: Path | None) -> Iterator
     yield f"{model or f'Qwen3 of {layers} layers, width {hidden}'}; {rounds} rounds, wall time\n\n{HEADER}"
     os.environ.update(engine_env("cpu", RolloutConfig()))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "RAY_USAGE_STATS_ENABLED": "0"}
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    confine_own_ray()
     sizes = []
     for scheme in SCHEMES:
         try:
