@@ -1,4 +1,4 @@
-"""What Ray says of a dead actor."""
+"""What a Ray of our own says of a dead actor, and where it listens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 import time
 
+import psutil
 import pytest
 import ray
 
@@ -31,3 +32,11 @@ def test_what_ray_prints_of_a_dead_actor_is_logged_instead(
         assert sys.stdout.isatty() is False  # the rest is the terminal's
     assert "A worker died" in caplog.text
     assert capsys.readouterr().out == "our line\n"
+
+
+def test_it_listens_on_this_machine_alone(local_ray: None) -> None:
+    """Under the environment that `confine_own_ray` sets: it has no token."""
+    family = psutil.Process().children(recursive=True)
+    listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 3
+    assert set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
