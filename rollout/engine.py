@@ -40,6 +40,7 @@ def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_ATTN_SPLIT_KV": "0",
         "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",  # its group has one process: it need not listen where the machine's name points to
     }
 
 
