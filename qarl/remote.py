@@ -4,12 +4,16 @@ The one file of qarl that names Ray, and it imports Ray inside its functions onl
 """
 
 import socket
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from random import SystemRandom
 from typing import Any
 
 from qarl.errors import ActorError, QarlError
+
+_GUARDS: list["subprocess.Popen[bytes]"] = []
+"""Processes that wait for the end of this one."""
 
 
 def get(refs: Any, timeout_s: float | None = None) -> Any:
@@ -68,6 +72,18 @@ def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator
         if not ended:
             raise GetTimeoutError(f"no call ended within {timeout_s:g} s")
         yield ended[0]
+
+
+def kill_with_us(agents: Iterable[int]) -> None:
+    """Have these processes of Ray killed as soon as this process is gone, however it ends.
+
+    They would see it themselves, but first report it to Ray's head, which is gone as well, for a minute.
+    """
+    script = f"read _; for p in {' '.join(map(str, agents))}; do grep -qi agent /proc/$p/cmdline && kill -9 $p; done"
+    # Its input ends with this process, which alone holds the other end; a session of its own: Ctrl-C is not for it.
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    guard = subprocess.Popen(["sh", "-c", script], stdin=pipe, stdout=null, stderr=null, start_new_session=True)
+    _GUARDS.append(guard)
 
 
 LISTENING_PORTS = range(20000, 32768)

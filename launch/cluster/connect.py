@@ -6,9 +6,10 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
+import psutil
 import ray
 import torch
 from ray._private import utils as ray_utils
@@ -16,6 +17,7 @@ from ray.exceptions import AuthenticationError
 
 from qarl.config.run import Config
 from qarl.errors import ResourceError, first_line
+from qarl.remote import kill_with_us
 
 KNOCK_S = 5.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -70,6 +72,7 @@ def _connect(address: str | None) -> None:
             ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         except (OSError, RuntimeError, ValueError) as error:
             raise ResourceError(f"Ray cannot be started here: {first_line(error)}", "", "see RAY_TMPDIR") from error
+        kill_with_us(p.pid for p in psutil.Process().children(recursive=True) if "agent" in _command(p))
         return
     try:
         _knock(address)
@@ -86,6 +89,13 @@ def _connect(address: str | None) -> None:
     except RuntimeError as error:  # another version of Ray or Python, mostly
         what = f"the cluster at {address} cannot be joined: {first_line(error)}"
         raise ResourceError(what, "cluster.address") from error
+
+
+def _command(process: psutil.Process) -> str:
+    """What runs there; empty for a process that has ended meanwhile."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline()[:3]).lower()
+    return ""
 
 
 @contextmanager

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,3 +90,16 @@ def test_a_free_address_can_be_listened_on() -> None:
     host, _, port = free_address().rpartition(":")
     with socket.create_server((host, int(port))):
         pass
+
+
+def test_agents_are_killed_with_the_process_that_started_ray() -> None:
+    agent, stranger = (subprocess.Popen([name, "60"], executable="/bin/sleep") for name in ("agent", "stranger"))
+    pids = [agent.pid, stranger.pid]  # the second as if its number had been given to another program since
+    code = f"import os; from qarl.remote import kill_with_us; kill_with_us({pids}); os.kill(os.getpid(), 9)"
+    root = str(Path(__file__).parents[3])
+    killed = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert agent.wait(timeout=60) == -signal.SIGKILL
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
