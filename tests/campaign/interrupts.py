@@ -130,6 +130,12 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+def _samples_after_a_step(log: str) -> bool:
+    """Whether a worker has got the weights of a step, and samples from them."""
+    before, _, after = log.rpartition("loads weights version")
+    return "loads weights version" in before and " samples " in after
+
+
 PHASES: dict[str, Callable[[Process], bool]] = {
     "imports": lambda p: p.maps("pydantic_core"),
     "checks": lambda p: (p.run.parent / ".tried.lock").exists() and p.maps("libtorch"),
@@ -137,7 +143,7 @@ PHASES: dict[str, Callable[[Process], bool]] = {
     "engine": lambda p: "process" in p.new("logs/worker-0.log"),
     "learner": lambda p: "process" in p.new("logs/rank-0.log"),
     "publication": lambda p: "loads weights version" in p.new("logs/worker-0.log"),
-    "sampling": lambda p: p.new("logs/worker-0.log").count("samples 16 requests") > 1,
+    "sampling": lambda p: _samples_after_a_step(p.new("logs/worker-0.log")),
     "update": lambda p: p.new("logs/rank-0.log").count("learns from") > 1,
     "evaluation": lambda p: p.new("metrics.jsonl").count("reward/mean") > 1,
     "checkpoint": lambda p: p.has_checkpoint() and any((p.run / "checkpoints").glob("*.part")),
