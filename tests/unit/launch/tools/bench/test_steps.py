@@ -38,7 +38,7 @@ def test_a_row_for_each_settings_with_the_plans_estimate(
     monkeypatch.setattr("launch.tools.plan.planner.time_model", lambda *args: ModelTimes(0.1, 0.2, 0.25, 1.5))
     settings = ["rollout.scheme=none", "", "learner.prox=recompute train.group_size=4"]
     assert main(["bench", "steps", str(config), "--settings", *settings, "--overrides", "seed=1"]) == 0
-    assert asked == [["seed=1", *text.split()] for text in settings]
+    assert asked == [["mismatch.proof_steps=1", "seed=1", *text.split()] for text in settings]
     none, own, recompute = (line for line in capsys.readouterr().out.splitlines() if " GiB" not in line and "(" in line)
     assert none.startswith("| rollout.scheme=none | 8.00 (")
     assert none.endswith(" | 3.0 | 1.00 |")
