@@ -331,14 +331,16 @@ def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
 def plain_data_only() -> Iterator[None]:
     """Within, `torch.load` refuses a file that would run code: a checkpoint may come from elsewhere.
 
-    DeepSpeed asks it to load any pickle. The environment overrules that, and one class of DeepSpeed's is plain data.
+    DeepSpeed asks it to load any pickle. The environment overrules that; three classes of DeepSpeed's are plain data.
     """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     before = os.environ.get(FORCE)
     os.environ[FORCE] = "1"
     try:
-        with torch.serialization.safe_globals([fragment_address]):
+        with torch.serialization.safe_globals([fragment_address, LossScaler, ZeroStageEnum]):
             yield
     finally:
         os.environ.pop(FORCE)

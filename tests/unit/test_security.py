@@ -86,15 +86,25 @@ def test_a_checkpoint_that_is_exported(zero_stage: int, hostile: Hostile, tmp_pa
 
 
 def test_a_checkpoint_that_deepspeed_loads(hostile: Hostile, tmp_path: Path) -> None:
-    """It asks for any pickle. Its own files have one class that is no tensor."""
+    """It asks for any pickle. Its own files have three classes that are no tensors."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
     torch.save({"module": hostile}, tmp_path / "hostile")
-    torch.save({"module": fragment_address(numel=3, start=1)}, tmp_path / "good")
+    good = {
+        "module": fragment_address(numel=3, start=1),
+        "zero_stage": ZeroStageEnum.weights,
+        "loss_scaler": LossScaler(scale=2.0),
+    }
+    torch.save(good, tmp_path / "good")
     with plain_data_only():
         with pytest.raises(pickle.UnpicklingError):
             torch.load(tmp_path / "hostile", weights_only=False)
-        assert torch.load(tmp_path / "good", weights_only=False)["module"].numel == 3
+        loaded = torch.load(tmp_path / "good", weights_only=False)
+    assert loaded["module"].numel == 3
+    assert loaded["zero_stage"] is ZeroStageEnum.weights
+    assert loaded["loss_scaler"].cur_scale == 2.0
     assert not hostile.folder.exists()
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
