@@ -76,7 +76,7 @@ def _run(file: Path) -> ModuleType:
         module = sys.modules[title] = importlib.util.module_from_spec(spec)
         try:
             spec.loader.exec_module(module)
-        except BaseException:
+        except BaseException:  # whatever the user's file raises: half a module must not stay
             del sys.modules[title]
             raise
     return sys.modules[title]

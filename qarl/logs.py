@@ -47,7 +47,7 @@ def driver_log(file: Path) -> Iterator[None]:
     root.setLevel(logging.INFO)
     try:
         yield
-    except BaseException:
+    except BaseException:  # an interrupt ends the run, too
         log.exception("the run ends with an error")
         raise
     finally:

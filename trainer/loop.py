@@ -292,11 +292,12 @@ class Trainer:
         tokens = sum(sample.num_sampled for sample in samples)
         progress.step, progress.train_seconds = step, progress.train_seconds + seconds
         progress.rollouts, progress.tokens = progress.rollouts + len(samples), progress.tokens + tokens
+        in_turn = not self._config.train.max_staleness  # else the step only waits for what was sampled meanwhile
         return {
             **timer.metrics(),
             "training/rollouts": float(progress.rollouts),
             "perf/tokens_per_s": tokens / seconds,
-            "perf/sample_tokens_per_s": tokens / timer.seconds["sample"],
+            **({"perf/sample_tokens_per_s": tokens / timer.seconds["sample"]} if in_turn else {}),
             "perf/workers_idle": 1.0 - self._fleet.busy_share(),
             "perf/learner_idle": 1.0 - sum(timer.seconds.get(name, 0.0) for name in OF_LEARNER) / seconds,
         }

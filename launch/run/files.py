@@ -83,7 +83,7 @@ def _lock(file: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
                 return lock
-        except BaseException:
+        except BaseException:  # Ctrl-C, too: the file is open
             os.close(lock)
             raise
         os.close(lock)  # its owner has removed it meanwhile

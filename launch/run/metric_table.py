@@ -128,7 +128,12 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
     ),
     "speed": (
         ("perf/tokens_per_s", "tokens/s", "max", "sampled tokens for each second of a whole step"),
-        ("perf/sample_tokens_per_s", "tokens/s", "max", "sampled tokens for each second of sampling"),
+        (
+            "perf/sample_tokens_per_s",
+            "tokens/s",
+            "max",
+            "sampled tokens for each second of sampling; only in turn with learning",
+        ),
         ("perf/workers_idle", "share", "min", "time of a step in which a worker had no group, mean over workers"),
         ("perf/learner_idle", "share", "min", "time of a step in which the learner had no call"),
         ("timing_s/step", "s", "min", "seconds of a step"),

@@ -31,7 +31,7 @@ def child(command: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
     ):
         try:
             yield process
-        except BaseException:
+        except BaseException:  # Ctrl-C, too
             process.terminate()
             process.wait()
             raise
