@@ -17,6 +17,8 @@ Verbosity = Literal["quiet", "normal", "verbose"]
 LOSS = "actor/loss"
 FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
 """When a step takes the sampler's log-probs for pi_prox, 0 shows that the learner computes the same."""
+AGE = "staleness/age_mean"
+"""A step that logs it has the learner's log-probs for pi_prox: its `FIRST_RATIO` says nothing of the samplers."""
 SPEED = "perf/tokens_per_s"
 """Every step logs it."""
 BARS = "▁▂▃▄▅▆▇█"
@@ -158,6 +160,8 @@ def _describe(values: Mapping[str, float]) -> str:
     parts = [f"{label} {values[name]:.3f}" for name, label in names.items() if name in values]
     if "mismatch/logp_abs_max" in values:
         parts.append(f"|d log p| max {values['mismatch/logp_abs_max']:.2g}")
+    elif AGE in values:
+        parts.append(f"samples {values[AGE]:.1f} versions old")
     elif values.get(FIRST_RATIO) == 0:
         parts.append("|d log p| max 0 of the first minibatch")
     parts.append(f"{values[SPEED]:,.0f} tokens/s")

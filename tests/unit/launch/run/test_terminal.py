@@ -97,3 +97,14 @@ def test_a_sparkline_spans_its_values() -> None:
     assert sparkline([5, 5]) == "▁▁"
     assert sparkline([math.nan, 1, math.inf, 2]) == " ▁ █"
     assert sparkline([]) == ""
+
+
+def test_a_step_claims_no_more_agreement_than_it_has_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    trusted = {"reward/mean": 0.5, "actor/seq_ratio_max_dev_first_minibatch": 0.0, "perf/tokens_per_s": 7.0}
+    made = Terminal("mine", 9, 0, "normal", live=False)
+    made.show(1, trusted)
+    made.show(2, {**trusted, "staleness/age_mean": 1.0})
+    agreed, stale = capsys.readouterr().out.splitlines()
+    assert "|d log p| max 0 of the first minibatch" in agreed
+    assert "|d log p|" not in stale
+    assert "samples 1.0 versions old" in stale
