@@ -15,6 +15,7 @@ COMMANDS = {
     "submit": "run on a Ray cluster, as a job",
     "plan": "whether a run fits, and whether quantized rollouts pay; loads no weights",
     "report": "write the report of a run again, or one page for several",
+    "trace": "write a Chrome trace of a run: who worked when",
     "runs": "list the runs in a folder: state, step, accuracy, age",
     "eval": "held-out accuracy of a run's model, or of another, in one or several schemes",
     "export": "write a run's newest checkpoint as a model folder, checked with vLLM",

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from qarl.config.reward import ComponentConfig, RewardConfig
 from qarl.errors import DataError, QarlError
 from qarl.logs import log_file
+from qarl.trace import span
 from qarl.types import Prompt, Sample, Score
 from rewards.component import Response
 from rewards.process import ChildProcess, ChildProcesses, describe
@@ -61,6 +62,7 @@ class ProcessRewardService(ChildProcesses["_Child"]):
         self._on_fault, self._log_dir = on_fault, log_dir
         super().__init__(config.num_workers)
 
+    @span("verifiers/score")
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """One score per sample, in order. A sample whose process was killed from outside is tried once more.
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 from qarl.logs import redirect_output
 from qarl.protocols import Engine
-from qarl.trace import StepTrace
+from qarl.trace import StepTrace, span
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import Channel, TransferStep, WeightSource
 
@@ -53,6 +54,7 @@ class RolloutWorker:
         self._make_engine, self._worker, self._trace = make_engine, worker, trace
         self._thread = ThreadPoolExecutor(1, "engine")
         self._groups: list[_Group] = []
+        self._sampling = ExitStack()  # the span from the first group to the end of the last
         self._next = 0  # number of the next request
 
     async def info(self) -> WorkerInfo:
@@ -89,8 +91,10 @@ class RolloutWorker:
     @cached_property
     def _engine(self) -> Engine:
         # Not in the constructor: Ray would hand its errors on as text, and their type is lost.
-        return self._make_engine(self._worker)
+        with span("start"):
+            return self._make_engine(self._worker)
 
+    @span("load")
     def _load(self, weights: WeightSource) -> None:
         self._engine.load(weights)
         if self._trace:
@@ -102,6 +106,7 @@ class RolloutWorker:
         self._engine.add(dict(zip(group.numbers, requests, strict=True)))
         self._groups.append(group)
         if len(self._groups) == 1:
+            self._sampling.enter_context(span("sample"))
             self._step_soon()
 
     def _step_soon(self) -> None:
@@ -129,3 +134,5 @@ class RolloutWorker:
             self._groups.clear()
         if self._groups:
             self._step_soon()
+        else:
+            self._sampling.close()

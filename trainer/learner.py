@@ -34,7 +34,7 @@ from qarl.quant.linear import quantized_linears, requantize, switch_scheme
 from qarl.quant.parity import Parity, check_parity, processor_note
 from qarl.quant.publish import checkpoint_tensors, write_checkpoint
 from qarl.quant.scheme import KernelKind, QuantScheme
-from qarl.trace import StepTrace
+from qarl.trace import StepTrace, span
 from qarl.types import Numerics, TrainSequence
 from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
@@ -88,6 +88,7 @@ class LearnerRank:
         self._config, self._rank, self._world_size = config, rank, world_size
         self._device, self._make_sender, self._trace = torch.device(device), make_sender, trace
 
+    @span("start")
     def start(self) -> None:
         """Load the model and start DeepSpeed; not in the constructor, whose errors Ray hands on as text only.
 
@@ -124,6 +125,7 @@ class LearnerRank:
         """What the user should know of this rank's processor; empty for nothing."""
         return processor_note(schemes_of(self._config.rollout), self._device)
 
+    @span("score")
     def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
         """Log-probs of the `sequences` that this rank computes, by index."""
         policy = self._policy if aligned else self._stock_policy(QuantScheme("none"))
@@ -136,6 +138,7 @@ class LearnerRank:
                     rows[index] = logp_BT[row, : len(sequences[index].response_ids)].numpy().copy()
         return rows
 
+    @span("update")
     def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> tuple[list[Metrics], list[float]]:
         """One optimizer step per minibatch.
 
@@ -163,6 +166,7 @@ class LearnerRank:
         parts.append(changes.metrics())
         return parts, deviations
 
+    @span("publish")
     def publish(self, version: int) -> StoredWeights | None:
         """Put the current weights, in the engine's format, into Ray's object store; rank 0 returns them."""
         self._trace_until(version)
@@ -173,6 +177,7 @@ class LearnerRank:
             pass
         return None
 
+    @span("send")
     def send(self, version: int, workers: Sequence[Any]) -> Manifest | None:
         """Send the current weights to the rollout workers with these handles; rank 0 returns the manifest.
 
@@ -199,6 +204,7 @@ class LearnerRank:
         self._sender = None
         switch_scheme(self._policy.model, scheme, self._kernel(), self._gather)
 
+    @span("save")
     def save(self, directory: str) -> None:
         """DeepSpeed checkpoint under `directory`. Raises QarlError when it cannot be written."""
         try:
@@ -206,6 +212,7 @@ class LearnerRank:
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
             raise QarlError(f"cannot be written: {first_line(error)}", directory, "make room, start again") from error
 
+    @span("load")
     def load(self, directory: str) -> None:
         """Restore parameters, optimizer and schedule. Raises CheckpointError."""
         try:
@@ -217,6 +224,7 @@ class LearnerRank:
             raise CheckpointError("holds no DeepSpeed checkpoint", where=directory, hint="start with run.resume=false")
         requantize(self._policy, self._gather)
 
+    @span("export")
     def export(self, directory: str, quantized: bool) -> None:
         """Write a Hugging Face folder; with `quantized` in compressed-tensors format."""
         scheme = self._scheme if quantized else QuantScheme("none")

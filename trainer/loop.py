@@ -41,6 +41,7 @@ from qarl.prompts.augment import Augmenter
 from qarl.prompts.pool import Pool
 from qarl.protocols import Fleet, Learner, RewardService, Tracker
 from qarl.seeds import derive_seed
+from qarl.trace import span
 from qarl.types import Prompt, TrainSequence
 from trainer.batches import batch_file, save_batch, update
 from trainer.checkpoint import CheckpointStore
@@ -150,7 +151,7 @@ class Trainer:
 
     def _train_step(self, step: int) -> None:
         timer, metrics = Timer(self._tracker.phase), dict[str, Value]()
-        with timer("step"):
+        with timer("step", f"step {step}"):
             if self._set_precision(step):
                 self._publish(step - 1)
             groups, used = self._collector.collect(step, timer)
@@ -302,6 +303,7 @@ class Trainer:
             "perf/learner_idle": 1.0 - sum(timer.seconds.get(name, 0.0) for name in OF_LEARNER) / seconds,
         }
 
+    @span("evaluate")
     def _evaluate(self, num_prompts: int) -> dict[str, float]:
         self._tracker.phase("evaluate")
         self._collector.wait_for_scores()
@@ -310,6 +312,7 @@ class Trainer:
         self._tracker.log(self.progress.step, {f"eval/{name}": value for name, value in result.items()})
         return result
 
+    @span("checkpoint")
     def _save(self) -> None:
         self._tracker.phase("checkpoint")
         state: dict[str, Any] = {"progress": vars(self.progress), "pool": self._pool.state_dict()}

@@ -4,9 +4,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from qarl.trace import span
+
 
 class Timer:
-    """Adds up wall-clock seconds by name; `on_begin` is told each name when it begins.
+    """Adds up wall-clock seconds by name; `on_begin` is told each name when it begins. The log gets a span
+    of that name, or `label`.
 
     Example:
         timer = Timer()
@@ -20,10 +23,11 @@ class Timer:
         self._on_begin = on_begin
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
+    def __call__(self, name: str, label: str = "") -> Iterator[None]:
         self._on_begin(name)
         started = time.perf_counter()
-        yield
+        with span(label or name):
+            yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
     def metrics(self) -> dict[str, float]:

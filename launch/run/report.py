@@ -16,6 +16,7 @@ from launch.run.curves import Series, draw_curves
 from launch.run.files import SUMMARY_FILE, write_whole
 from launch.run.page.build import PageRun, build_page
 from launch.run.resume import CONFIG_FILE
+from launch.run.spans import newest_step, read_spans
 from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, read_log
 from qarl.config.io import read_tree, validate_as
 from qarl.config.run import Config, EvalConfig
@@ -167,7 +168,16 @@ def _page_run(run_dir: Path, summary: Summary | None) -> PageRun:
     controls = {_control_name(key): value for key, value in summary.controls.items()} if summary else {}
     tables = list(_tables(summary)) if summary else []
     samples = read_log(run_dir / SAMPLES_FILE)
-    return PageRun(summary.run if summary else run_dir.name, lead, series, tables, controls, prompts, samples)
+    return PageRun(
+        summary.run if summary else run_dir.name,
+        lead,
+        series,
+        tables,
+        controls,
+        prompts,
+        samples,
+        newest_step(read_spans(run_dir)),
+    )
 
 
 def render_summary(summary: Summary) -> RenderableType:

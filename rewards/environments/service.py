@@ -13,6 +13,7 @@ from typing import Any
 from qarl.config.environment import EnvironmentConfig
 from qarl.errors import QarlError
 from qarl.logs import log_file
+from qarl.trace import span
 from qarl.types import EnvironmentTurn, Prompt, Sample, Score
 from rewards.process import ChildProcess, ChildProcesses, describe
 
@@ -56,6 +57,7 @@ class EnvironmentService(ChildProcesses["_Child"]):
         """What follows on a response in each of these conversations."""
         return self._ask({i: {"do": "step", "id": i, "response": text} for i, text in responses.items()})
 
+    @span("environments/turn")
     def _ask(self, calls: Mapping[int, Call]) -> dict[int, EnvironmentTurn]:
         """Answers in the order of `calls`; processes work side by side, each on one call at a time."""
         if not self._children:

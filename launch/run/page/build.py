@@ -30,7 +30,8 @@ class PageRun:
     """What the page shows of one run.
 
     `controls` are levels of held-out accuracy by name, `prompts` the number of held-out prompts of an evaluation: at
-    the first and last step, and at the others; None when it is not known. `samples` are rows of samples.jsonl.
+    the first and last step, and at the others; None when it is not known. `samples` are rows of samples.jsonl,
+    `trace` is what `newest_step` returns.
     """
 
     name: str
@@ -40,6 +41,7 @@ class PageRun:
     controls: Mapping[str, float]
     prompts: tuple[int, int] | None
     samples: Sequence[Mapping[str, Any]]
+    trace: Mapping[str, Any] | None = None
 
 
 def build_page(runs: Sequence[PageRun], title: str) -> str:
@@ -53,6 +55,7 @@ def build_page(runs: Sequence[PageRun], title: str) -> str:
                 "controls": dict(run.controls),
                 "intervals": _intervals(run),
                 "samples": _newest(run.samples),
+                "trace": run.trace,
             }
             for run in runs
         ],

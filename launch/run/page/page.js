@@ -92,6 +92,7 @@ function optionOf(chart) {
   const { panel } = chart;
   const style = getComputedStyle(document.documentElement);
   const [text, line] = ["--dim", "--line"].map((name) => style.getPropertyValue(name).trim());
+  if (chart.trace) return stepOption({ trace: chart.trace, text, line });
   const series = seriesOf(chart);
   const isLog = panel.scale === "log";
   const value = (item) => show(isLog ? fromLog(item.value[1]) : item.value[1]);
@@ -111,6 +112,32 @@ function optionOf(chart) {
     yAxis: { type: "value", scale: panel.kind === "line" && panel.scale === "linear", ...(panel.scale === "share" ? { min: 0, max: 1 } : {}), ...(isLog ? { min: 0, max: ({ max }) => Math.max(4, Math.ceil(max)), interval: 2 } : {}), name: panel.unit, nameTextStyle: { color: text, align: "left" }, axisLabel: { color: text, formatter: isLog ? showLog : undefined }, splitLine: { lineStyle: { color: line, opacity: 0.6 } } },
     series,
   };
+}
+
+// One step of a run: a row for each process, a colour for each thing that one does.
+function stepOption({ trace, text, line }) {
+  const names = [...new Set(trace.spans.map(([, name]) => name))];
+  const series = names.map((name, i) => ({
+    name, type: "line", symbol: "none", animation: false, color: COLOURS[i % COLOURS.length], lineStyle: { width: 16, cap: "butt" },
+    data: trace.spans.filter((span) => span[1] === name).flatMap(([row, , from, to]) => [[from, trace.rows[row]], [to, trace.rows[row]], [null, null]]),
+  }));
+  return {
+    backgroundColor: "transparent",
+    textStyle: { color: text, fontFamily: "system-ui, sans-serif" },
+    aria: { enabled: true, label: { description: `${trace.rows.join("; ")}.` } },
+    grid: { left: 8, right: 24, top: 62, bottom: 8, containLabel: true },
+    legend: { data: names, type: "scroll", top: 0, left: 0, itemWidth: 18, itemHeight: 9, textStyle: { color: text, fontSize: 11 } },
+    toolbox: { show: true, itemSize: 0, feature: { dataZoom: { yAxisIndex: "none" } } },
+    xAxis: { type: "value", min: 0, max: trace.seconds, name: "s", axisLabel: { color: text, formatter: show }, axisLine: { lineStyle: { color: line } }, splitLine: { show: false } },
+    yAxis: { type: "category", data: trace.rows, inverse: true, axisLabel: { color: text }, splitLine: { show: false } },
+    series,
+  };
+}
+
+function drawStep(run) {
+  const { trace } = run;
+  const panel = { title: "Who works when", text: `Step ${trace.step}, in seconds since it began; qarl trace shows all of the run.`, lines: {} };
+  draw({ panel, runs: [run], stacked: true, trace }, byId("charts"));
 }
 
 function padded(series) {
@@ -134,7 +161,7 @@ function draw(chart, parent) {
   figure.append(element("h3", title), element("figcaption", panel.text));
   const place = element("div", undefined, { className: "chart" });
   place.setAttribute("role", "img");
-  figure.append(place, valuesOf(chart));
+  figure.append(place, ...(chart.trace ? [] : [valuesOf(chart)]));
   parent.append(figure);
   chart.place = place;
   chart.instance = echarts.init(place, null, { renderer: "svg" });
@@ -304,6 +331,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
 setTheme(dark.matches ? "dark" : "light");
 data.panels.flatMap(chartsOf).forEach((chart) => draw(chart, byId("charts")));
+data.runs.filter((run) => run.trace).forEach(drawStep);
 fillMetrics();
 startSamples();
 document.documentElement.dataset.ready = "yes";

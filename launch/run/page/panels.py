@@ -97,7 +97,14 @@ PANELS = (
         "share",
         ordered=True,
     ),
-    Panel("Who works when", "Seconds of each phase of a step.", "s", _named("timing_s/", PHASES), "bar"),
+    Panel("Phases", "Seconds of each phase of a step.", "s", _named("timing_s/", PHASES), "bar"),
+    Panel(
+        "Idle",
+        "Share of a step in which a worker has no group, and the learner no call.",
+        "share",
+        {"perf/workers_idle": "workers", "perf/learner_idle": "learner"},
+        scale="share",
+    ),
     Panel(
         "Speed",
         "Sampled tokens for each second: of a whole step, and of its sampling alone.",

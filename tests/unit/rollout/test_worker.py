@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from threading import Event
 
@@ -50,7 +51,10 @@ async def begun(worker: RolloutWorker, engine: Endless, count: int) -> None:
         await worker.info()
 
 
-def test_groups_finish_when_they_do_and_calls_are_answered_meanwhile() -> None:
+def test_groups_finish_when_they_do_and_calls_are_answered_meanwhile(caplog: pytest.LogCaptureFixture) -> None:
+    """The log has one span from the first of the groups that overlap to the end of the last."""
+    caplog.set_level(logging.INFO, "qarl.trace")
+
     async def scenario(worker: RolloutWorker, engine: Endless) -> None:
         slow = asyncio.create_task(worker.generate(REQUESTS[:1]))
         await begun(worker, engine, 1)
@@ -64,6 +68,7 @@ def test_groups_finish_when_they_do_and_calls_are_answered_meanwhile() -> None:
         assert [s.version for s in await worker.generate(REQUESTS[:1])] == [2]
 
     run(scenario)
+    assert [message.split()[0] for message in caplog.messages] == ["start", "load", "sample", "load", "sample"]
 
 
 def test_a_cancelled_call_ends_its_requests_and_no_others() -> None:

@@ -29,7 +29,10 @@ found.runs = text(".run h2");
 if (data.runs.length > 1) {
   found.second = places("Reward", "#d55e00");
 } else {
-  found.bars = ["#d55e00", "#cc79a7", "#8a6d3b"].map((colour) => paths("Who works when", colour).length);
+  const [work, update] = ["#0072b2", "#d55e00"].map((colour) => paths("Who works when", colour)
+    .map((d) => d.match(/-?[0-9.]+/g).map(Number)).sort((a, b) => (b[2] - b[0]) - (a[2] - a[0]))[0]);
+  found.work = (work[2] - work[0]) / (update[2] - update[0]);
+  found.bars = ["#d55e00", "#cc79a7", "#8a6d3b"].map((colour) => paths("Phases", colour).length);
 }
 
 found.all = text("#count");

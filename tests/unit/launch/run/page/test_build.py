@@ -22,17 +22,20 @@ ROW = {
 }
 
 
-def run_of(name: str, **series: list[float]) -> PageRun:
+def run_of(name: str, trace: dict[str, Any] | None = None, **series: list[float]) -> PageRun:
     """A run with a value at each of the first steps, of `reward__mean` for example."""
     values = {key.replace("__", "/"): dict(zip(STEPS, points, strict=False)) for key, points in series.items()}
     samples = [{**ROW, "step": step, "reward": reward} for step in (2, 4) for reward in (0.0, 1.0)]
     samples += [{**ROW, "step": 4, "table": "error_tokens", "response": "bad", "tokens": ["b", "ad"]}]
     tables = [("Run", ("", ""), [("name", name), ("kernels", "<none>")])]
-    return PageRun(name, "w8a8_int8, 4 steps", values, tables, {"teacher": 0.4}, (512, 256), samples)
+    return PageRun(name, "w8a8_int8, 4 steps", values, tables, {"teacher": 0.4}, (512, 256), samples, trace)
 
 
+TRACE = {"step": 4, "seconds": 2.0, "rows": ["driver", "rank 0, idle 75%"]}
+TRACE |= {"spans": [[0, "sample", 0.0, 1.5], [1, "update", 1.5, 2.0]]}
 RUN = run_of(
     "first",
+    TRACE,
     reward__mean=[0.2, 0.4, 0.8, 0.7],
     eval__greedy=[0.5, 0.9],
     mismatch__logp_abs_max=[0.0, 0.0, 1e-4, 1.0],
@@ -40,7 +43,7 @@ RUN = run_of(
     timing_s__prox=[1.0],
     timing_s__update=[1.0, 1.0, 1.0, 1.0],
 )
-SECOND = run_of("second", reward__mean=[0.1, 0.2, 0.3, float("inf")], memory__driver=[1.0, 1.1, 1.2, 1.3])
+SECOND = run_of("second", None, reward__mean=[0.1, 0.2, 0.3, float("inf")], memory__driver=[1.0, 1.1, 1.2, 1.3])
 
 
 class Parsed(HTMLParser):
@@ -79,7 +82,7 @@ def test_the_page_needs_no_network_and_holds_the_tables() -> None:
 
 def test_panels_without_a_metric_are_left_out() -> None:
     data = data_of(build_page([RUN, SECOND], "both"))
-    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Who works when", "Memory"]
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Phases", "Memory"]
     assert [panel["title"] for panel in data["panels"]] == titles
     assert data["panels"][3]["lines"] == {
         "timing_s/sample": "sample",
@@ -117,12 +120,14 @@ def test_a_browser_draws_the_curves_and_filters_the_samples(tmp_path: Path) -> N
     page.write_text(build_page([RUN], "first"))
     found = look(page, SCRIPT)
     assert found["errors"] == []
-    assert found["titles"] == ["Reward", "Held-out accuracy", "Learner against sampler", "Who works when"]
+    assert found["titles"] == ["Reward", "Held-out accuracy", "Learner against sampler", "Phases", "Who works when"]
     assert found["labels"][0].startswith("Reward. ")
     assert "reward: 0.2 at step 1, 0.7 at step 4" in found["labels"][0]
     a, b, c, d = found["first"]
     assert ((b - c) / (a - b), (d - c) / (a - b)) == pytest.approx((2.0, 0.5), abs=0.02)  # y grows downwards
     assert found["bars"][0] >= 4
+    assert found["labels"][-1] == "driver; rank 0, idle 75%."
+    assert found["work"] == pytest.approx(3.0, abs=0.1)  # times as long as the update
     assert not found["wide"]
     assert found["all"] == ["4 samples, page 1 of 1"]
     assert found["tokens"] == ["1", "</script>", "2"]
@@ -144,7 +149,8 @@ def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
     assert found["errors"] == []
     assert found["theme"] == "dark"
     assert found["runs"] == ["first", "second"]
-    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Who works when: first", "Memory: second"]
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Phases: first", "Memory: second"]
+    titles += ["Who works when: first"]
     assert found["titles"] == titles
     assert len(found["first"]) == 4
     assert len(found["second"]) == 3  # the infinite value is left out
