@@ -24,6 +24,7 @@ COMMANDS = {
     "study": "run the arms of an experiment over several seeds, and compare them",
     "mismatch": "where the gap between learner and engine comes from",
     "doctor": "what this machine has for a run, and what it lacks",
+    "chaos": "inject faults into real runs, and count what they come to",
     "config": "show, list or explain configs",
     "bench": "measure a part on this machine",
 }

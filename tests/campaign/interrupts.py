@@ -14,23 +14,18 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
-from typing import Any
 
-import psutil
-
+from launch.tools.chaos.checks import differences
+from launch.tools.chaos.start import Start
 from qarl.errors import AGAIN
 
 ROOT = Path(__file__).parents[2]
-LEFT_AFTER_S = 10.0
 CONFIG = """
 inherits: {root}/configs/quickstart.yaml
 run: {{name: tried}}
@@ -47,87 +42,16 @@ tracking: {{trackers: [jsonl], table_every: 1}}
 JUDGE = "def judge(text, finish_reason, answer):\n    return len(set(text)) % 3 / 2\n"
 
 
-class Process:
-    """One start of the run in `folder`; its processes are known by a variable of their environment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.run, self._mark = folder / "runs" / "tried", ("QARL_TRIED", str(uuid.uuid4()))
-        self._began, self._seen = time.time(), set[psutil.Process]()
-        self._sizes = {path: path.stat().st_size for path in self.run.glob("**/*") if path.is_file()}
-        kept = Path(gettempdir())  # Ray's sockets need a short path, and what inductor compiles takes long
-        cache = {"RAY_TMPDIR": str(kept), "TORCHINDUCTOR_CACHE_DIR": str(kept / "torchinductor")}
-        cache |= {"RAY_worker_niceness": "0"}  # beside other work, actors would wait for a processor for minutes
-        env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp")} | cache | dict([self._mark])
-        command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
-        self._out, self._err = (folder / f"{name}-{self._mark[1]}" for name in ("stdout", "stderr"))
-        with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen(
-                [*command, "mine.yaml"], cwd=folder, env=env, stdout=out, stderr=err, start_new_session=True
-            )
-
-    def new(self, name: str) -> str:
-        """What this start has written to a file of the run folder."""
-        path = self.run / name
-        if not path.is_file():
-            return ""
-        with path.open("rb") as file:
-            size = self._sizes.get(path, 0)
-            file.seek(size if path.stat().st_size >= size else 0)
-            return file.read().decode(errors="replace")
-
-    def wrote(self, name: str) -> bool:
-        """Whether this start has written a file of the run folder."""
-        path = self.run / name
-        return path.exists() and path.stat().st_mtime > self._began
-
-    def has_checkpoint(self) -> bool:
-        return any(path.suffix != ".part" for path in (self.run / "checkpoints").glob("step_*"))
-
-    def maps(self, library: str) -> bool:
-        try:
-            return library in Path(f"/proc/{self.process.pid}/maps").read_text()
-        except OSError:
-            return False
-
-    def living(self) -> list[psutil.Process]:
-        """The processes of this start: its descendants, orphans included."""
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.pid == self.process.pid or self._is_ours(process):
-                    self._seen.add(process)
-        return [process for process in self._seen if lives(process)]
-
-    def find(self, words: str) -> int | None:
-        """The process of this start whose command line has `words`; the driver for none."""
-        living = self.living()
-        if not words:
-            return self.process.pid
-        for process in living:
-            with suppress(psutil.Error):
-                if words in " ".join(process.cmdline()):
-                    return process.pid
-        return None
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        """Ray's actors write their title over their environment, so a parent that is known tells, too."""
-        if process in self._seen or process.parent() in self._seen:
-            return True
-        return self._mark in process.environ().items()
-
-    def end(self) -> tuple[int, list[str]]:
-        """Exit code, and the lines on stderr."""
-        return self.process.wait(900), self._err.read_text().splitlines()
-
-    def stdout(self) -> str:
-        return self._out.read_text()
+COMMAND = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train", "mine.yaml"]
 
 
-def lives(process: psutil.Process) -> bool:
-    """Whether it runs; one that has ended, and nobody has waited for, does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def begin(folder: Path) -> Start:
+    """Start or continue the run in `folder`."""
+    kept = gettempdir()  # Ray's sockets need a short path, and what inductor compiles takes long
+    env = {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder / "tmp"), "RAY_TMPDIR": kept}
+    env |= {"TORCHINDUCTOR_CACHE_DIR": str(Path(kept) / "torchinductor")}
+    env |= {"RAY_worker_niceness": "0"}  # beside other work, actors would wait for a processor for minutes
+    return Start(folder / "runs" / "tried", COMMAND, folder, env, cwd=folder)
 
 
 def _samples_after_a_step(log: str) -> bool:
@@ -136,7 +60,7 @@ def _samples_after_a_step(log: str) -> bool:
     return "loads weights version" in before and " samples " in after
 
 
-PHASES: dict[str, Callable[[Process], bool]] = {
+PHASES: dict[str, Callable[[Start], bool]] = {
     "imports": lambda p: p.maps("pydantic_core"),
     "checks": lambda p: (p.run.parent / ".tried.lock").exists() and p.maps("libtorch"),
     "Ray": lambda p: p.wrote("config.yaml"),
@@ -146,7 +70,7 @@ PHASES: dict[str, Callable[[Process], bool]] = {
     "sampling": lambda p: _samples_after_a_step(p.new("logs/worker-0.log")),
     "update": lambda p: p.new("logs/rank-0.log").count("learns from") > 1,
     "evaluation": lambda p: p.new("metrics.jsonl").count("reward/mean") > 1,
-    "checkpoint": lambda p: p.has_checkpoint() and any((p.run / "checkpoints").glob("*.part")),
+    "checkpoint": lambda p: bool(p.checkpoints()) and p.is_saving(),
     "end": lambda p: (p.run / "final").exists(),
 }
 """Whether a start is in that phase; from sampling on in its second step, so that the next start has a checkpoint."""
@@ -230,16 +154,15 @@ class Campaign:
         if not folder.exists():
             prepare(folder, self.folder / "model")
         while end not in done and self.has_time():
-            start, tried = Process(folder), list[Cell]()
+            start, tried = begin(folder), list[Cell]()
             while waiting and not (tried and KINDS[tried[-1][0]].code) and wait(start, waiting[0][1]):
                 cell = waiting.pop(0)
                 kind = KINDS[cell[0]]
-                pid = start.find(kind.victim)
-                if pid is None:
-                    self.note(name, *cell, [ABSENT])
-                else:
-                    (os.killpg if kind.group else os.kill)(pid, kind.number)
+                if found := start.find(kind.victim):
+                    (os.killpg if kind.group else os.kill)(found[0], kind.number)
                     tried.append(cell)
+                else:
+                    self.note(name, *cell, [ABSENT])
             last = KINDS[tried[-1][0]] if tried else GOES_ON
             if tried and tried[-1] in UNNEEDED and start.end()[0] == 0:
                 last = GOES_ON
@@ -252,14 +175,15 @@ class Campaign:
                 if not (folder / "runs" / "tried" / "summary.json").exists():
                     return self.note(name, *end, [*faults, "the run does not end"])
                 faults = ([] if tried else faults) + [f"{cell} did not come" for cell in waiting]
-                return self.note(name, *end, faults + differences(folder, reference))
+                ours, other = (path / "runs" / "tried" for path in (folder, reference))
+                return self.note(name, *end, faults + differences(ours, other))
 
     def undisturbed(self, folder: Path) -> list[str]:
         """The run to compare with; meanwhile a second one of its name is refused."""
         prepare(folder, make_model(self.folder / "model"))
-        first = Process(folder)
+        first = begin(folder)
         wait(first, "Ray")  # long before its end
-        faults = check_end(Process(folder), Kind(signal.SIGKILL, 2, "is at work on this run"))
+        faults = check_end(begin(folder), Kind(signal.SIGKILL, 2, "is at work on this run"))
         faults += check_end(first, GOES_ON)
         left = [path for path in (folder / "tmp").iterdir() if not path.name.startswith("torchinductor")]  # a cache
         return faults + [f"left are {left}"] * bool(left)
@@ -279,7 +203,7 @@ ABSENT = "absent"
 """The process does not exist in that phase."""
 
 
-def wait(start: Process, phase: str) -> bool:
+def wait(start: Start, phase: str) -> bool:
     """Whether `phase` came before the run ended."""
     while not PHASES[phase](start):
         if start.process.poll() is not None:
@@ -288,46 +212,18 @@ def wait(start: Process, phase: str) -> bool:
     return True
 
 
-def check_end(start: Process, kind: Kind) -> list[str]:
+def check_end(start: Start, kind: Kind) -> list[str]:
     """What is wrong with the end of a start that was interrupted as `kind` says, or was not."""
     faults, (code, lines) = [], start.end()
-    ended, own = time.monotonic(), [line for line in lines if line.startswith("qarl: ")]
+    own = [line for line in lines if line.startswith("qarl: ")]
     if code != kind.code:
         faults.append(f"exit code {code}, not {kind.code}: {lines[-3:]}")
     if kind.code and kind.line and not (len(lines) == len(own) == 1 and kind.line in own[0]):
         faults.append(f"not one line: {lines[-5:]}")
     if not kind.code and lines:
         faults.append(f"prints: {lines[-5:]}")
-    while left := start.living():
-        if time.monotonic() - ended > LEFT_AFTER_S:
-            return [*faults, f"left are {left}"]
-        time.sleep(0.1)
-    return faults
-
-
-def differences(folder: Path, reference: Path) -> list[str]:
-    """The disturbed run against the one that nobody has disturbed."""
-    parts = {"metrics": rows, "samples": samples, "weights": weights, "files": files}
-    return [f"other {what}" for what, read in parts.items() if read(folder / "runs") != read(reference / "runs")]
-
-
-def rows(runs: Path) -> list[dict[str, Any]]:
-    """The metrics but for times, in their order."""
-    found = [json.loads(line) for line in (runs / "tried" / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("time", "timing_s/", "perf/"))} for row in found]
-
-
-def samples(runs: Path) -> str:
-    return (runs / "tried" / "samples.jsonl").read_text()
-
-
-def weights(runs: Path) -> bytes:
-    return (runs / "tried" / "final" / "model.safetensors").read_bytes()
-
-
-def files(runs: Path) -> list[str]:
-    """Names of all files: a lock or a part of a file that is left shows here."""
-    return sorted(str(path.relative_to(runs)) for path in runs.rglob("*"))
+    left = start.left()
+    return [*faults, f"left are {left}"] if left else faults
 
 
 def prepare(folder: Path, model: Path) -> Path:

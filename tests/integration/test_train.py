@@ -22,12 +22,12 @@ from safetensors.torch import load_file
 from launch.cli import main
 from launch.run.report import Summary
 from launch.run.tracking import read_log
+from launch.tools.chaos.start import LEFT_AFTER_S, lives
 from qarl.errors import AGAIN
 from qarl.numerics import processor
 from qarl.quant.publish import checkpoint_tensors
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks.sorting import is_heldout
-from tests.campaign.interrupts import LEFT_AFTER_S, lives
 from trainer.policy import Policy
 
 ROOT = Path(__file__).parents[2]

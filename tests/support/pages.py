@@ -36,7 +36,7 @@ RULES = (
     Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor|runs|--version)", "run"),
     Rule(r"qarl train quickstart", "run", SMALL),
     Rule(r"qarl train guess", "parse", "minutes"),
-    Rule(r"qarl (eval|export|report) runs/quickstart", "run"),
+    Rule(r"qarl (eval|export|report|trace) runs/quickstart", "run"),
     Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
     Rule(r"python -m launch\.demo\.minimal", "run"),
     Rule(r"pytest -q tests/unit", "run"),

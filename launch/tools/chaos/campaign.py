@@ -1,0 +1,213 @@
+"""`qarl chaos`: real runs, faults at random points of them, and what they come to."""
+
+import json
+import math
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+
+from launch.tools.chaos.checks import differences, lost_and_doubled
+from launch.tools.chaos.faults import FAULTS, JITTER_S, PHASES, STARTING_S
+from launch.tools.chaos.start import Start
+from qarl.errors import QarlError
+
+RESULTS_FILE = "results.jsonl"
+PATIENCE_S = 300.0
+"""A run that comes to no new phase, and to no end, for so long hangs."""
+CODES = (0, 1, 130, -9)
+"""How a disturbed start may end: well, with an error, interrupted, killed. 2 would refuse to go on."""
+MIB = 2**20
+
+
+@dataclass
+class Outcome:
+    """What came of one fault, or with no `kind` of the whole run."""
+
+    run: str
+    kind: str
+    phase: str
+    problems: list[str]
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+
+    @property
+    def is_right(self) -> bool:
+        return not (self.problems or self.lost or self.doubled)
+
+
+@dataclass
+class Campaign:
+    """Runs in `folder`, one after the other; each is started again until it has ended. A further call goes on.
+
+    Attributes:
+        command: what starts or continues the run in a folder.
+        faults: how many are injected in all; those of earlier calls count.
+        seconds: after so many no further fault is injected; the last run still goes to its end.
+        is_exact: whether every run must end with the bits of the undisturbed one.
+        kinds: names of `FAULTS`.
+    """
+
+    folder: Path
+    command: Callable[[Path], Sequence[str]]
+    faults: int
+    seconds: float = math.inf
+    seed: int = 0
+    is_exact: bool = True
+    kinds: Sequence[str] = tuple(FAULTS)
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._began, self._file = time.monotonic(), self.folder / RESULTS_FILE
+        if self._file.exists():
+            self.outcomes = [Outcome(**json.loads(line)) for line in self._file.read_text().splitlines()]
+        self._injected = sum(bool(outcome.kind) for outcome in self.outcomes)
+
+    def run(self) -> Iterator[str]:
+        """Inject the faults; yields a line for each, and for each run."""
+        reference = self._undisturbed()
+        yield f"{reference}: nobody disturbs this run"
+        while self._has_more():
+            name = f"run-{1 + max((int(outcome.run[4:]) for outcome in self.outcomes), default=0)}"
+            run, size = self.folder / name / "runs" / "chaos", _size(reference)
+            with own_disk(run.parent, 2 * size + 64 * MIB):
+                for outcome in self._disturb(run, name, reference):
+                    if not outcome.is_right:  # for whoever looks for the reason
+                        shutil.copytree(run.parent, self.folder / name / "kept", dirs_exist_ok=True)
+                    self.outcomes.append(outcome)
+                    with self._file.open("a") as file:
+                        file.write(json.dumps(asdict(outcome)) + "\n")
+                    told = [*outcome.problems, *(f"lost {x}" for x in outcome.lost)]
+                    told += [f"doubled {x}" for x in outcome.doubled]
+                    what = f"{outcome.kind}, {outcome.phase}" if outcome.kind else "the whole run"
+                    yield f"{name}: {what}: {'; '.join(told) or 'right'}"
+
+    def summary(self) -> dict[str, Any]:
+        """Counts for each kind, and of all; a fault is survived when its run ended right, too."""
+        runs = [outcome for outcome in self.outcomes if not outcome.kind]
+        right = {outcome.run for outcome in runs if outcome.is_right}
+        kinds = {
+            kind: {
+                "injected": len(of_kind := [outcome for outcome in self.outcomes if outcome.kind == kind]),
+                "survived": sum(outcome.is_right and outcome.run in right for outcome in of_kind),
+            }
+            for kind in FAULTS
+        }
+        total = {key: sum(counts[key] for counts in kinds.values()) for key in ("injected", "survived")}
+        total |= {key: sum(len(getattr(run, key)) for run in runs) for key in ("lost", "doubled")}
+        phases = dict(Counter(outcome.phase for outcome in self.outcomes if outcome.kind))
+        return {"kinds": kinds, "phases": phases, "all": total, "runs": len(runs), "runs_right": len(right)}
+
+    def _has_more(self) -> bool:
+        return self._injected < self.faults and time.monotonic() - self._began < self.seconds
+
+    def _undisturbed(self) -> Path:
+        run = self.folder / "undisturbed" / "runs" / "chaos"
+        if not (run / "summary.json").exists():
+            run.parent.mkdir(parents=True, exist_ok=True)
+            start = Start(run, self.command(run), run.parent.parent)
+            with ending(start):
+                code, lines = start.end()
+            if code:
+                raise QarlError(f"ends with code {code}, undisturbed: {lines[-1:]}", str(run), "make it run first")
+        return run
+
+    def _disturb(self, run: Path, name: str, reference: Path) -> Iterator[Outcome]:
+        """Start the run again and again until it has ended."""
+        rng = Random(f"{self.seed} {name}")
+        while True:
+            start = Start(run, self.command(run), run.parent.parent)
+            last, code = None, None
+            with ending(start):
+                while self._has_more() and (fault := self._inject(start, rng, is_first=last is None)):
+                    self._injected += 1
+                    if last:
+                        yield last
+                    last = Outcome(name, *fault, problems=[])
+                with suppress(subprocess.TimeoutExpired):
+                    code, lines = start.end(PATIENCE_S)
+                problems = _ending(start, code)
+            if last:
+                last.problems += problems
+                yield last
+            if code == 0:
+                problems = [] if last else problems
+                problems += differences(run, reference) if self.is_exact else []
+                yield Outcome(name, "", "", problems, *lost_and_doubled(run, reference))
+                return
+            if not last:
+                what = f"does not resume: code {code}, {lines[-1:] if code is not None else 'hangs'}"
+                yield Outcome(name, "", "", [what])
+                return
+
+    def _inject(self, start: Start, rng: Random, is_first: bool) -> tuple[str, str] | None:
+        """The kind and phase of the next fault, once it is injected; None where the start ends before, or hangs."""
+        while True:
+            kind = rng.choice(self.kinds)
+            phase = rng.choice(list(PHASES)[0 if is_first else 1 :])
+            began, has_begun = time.monotonic(), PHASES[phase](start)
+            while not has_begun():
+                if start.process.poll() is not None or time.monotonic() - began > PATIENCE_S:
+                    return None
+                time.sleep(0.02)
+            time.sleep(rng.uniform(0, STARTING_S if phase == "starting" else JITTER_S))
+            if start.process.poll() is None and FAULTS[kind](start, rng):
+                return kind, phase
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary for a person."""
+    lines = [f"{'':20s}{'injected':>9s}{'survived':>9s}"]
+    rows = {**summary["kinds"], "all": summary["all"]}
+    lines += [f"{kind:20s}{counts['injected']:9d}{counts['survived']:9d}" for kind, counts in rows.items()]
+    total = summary["all"]
+    lines.append(f"steps and prompts: {total['lost']} lost, {total['doubled']} doubled")
+    lines.append(f"runs: {summary['runs']}, {summary['runs_right']} of them right")
+    return "\n".join(lines)
+
+
+@contextmanager
+def ending(start: Start) -> Iterator[None]:
+    """No process of a start outlives this block, also when the campaign itself is interrupted."""
+    try:
+        yield
+    finally:
+        for process in start.living():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        start.process.wait()
+
+
+@contextmanager
+def own_disk(folder: Path, size: int) -> Iterator[None]:
+    """Give `folder` a disk of `size` bytes of its own, in memory, where this user may mount one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True).returncode == 0
+    try:
+        yield
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _ending(start: Start, code: int | None) -> list[str]:
+    """What is wrong with the end of a start; no `code`: it has not ended."""
+    if code is None:
+        return ["hangs"]
+    problems = [] if code in CODES else [f"exit code {code}"]
+    left = start.left()
+    return problems + ([f"left are {left}"] if left else [])
