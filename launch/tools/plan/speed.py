@@ -18,6 +18,8 @@ QUANTIZE_BYTES = 40
 """Bytes that quantizing one weight moves: ten passes over float32 values."""
 READ_BACK_ROWS = 128
 """`ROWS` in rollout/read_back.py."""
+RELOAD = 1.3e-8
+"""Seconds per weight on CPU, measured with SmolLM2 in int8: the engine packs every layer anew, and the read-back again."""
 OPTIMIZER_BYTES = 34
 """Bytes that AdamW's step moves per parameter: master and two moments read and written, gradient read (28), the
 parameter written, the gradient cleared (6)."""
@@ -130,14 +132,15 @@ def publication(variant: Variant, device: Device) -> float:
     read-back: multiply 128 rows by every matrix, as the engine and as the learner do.
 
     40 B x quantized weights / bandwidth + S (2 / digest + 2 / copy + 3 / link)        S bytes published
-        + 2 sum over matrices of roofline(0, 2 x 128 x weights)
+        + 2 sum over matrices of roofline(0, 2 x 128 x weights) + reload x weights     reload on CPU alone
     """
     matrices = variant.shapes.matrices
     weights = sum(m.numel for m in matrices if variant.format_of(m) is not None)
     per_byte = 2 / DIGEST + 2 / HOST_COPY + 3 / device.link
     quantizing = QUANTIZE_BYTES * weights / (device.bandwidth * device.bandwidth_efficiency)
     products = sum(device.seconds(0, 2.0 * READ_BACK_ROWS * m.numel, arithmetic_of(variant, m)) for m in matrices)
-    return quantizing + variant.published_bytes * per_byte + 2 * products
+    reload = RELOAD * sum(m.numel for m in matrices) if device.kind == "cpu" else 0.0
+    return quantizing + variant.published_bytes * per_byte + 2 * products + reload
 
 
 def dense(shapes: Shapes) -> Arithmetic:
