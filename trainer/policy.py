@@ -55,6 +55,8 @@ class Policy(nn.Module):
     not.
     """
 
+    head_elements = HEAD_ELEMENTS
+
     def __init__(
         self,
         path: str | Path,
@@ -87,11 +89,11 @@ class Policy(nn.Module):
     def forward(self, batch: Batch, entropy: EntropyMode = "none") -> PolicyOutput:
         """Log-probs of the response tokens and, unless `entropy` is "none", entropies without or with gradient.
 
-        Of the logits, the widest tensor of all, only `HEAD_ELEMENTS` values exist at a time: the backward computes
+        Of the logits, the widest tensor of all, only `head_elements` values exist at a time: the backward computes
         them again where there are more.
         """
         hidden_SE = self._hidden(batch)
-        rows = head_rows(self.model.config.vocab_size)
+        rows = head_rows(self.model.config.vocab_size, self.head_elements)
         recompute = torch.is_grad_enabled() and len(hidden_SE) > rows
         parts = [
             checkpoint(self._head, *chunk, entropy, use_reentrant=False) if recompute else self._head(*chunk, entropy)
@@ -164,9 +166,9 @@ def after_head(logits_CV: Tensor, config: Any) -> Tensor:
     return logits_CV
 
 
-def head_rows(vocabulary: int) -> int:
+def head_rows(vocabulary: int, elements: int = HEAD_ELEMENTS) -> int:
     """Response tokens whose logits exist at a time."""
-    return max(DENSE_ROWS, HEAD_ELEMENTS // vocabulary // DENSE_ROWS * DENSE_ROWS)
+    return max(DENSE_ROWS, elements // vocabulary // DENSE_ROWS * DENSE_ROWS)
 
 
 def entropy_of(logp_RV: Tensor) -> Tensor:

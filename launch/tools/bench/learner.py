@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from launch.tools.bench.compare import HEADER, Case, compare
 from qarl.errors import ConfigError
+from qarl.numerics.dense import DenseWeight
 from qarl.numerics.processor import threads
 from qarl.numerics.vllm_patch import PROCESS_ENV
 from qarl.quant.formats import check_processor, format_of
@@ -30,6 +32,7 @@ from trainer.policy import Policy
 LINEAR_TARGET, PROFILE_TARGET = 1.0, 1.15
 TOKENS, SEQUENCE = 1024, 256  # of one forward of a layer or a block; of one of its sequences
 BATCH_TOKENS, PROMPT_TOKENS, VOCABULARY = 3000, 32, 4096  # of one forward of a model
+HEAD_TOKENS, HEAD_VOCABULARY = 512, 49152  # the head of SmolLM2-135M
 LAYOUT_GROUPS, LAYOUT_GROUP_SIZE, LAYOUT_PROMPT, LAYOUT_RESPONSE = 4, 8, 60, 64  # as in grouped RL of short answers
 KINDS: tuple[KernelKind, ...] = ("engine", "torch")
 SCHEMES: tuple[SchemeName, ...] = ("w8a8_int8", "w4a16")  # of the models
@@ -46,7 +49,7 @@ def bench(hidden: Sequence[int], tokens: Sequence[int], rounds: int) -> Iterator
     with threads(1):
         yield f"{rounds} rounds, one thread, bfloat16; {TOKENS} tokens a forward of a layer or block\n\n{HEADER}"
         schemes, missing = _schemes()
-        for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens), _layouts()):
+        for cases in (_linears(hidden), _blocks(hidden), _profiles(schemes, tokens), _layouts(), _heads()):
             for case in cases:
                 yield from compare(case, rounds)
         yield from missing
@@ -138,6 +141,21 @@ def _layouts() -> Iterator[Case]:
         )
 
 
+def _heads() -> Iterator[Case]:
+    """A wide head: GEMMs of fixed numbers of rows beside one of torch's; its logits in chunks beside all at once."""
+    for dtype in (torch.float32, torch.bfloat16):
+        weight_NK, x_MK = (torch.randn(rows, 576, dtype=dtype) for rows in (HEAD_VOCABULARY, HEAD_TOKENS))
+        runs = {"torch": partial(F.linear, x_MK, weight_NK), "fixed rows": partial(DenseWeight(weight_NK), x_MK)}
+        yield Case(f"head, {str(dtype).removeprefix('torch.')}, {HEAD_TOKENS} tokens, forward", runs)
+    with tempfile.TemporaryDirectory() as folder:
+        _qwen3(512, layers=1, vocabulary=HEAD_VOCABULARY).save_pretrained(folder)
+        whole, chunks = (Policy(folder, torch.float32, QuantScheme("none"), "engine") for _ in range(2))
+        whole.head_elements, chunks.head_elements = HEAD_TOKENS * HEAD_VOCABULARY, HEAD_TOKENS * HEAD_VOCABULARY // 4
+        batch = _batch(1, PROMPT_TOKENS + HEAD_TOKENS)
+        runs = {"at once": partial(_learn, whole, batch), "in chunks": partial(_learn, chunks, batch)}
+        yield Case(f"one layer and its head, {HEAD_TOKENS} tokens, forward + backward", runs)
+
+
 def _passes(what: str, modules: Mapping[str, Module], x: Tensor) -> Iterator[Case]:
     """The modules' forward, then forward and backward, with the first as the alternative of the others."""
     targets = {name: LINEAR_TARGET for name in modules if name != PLAIN}
@@ -165,7 +183,7 @@ def _block(model: Any) -> Module:
     return lambda x_BTE: model.model(inputs_embeds=x_BTE, use_cache=False)[0]
 
 
-def _qwen3(width: int, layers: int) -> Any:
+def _qwen3(width: int, layers: int, vocabulary: int = VOCABULARY) -> Any:
     config = AutoConfig.for_model(
         "qwen3",
         hidden_size=width,
@@ -174,7 +192,7 @@ def _qwen3(width: int, layers: int) -> Any:
         num_attention_heads=width // 64,
         num_key_value_heads=width // 128,
         head_dim=64,
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         max_position_embeddings=4096,
     )
     return AutoModelForCausalLM.from_config(config).bfloat16()

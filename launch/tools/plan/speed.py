@@ -19,7 +19,7 @@ QUANTIZE_BYTES = 40
 READ_BACK_ROWS = 128
 """`ROWS` in rollout/read_back.py."""
 RELOAD = 1.3e-8
-"""Seconds per weight on CPU, measured with SmolLM2 in int8: the engine packs every layer anew, and the read-back again."""
+"""Seconds per weight on CPU, measured with SmolLM2 in int8: the engine packs every layer, and the read-back again."""
 OPTIMIZER_BYTES = 34
 """Bytes that AdamW's step moves per parameter: master and two moments read and written, gradient read (28), the
 parameter written, the gradient cleared (6)."""

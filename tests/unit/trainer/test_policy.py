@@ -69,7 +69,7 @@ def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
     tiny_models: dict[str, Path], mode: Literal["value", "gradient"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer.policy.DENSE_ROWS", 4)  # ten tokens: three chunks
-    monkeypatch.setattr("trainer.policy.HEAD_ELEMENTS", 0)
+    monkeypatch.setattr("trainer.policy.Policy.head_elements", 0)
     learner = policy(tiny_models["qwen3"], "portable", temperature=0.7)
     plain_BT, none = learner(batch())
     logp_BT, entropy_BT = learner(batch(), mode)
@@ -196,7 +196,7 @@ def test_a_head_in_chunks_gives_the_same_bits(
     rows = [TrainSequence((1, 2), tuple(rng.integers(4, 256, n)), np.zeros(n, np.float32)) for n in (90, 60, 120)]
     learner, found = policy(tiny_models["llama"], numerics, W8A8, dtype=torch.bfloat16), []
     for elements in (2**24, 0):  # one chunk, and chunks of 64 tokens
-        monkeypatch.setattr("trainer.policy.HEAD_ELEMENTS", elements)
+        monkeypatch.setattr("trainer.policy.Policy.head_elements", elements)
         learner.zero_grad()
         output = learner(Batch.of(rows, CPU), "gradient")
         (output.logprobs_BT.sum() + output.entropy_BT.sum()).backward()

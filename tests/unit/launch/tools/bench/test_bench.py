@@ -40,12 +40,14 @@ def test_bench_learner_measures_layers_blocks_and_profiles(
     from launch.tools.bench import learner
 
     monkeypatch.setattr(learner, "BATCH_TOKENS", 80)
+    monkeypatch.setattr(learner, "HEAD_VOCABULARY", 4096)
     assert main(["bench", "learner", "--hidden", "128", "--tokens", "40", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
     wanted = ["128 to 384, forward + backward: torch._int_mm", "once a step: vllm.onednn_scaled_mm, preparation"]
     wanted += ["block 128, forward: w8a8_int8, engine", "w8a8_int8, 2 x 40 tokens: engine"]
     has = processor.has_avx512()
     wanted += ["w4a16, 2 x 40 tokens: portable" if has else "| w4a16: rollout.scheme: vLLM has no w4a16 kernel on"]
+    wanted += ["head, float32, 512 tokens, forward: fixed rows", "512 tokens, forward + backward: in chunks"]
     for what in wanted:
         assert what in out
     rows = [line.split("|") for line in out.splitlines() if line.startswith("| ")][1:]
