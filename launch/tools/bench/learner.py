@@ -152,8 +152,8 @@ def _heads() -> Iterator[Case]:
         whole, chunks = (Policy(folder, torch.float32, QuantScheme("none"), "engine") for _ in range(2))
         whole.head_elements, chunks.head_elements = HEAD_TOKENS * HEAD_VOCABULARY, HEAD_TOKENS * HEAD_VOCABULARY // 4
         batch = _batch(1, PROMPT_TOKENS + HEAD_TOKENS)
-        runs = {"at once": partial(_learn, whole, batch), "in chunks": partial(_learn, chunks, batch)}
-        yield Case(f"one layer and its head, {HEAD_TOKENS} tokens, forward + backward", runs)
+        both = {"at once": partial(_learn, whole, batch), "in chunks": partial(_learn, chunks, batch)}
+        yield Case(f"one layer and its head, {HEAD_TOKENS} tokens, forward + backward", both)
 
 
 def _passes(what: str, modules: Mapping[str, Module], x: Tensor) -> Iterator[Case]:
