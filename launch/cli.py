@@ -14,6 +14,7 @@ COMMANDS = {
     "fetch": "download and convert the pretrained model that a config names",
     "submit": "run on a Ray cluster, as a job",
     "plan": "whether a run fits, and whether quantized rollouts pay; loads no weights",
+    "simulate": "throughput, idle shares, staleness and the best split of devices, in virtual time",
     "report": "write the report of a run again, or one page for several",
     "trace": "write a Chrome trace of a run: who worked when",
     "runs": "list the runs in a folder: state, step, accuracy, age",

@@ -6,13 +6,12 @@ of uninformative groups.
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
 from statistics import fmean, median, pstdev
-from time import monotonic
 
 from qarl.advantages import has_variance
 from qarl.config.run import Config
@@ -23,6 +22,7 @@ from qarl.prompts.pool import Pool
 from qarl.protocols import Fleet, RewardService
 from qarl.seeds import derive_seed
 from qarl.types import GroupResult, Prompt, Sample, Score
+from trainer.clock import Clock
 from trainer.timer import Timer
 
 SMALLEST, LARGEST = 0.5, 2.0
@@ -83,14 +83,20 @@ class Collector:
     """Owns the order of draw, sample, score and observe. A thread scores: meanwhile groups go out to workers."""
 
     def __init__(
-        self, config: Config, fleet: Fleet, rewards: RewardService, pool: Pool, augmenter: Augmenter | None
+        self,
+        config: Config,
+        fleet: Fleet,
+        rewards: RewardService,
+        pool: Pool,
+        augmenter: Augmenter | None,
+        clock: Clock,
     ) -> None:
         self._config, self._fleet, self._rewards, self._pool = config, fleet, rewards, pool
-        self._augmenter = augmenter
+        self._augmenter, self._clock = augmenter, clock
         self._flights: dict[int, _Flight] = {}  # by number of the fleet's group, in the order of the draws
         self._asked: dict[int, list[Sample]] = {}  # the augmenter's groups, likewise
         self._unscored: list[_Flight] = []
-        self._thread = ThreadPoolExecutor(1, "scores")
+        self._thread = clock.thread("scores")
         self._scoring: tuple[list[_Flight], Future[list[Score]]] | None = None
         self._given_back = {"train/stragglers": 0, "train/too_old": 0}  # groups of this step
 
@@ -146,7 +152,7 @@ class Collector:
                 self._asked[number] = samples
                 continue
             flight = self._flights[number]
-            flight.samples, flight.seconds = samples, monotonic() - flight.started
+            flight.samples, flight.seconds = samples, self._clock.now() - flight.started
             self._unscored.append(flight)
         self._score(0.0)
         return not all(flight.samples for flight in self._flights.values())
@@ -166,7 +172,7 @@ class Collector:
             with timer("augment"):
                 requests += [[request] for request in augmenter.requests(prompts, step)]
         numbers = self._fleet.submit(requests)
-        now = monotonic()
+        now = self._clock.now()
         self._flights |= {number: _Flight(prompt, step, now) for number, prompt in zip(numbers, prompts, strict=False)}
         self._asked = {number: [] for number in numbers[len(prompts) :]}
 
@@ -212,14 +218,14 @@ class Collector:
         if rule.kind == "wait" or not flights:
             return []
         limit = rule.after_s or rule.times_median * median(flight.seconds for flight in flights.values())
-        now = monotonic()
+        now = self._clock.now()
         return [n for n, flight in flights.items() if not flight.samples and now - flight.started > limit]
 
     def _score(self, timeout_s: float | None) -> None:
         """Take the scores, if they are there within `timeout_s`, and have all scored that has come in meanwhile."""
         if self._scoring:
             flights, scores = self._scoring
-            if not wait([scores], timeout_s).done:
+            if not self._clock.wait(scores, timeout_s):
                 return
             rest = iter(scores.result())
             for flight in flights:

@@ -23,7 +23,6 @@ evaluation, and every `train.checkpoint_every` steps a checkpoint, comes between
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -45,6 +44,7 @@ from qarl.trace import span
 from qarl.types import Prompt, TrainSequence
 from trainer.batches import batch_file, save_batch, update
 from trainer.checkpoint import CheckpointStore
+from trainer.clock import Clock
 from trainer.collect import WAIT_S, Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
 from trainer.proof import ExactnessProof, Probe
@@ -85,6 +85,7 @@ class Trainer:
         exact: the learner's ops equal the engine's on this host; see `ExactnessProof`.
         augmenter: grows `pool`.
         batches: folder where each step's minibatches are saved; None saves none.
+        clock: measures, waits and has the threads; the machine's own by default.
     """
 
     def __init__(
@@ -100,15 +101,17 @@ class Trainer:
         exact: bool,
         augmenter: Augmenter | None = None,
         batches: Path | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or Clock()
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
         self._checkpoints, self._augmenter, self._batches = checkpoints, augmenter, batches
         self._scheme = scheme_at(config.rollout, 1)
         self._proof = ExactnessProof(config, exact, tracker.note)
         self._probe = Probe(config, learner, heldout, self._proof)
-        self._collector = Collector(config, fleet, rewards, pool, augmenter)
-        self._thread = ThreadPoolExecutor(1, "learner")
+        self._collector = Collector(config, fleet, rewards, pool, augmenter, self._clock)
+        self._thread = self._clock.thread("learner")
         self._in_flight: list[tuple[str, int]] = []  # in the checkpoint that the run continues from
         self.progress = Progress()
 
@@ -150,7 +153,7 @@ class Trainer:
         return self._evaluate(config.eval.final_num_prompts)
 
     def _train_step(self, step: int) -> None:
-        timer, metrics = Timer(self._tracker.phase), dict[str, Value]()
+        timer, metrics = Timer(self._tracker.phase, self._clock), dict[str, Value]()
         with timer("step", f"step {step}"):
             if self._set_precision(step):
                 self._publish(step - 1)
@@ -243,7 +246,7 @@ class Trainer:
         result = self._thread.submit(call)
         while not result.done():
             if not self._collector.advance():
-                wait([result], WAIT_S)
+                self._clock.wait(result, WAIT_S)
         return result.result()
 
     def _publishes(self, step: int) -> bool:

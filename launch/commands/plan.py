@@ -1,4 +1,6 @@
-"""Estimate, from the config alone, whether a run fits its machines and whether quantized rollouts pay."""
+"""Estimate, from the config alone, whether a run fits its machines and whether quantized rollouts pay.
+
+`qarl simulate` shows how its parts wait for each other at these speeds."""
 
 import argparse
 import os

@@ -63,7 +63,7 @@ def render(result: Plan) -> RenderableType:
 
 
 def _layers(result: Plan) -> Table:
-    table = _table("Layers", "", "count", "N", "K", "engine kernel")
+    table = table_of("Layers", "", "count", "N", "K", "engine kernel")
     for row in result.layers:
         kernel = row.engine_kernel or ("none" if row.quantized else "dense")
         table.add_row(row.name.removeprefix("model."), f"{row.count:,}", f"{row.n:,}", f"{row.k:,}", kernel)
@@ -73,7 +73,7 @@ def _layers(result: Plan) -> Table:
 
 def _learner(result: Plan) -> Table:
     stages = [f"ZeRO-{stage}{'*' if stage == result.zero_stage else ''}" for stage in result.learner]
-    table = _table("Learner rank", "", *stages)
+    table = table_of("Learner rank", "", *stages)
     sizes = [{**asdict(learner), "peak": learner.peak} for learner in result.learner.values()]
     for part in sizes[0]:
         table.add_row(part, *(_size(size[part]) for size in sizes))
@@ -84,7 +84,7 @@ def _learner(result: Plan) -> Table:
 def _engine(result: Plan) -> Table:
     engine = result.engine
     names = ["weights", "activations", "KV cache", "bytes/token", "tokens", "sequences", "at once"]
-    table = _table("Engine", *names)
+    table = table_of("Engine", *names)
     table.add_row(
         *map(_size, (engine.weights, engine.working, engine.kv_cache)),
         *(f"{count:,}" for count in (engine.kv_per_token, engine.tokens, result.own.sequences, result.own.slots)),
@@ -94,7 +94,7 @@ def _engine(result: Plan) -> Table:
 
 
 def _formats(result: Plan) -> Table:
-    table = _table("Formats", "", "weights", "published", "KV tokens", "decode tokens/s", "")
+    table = table_of("Formats", "", "weights", "published", "KV tokens", "decode tokens/s", "")
     plain = result.plain.tokens_per_s
     for row in result.estimates:
         speed = row.tokens_per_s
@@ -106,7 +106,7 @@ def _formats(result: Plan) -> Table:
 
 
 def _steps(result: Plan) -> Table:
-    table = _table("Seconds of a training step", "", "rollout", "learner", "publication", "step", "")
+    table = table_of("Seconds of a training step", "", "rollout", "learner", "publication", "step", "")
     plain = result.plain.times
     for row in result.estimates:
         if times := row.times:
@@ -118,14 +118,14 @@ def _steps(result: Plan) -> Table:
 
 def _gains(result: Plan) -> Table:
     width = max(len(result.by_batch), len(result.by_response))
-    table = _table(f"{result.own.scheme} against full precision", "", *[""] * width)
+    table = table_of(f"{result.own.scheme} against full precision", "", *[""] * width)
     for title, gains in (("sequences per engine", result.by_batch), ("response tokens", result.by_response)):
         table.add_row(title, *(f"{size:,}" for size in gains))
         table.add_row("  speed-up", *(f"{gain:.2f}x" for gain in gains.values()))
     return table
 
 
-def _table(title: str, *columns: str) -> Table:
+def table_of(title: str, *columns: str) -> Table:
     looks: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "header_style": "dim"}
     shown = any(columns)
     table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_header=shown, show_edge=False, **looks)

@@ -6,7 +6,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, get_args
 
 import torch
@@ -16,7 +16,7 @@ from launch.tools.plan import memory, speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.layers import layer_rows
 from launch.tools.plan.memory import EngineMemory, LearnerMemory, Variant
-from launch.tools.plan.result import Estimate, Plan, Times
+from launch.tools.plan.result import Estimate, Plan, Speeds, Times
 from launch.tools.plan.shapes import shapes_of
 from launch.tools.plan.timing import time_model
 from qarl.config.derived import choose_counts, numerics_of, rank_threads
@@ -123,6 +123,34 @@ class Planner:
             by_batch={} if estimates[0].fault else self._by_batch(scheme),
             by_response={} if estimates[0].fault else self._by_response(scheme),
             faults=list(self._faults(learner, self._engine(variant))),
+        )
+
+    def faults(self) -> list[str]:
+        """Why the run cannot work, as in its plan."""
+        scheme, stage = self._schemes[0], self._config.learner.zero_stage
+        variant, (gemm, _) = self._variant(scheme), self._gemm(scheme)
+        return list(self._faults({stage: self._learner(variant, gemm, stage)}, self._engine(variant)))
+
+    def speeds(self) -> Speeds:
+        """How fast the parts of this run are, which must have no faults."""
+        scheme, load = self._schemes[0], replace(self._load, ranks=1)
+        variant, engine, training = self._variant(scheme), self._engine(self._variant(scheme)), self._training(scheme)
+        tokens = load.prompt_tokens + load.response_tokens
+        learner = partial(speed.learner, device=self._device)
+        bare, learned = replace(load, minibatches=0), load.samples * load.response_tokens
+        update = learner(replace(training, prox=False), load=bare)
+        return Speeds(
+            slots=min(self._config.rollout.max_num_seqs, engine.sequences(tokens)),
+            decode_s=cache(
+                partial(speed.decode_step, variant, self._device, context=tokens - load.response_tokens / 2)
+            ),
+            prefill_s=speed.prefill(variant, self._device, 1, load.prompt_tokens),
+            score_s=(learner(replace(training, prox=True), load=bare) - update) / learned,
+            update_s=update / learned,
+            optimizer_s=(learner(replace(training, prox=False), load=load) - update) / load.minibatches,
+            publish_s=speed.publication(variant, self._device),
+            published_bytes=variant.published_bytes,
+            gradient_bytes=self._shapes.parameters * self._shapes.dtype_bytes,
         )
 
     # --- what quantizes ----------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What a plan says, and what follows from it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launch.tools.plan.layers import LayerRow
@@ -23,6 +23,28 @@ class Times:
     @property
     def step_s(self) -> float:
         return self.rollout_s + self.learner_s + self.publication_s
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What `qarl simulate` needs of a plan: estimates of the run's own format."""
+
+    slots: int
+    """Sequences that one engine decodes at once."""
+    decode_s: Callable[[int], float]
+    """An engine's step, by the sequences that it decodes."""
+    prefill_s: float
+    """An engine's reading of one prompt."""
+    score_s: float
+    """A rank's forward of one response token with its part of the prompt."""
+    update_s: float
+    """A rank's forward and backward of the same."""
+    optimizer_s: float
+    """An optimizer step of one rank alone."""
+    publish_s: float
+    """A publication to one engine, without the probe."""
+    published_bytes: int
+    gradient_bytes: int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Simulate the training loop of a config: throughput, who waits, how old samples are, and the best split of devices.
+
+The loop, the prompt pool and the dispatcher are the real ones; engines, learner and network are models, with the speeds
+of `qarl plan`, corrected by a run where one is given (docs/plan.md)."""
+
+import argparse
+from math import inf
+from pathlib import Path
+
+from launch.arguments import add_config, number_in, positive_int, read_config
+
+EXAMPLES = """\
+  qarl simulate quickstart --from runs/quickstart --staleness 0 1 4
+  qarl simulate recipes/qwen2.5_math_7b --device h100 --devices 64 --staleness 1"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add = parser.add_argument
+    add(
+        "--from",
+        dest="run_dir",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run in turn, whose speed and lengths are taken",
+    )
+    add("--device", help="as for `qarl plan`")
+    add("--staleness", type=int, nargs="+", metavar="N", help="values of train.max_staleness (default: the config's)")
+    add("--devices", type=positive_int, metavar="N", help="find the best split of N devices into workers and ranks")
+    add("--steps", type=positive_int, default=20, help="simulated steps (default: 20)")
+    add("--prompt-tokens", type=positive_int, metavar="N", help="mean length of a prompt (default: as for `qarl plan`)")
+    mean = "mean length of a response (default: half of max_new_tokens)"
+    add("--response-tokens", type=positive_int, metavar="N", help=mean)
+    spread = "standard deviation of the logarithm of the lengths (default: 0.7)"
+    add("--spread", type=number_in(0, 5), default=0.7, metavar="S", help=spread)
+    network = "GB/s between machines (default: 12.5)"
+    add("--network", type=number_in(1e-3, inf), default=12.5, metavar="GB/S", help=network)
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = read_config(args)
+    from rich.console import Console
+
+    from launch.tools.simulate.command import Simulator, render, to_json, with_staleness
+
+    lengths = (args.prompt_tokens, args.response_tokens, args.spread)
+    simulator = Simulator(args.device, *lengths, args.steps, args.network * 1e9, args.run_dir)
+    configs = [with_staleness(config, n) for n in args.staleness] if args.staleness else [config]
+    splits = [simulator.splits(one, args.devices) for one in configs] if args.devices else []
+    outcomes = [found[0] for found in splits] or [simulator.simulate(one) for one in configs]
+    if args.json:
+        print(to_json(outcomes, splits))
+    else:
+        Console().print(render(outcomes, splits))
+    return 0
