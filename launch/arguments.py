@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from math import nan
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qarl.config.shipped import config_path, shipped_names
@@ -36,11 +37,22 @@ def schemes() -> "dict[str, QuantScheme]":
     return {scheme.label: scheme for scheme in found}
 
 
+def path(text: str) -> Path:
+    """Raises ArgumentTypeError: it is empty, longer than file systems take, or no text that a terminal can show."""
+    from qarl.config.base import usable_path
+
+    try:
+        return Path(usable_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text:.60}' {error}") from None
+
+
 def positive_int(text: str) -> int:
-    """Raises ArgumentTypeError for anything but a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
+    """Raises ArgumentTypeError for anything but a whole number from 1 to 2,147,483,647, as configs take them."""
+    number = int(text) if text.isdecimal() and len(text) < 20 else 0
+    if not 1 <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"'{text:.60}' is not a whole number from 1 to {2**31 - 1}")
+    return number
 
 
 def number_in(low: float, high: float) -> Callable[[str], float]:
@@ -60,6 +72,7 @@ def number_in(low: float, high: float) -> Callable[[str], float]:
 
 def multiple_of_128(text: str) -> int:
     """Raises ArgumentTypeError for anything else."""
-    if not text.isdecimal() or int(text) < 1 or int(text) % 128:
+    number = positive_int(text)
+    if number % 128:
         raise argparse.ArgumentTypeError(f"'{text}' is not a multiple of 128")
-    return int(text)
+    return number

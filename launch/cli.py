@@ -51,9 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _reader_is_gone():
             raise
         return 128 + signal.SIGPIPE
-    except QarlError as error:
+    except (QarlError, OSError) as error:
         if os.environ.get("QARL_TRACEBACK"):
             raise
+        if not isinstance(error, QarlError):  # a folder that may not be written, a full disk
+            error = QarlError(error.strerror or str(error), str(error.filename or ""))
         for line in str(error).splitlines():
             print(f"qarl: {line}", file=sys.stderr)
         return error.exit_code

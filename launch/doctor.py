@@ -162,7 +162,9 @@ def gpus() -> Finding:
 
 def memory_and_disk(run_dir: Path) -> Iterator[Finding]:
     """Free bytes of memory, of the shared memory that holds Ray's objects, and of the disks."""
-    existing = next(path for path in (run_dir.resolve(), *run_dir.resolve().parents) if path.exists())
+    existing = next(path for path in (run_dir.absolute(), *run_dir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding("run folder", "bad", f"{existing} is no folder that you may write", "set run.dir")
     shared = shutil.disk_usage("/dev/shm").free
     yield space("memory", psutil.virtual_memory().available, LEAST_MEMORY, "end other programs")
     hint = "Ray keeps weights there; in Docker, give --shm-size"

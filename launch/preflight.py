@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -127,7 +127,7 @@ def faults(config: Config, machine: Machine) -> list[QarlError]:
         return [*found, error]
     for scheme in schemes_of(config.rollout):
         found += scheme_faults(config, scheme, model, machine)
-    found += _failures(partial(_check_stop, config, model.config.vocab_size))
+    found += stop_faults(config, model.config.vocab_size)
     return found + _failures(partial(check_numerics, config, model, machine.device))
 
 
@@ -142,14 +142,20 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_kv_cache, config, machine),
         *([check_ray_folder] if machine.is_here else ()),
         partial(_check_validator, config),
-        partial(_check_environment, config),
         partial(make_task, config.task),
         partial(_check_batches, config),
         *([check_tensorboard] if "tensorboard" in config.tracking.trackers else []),
-        *(partial(_check_hook, *hook) for hook in _hooks(config)),
+        *(partial(_check_tracker, name) for name in config.tracking.trackers if name not in TRACKERS),
+        partial(check_objective, config.objective),
+    ) + judge_faults(config)
+
+
+def judge_faults(config: Config) -> list[QarlError]:
+    """Why rewards or environment cannot work here."""
+    return _failures(
+        partial(_check_environment, config),
         *(partial(check_component, part) for part in config.reward.parts()),
         *(partial(check_function, *function) for function in config.reward.functions()),
-        partial(check_objective, config.objective),
     )
 
 
@@ -250,18 +256,8 @@ def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
     return [worker] * workers, [rank] * config.learner.num_ranks
 
 
-def _hooks(config: Config) -> Iterator[tuple[str, str, Sequence[str], dict[str, Any]]]:
-    """The user's functions besides objective and rewards: name, key, positional arguments, keyword arguments."""
-    environment = config.environment
-    if environment.function is not None and environment.python is None:
-        yield environment.function, "environment.function", (), environment.settings
-    for name in config.tracking.trackers:
-        if name not in TRACKERS:
-            yield name, "tracking.trackers", ("config", "run_dir"), {}
-
-
-def _check_hook(name: str, where: str, arguments: Sequence[str], kwargs: dict[str, Any]) -> None:
-    check_call(load_function(name, where), arguments, kwargs, where)
+def _check_tracker(name: str) -> None:
+    check_call(load_function(name, "tracking.trackers"), ("config", "run_dir"), {}, "tracking.trackers")
 
 
 def _failures(*checks: Callable[[], Any]) -> list[QarlError]:
@@ -309,17 +305,25 @@ def _check_validator(config: Config) -> None:
         raise ConfigError(f"task {config.task.kind} has no program to check", where, "use vote or teacher")
 
 
-def _check_stop(config: Config, vocab_size: int) -> None:
-    if wrong := [token for token in config.rollout.sampling.stop_token_ids if token >= vocab_size]:
-        what = f"{wrong[0]} is no token: the model's embedding ends at {vocab_size - 1}"
-        raise ConfigError(what, "rollout.sampling.stop_token_ids", "see the tokenizer's files")
+def stop_faults(config: Config, vocab_size: int) -> list[QarlError]:
+    """Tokens that should end a response, and are none of the model's."""
+    what = f"is no token: the model's embedding ends at {vocab_size - 1}"
+    return [
+        ConfigError(f"{token} {what}", "rollout.sampling.stop_token_ids", "see the tokenizer's files")
+        for token in config.rollout.sampling.stop_token_ids
+        if token >= vocab_size
+    ]
 
 
 def _check_environment(config: Config) -> None:
-    python = config.environment.python
-    if python is not None and shutil.which(python) is None:
+    environment = config.environment
+    if environment.python is None:
+        if environment.function is not None:
+            where = "environment.function"
+            check_call(load_function(environment.function, where), (), environment.settings, where)
+    elif shutil.which(environment.python) is None:
         hint = "it is a program, for example /path/to/venv/bin/python"
-        raise ConfigError(f"no such interpreter: {python}", "environment.python", hint)
+        raise ConfigError(f"no such interpreter: {environment.python}", "environment.python", hint)
 
 
 def _check_batch_invariance(config: Config, device: str) -> None:

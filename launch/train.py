@@ -116,7 +116,7 @@ class _Job:
         placement = Placement(config, self._device, folder.logs)
         fleet = keep(closing(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn)))
         learner = keep(closing(placement.start_learner(fleet.receivers)))
-        sampler = converse(config, fleet, self._stack, warn, folder.logs)
+        sampler = converse(config, fleet, rewards)
         infos = fleet.infos()
         self._log_workers(infos)
         exact = self._check_numerics(learner)

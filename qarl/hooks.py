@@ -38,7 +38,7 @@ def load_function(name: str, where: str) -> Hook:
     file = _find(source, where) if source.endswith(".py") else None
     try:
         module = _run(file) if file else importlib.import_module(source)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         reason = " ".join(str(error).split())
         raise ConfigError(f"cannot import {source}: {type(error).__name__}: {reason}", where) from error
     if not hasattr(module, attribute):

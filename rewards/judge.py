@@ -9,6 +9,7 @@ from contextlib import closing
 from threading import Lock
 from typing import Any
 
+from qarl.errors import ConfigError
 from rewards.component import Component, Response
 from rewards.endpoint import Endpoint, at_once, chat_text, chat_url
 
@@ -63,11 +64,14 @@ class Replies:
         self._lock = Lock()
 
     def open(self) -> None:
-        """Raises sqlite3.Error: the file cannot be used."""
-        self._database = sqlite3.connect(self._file, timeout=60.0, check_same_thread=False, isolation_level=None)
-        self._run("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
-        self._run("CREATE TABLE IF NOT EXISTS spent (one INTEGER PRIMARY KEY CHECK (one = 1), requests INTEGER)")
-        self._run("INSERT OR IGNORE INTO spent VALUES (1, 0)")
+        """Raises ConfigError: the file cannot be used."""
+        try:
+            self._database = sqlite3.connect(self._file, timeout=60.0, check_same_thread=False, isolation_level=None)
+            self._run("CREATE TABLE IF NOT EXISTS replies (request TEXT PRIMARY KEY, reply TEXT)")
+            self._run("CREATE TABLE IF NOT EXISTS spent (one INTEGER PRIMARY KEY CHECK (one = 1), requests INTEGER)")
+            self._run("INSERT OR IGNORE INTO spent VALUES (1, 0)")
+        except sqlite3.Error as error:
+            raise ConfigError(f"{self._file}: {error}", "the judge's cache", "name another file") from error
 
     def get(self, body: Any) -> str | None:
         rows = self._run("SELECT reply FROM replies WHERE request = ?", _digest(body))

@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
-from qarl.errors import QarlError
+from qarl.errors import ConfigError, QarlError
 from qarl.logs import tail
 
 START_LIMIT_S = 60.0
@@ -22,6 +22,8 @@ class ChildProcess:
         what: names the process in errors.
         where: the user's function that it runs, for errors.
         env: its environment.
+
+    Raises QarlError: the system does not run the command.
     """
 
     def __init__(self, command: Sequence[str], what: str, where: str, log: Path | None, env: Mapping[str, str]) -> None:
@@ -30,26 +32,29 @@ class ChildProcess:
         with theirs:
             fd = theirs.fileno()
             # Not multiprocessing: it would import the parent's __main__ again, which may be a CLI script.
-            self.process = subprocess.Popen(
-                [*command, str(fd), str(log or "")],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what the user's function prints goes to our stderr, unless it has a log
-                env=env,
-                start_new_session=True,  # Ctrl-C is for the parent; kill reaches what the function started, too
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [*command, str(fd), str(log or "")],
+                    pass_fds=[fd],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what the user's function prints goes to our stderr, unless it has a log
+                    env=env,
+                    start_new_session=True,  # Ctrl-C is for the parent; kill reaches what the function started, too
+                )
+            except OSError as error:  # no program that the system runs
+                raise QarlError(f"{what} process could not start: {error}", where) from error
 
     def wait_ready(self) -> None:
         """Wait for the process's first message: empty, or why it cannot start. Raises QarlError."""
-        reason = f"not ready after {START_LIMIT_S:.0f} s"
+        reason, hint = f"not ready after {START_LIMIT_S:.0f} s", ""
         if self.connection.poll(START_LIMIT_S):
             try:
                 reason = self.connection.recv_bytes().decode()
             except (EOFError, OSError):
-                reason = describe(self.kill())
+                reason, hint = describe(self.kill()), tail(self._log)
         if reason:
             self.kill()
-            raise QarlError(f"{self._what} process could not start: {reason}", self._where, tail(self._log))
+            raise QarlError(f"{self._what} process could not start: {reason}", self._where, hint)
 
     def kill(self) -> int:
         """End the process, unless it has ended, and all that it started. Returns its exit code, minus the signal's
@@ -68,16 +73,18 @@ C = TypeVar("C", bound=ChildProcess)
 
 
 class ChildProcesses(ABC, Generic[C]):
-    """`number` child processes, one in each slot. Raises QarlError: one cannot start."""
+    """`number` child processes, one in each slot. Raises ConfigError: one cannot start."""
 
     def __init__(self, number: int) -> None:
-        self._children = [self._start(slot) for slot in range(number)]
+        self._children: list[C] = []
         try:
+            for slot in range(number):
+                self._children.append(self._start(slot))
             for child in self._children:
                 child.wait_ready()
-        except QarlError:
+        except QarlError as error:
             self.close()
-            raise
+            raise ConfigError(error.what, error.where, error.hint) from error
 
     @abstractmethod
     def _start(self, slot: int) -> C:

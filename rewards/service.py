@@ -54,7 +54,7 @@ class ProcessRewardService(ChildProcesses["_Child"]):
     Args:
         log_dir: folder of the processes' logs; None leaves their output on stderr.
 
-    Raises QarlError: a process cannot start.
+    Raises ConfigError: a process cannot start.
     """
 
     def __init__(self, config: RewardConfig, on_fault: Callable[[str], None], *, log_dir: Path | None = None) -> None:

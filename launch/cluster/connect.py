@@ -70,8 +70,9 @@ def _connect(address: str | None) -> None:
         gpus = torch.cuda.device_count()
         try:
             ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ResourceError(f"Ray cannot be started here: {first_line(error)}", "", "see RAY_TMPDIR") from error
+        except Exception as error:  # Ray raises a plain one when its processes start too slowly
+            hint = "see RAY_TMPDIR, and whether other programs take all cores"
+            raise ResourceError(f"Ray cannot be started here: {first_line(error)}", "", hint) from error
         kill_with_us(p.pid for p in psutil.Process().children(recursive=True) if "agent" in _command(p))
         return
     try:

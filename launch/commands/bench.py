@@ -3,9 +3,8 @@
 import argparse
 from importlib import import_module
 from inspect import signature
-from pathlib import Path
 
-from launch.arguments import multiple_of_128, positive_int
+from launch.arguments import multiple_of_128, path, positive_int
 
 EXAMPLES = """\
   qarl bench pool --sizes 10000 100000
@@ -40,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     publish = part("publish", "a publication beside a bfloat16 checkpoint quantized again, on CPU", rounds=5)
     publish.add_argument("--hidden", type=multiple_of_128, default=1024, help="width of the model (default: 1024)")
     publish.add_argument("--layers", type=positive_int, default=4, help="number of layers (default: 4)")
-    publish.add_argument("--model", type=Path, help="a Hugging Face model folder, in place of a random model")
+    publish.add_argument("--model", type=path, help="a Hugging Face model folder, in place of a random model")
     kernels = part("kernels", "every low-bit linear on CUDA beside bfloat16", rounds=20)
     widths, lengths = "widths of the layers (default: 2048 4096)", "numbers of tokens (default: 1 64 1024 8192)"
     kernels.add_argument("--hidden", type=multiple_of_128, nargs="+", default=[2048, 4096], help=widths)

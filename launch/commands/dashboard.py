@@ -3,7 +3,8 @@
 The runs may be synced later: the panels show every run of the project."""
 
 import argparse
-from pathlib import Path
+
+from launch.arguments import path
 
 EXAMPLES = """\
   qarl dashboard runs/quickstart --entity my-team
@@ -11,9 +12,9 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN", type=Path, help="folder of a run, whose metrics are shown")
+    parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of a run, whose metrics are shown")
     parser.add_argument("--entity", required=True, help="W&B user or team that has the project")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the workspace into a file; send nothing")
+    parser.add_argument("--json", metavar="FILE", type=path, help="write the workspace into a file; send nothing")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from launch.arguments import path
 from qarl.errors import UsageError
 
 EXAMPLES = """\
@@ -16,7 +17,7 @@ STYLES = {"good": "green", "warning": "yellow", "bad": "red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dir", type=Path, default=Path("runs"), help="where runs are written (default: runs)")
+    parser.add_argument("--dir", type=path, default=Path("runs"), help="where runs are written (default: runs)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

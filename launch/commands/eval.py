@@ -1,9 +1,8 @@
 """Sample and judge held-out prompts with a run's final model or another one, in one or several schemes."""
 
 import argparse
-from pathlib import Path
 
-from launch.arguments import number_in, positive_int, schemes
+from launch.arguments import number_in, path, positive_int, schemes
 
 EXAMPLES = """\
   qarl eval runs/quickstart
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
     add = parser.add_argument
-    add("--model", type=Path, help="a Hugging Face model folder in place of the run's")
+    add("--model", type=path, help="a Hugging Face model folder in place of the run's")
     add("--formats", nargs="+", choices=schemes(), help="formats to compare (default: that of the rollouts)")
     add("--num-prompts", type=positive_int, help="held-out prompts (default: eval.final_num_prompts)")
     add("--num-samples", type=positive_int, help="responses to each (default: eval.num_samples)")
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=positive_int, default=0, help="(default: no mask)")
     add("--min-p", type=number_in(0, 1), default=0.0, help="(default: 0, no mask)")
     add("--seed", type=int, help="of the samples (default: the config's)")
-    add("--out", type=Path, help="folder of the samples and figures; an evaluation there continues (default: RUN/eval)")
+    add("--out", type=path, help="folder of the samples and figures; an evaluation there continues (default: RUN/eval)")
 
 
 def run(args: argparse.Namespace) -> int:

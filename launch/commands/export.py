@@ -1,9 +1,8 @@
 """Write a run's newest checkpoint as a Hugging Face folder, after vLLM has sampled the same from it bit for bit."""
 
 import argparse
-from pathlib import Path
 
-from launch.arguments import schemes
+from launch.arguments import path, schemes
 
 EXAMPLES = """\
   qarl export runs/quickstart exported
@@ -11,8 +10,8 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN", type=Path, help="folder of the run")
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the model")
+    parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of the run")
+    parser.add_argument("out", metavar="OUT", type=path, help="a new folder for the model")
     parser.add_argument(
         "--format", choices=schemes(), help="format of the weights; none for plain ones (default: that of the rollouts)"
     )

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import positive_int, schemes
+from launch.arguments import number_in, path, positive_int, schemes
 from qarl.config.shipped import config_path
 
 EXAMPLES = """\
@@ -24,13 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--numerics", nargs="+", default=["all"], choices=["all", *PROFILES], help="learners to compare (default: all)")
     add("--num-sequences", type=positive_int, default=64, help="responses, sampled in one batch (default: 64)")
     add("--prompt-tokens", type=positive_int, default=16, help="length of the random prompts (default: 16)")
-    add("--prompts", type=Path, metavar="FILE", help="text file of prompts, one a line, instead of random ones")
-    add("--lr", type=float, default=1e-6, help="learning rate of the step that measures staleness (default: 1e-6)")
+    add("--prompts", type=path, metavar="FILE", help="text file of prompts, one a line, instead of random ones")
+    lr = "learning rate of the step that measures staleness (default: 1e-6)"
+    add("--lr", type=number_in(0, 1), default=1e-6, help=lr)
     add("--stale-model", metavar="FOLDER", help="model that takes the place of that step, such as a later checkpoint")
     add("--kv-cache-gib", type=positive_int, default=2, help="size of the engine's KV cache, in GiB (default: 2)")
     add("--seed", type=int, default=0, help="seed of prompts and responses (default: 0)")
     out = "folder for mismatch.json and mismatch.png (default: runs/mismatch)"
-    add("--out", type=Path, default=Path("runs/mismatch"), help=out)
+    add("--out", type=path, default=Path("runs/mismatch"), help=out)
 
 
 def run(args: argparse.Namespace) -> int:

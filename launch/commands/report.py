@@ -3,7 +3,8 @@
 For one run that has ended it also prints the summary and makes the curves again."""
 
 import argparse
-from pathlib import Path
+
+from launch.arguments import path
 
 EXAMPLES = """\
   qarl report runs/quickstart
@@ -11,11 +12,11 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dirs", metavar="RUN", nargs="+", type=Path, help="folder of a run")
+    parser.add_argument("run_dirs", metavar="RUN", nargs="+", type=path, help="folder of a run")
     parser.add_argument(
         "--out",
         metavar="FILE",
-        type=Path,
+        type=path,
         help="the page (default: report.html in the folder of the run; of several, comparison.html beside the first)",
     )
 

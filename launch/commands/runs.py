@@ -3,13 +3,15 @@
 import argparse
 from pathlib import Path
 
+from launch.arguments import path
+
 EXAMPLES = """\
   qarl runs
   qarl runs runs/studies --json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    parser.add_argument("folder", nargs="?", type=path, default=Path("runs"), help="folder of runs (default: runs)")
     parser.add_argument("--json", action="store_true", help="print a JSON object for each run")
 
 

@@ -1,17 +1,16 @@
 """Write a model whose outlier channels are split in two: it computes the same, with flatter weights."""
 
 import argparse
-from pathlib import Path
 
-from launch.arguments import positive_int
+from launch.arguments import path, positive_int
 
 EXAMPLES = """\
   qarl split-outliers models/qwen models/qwen-split --channels 128"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a Hugging Face model folder")
-    parser.add_argument("out", metavar="OUT", type=Path, help="a new folder for the model")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a Hugging Face model folder")
+    parser.add_argument("out", metavar="OUT", type=path, help="a new folder for the model")
     parser.add_argument("--channels", type=positive_int, required=True, help="number of channels to split in every MLP")
 
 

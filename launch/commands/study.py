@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from launch.arguments import path
 from qarl.config.shipped import config_path
 
 EXAMPLES = """\
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("name", help="a YAML file, or the name of a file in configs/study")
     add("--seeds", type=int, nargs="+", default=[], help="seeds of each arm (default: those of the file)")
     add("--arms", nargs="+", default=[], metavar="ARM", help="arms to run (default: all)")
-    add("--out", metavar="FOLDER", type=Path, help="folder of the report (default: runs/studies/NAME)")
+    add("--out", metavar="FOLDER", type=path, help="folder of the report (default: runs/studies/NAME)")
     add("--report-only", action="store_true", help="run nothing; report the runs that exist")
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from launch.run.files import SUMMARY_FILE, is_locked
 from launch.run.resume import CONFIG_FILE
-from launch.run.tracking import METRICS_FILE, read_log
+from launch.run.tracking import METRICS_FILE, number, read_log
 from qarl.config.io import read_tree
 from qarl.config.run import TrainConfig
 
@@ -48,14 +48,15 @@ def find_runs(folder: Path) -> list[ListedRun]:
 def _listed(path: Path, folder: Path) -> ListedRun:
     state = "done" if (path / SUMMARY_FILE).is_file() else "stopped"
     rows = read_log(path / METRICS_FILE)
-    accuracies = [float(row["eval/pass@1"]) for row in rows if "eval/pass@1" in row]
+    accuracies = [number(row["eval/pass@1"], f"{path / METRICS_FILE}") for row in rows if "eval/pass@1" in row]
     file = path / METRICS_FILE if rows else path / CONFIG_FILE
-    train = read_tree(path / CONFIG_FILE).get("train") or {}
+    train = read_tree(path / CONFIG_FILE).get("train")
+    steps = train.get("steps") if isinstance(train, dict) else None
     return ListedRun(
         name=str(path.relative_to(folder)),
         state="running" if is_locked(path) else state,
         step=max((row["step"] for row in rows), default=0),
-        steps=int(train.get("steps", TrainConfig().steps)),
+        steps=steps if isinstance(steps, int) else TrainConfig().steps,
         accuracy=accuracies[-1] if accuracies else None,
         age_s=max(0.0, time.time() - file.stat().st_mtime),
     )

@@ -17,7 +17,7 @@ from launch.run.files import SUMMARY_FILE, write_whole
 from launch.run.page.build import PageRun, build_page
 from launch.run.resume import CONFIG_FILE
 from launch.run.spans import newest_step, read_spans
-from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, read_log
+from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, number, read_log
 from qarl.config.io import read_tree, validate_as
 from qarl.config.run import Config, EvalConfig
 from qarl.config.schedule import schemes_of
@@ -119,17 +119,10 @@ def read_series(run_dir: Path) -> Series:
     for row in read_log(run_dir / METRICS_FILE):
         for name in row.keys() - {"step", "time"}:
             if not isinstance(row[name], dict):  # a histogram
-                series.setdefault(name, {})[row["step"]] = _number(row[name], f"{run_dir / METRICS_FILE}, {name}")
+                series.setdefault(name, {})[row["step"]] = number(row[name], f"{run_dir / METRICS_FILE}, {name}")
     if not series:
         raise DataError("no metrics", where=str(run_dir / METRICS_FILE), hint="nothing has been logged yet")
     return dict(sorted(series.items()))
-
-
-def _number(value: Any, where: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"not a number: {str(value)[:40]!r}", where, "delete that value") from error
 
 
 def write_report(run_dir: Path, summary: Summary) -> None:

@@ -183,6 +183,14 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def number(value: Any, where: str) -> float:
+    """A value of a log. Raises DataError: it is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"not a number: {str(value)[:40]!r}", where, "delete that value") from error
+
+
 def _lines(path: Path) -> int:
     """Lines of a file; none where there is no file."""
     if not path.is_file():

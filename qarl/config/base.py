@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -30,18 +31,35 @@ CPUs = Annotated[float, Field(ge=1e-4, le=LARGEST), AfterValidator(_whole_above_
 """CPUs that Ray reserves for an actor, as Ray counts them."""
 
 
-def _path(text: str) -> str:
+def usable_path(text: str) -> str:
+    """`text` with `~` replaced. Raises ValueError: it is none, longer than file systems take, or not Unicode."""
     path = os.path.expanduser(text)
     if not text or "\0" in text:
         raise ValueError("must be a path")
-    parts = path.encode(errors="surrogatepass").split(b"/")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("is not Unicode")
+    parts = path.encode().split(b"/")
     if max(map(len, parts)) > 255 or len(b"/".join(parts)) > 4000:
         raise ValueError("is longer than file systems take (names of 255 bytes, paths of 4,000)")
     return path
 
 
-PathText = Annotated[str, AfterValidator(_path)]
+PathText = Annotated[str, AfterValidator(usable_path)]
 """A file or folder; `~` is the home folder."""
+PathOrEmpty = Annotated[str, AfterValidator(lambda text: usable_path(text) if text else text)]
+
+
+def _url(text: str) -> str:
+    try:
+        has_host = bool(urlsplit(text).hostname and urlsplit(text).port != 0)
+    except ValueError:  # a port that is none
+        has_host = False
+    if not has_host:
+        raise ValueError("has no host and port that there may be")
+    return text
+
+
+Url = Annotated[str, Field(pattern=r"^https?://[!-~]+$"), AfterValidator(_url)]
 
 
 class Node(BaseModel):

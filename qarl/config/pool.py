@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt, Seconds, Share
+from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt, Seconds, Share, Url
 
 
 def _pattern_faults(pattern: str, key: str) -> Iterator[str]:
@@ -90,7 +90,7 @@ class TeacherConfig(Node):
     """Another model answers, over an OpenAI-compatible endpoint, while training goes on."""
 
     kind: Literal["teacher"] = "teacher"
-    base_url: Annotated[str, Field(pattern=r"^https?://[!-~]+$")] = Field(default=...)
+    base_url: Url = Field(default=...)
     """Address of the endpoint, with the version: `http://host:8000/v1`. Required."""
     model: Annotated[str, Field(min_length=1)] = Field(default=...)
     """Name of the model there. Required."""

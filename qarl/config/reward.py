@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from qarl.config.base import Count, Node, NonNegativeFloat, PathText, PositiveInt, Seconds
+from qarl.config.base import Count, Node, NonNegativeFloat, PathOrEmpty, PositiveInt, Seconds, Url
 
 Kind = Literal[
     "exact",
@@ -104,7 +104,7 @@ class CodeSettings(Node):
     is wrong, or a list of {input, output} for standard input and output, also as JSON text."""
     partial: bool = False
     """The share of passed {input, output} tests, not 1 only when all pass."""
-    python: PathText = ""
+    python: PathOrEmpty = ""
     """Interpreter that runs the program; empty for the one of the run."""
     timeout_s: Seconds = 4.0
     """Wall-clock time of one test; the time of the processor is limited to the next whole second."""
@@ -128,7 +128,7 @@ class EndpointSettings(Node):
 
 
 class JudgeSettings(EndpointSettings):
-    base_url: Annotated[str, Field(pattern="^https?://")] = Field(default=...)
+    base_url: Url = Field(default=...)
     """URL of an OpenAI-compatible endpoint, ending in /v1. Required."""
     model: str = Field(default=...)
     """Its name there. Required."""
@@ -142,7 +142,7 @@ class JudgeSettings(EndpointSettings):
     """Score that makes the reward 1; higher ones count as this one."""
     max_tokens: PositiveInt = 1024
     """Longest reply."""
-    cache: PathText = ""
+    cache: PathOrEmpty = ""
     """File of replies (SQLite), which later runs and all verifier processes use; empty keeps them in each process."""
     budget: Count = 0
     """Most requests, of all runs with one `cache` file (without a file: of each verifier process); 0 for no limit."""
@@ -166,7 +166,7 @@ class JudgeSettings(EndpointSettings):
 
 
 class HttpSettings(EndpointSettings):
-    url: Annotated[str, Field(pattern="^https?://")] = Field(default=...)
+    url: Url = Field(default=...)
     """Gets a POST with the sample as JSON, answers `{"reward": number}`. Required."""
 
 

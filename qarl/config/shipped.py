@@ -1,12 +1,13 @@
 """Where the config lies that a command line or `inherits` names."""
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
 
 def config_path(name: str, folder: str = "", beside: Path = Path()) -> Path:
     """The config called `name`: a file relative to `beside`, or by its stem one that is shipped in `configs/folder`."""
-    path = beside / Path(name).expanduser()
+    path = beside / os.path.expanduser(name)  # unlike pathlib's it leaves an unknown user as it is
     if path.suffix in {".yaml", ".yml"} or path.exists():
         return path
     return Path(str(files("configs"))) / folder / f"{name}.yaml"

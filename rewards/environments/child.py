@@ -86,7 +86,8 @@ def _answer(call: dict[str, Any], environments: dict[int, Any], make: Callable[[
             answer = {"given": close and close()}
         return json.dumps(answer).encode()
     except BaseException as error:  # noqa: BLE001 - whatever an environment raises costs one sample, not the run
-        traceback.print_exc()
+        if sys.argv[-1]:  # without a log the answer alone tells it
+            traceback.print_exc()
         return json.dumps({"error": f"raised {_one_line(error)}"}).encode()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qarl.config.environment import EnvironmentConfig
-from qarl.errors import QarlError
+from qarl.errors import ConfigError, QarlError
 from qarl.logs import log_file
 from qarl.trace import span
 from qarl.types import EnvironmentTurn, Prompt, Sample, Score
@@ -34,7 +34,7 @@ class EnvironmentService(ChildProcesses["_Child"]):
     a line. The other conversations of that process go on: their environments are made anew and told once more what they
     had been told, so an environment must answer equal calls equally.
 
-    Raises QarlError: a process cannot start.
+    Raises ConfigError: a process cannot start.
     """
 
     def __init__(self, config: EnvironmentConfig, on_fault: Callable[[str], None], log_dir: Path | None = None) -> None:
@@ -56,6 +56,16 @@ class EnvironmentService(ChildProcesses["_Child"]):
     def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
         """What follows on a response in each of these conversations."""
         return self._ask({i: {"do": "step", "id": i, "response": text} for i, text in responses.items()})
+
+    def try_reset(self, prompt: Prompt) -> None:
+        """Begin and end a conversation on `prompt`. Raises ConfigError: that cannot be done."""
+        child = self._alive(0)
+        try:
+            _checked(child.ask({"do": "reset", "id": 0, "prompt": _plain(prompt)}))
+            child.tell({"do": "end", "id": 0})
+        except _FaultError as fault:
+            tried = f"tried with the row '{' '.join(prompt.text.split())[:60]}'"
+            raise ConfigError(f"cannot begin a conversation: it {fault}", "environment", tried) from fault
 
     @span("environments/turn")
     def _ask(self, calls: Mapping[int, Call]) -> dict[int, EnvironmentTurn]:
@@ -117,16 +127,20 @@ class EnvironmentService(ChildProcesses["_Child"]):
 
 
 class EnvironmentRewards:
-    """`qarl.protocols.RewardService` of samples that an environment has scored."""
+    """`qarl.protocols.RewardService` of samples that an environment has scored; `close` ends the environments."""
+
+    def __init__(self, environments: EnvironmentService) -> None:
+        self.environments = environments
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         return [sample.score or Score(0.0, "no environment has scored the sample") for sample in samples]
 
     def check(self, prompts: Sequence[Prompt]) -> None:
-        """An environment sees a row when its conversation begins."""
+        """Raises ConfigError: the environment cannot be made, or not begin a conversation on the first prompt."""
+        self.environments.try_reset(prompts[0])
 
     def close(self) -> None:
-        pass
+        self.environments.close()
 
 
 class _FaultError(Exception):
@@ -145,7 +159,7 @@ class _Child(ChildProcess):
             env["PYTHONPATH"] = os.pathsep.join(sys.path)
         else:
             env.pop("PYTHONPATH", None)  # our packages are not for that interpreter
-        super().__init__(command, "environment", function, log, env)
+        super().__init__(command, "environment", config.function or f"environment.kind {config.kind}", log, env)
         self._timeout_s = config.timeout_s
 
     def tell(self, call: Call) -> None:

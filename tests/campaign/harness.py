@@ -2,7 +2,7 @@
 
 Each area has a file `AREA_cases.py` with a list `CASES`. To add a kind of fault, append `Case`s there, or add a file of
 that name: a case breaks one thing in a folder that holds a good config, data set and model, and says which words the
-one line must have. The command runs in this process; Ray and what lies behind it is replaced by a flag, so that no case
+one line must have. The command runs in this process; in place of Ray, or of an engine, stands a flag, so that no case
 costs much. `tests/campaign/test_sample.py` runs some cases of every area in the suite.
 """
 
@@ -81,7 +81,7 @@ class Answer:
 
 
 class Started(BaseException):
-    """In place of Ray: the checks before the start found nothing."""
+    """In place of Ray, or of an engine: the checks before the start found nothing."""
 
 
 class Hangs(BaseException):
@@ -156,6 +156,7 @@ def answer(case: Case, good: Path) -> Answer:
 def _run(argv: list[str]) -> tuple[int | BaseException, str, str]:
     """Exit code, or the exception that left `main`; standard output and standard error."""
     from launch import cli, train  # noqa: F401  # patched below
+    from launch.tools.evaluation import evaluate  # noqa: F401
 
     out, error = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)}
@@ -165,6 +166,7 @@ def _run(argv: list[str]) -> tuple[int | BaseException, str, str]:
         with (
             patch.dict(os.environ),
             patch("launch.train.connect", side_effect=Started),
+            patch("launch.tools.evaluation.evaluate._engine", side_effect=Started),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(error),
         ):

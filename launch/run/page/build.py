@@ -126,7 +126,8 @@ def _newest(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     kept: list[Mapping[str, Any]] = []
     tokens = 0
     for row in reversed(samples[-MAX_SAMPLES:]):
-        tokens += len(row.get("tokens", "")) or len(str(row.get("response", "")))
+        found = row.get("tokens")
+        tokens += len(found) if isinstance(found, list) else len(str(row.get("response", "")))
         if kept and tokens > MAX_TOKENS:
             break
         kept.append(row)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from launch.preflight import Machine, check, checked_model, engine_faults
+from launch.preflight import Machine, check, checked_model, engine_faults, judge_faults, stop_faults
 from launch.run.environments import converse, start_rewards
 from launch.run.files import write_whole
 from launch.run.prompts import load_prompts
@@ -31,6 +31,8 @@ from qarl.config.policy import RolloutConfig
 from qarl.config.run import Config
 from qarl.config.shipped import config_path
 from qarl.errors import ConfigError, DataError, RolloutError, first_line
+from qarl.numerics.engine_limits import check_engine_model
+from qarl.protocols import RewardService
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
@@ -44,6 +46,11 @@ SAMPLES_FILE, RESULTS_FILE, SETTINGS_FILE = "samples.jsonl", "results.json", "se
 CHUNK = 64
 """Prompts whose samples are judged and written together: what a killed evaluation may lose."""
 Row = dict[str, Any]
+COLUMNS = {
+    **dict.fromkeys(("scheme", "prompt", "set", "finish_reason", "response"), str),
+    **dict.fromkeys(("level", "reward", "success", "tokens"), (int, float)),
+}
+"""What the figures are made of."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +97,22 @@ def evaluate(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = device
     meta, machine = checked_model(config), Machine(device, is_here=True)
+    check_engine_model(meta.config, config.rollout.max_model_len, device)
+    check(judge_faults(config) + stop_faults(config, meta.config.vocab_size))
     for scheme in schemes:
         check(engine_faults(config, scheme, meta, machine))
     _, _, heldout = load_prompts(config, print)
     prompts = heldout[:num_prompts]
-    _open(out, _settings(config, sampling, prompts))
-    rows = _read(out, sampling.num_samples)
-    for scheme in schemes:
-        done = {row["prompt"] for row in rows if row["scheme"] == scheme.label}
-        missing = [prompt for prompt in prompts if prompt.id not in done]
-        print(f"{scheme.label}: {len(missing)} of {len(prompts)} prompts to sample", flush=True)
-        if missing:
-            rows += _sample(config, scheme, device, missing, sampling, out)
+    with closing(start_rewards(config, print, None)) as rewards:
+        rewards.check(prompts)
+        _open(out, _settings(config, sampling, prompts))
+        rows = _read(out, sampling.num_samples)
+        for scheme in schemes:
+            done = {row["prompt"] for row in rows if row["scheme"] == scheme.label}
+            missing = [prompt for prompt in prompts if prompt.id not in done]
+            print(f"{scheme.label}: {len(missing)} of {len(prompts)} prompts to sample", flush=True)
+            if missing:
+                rows += _sample(config, scheme, device, missing, sampling, rewards, out)
     found = results(rows, [scheme.label for scheme in schemes], sampling.num_samples, _reader(config))
     found = {"settings": asdict(sampling), "model": str(model), **found}
     write_whole(out / RESULTS_FILE, json.dumps(found, indent=2) + "\n")
@@ -134,15 +145,18 @@ def _config(config: Config, model: Path, sampling: Sampling, num_prompts: int) -
 
 
 def _sample(
-    config: Config, scheme: QuantScheme, device: str, prompts: Sequence[Prompt], sampling: Sampling, out: Path
+    config: Config,
+    scheme: QuantScheme,
+    device: str,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    rewards: RewardService,
+    out: Path,
 ) -> list[Row]:
     """Rows of all samples of `prompts`, which are in the file of samples then, too."""
     rows: list[Row] = []
-    with ExitStack() as stack:
-        fleet = stack.enter_context(_engine(config, scheme, device))
-        sampler = converse(config, fleet, stack, print, None)
-        rewards = stack.enter_context(closing(start_rewards(config, print, None)))
-        file = stack.enter_context((out / SAMPLES_FILE).open("a", encoding="utf-8"))
+    with _engine(config, scheme, device) as engine, (out / SAMPLES_FILE).open("a", encoding="utf-8") as file:
+        sampler = converse(config, engine, rewards)
         for start in range(0, len(prompts), CHUNK):
             chunk = prompts[start : start + CHUNK]
             samples = sampler.sample([request for prompt in chunk for request in _requests(config, prompt, sampling)])
@@ -276,14 +290,21 @@ def _read(out: Path, num_samples: int) -> list[Row]:
     file = out / SAMPLES_FILE
     if not file.exists():
         return []
-    text = file.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()
     try:
-        rows = [json.loads(line) for line in lines]
+        text = file.read_text(encoding="utf-8")
+        rows = [_checked(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
         counts = Counter((row["scheme"], row["prompt"]) for row in rows)
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"is no file of samples: {first_line(error)}", str(file), "remove the folder") from error
     whole = [row for row in rows if counts[row["scheme"], row["prompt"]] == num_samples]
     if len(whole) < len(rows) or not text.endswith("\n"):
         write_whole(file, "".join(json.dumps(row) + "\n" for row in whole))
     return whole
+
+
+def _checked(row: Any) -> Row:
+    """Raises ValueError: a line of the file of samples is not as `_row` makes it."""
+    for name, kind in COLUMNS.items():
+        if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+            raise ValueError(f"a line has no {name}")
+    return dict(row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,17 +19,17 @@ ROOT = Path(__file__).parents[4]
 
 def test_without_an_environment_nothing_stands_between() -> None:
     config, fleet = load_config(ROOT / "configs" / "quickstart.yaml"), FakeFleet()
-    with ExitStack() as stack, closing(start_rewards(config, pytest.fail, None)) as rewards:
+    with closing(start_rewards(config, pytest.fail, None)) as rewards:
         assert isinstance(rewards, ProcessRewardService)
-        assert converse(config, fleet, stack, pytest.fail, None) is fleet
+        assert converse(config, fleet, rewards) is fleet
 
 
 def test_games_are_played_and_judged(tmp_path: Path) -> None:
     """The engine answers each turn with up to four random digits."""
     config = load_config(ROOT / "configs" / "guess.yaml", [f"model.path={tmp_path / 'none'}"])
     engine = FakeEngine(0)
-    with ExitStack() as stack, closing(start_rewards(config, pytest.fail, None)) as rewards:
-        fleet = converse(config, FakeFleet([engine]), stack, pytest.fail, None)
+    with closing(start_rewards(config, pytest.fail, None)) as rewards:
+        fleet = converse(config, FakeFleet([engine]), rewards)
         assert isinstance(fleet, ConversingFleet)
         asked = [SampleRequest(Prompt(f"p{i}", "12=", "12", (1, 5)), i, 1.0, 9) for i in range(30)]
         samples = fleet.sample(asked)

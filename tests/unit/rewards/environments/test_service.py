@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from qarl.config.environment import EnvironmentConfig
-from qarl.errors import QarlError
+from qarl.errors import ConfigError, QarlError
 from qarl.types import EnvironmentTurn, Prompt, Sample, Score
 from rewards.environments.service import EnvironmentRewards, EnvironmentService
 
@@ -144,6 +145,23 @@ def test_what_cannot_start_says_why(toy: str, tmp_path: Path) -> None:
         EnvironmentService(EnvironmentConfig(kind="custom", function=missing), pytest.fail)
 
 
-def test_rewards_are_those_of_the_samples() -> None:
+def test_rewards_are_those_of_the_samples(service: EnvironmentService) -> None:
     sample = Sample(Prompt("p", "", "", (1,)), (2,), None, "", "stop", 0, score=Score(0.5))  # type: ignore[arg-type]
-    assert EnvironmentRewards().score([sample]) == [Score(0.5)]
+    assert EnvironmentRewards(service).score([sample]) == [Score(0.5)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "error"),
+    [
+        ({"lats": "a"}, None, "raised TypeError: .* unexpected keyword argument 'lats'"),
+        ({}, 3, "gave a int, not a text"),
+    ],
+)
+def test_a_conversation_that_cannot_begin_is_told_before_a_run(
+    toy: str, settings: dict[str, str], given: object, error: str
+) -> None:
+    config = EnvironmentConfig(kind="custom", function=toy, settings=settings)
+    prompt = Prompt("p", "12=", "", (1,), metadata={"given": given})
+    refused = pytest.raises(ConfigError, match=f"cannot begin a conversation: it {error}.*row '12='")
+    with closing(EnvironmentRewards(EnvironmentService(config, pytest.fail))) as rewards, refused:
+        rewards.check([prompt])
