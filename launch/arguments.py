@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add a config and its overrides."""
-    config = parser.add_argument("config", help="a YAML file, or the name of a shipped config (see `qarl config list`)")
+    text = "a YAML file, or the name of a shipped config (see `qarl config list`)"
+    config = parser.add_argument("config", type=path_text, help=text)
     vars(config)["completer"] = lambda **_: shipped_names()  # for argcomplete
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
 
@@ -37,14 +38,19 @@ def schemes() -> "dict[str, QuantScheme]":
     return {scheme.label: scheme for scheme in found}
 
 
-def path(text: str) -> Path:
-    """Raises ArgumentTypeError: it is empty, longer than file systems take, or no text that a terminal can show."""
+def path_text(text: str) -> str:
+    """Raises ArgumentTypeError: it is empty, longer than file systems take, or not Unicode."""
     from qarl.config.base import usable_path
 
     try:
-        return Path(usable_path(text))
+        return usable_path(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{text:.60}' {error}") from None
+
+
+def path(text: str) -> Path:
+    """As `path_text`."""
+    return Path(path_text(text))
 
 
 def positive_int(text: str) -> int:

@@ -4,7 +4,7 @@ import argparse
 from importlib import import_module
 from inspect import signature
 
-from launch.arguments import multiple_of_128, path, positive_int
+from launch.arguments import multiple_of_128, path, path_text, positive_int
 
 EXAMPLES = """\
   qarl bench pool --sizes 10000 100000
@@ -47,14 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stepping = part(
         "steps", "whole steps under several settings, beside what `qarl plan --measure` estimates", rounds=1
     )
-    stepping.add_argument("config", help="a config file, or the name of a shipped one")
+    stepping.add_argument("config", type=path_text, help="a config file, or the name of a shipped one")
     each = "settings of one row, as 'a.b=c d.e=f' ('' for the config as it is)"
     stepping.add_argument("--settings", nargs="+", default=ROWS, metavar="SETTINGS", help=f"{each}; default: {ROWS}")
     stepping.add_argument("--steps", type=positive_int, default=3, help="measured steps of a run (default: 3)")
     common = "settings of all rows"
     stepping.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help=common)
     loop = part("loop", "sampling in turn with learning, one step off, and up to four versions ahead", rounds=1)
-    loop.add_argument("config", help="a config file, or the name of a shipped one; best one of long-tailed lengths")
+    loop.add_argument(
+        "config", type=path_text, help="a config file, or the name of a shipped one; best one of long-tailed lengths"
+    )
     loop.add_argument("--steps", type=positive_int, default=8, help="measured steps of a run (default: 8)")
     loop.add_argument("--overrides", nargs="*", default=[], metavar="key=value", help="settings of all runs")
     e2e = part(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import number_in, path, positive_int, schemes
+from launch.arguments import number_in, path, path_text, positive_int, schemes
 
 EXAMPLES = """\
   qarl eval runs/quickstart
@@ -12,7 +12,10 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "what", metavar="RUN", help="folder of a run, or a config (its task, and the model it starts from)"
+        "what",
+        type=path_text,
+        metavar="RUN",
+        help="folder of a run, or a config (its task, and the model it starts from)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
     add = parser.add_argument

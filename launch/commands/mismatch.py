@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import number_in, path, positive_int, schemes
+from launch.arguments import number_in, path, path_text, positive_int, schemes
 from qarl.config.shipped import config_path
 
 EXAMPLES = """\
@@ -14,7 +14,12 @@ PROFILES = ("unaligned", "stock", "portable", "engine")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a Hugging Face folder, or a config: its model, built when it does not exist")
+    add(
+        "model",
+        type=path_text,
+        metavar="MODEL",
+        help="a Hugging Face folder, or a config: its model, built when it does not exist",
+    )
     add("--scheme", nargs="+", default=["w8a8_int8"], choices=schemes(), help="formats to test (default: w8a8_int8)")
     add("--ignore", nargs="*", default=["lm_head"], metavar="LAYER", help="layers to keep in full precision")
     dtypes = ["bfloat16", "float32"]
@@ -27,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompts", type=path, metavar="FILE", help="text file of prompts, one a line, instead of random ones")
     lr = "learning rate of the step that measures staleness (default: 1e-6)"
     add("--lr", type=number_in(0, 1), default=1e-6, help=lr)
-    add("--stale-model", metavar="FOLDER", help="model that takes the place of that step, such as a later checkpoint")
+    stale = "model that takes the place of that step, such as a later checkpoint"
+    add("--stale-model", type=path_text, metavar="FOLDER", help=stale)
     add("--kv-cache-gib", type=positive_int, default=2, help="size of the engine's KV cache, in GiB (default: 2)")
     add("--seed", type=int, default=0, help="seed of prompts and responses (default: 0)")
     out = "folder for mismatch.json and mismatch.png (default: runs/mismatch)"

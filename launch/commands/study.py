@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import path
+from launch.arguments import path, path_text
 from qarl.config.shipped import config_path
 
 EXAMPLES = """\
@@ -14,7 +14,7 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("name", help="a YAML file, or the name of a file in configs/study")
+    add("name", type=path_text, help="a YAML file, or the name of a file in configs/study")
     add("--seeds", type=int, nargs="+", default=[], help="seeds of each arm (default: those of the file)")
     add("--arms", nargs="+", default=[], metavar="ARM", help="arms to run (default: all)")
     add("--out", metavar="FOLDER", type=path, help="folder of the report (default: runs/studies/NAME)")

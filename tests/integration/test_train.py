@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +76,67 @@ def steps(folder: Path) -> dict[int, dict[str, Any]]:
     return {row["step"]: row for row in rows if "reward/mean" in row}
 
 
+SECRETS = {
+    "WANDB_API_KEY": "5ec4e7" * 6 + "5ec4",
+    "RAY_AUTH_TOKEN": "token-" + "5ec4e7" * 8,
+    "JUDGE_KEY": "judge-5ec4e7",
+}
+
+
+@dataclass
+class Watched:
+    """A run, what it printed, and of all its processes the command lines and the addresses that they listened on."""
+
+    folder: Path
+    output: str = ""
+    commands: set[str] = field(default_factory=set)
+    addresses: set[str] = field(default_factory=set)
+
+    def look(self, driver: int) -> None:
+        with suppress(psutil.Error):
+            for process in (psutil.Process(driver), *psutil.Process(driver).children(recursive=True)):
+                self.commands.add(" ".join(process.cmdline()))
+                links = process.net_connections("tcp")
+                self.addresses |= {link.laddr.ip for link in links if link.status == psutil.CONN_LISTEN}
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A whole small run of four steps, uninterrupted."""
-    folder = tmp_path_factory.mktemp("train")
-    done = qarl(folder, "train.steps=4")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder, done.stdout
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """A whole small run of four steps, uninterrupted, with keys in its environment."""
+    run = Watched(tmp_path_factory.mktemp("train"))
+    printed = run.folder / "printed"
+    with printed.open("w") as out:
+        env = os.environ | SECRETS
+        process = subprocess.Popen(command(run.folder, "train.steps=4"), stdout=out, stderr=out, cwd=ROOT, env=env)
+        end = time.monotonic() + 400
+        while process.poll() is None and time.monotonic() < end:
+            run.look(process.pid)
+            time.sleep(1.0)
+    run.output = printed.read_text()
+    assert process.returncode == 0, run.output[-3000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(watched: Watched) -> tuple[Path, str]:
+    return watched.folder, watched.output
+
+
+def test_it_listens_on_the_loopback_alone(watched: Watched) -> None:
+    addresses = {address.removeprefix("::ffff:") for address in watched.addresses}
+    assert addresses
+    assert all(ip_address(address).is_loopback for address in addresses), addresses
+
+
+def test_no_key_leaves_the_environment(watched: Watched) -> None:
+    """Neither into a command line, nor into what the run prints, nor into a file: config, logs, metrics, W&B's."""
+    files = [path for path in watched.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    wandb_file = next(path for path in files if path.suffix == ".wandb")
+    assert b"mismatch/logp_abs_max" in wandb_file.read_bytes()  # plain text, so that a key would show
+    assert any("gcs_server" in command for command in watched.commands)
+    for name, key in SECRETS.items():
+        assert not any(key in command for command in watched.commands), name
+        assert [path for path in files if key.encode() in path.read_bytes()] == [], name
 
 
 def test_mismatch_is_zero_in_every_step(finished: tuple[Path, str]) -> None:
