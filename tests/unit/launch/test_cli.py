@@ -356,7 +356,25 @@ def test_bench_pool_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench_pool_wants_positive_sizes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "pool", "--sizes", size])
-    assert f"'{size}' is not a whole number of at least 1" in capsys.readouterr().err
+    assert f"'{size}' is not a whole number from 1 to 2147483647" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "x" * 300, "a\udc80b"], ids=["empty", "long", "no text"])
+@pytest.mark.parametrize(
+    "argv", [["report"], ["runs"], ["train"], ["doctor", "--dir"], ["eval", "quickstart", "--out"]]
+)
+def test_what_is_no_path_is_refused_by_every_command(
+    argv: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([*argv, text])
+    assert f"'{text:.60}' ".encode(errors="backslashreplace").decode() in capsys.readouterr().err
+
+
+def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
+    assert main(["report", str(tmp_path), "--out", "/proc/none/page.html"]) == 1
+    assert capsys.readouterr().err == "qarl: /proc/none: No such file or directory\n"
 
 
 def test_settings_may_stand_behind_options(fail: Fail) -> None:

@@ -105,6 +105,14 @@ def test_space(gib: float, grade: str) -> None:
     assert (finding.grade, finding.what) == (grade, f"{gib} GiB free")
 
 
+def test_a_folder_of_runs_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder, is_bad in ((tmp_path / "file" / "runs", True), (tmp_path / "runs", False)):
+        found = [finding for finding in doctor.memory_and_disk(folder) if finding.subject == "run folder"]
+        assert bool(found) == is_bad
+        assert not found or found[0].what == f"{tmp_path / 'file'} is no folder that you may write"
+
+
 def test_limits_of_files() -> None:
     assert [doctor.open_files(limit).grade for limit in (1024, 65536, -1)] == ["warning", "good", "good"]
 

@@ -76,6 +76,7 @@ def test_a_file_runs_once_and_hides_no_module(folder: Path) -> None:
         ("no/such.py:loss", "no such file: no/such.py; a relative path starts at the working directory"),
         ("no_such_module:loss", "cannot import no_such_module: ModuleNotFoundError: No module named 'no_such_module'"),
         ("broken.py:loss", "cannot import broken.py: ZeroDivisionError: division by zero"),
+        ("exits.py:loss", "cannot import exits.py: SystemExit: 3"),
         ("broken:loss", "cannot import broken: ZeroDivisionError: division by zero"),
         ("syntax.py:loss", "cannot import syntax.py: SyntaxError: "),
         ("math:no_such", "math has no attribute 'no_such'; write module:function or path/to/file.py:function"),
@@ -85,6 +86,7 @@ def test_a_file_runs_once_and_hides_no_module(folder: Path) -> None:
 def test_each_fault_is_one_line_that_names_the_key(name: str, line: str, folder: Path) -> None:
     (folder / "broken.py").write_text("1 / 0\n")
     (folder / "syntax.py").write_text("def loss(:\n")
+    (folder / "exits.py").write_text("raise SystemExit(3)\n")
     for _ in range(2):  # a file that failed is not taken for loaded
         with pytest.raises(ConfigError) as caught:
             load_function(name, "some.key")

@@ -157,13 +157,34 @@ def test_bad_input(run_dir: Path, argv: list[str], line: str, capsys: pytest.Cap
         (["--temperature", "-1"], "'-1' is not a number from 0 to 100"),
         (["--temperature", "nan"], "'nan' is not a number from 0 to 100"),
         (["--min-p", "half"], "'half' is not a number from 0 to 1"),
-        (["--num-samples", "0"], "'0' is not a whole number of at least 1"),
+        (["--num-samples", "0"], "'0' is not a whole number from 1 to"),
     ],
 )
 def test_options_out_of_range(option: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["eval", "quickstart", *option])
     assert says in capsys.readouterr().err
+
+
+def test_damaged_samples(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(run_dir), "--num-prompts", "4"]) == 0
+    samples = run_dir / "eval" / "samples.jsonl"
+    for text in (b"\xff\n", b"[]\n", samples.read_bytes().replace(b'"reward": ', b'"reward": "x", "r": ')):
+        samples.write_bytes(text)
+        assert main(["eval", str(run_dir), "--num-prompts", "4"]) == 2
+        assert "samples.jsonl: is no file of samples: " in capsys.readouterr().err
+
+
+def test_a_judge_that_cannot_work_is_told_before_the_engine(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked.clear()
+    for setting, line in (
+        ("reward.components=[{kind: http, settings: {url: 'http://127.0.0.1:1'}}]", "nobody answers at 127.0.0.1:1"),
+        ("environment={kind: guess, settings: {guess: 3}}", "environment: cannot begin a conversation"),
+    ):
+        assert main(["eval", str(run_dir), setting, "--out", "new"]) == 2
+        assert line in capsys.readouterr().err
+    assert not Path("new").exists()
+    assert asked == []
 
 
 def test_a_damaged_settings_file(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
