@@ -45,7 +45,7 @@ def path_text(text: str) -> str:
     try:
         return usable_path(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text:.60}' {error}") from None
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} {error}") from None
 
 
 def path(text: str) -> Path:

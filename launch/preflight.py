@@ -142,6 +142,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_kv_cache, config, machine),
         *([check_ray_folder] if machine.is_here else ()),
         partial(_check_validator, config),
+        partial(_check_controls, config),
         partial(make_task, config.task),
         partial(_check_batches, config),
         *([check_tensorboard] if "tensorboard" in config.tracking.trackers else []),
@@ -303,6 +304,13 @@ def _check_validator(config: Config) -> None:
         api_key(validator.api_key_env, "pool.augment.validator.api_key_env")
     if validator.kind == "program" and make_task(config.task).solve is None:
         raise ConfigError(f"task {config.task.kind} has no program to check", where, "use vote or teacher")
+
+
+def _check_controls(config: Config) -> None:
+    asked = [name for name, is_set in config.controls.model_dump().items() if is_set]
+    if asked and (config.model.build is None or make_task(config.task).teacher is None):
+        what = "needs a task with a teacher, and a model that model.build has made"
+        raise ConfigError(what, f"controls.{asked[0]}", "set it to false")
 
 
 def stop_faults(config: Config, vocab_size: int) -> list[QarlError]:

@@ -18,7 +18,7 @@ from launch.run.terminal import SPEED, Terminal, Verbosity
 from launch.run.usage import usage
 from launch.run.wandb_run import WandbTracker
 from qarl.config.run import Config
-from qarl.errors import DataError
+from qarl.errors import ConfigError, DataError, first_line
 from qarl.hooks import load_function
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Row, Tracker
@@ -149,7 +149,7 @@ class JsonlTracker(Tracker):
 
 
 def _make(config: Config, run_dir: Path, start_step: int) -> Iterator[Tracker]:
-    """The trackers of a run. Raises ConfigError: a function that cannot be loaded."""
+    """The trackers of a run. Raises ConfigError: a function cannot be loaded, or makes none."""
     logged = read_log(run_dir / METRICS_FILE) if start_step else []  # before it is cut
     for name in config.tracking.trackers:
         if name == "jsonl":
@@ -157,9 +157,23 @@ def _make(config: Config, run_dir: Path, start_step: int) -> Iterator[Tracker]:
         elif name == "tensorboard":
             yield TensorboardTracker(run_dir, start_step)
         elif name != "wandb":
-            yield load_function(name, "tracking.trackers")(config, run_dir)
+            yield _own(name, config, run_dir)
         elif config.tracking.wandb_mode != "disabled":
             yield WandbTracker(config, run_dir, start_step, logged)
+
+
+def _own(name: str, config: Config, run_dir: Path) -> Tracker:
+    """The tracker that the user's function makes. Raises ConfigError: it raises, or makes something else."""
+    where, make = "tracking.trackers", load_function(name, "tracking.trackers")
+    try:
+        made = make(config, run_dir)
+    except Exception as error:  # the user's code may raise anything
+        raise ConfigError(f"{name}: {type(error).__name__}: {first_line(error)}", where) from error
+    lacking = [method for method in vars(Tracker) if method[0] != "_" and not callable(getattr(made, method, None))]
+    if lacking:
+        what = f"{name} makes a {type(made).__name__}, which lacks the method {lacking[0]}"
+        raise ConfigError(what, where, "qarl.protocols.Tracker is a base that has all")
+    return made
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -6,8 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from qarl.config.base import Count, Node, PathText, PositiveFloat
+from qarl.config.base import Count, Node, PathText
 
+Weight = Annotated[float, Field(gt=0.0, le=1e9)]
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
 MOST_PROMPTS = 10_000_000
 """Generated prompts, which are all held in memory."""
 
@@ -93,12 +95,9 @@ class DataFileConfig(RowConfig):
 class TrainFileConfig(DataFileConfig):
     """A file of training rows, perhaps one of several."""
 
-    weight: PositiveFloat | None = None
+    weight: Weight | None = None
     """Its share of the training prompts, relative to the weights of the other files: as many rows are taken as all the
     shares allow. null, for all files, takes every row."""
-
-
-SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
 
 
 class DatasetTaskConfig(TemplateConfig, RowConfig):
@@ -154,7 +153,7 @@ class GymDatasetConfig(Node):
 
     name: str = Field(default=...)
     """Its name, for example `chain_sum`. Required."""
-    weight: PositiveFloat = 1.0
+    weight: Weight = 1.0
     """Its share of the training prompts, relative to the other weights."""
     settings: dict[str, Any] = {}
     """Fields of its config class, for example `{min_terms: 2, max_terms: 3}`; the others keep its defaults."""

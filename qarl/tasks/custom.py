@@ -3,9 +3,11 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from qarl.config.task import CustomTaskConfig
+from pydantic import Field, TypeAdapter, ValidationError
+
+from qarl.config.task import CustomTaskConfig, SetName
 from qarl.errors import ConfigError, DataError, QarlError, first_line
 from qarl.hooks import check_call, load_function
 from qarl.tasks.dataset import Part, RowsTask
@@ -13,6 +15,7 @@ from qarl.tasks.rows import RawRow, read_rows
 from qarl.tasks.task import NOTHING, Encode, Log
 
 WHERE = "task.function"
+HELDOUT = TypeAdapter(Annotated[dict[SetName, Any], Field(min_length=1)])
 
 
 class CustomTask(RowsTask):
@@ -32,12 +35,15 @@ class CustomTask(RowsTask):
         name = self._config.function
         try:
             train, heldout = self._make(seed)
-            sets = heldout if isinstance(heldout, Mapping) else {"heldout": heldout}
+            sets = HELDOUT.validate_python(heldout if isinstance(heldout, Mapping) else {"heldout": heldout})
             return [self._part(f"{name}: training", train, log)], {
                 title: self._part(f"{name}: held-out set '{title}'", rows, log) for title, rows in sets.items()
             }
         except QarlError:
             raise
+        except ValidationError as error:
+            what = f"its held-out sets: {first_line(error.errors()[0]['msg'])}"
+            raise DataError(what, name, "name them with letters, digits, '.', '_' and '-'") from error
         except Exception as error:  # the user's code may raise anything
             hint = "it must return training rows, and held-out rows or a dict of such sets"
             raise DataError(f"{type(error).__name__}: {first_line(error)}", name, hint) from error

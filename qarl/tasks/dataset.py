@@ -82,7 +82,10 @@ def read_file(file: DataFileConfig, log: Log) -> list[Row]:
 
 
 def mix(parts: Sequence[Part], seed: int, log: Log) -> list[Row]:
-    """The rows of all parts, in order; of parts with weights as many, drawn by `seed`, as their shares allow."""
+    """The rows of all parts, in order; of parts with weights as many, drawn by `seed`, as their shares allow.
+
+    Raises DataError: that is none of a part.
+    """
     weights = [part.weight for part in parts if part.weight is not None]
     if not weights:
         return [row for part in parts for row in part.rows]
@@ -90,6 +93,8 @@ def mix(parts: Sequence[Part], seed: int, log: Log) -> list[Row]:
     mixed: list[Row] = []
     for part, n in zip(parts, shares(total, weights), strict=True):
         n = min(n, len(part.rows))
+        if n == 0:
+            raise DataError(f"its weight takes none of its {len(part.rows)} rows", part.title, "raise it")
         log(f"{part.title}: {n} of {len(part.rows)} rows, by weight")
         drawn = random.Random(f"mix/{seed}/{part.title}").sample(range(len(part.rows)), n)
         mixed += [part.rows[index] for index in sorted(drawn)]
@@ -108,7 +113,7 @@ def _by_level(name: str, rows: Sequence[Row], seed: int) -> Iterator[tuple[str, 
 
 
 def _distinct(parts: Iterable[Part], log: Log) -> list[Part]:
-    """The parts without rows whose key was seen before, in any of them."""
+    """The parts without rows whose key was seen before, in any of them. Raises DataError: nothing is left of one."""
     first: dict[str, Row] = {}
     kept = []
     for part in parts:
@@ -117,6 +122,8 @@ def _distinct(parts: Iterable[Part], log: Log) -> list[Part]:
             again, before = repeated[0].where, first[repeated[0].key].where
             what = f"dropped {len(repeated)} rows with a question seen before, the first is {again}, as {before}"
             log(f"{part.title}: {what}")
+        if len(repeated) == len(part.rows):
+            raise DataError("every question was seen before, in another file", part.title, "leave the file out")
         kept.append(replace(part, rows=[row for row in part.rows if first[row.key] is row]))
     return kept
 

@@ -18,6 +18,8 @@ SEEDS = 2**30
 """Training problems have seeds below this number, held-out problems above. Problem i of seed s is that of s + i."""
 DRAWS = 4
 """Problems drawn for each that is requested: many repeat themselves, or are held out."""
+MOST_NAMES = 12
+"""Of generators or settings, in an error."""
 OWN_SETTINGS = {"seed", "size"}
 """Settings that are not the user's."""
 
@@ -138,4 +140,5 @@ def _check(dataset: GymDatasetConfig, where: str) -> None:
 def _nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names)}"
+    others = f" and {len(names) - MOST_NAMES} others" if len(names) > MOST_NAMES else ""
+    return f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(names[:MOST_NAMES])}{others}"

@@ -170,7 +170,8 @@ def _run(argv: list[str]) -> tuple[int | BaseException, str, str]:
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(error),
         ):
-            os.environ.pop("QARL_TRACEBACK", None)
+            for name in ("QARL_TRACEBACK", "WANDB_MODE"):
+                os.environ.pop(name, None)
             code: int | BaseException = cli.main(argv)
     except SystemExit as exit_:  # argparse
         code = int(exit_.code or 0)

@@ -107,7 +107,7 @@ TRACKERS: list[tuple[Words, Words]] = [
     (("tracking.trackers=[jsonl, 'mine.py:one_argument']",), ("tracking.trackers", "one_argument(config, run_dir)")),
     (("tracking.trackers=[jsonl, 'mine.py:gone']",), ("tracking.trackers", "gone")),
     (("tracking.trackers=[jsonl, 'mine.py:raises']",), ("tracking.trackers", "ZeroDivisionError")),
-    (("tracking.trackers=[jsonl, 'mine.py:nothing']",), ("tracking.trackers",)),
+    (("tracking.trackers=[jsonl, 'mine.py:nothing']",), ("tracking.trackers", "NoneType", "log")),
     (("tracking.trackers=[jsonl, wandb]", "tracking.wandb_mode=online"), ("wandb", "offline")),
     (("tracking.wandb_mode=sometimes",), ("tracking.wandb_mode", "'offline'")),
     (("tracking.alert_reward_drop=1",), ("tracking.alert_reward_drop",)),

@@ -38,12 +38,12 @@ FILES: list[tuple[str, Words]] = [
     ("train_path=[{path: train.jsonl, weight: 0}]", ("weight",)),
     ("train_path=[{path: train.jsonl, weight: .inf}]", ("weight",)),
     ("train_path=[{path: train.jsonl, weight: 1}, other.jsonl]", ("task.train_path", "weight")),
-    ("train_path=[{path: train.jsonl, weight: 1}, {path: other.jsonl, weight: 1.0e-9}]", ("train.prompts_per_step",)),
+    ("train_path=[{path: train.jsonl, weight: 1}, {path: other.jsonl, weight: 1.0e-9}]", ("other.jsonl", "weight")),
     ("train_path=[{path: train.jsonl, weight: 1.0e300}, {path: other.jsonl, weight: 1.0e300}]", ("weight",)),
     ("train_path=[{path: train.jsonl, questoin_key: q}]", ("questoin_key", "question_key")),
     ("train_path=[{path: train.jsonl, preset: math}]", ("train.jsonl:1", "problem")),
     ("train_path=[train.jsonl, heldout.jsonl]", ("heldout.jsonl", "every question")),
-    ("train_path=train.txt", ("train.txt",)),
+    ("train_path=[train.jsonl, train.jsonl]", ("train.jsonl", "seen before")),
     ("heldout_path={}", ("task.heldout_path",)),
     ("heldout_path=[heldout.jsonl]", ("task.heldout_path",)),
     ("heldout_path={'a b': heldout.jsonl}", ("task.heldout_path", "a b")),
@@ -81,7 +81,7 @@ FUNCTIONS: list[tuple[Words, Words]] = [
     (("mine.py:good", "task.train_path=train.jsonl"), ("'task.train_path'",)),
 ]  # fmt: skip
 
-GYM = "reward.kind=reasoning_gym"
+GYM = ("reward.kind=reasoning_gym", "rollout.max_model_len=128")
 GYMS: list[tuple[str, Words]] = [
     ("datasets: [{name: chain_sum, levels: [99]}]", ("task.datasets[0].levels", "99")),
     ("datasets: [{name: chain_sum, levels: [-1]}]", ("levels",)),
@@ -155,11 +155,11 @@ GOOD: list[Words] = [
     ("task.train_path=[train.jsonl, other.jsonl]",),
     ("task.train_path=[{path: train.jsonl, weight: 3}, {path: other.jsonl, weight: 1}]",),
     ("task.heldout_path={one: heldout.jsonl, two: other.jsonl}",),
-    ("task.train_path=[train.jsonl, train.jsonl]",),
+    ("task.train_path=train.txt",),
     ("task.train_path={path: train.jsonl, source: web}",),
     custom(("mine.py:good",)),
     custom(("mine.py:sets",)),
-    ("task={kind: reasoning_gym, chat: false, datasets: [{name: chain_sum, levels: [0, 1]}]}", GYM),
+    ("task={kind: reasoning_gym, chat: false, datasets: [{name: chain_sum, levels: [0, 1]}]}", *GYM),
 ]  # fmt: skip
 
 CASES = [
@@ -169,6 +169,6 @@ CASES = [
         Case("custom task", " ".join(settings) or "no function", words, custom(settings), inputs)
         for settings, words in FUNCTIONS
     ),
-    *cases("generators", [((f"task={{kind: reasoning_gym, {tree}}}", GYM), words) for tree, words in GYMS]),
+    *cases("generators", [((f"task={{kind: reasoning_gym, {tree}}}", *GYM), words) for tree, words in GYMS]),
     *cases("good task", [(settings, ()) for settings in GOOD], inputs),
 ]
