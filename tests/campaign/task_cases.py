@@ -97,10 +97,6 @@ GYMS: list[tuple[str, Words]] = [
     ("datasets: [{name: chain_sum}], answer_pattern: '(a)(b)'", ("task.answer_pattern", "2 groups")),
     ("datasets: [{name: chain_sum}], num_prompts: 0", ("task.num_prompts",)),
     ("datasets: [{name: chain_sum}], chat: true", ("task.chat",)),
-    (
-        "datasets: [{name: chain_sum, settings: {min_terms: 2, max_terms: 2, min_digits: 1, max_digits: 1}}], chat: false",
-        ("leave none for training",),
-    ),
 ]
 
 MINE = """

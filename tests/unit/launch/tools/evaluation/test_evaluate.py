@@ -51,7 +51,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run of the quickstart with a random model."""
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "runs" / "quickstart"
-    tiny_model("qwen3").save_pretrained(run / "final")
+    tiny_model("qwen3", head_dim=32).save_pretrained(run / "final")
     make_tokenizer(32).save_pretrained(run / "final")
     overrides = ["cluster.device=cpu", "eval.final_num_prompts=70", "rollout.scheme=none", "eval.greedy=false"]
     config = load_config(config_path("quickstart"), overrides)
