@@ -23,6 +23,7 @@ from qarl.tasks import make_task
 from qarl.tasks.dataset import Part, mix, read_file
 from qarl.tasks.files import raw_rows
 from qarl.tasks.rows import Row
+from qarl.tasks.task import shares
 from qarl.types import Prompt
 from tests.support.task_rows import config_of, qa, quiet, write
 
@@ -542,6 +543,11 @@ def test_files_are_mixed_by_weight(sizes: list[tuple[int, float]], seed: int) ->
         for number, (size, weight) in enumerate(sizes)
     ]
     notes: Notes = []
+    weights = [weight for _, weight in sizes]
+    if 0 in shares(min(size / weight for size, weight in sizes) * sum(weights), weights):
+        with pytest.raises(DataError, match="its weight takes none of its"):
+            mix(parts, seed, quiet)
+        return
     rows = mix(parts, seed, notes.append)
     assert rows == mix(parts, seed, quiet)
     counts = Counter(row.question.partition("/")[0] for row in rows)
