@@ -238,6 +238,15 @@ def test_the_teachers_key_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert texts(make_settings(pool={"augment": {"per_step": 1, "validator": validator}}), Machine("cpu")) == []
 
 
+def test_controls_need_a_teacher_and_a_model_that_was_built() -> None:
+    build = {"path": "none", "build": {}}
+    rows = {"kind": "dataset", "train_path": "t.jsonl", "heldout_path": "h.jsonl"}
+    for sections in ({}, {"model": build, "task": rows}):
+        [fault] = texts(make_settings(controls={"sft_continued": True}, **sections), Machine("cpu"))
+        assert fault.startswith("controls.sft_continued: needs a task with a teacher, and a model that model.build")
+    assert texts(make_settings(controls={"teacher": True}, model=build), Machine("cpu")) == []
+
+
 def make_settings(**sections: Any) -> Config:
     return validate({"model": {"path": "none"}, "task": {"kind": "sorting"}} | sections, "test")
 

@@ -22,7 +22,7 @@ from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTra
 from launch.run.wandb_run import check_login
 from qarl.config.io import validate
 from qarl.config.run import Config
-from qarl.errors import DataError, ResourceError
+from qarl.errors import ConfigError, DataError, ResourceError
 from qarl.metrics import Histogram
 from qarl.types import AugmentOutcome, Prompt, Sample, Score
 from tests.support.records import row_of
@@ -381,3 +381,20 @@ def test_notes_are_logged_with_their_level(tmp_path: Path, caplog: pytest.LogCap
         ("INFO", "a fact"),
         ("WARNING", "a fault"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("raises", r"own_tracker\.py:raises: ZeroDivisionError: division by zero"),
+        ("nothing", r"own_tracker\.py:nothing makes a NoneType, which lacks the method log; "),
+    ],
+)
+def test_a_tracker_of_the_users_that_cannot_work(
+    name: str, line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "def raises(config, run_dir): 1 / 0\ndef nothing(config, run_dir): pass\n"
+    (tmp_path / "own_tracker.py").write_text(code)
+    with pytest.raises(ConfigError, match=rf"tracking\.trackers: {line}"):
+        RunTracker(config(trackers=["jsonl", f"own_tracker.py:{name}"]), tmp_path, 0, 3)

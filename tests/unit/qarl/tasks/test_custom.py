@@ -42,6 +42,12 @@ class Broken(Sums):
 def one_list(seed):
     return [1, 2, 3]
 
+def no_sets(seed):
+    return [1], {}
+
+def odd_set(seed):
+    return [1], {"a/b": [1]}
+
 def texts(seed):
     return ["a"], ["b"]
 
@@ -113,6 +119,8 @@ def test_a_class_may_have_a_solver(mine: str) -> None:
         ("Broken", {}, ConfigError, "task.function: {0}:Broken: RuntimeError: no"),
         ("no_such", {}, ConfigError, "task.function: {0} has no attribute 'no_such'"),
         ("one_list", {}, DataError, "{0}:one_list: ValueError: too many values to unpack (expected 2); it must return"),
+        ("no_sets", {}, DataError, "{0}:no_sets: its held-out sets: Dictionary should have at least 1 item"),
+        ("odd_set", {}, DataError, "{0}:odd_set: its held-out sets: String should match pattern"),
         ("texts", {}, DataError, "{0}:texts: training row 1: is 'a', not a dict"),
         ("no_answer", {}, DataError, "{0}:no_answer: held-out set 'x' row 2: no key 'answer'"),
         ("nothing", {}, DataError, "{0}:nothing: held-out set 'heldout': has no rows"),

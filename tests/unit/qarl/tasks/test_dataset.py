@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from qarl.config.task import DatasetTaskConfig
 from qarl.errors import ConfigError, DataError
 from qarl.tasks import make_task
-from qarl.tasks.dataset import Part, mix, read_file
+from qarl.tasks.dataset import Part, _distinct, mix, read_file
 from qarl.tasks.files import raw_rows
 from qarl.tasks.rows import Row
 from qarl.tasks.task import shares
@@ -559,6 +559,12 @@ def test_files_are_mixed_by_weight(sizes: list[tuple[int, float]], seed: int) ->
         assert mine == [row for row in part.rows if row in mine]  # in the order of the file
         assert abs(counts[part.title] - total * weight) <= 0.5 + 1e-6
     assert mix([Part("all", part.rows) for part in parts], seed, quiet) == [row for part in parts for row in part.rows]
+
+
+def test_a_file_that_an_earlier_one_repeats_is_named() -> None:
+    rows = [Row("q", ("a",), 0, "a.jsonl:1", (), "", {})]
+    with pytest.raises(DataError, match="b: every question was seen before, in another file; leave the file out"):
+        _distinct([Part("a", rows), Part("b", rows)], quiet)
 
 
 def test_some_files_with_a_weight() -> None:
