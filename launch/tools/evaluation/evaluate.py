@@ -46,7 +46,7 @@ SAMPLES_FILE, RESULTS_FILE, SETTINGS_FILE = "samples.jsonl", "results.json", "se
 CHUNK = 64
 """Prompts whose samples are judged and written together: what a killed evaluation may lose."""
 Row = dict[str, Any]
-COLUMNS = {
+COLUMNS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("scheme", "prompt", "set", "finish_reason", "response"), str),
     **dict.fromkeys(("level", "reward", "success", "tokens"), (int, float)),
 }

@@ -562,9 +562,9 @@ def test_files_are_mixed_by_weight(sizes: list[tuple[int, float]], seed: int) ->
 
 
 def test_a_file_that_an_earlier_one_repeats_is_named() -> None:
-    rows = [Row("q", ("a",), 0, "a.jsonl:1", (), "", {})]
+    first, second = ([Row("q", ("a",), 0, f"{name}:1", (), "", {})] for name in "ab")
     with pytest.raises(DataError, match="b: every question was seen before, in another file; leave the file out"):
-        _distinct([Part("a", rows), Part("b", rows)], quiet)
+        _distinct([Part("a", first), Part("b", second)], quiet)
 
 
 def test_some_files_with_a_weight() -> None:
