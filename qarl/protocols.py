@@ -45,8 +45,9 @@ class Engine(Protocol):
     def load(self, weights: WeightSource) -> None:
         """Load `weights`, all or nothing, and check that the engine holds them.
 
-        No request may be running. Raises PublicationError when the weights differ from their manifest, or the engine
-        does not hold them after the load; the engine then holds the previous version.
+        Only partial requests may be running. They go on under the new weights, which compute the keys and values of
+        prompt and response so far again, as one prompt. Raises PublicationError when the weights differ from their
+        manifest, or the engine does not hold them after the load; the engine then holds the previous version.
         """
         ...
 
@@ -97,7 +98,8 @@ class Fleet(Protocol):
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         """Give every worker `weights`, and let `prover` judge all workers; returns what `prover` returns.
 
-        Groups that workers have begun are finished first; those that still wait are sampled from the new weights.
+        Groups that workers have begun are finished first, but partial ones go on under the new weights; those that
+        still wait are sampled from the new weights.
         A worker that replaces another one later gets the same weights, and `prover` judges it before it samples.
         """
         ...

@@ -5,12 +5,14 @@ Suffixes: _T response tokens of one sequence.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
+Versions = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -49,8 +51,8 @@ class SampleRequest:
 
     `ignore_eos`: go on after the end token, to `max_new_tokens`. `stop` and `stop_token_ids` end the response besides
     the end token. `reuse_cache`: take keys and values of the prompt's beginning from the engine's prefix cache where it
-    has them; False computes the whole prompt. `top_p`, `top_k` and `min_p` leave unlikely tokens out, as vLLM does, for
-    evaluations alone: a learner would not know them.
+    has them; False computes the whole prompt. `partial`: the response may go on under newer weights. `top_p`, `top_k`
+    and `min_p` leave unlikely tokens out, as vLLM does, for evaluations alone: a learner would not know them.
     """
 
     prompt: Prompt
@@ -59,6 +61,7 @@ class SampleRequest:
     max_new_tokens: int
     ignore_eos: bool = False
     reuse_cache: bool = True
+    partial: bool = False
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     top_p: float = 1.0
@@ -107,6 +110,11 @@ class Sample:
     `version` is the weight version that sampled it; `finish_reason` is "length" or "stop": the last of `response_ids`
     is then the end token, a stop id, or the token that completed a stop string, and `text` ends before it. `sampled_T`
     is False at given tokens; None: all were sampled. `score` is the environment's; None without one: a verifier judges.
+
+    With `rollout.partial` a response may go on under newer weights. `versions_T` has then the version that sampled each
+    token, and `version` the last one's; None: all are of `version`. The tokens of one version are a segment.
+
+    Example: three tokens of version 4 and two of 5 have `versions_T` [4, 4, 4, 5, 5], `versions` [4, 5], `version` 5.
     """
 
     prompt: Prompt
@@ -118,11 +126,17 @@ class Sample:
     worker: int = 0
     sampled_T: Mask | None = None
     score: Score | None = None
+    versions_T: Versions | None = None
 
     @property
     def num_sampled(self) -> int:
         """Response tokens that the policy sampled."""
         return len(self.response_ids) if self.sampled_T is None else int(self.sampled_T.sum())
+
+    @property
+    def versions(self) -> list[int]:
+        """The weight versions that sampled it, oldest first: one for each segment."""
+        return [self.version] if self.versions_T is None else np.unique(self.versions_T).tolist()
 
 
 @dataclass(frozen=True)
@@ -160,8 +174,8 @@ class TrainSequence:
 
     `prox_logprobs_T` is log pi_prox, the policy before the update; a sequence to learn from needs it. `loss_mask_T` is
     False at response tokens that the loss leaves out; None leaves out none. `version` is the weight version that
-    sampled the response, -1 when unknown. `id` names the sequence in errors. `sampled_T` is that of `Sample`: the loss
-    leaves given tokens out.
+    sampled the response, -1 when unknown. `id` names the sequence in errors. `sampled_T` and `versions_T` are those of
+    `Sample`: the loss leaves given tokens out.
     """
 
     prompt_ids: tuple[int, ...]
@@ -173,6 +187,7 @@ class TrainSequence:
     version: int = -1
     id: str = ""
     sampled_T: Mask | None = None
+    versions_T: Versions | None = None
 
     @classmethod
     def of(cls, sample: Sample, advantage: float = 0.0, id: str = "") -> Self:
@@ -184,16 +199,18 @@ class TrainSequence:
             version=sample.version,
             id=id,
             sampled_T=sample.sampled_T,
+            versions_T=sample.versions_T,
         )
 
     @property
     def turns(self) -> list[tuple[int, int]]:
-        """Start and end (one past the last) of every run of sampled response tokens. Each was one request to the
-        engine, whose prompt was everything before it."""
-        if self.sampled_T is None:
-            return [(0, len(self.response_ids))]
-        edges = np.flatnonzero(np.diff(self.sampled_T.astype(np.int8), prepend=0, append=0)).tolist()
-        return list(zip(edges[::2], edges[1::2], strict=True))
+        """Start and end (one past the last) of every run of response tokens that one version sampled without a given
+        token between them. Before each the engine prefilled everything before it, as a prompt."""
+        edges = {0, len(self.response_ids)}
+        for values_T in (self.sampled_T, self.versions_T):
+            edges |= set() if values_T is None else set((np.flatnonzero(np.diff(values_T)) + 1).tolist())
+        runs = list(pairwise(sorted(edges))) or [(0, 0)]
+        return runs if self.sampled_T is None else [run for run in runs if self.sampled_T[run[0]]]
 
     @property
     def counted_T(self) -> Mask:
@@ -214,8 +231,11 @@ class TrainSequence:
         (_, first), *later = self.turns
         return first + sum(len(self.prompt_ids) + end for _, end in later)
 
-    def at_sampled(self, values_T: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-        """The values of those response tokens that were sampled."""
+    def at_sampled(self, values_T: npt.NDArray[Scalar], version: int | None = None) -> npt.NDArray[Scalar]:
+        """The values of those response tokens that were sampled, by weights `version` where it is given."""
+        if version is not None:
+            versions_T = np.full(len(values_T), self.version) if self.versions_T is None else self.versions_T
+            return values_T[(versions_T == version) & (True if self.sampled_T is None else self.sampled_T)]
         return values_T if self.sampled_T is None else values_T[self.sampled_T]
 
 

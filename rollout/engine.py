@@ -4,6 +4,7 @@ import json
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,22 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
+@dataclass
+class _Running:
+    request: SampleRequest
+    tokens: int = 0
+    """That the response has so far; counted where the request is `partial`."""
+    versions: list[int] = field(default_factory=list)
+    """Which version sampled each token, up to the last load."""
+
+
 def _params(request: SampleRequest) -> Any:
-    """vLLM's parameters of a request, of which it gives the finished output only."""
+    """vLLM's parameters of a request, of which it gives the finished output only; of a `partial` one also what there
+    is after each step.
+
+    A partial request does not read the prefix cache. When its response goes on, the tokens so far are to be prefilled,
+    and the cache may hold them as another response has decoded them: that rounds differently in long contexts.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -75,13 +90,13 @@ def _params(request: SampleRequest) -> Any:
         seed=request.seed,
         logprobs=0,
         ignore_eos=request.ignore_eos,
-        skip_reading_prefix_cache=not request.reuse_cache,
+        skip_reading_prefix_cache=request.partial or not request.reuse_cache,
         stop=list(request.stop),
         stop_token_ids=list(request.stop_token_ids),
         top_p=request.top_p,
         top_k=request.top_k,
         min_p=request.min_p,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.CUMULATIVE if request.partial else RequestOutputKind.FINAL_ONLY,
     )
 
 
@@ -120,7 +135,7 @@ class VLLMEngine:
         self._worker, self._device, self._scheme = worker, device, scheme
         self._receives = config.transport != "object_store"
         self._held: WeightSource | None = None
-        self._running: dict[int, SampleRequest] = {}
+        self._running: dict[int, _Running] = {}
         self._read_back_every, self._loads = config.read_back_every, 0
         if device == "cpu" and not distributed.is_initialized():
             # Else vLLM makes this group of one process itself, with a file in TMPDIR that nobody removes.
@@ -169,7 +184,7 @@ class VLLMEngine:
             for number, request in requests.items():
                 (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": list(request.prompt.token_ids)}])
                 self._llm.llm_engine.add_request(str(number), prompt, _params(request))
-                self._running[number] = request
+                self._running[number] = _Running(request)
         except ValueError as error:  # a prompt that does not fit
             self.abort(requests)
             what = first_line(error)
@@ -177,11 +192,14 @@ class VLLMEngine:
 
     def step(self) -> dict[int, Sample]:
         """Compute the next token of every running request; returns the samples that are finished then, by number."""
-        finished = [output for output in self._llm.llm_engine.step() if output.finished]
-        return {
-            number: self._sample(self._running.pop(number), output.outputs[0])
-            for number, output in ((int(output.request_id), output) for output in finished)
-        }
+        samples = {}
+        for output in self._llm.llm_engine.step():
+            number = int(output.request_id)
+            if output.finished:
+                samples[number] = self._sample(self._running.pop(number), output.outputs[0])
+            else:
+                self._running[number].tokens = len(output.outputs[0].token_ids)
+        return samples
 
     def abort(self, numbers: Iterable[int]) -> None:
         """Forget those requests that still run."""
@@ -227,9 +245,13 @@ class VLLMEngine:
         """Replace the weights in place, check what the engine then computes, and clear the prefix cache.
 
         Tensors that a transfer has brought since the last load are used, and `weights` gives their manifest.
+        Partial requests that run go on with their next token: vLLM drops their keys and values, and prefills prompt and
+        response so far as one prompt. Their random generators go on, too, so no random number is used twice.
         Raises PublicationError: the weights differ from their manifest, have another scheme, end early, or the engine
         does not compute with them. The engine then loads its previous version again; the error says if it could.
         """
+        for running in self._running.values():
+            running.versions += [self.version] * (running.tokens - len(running.versions))
         previous, self._held = self._held, None  # after a failure below, no sampling from a mixture of two versions
         try:
             if self._receives:  # keep them here: the learner has them only until its next update
@@ -258,7 +280,7 @@ class VLLMEngine:
             raise PublicationError(f"they are in {weights.manifest.scheme}, the engine runs {self._scheme.label}")
         self.reload(unpack(weights))
         self._llm.collective_rpc("qarl_read_back", args=(weights, self._scheme, selection))
-        if not self._llm.reset_prefix_cache():
+        if not self._llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise PublicationError("the engine kept its prefix cache")
 
     def _put_back(self, previous: WeightSource | None, refused: int, error: Exception) -> PublicationError:
@@ -274,14 +296,16 @@ class VLLMEngine:
                 self._held, hint = previous, f"version {version} is loaded again"
         return PublicationError(_reason(error), f"rollout worker {self._worker}, weights version {refused}", hint)
 
-    def _sample(self, request: SampleRequest, output: Any) -> Sample:
+    def _sample(self, running: _Running, output: Any) -> Sample:
+        versions = running.versions + [self.version] * (len(output.token_ids) - len(running.versions))
         logprobs = [entry[token].logprob for token, entry in zip(output.token_ids, output.logprobs, strict=True)]
         return Sample(
-            prompt=request.prompt,
+            prompt=running.request.prompt,
             response_ids=tuple(output.token_ids),
             logprobs_T=np.array(logprobs, dtype=np.float32),
             text=output.text,
             finish_reason=output.finish_reason,
             version=self.version,
             worker=self._worker,
+            versions_T=np.array(versions) if running.versions else None,
         )

@@ -26,6 +26,7 @@ class _Group:
 
     numbers: range
     done: "Future[list[Sample]]"
+    partial: bool
     samples: dict[int, Sample] = field(default_factory=dict)
 
 
@@ -77,8 +78,8 @@ class RolloutWorker:
         await self._between_steps(lambda: self._engine.receive(step))
 
     async def load(self, weights: WeightSource) -> None:
-        """Take weights as soon as nothing runs: a call that the fleet has cancelled may not have ended yet."""
-        while self._groups:
+        """Take weights as soon as only partial requests run: a call that the fleet has cancelled may not have ended."""
+        while not all(group.partial for group in self._groups):
             await self._between_steps(lambda: None)
         LOG.info("loads weights version %d", weights.manifest.version)
         await self._between_steps(lambda: self._load(weights))
@@ -101,7 +102,8 @@ class RolloutWorker:
             self._trace.published(weights.manifest.version)
 
     def _begin(self, requests: Sequence[SampleRequest], done: "Future[list[Sample]]") -> None:
-        group = _Group(range(self._next, self._next + len(requests)), done)
+        numbers = range(self._next, self._next + len(requests))
+        group = _Group(numbers, done, all(request.partial for request in requests))
         self._next = group.numbers.stop
         self._engine.add(dict(zip(group.numbers, requests, strict=True)))
         self._groups.append(group)

@@ -23,6 +23,7 @@ ARRAYS: dict[str, type] = {
     "prox_logprobs_T": np.float32,
     "loss_mask_T": np.bool_,
     "sampled_T": np.bool_,
+    "versions_T": np.int64,
 }
 """Fields of a `TrainSequence` with a value for each token; a file holds those of all sequences, joined."""
 SCALARS = ("advantage", "version", "id")
@@ -51,7 +52,7 @@ def load_batch(file: Path) -> list[list[TrainSequence]]:
         with np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         columns: dict[str, list[Any]] = {name: arrays[name].tolist() for name in SCALARS}
-        columns |= {name: _parts(arrays[name], arrays[f"{name}_lengths"]) for name in ARRAYS}
+        columns |= {name: _parts(arrays[name], arrays[f"{name}_lengths"]) for name in ARRAYS if name in arrays}
         for name in ("prompt_ids", "response_ids"):
             columns[name] = [tuple(ids.tolist()) for ids in columns[name]]
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

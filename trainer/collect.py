@@ -7,7 +7,7 @@ of uninformative groups.
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 from operator import itemgetter
@@ -71,7 +71,8 @@ class _Flight:
 
     @property
     def version(self) -> int:
-        return self.samples[0].version
+        """The oldest one that sampled a token of the group."""
+        return min(sample.versions[0] for sample in self.samples)
 
     @property
     def scored(self) -> Group:
@@ -165,7 +166,10 @@ class Collector:
     def _submit(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> None:
         sampling, seed = self._config.rollout.sampling, partial(derive_seed, self._config.seed, "train", step)
         requests = [
-            [sampling.request(prompt, seed(prompt.id, index)) for index in range(size)]
+            [
+                replace(sampling.request(prompt, seed(prompt.id, index)), partial=self._config.rollout.partial)
+                for index in range(size)
+            ]
             for prompt, size in zip(prompts, self._sizes(prompts), strict=True)
         ]
         if augmenter:
@@ -245,9 +249,9 @@ class Collector:
 
     def _check_versions(self, samples: Sequence[Sample], version: int) -> None:
         """Raises PublicationError: samples of weights that the engines should not have."""
-        found = {sample.version for sample in samples}
-        in_turn = not self._config.train.max_staleness
-        if len(found) > 1 or any(one > version or (in_turn and one < version) for one in found):
+        found = {one for sample in samples for one in sample.versions}
+        in_turn, mixes = not self._config.train.max_staleness, len(found) > 1 and not self._config.rollout.partial
+        if mixes or any(one > version or (in_turn and one < version) for one in found):
             raise PublicationError(f"samples of weight versions {sorted(found - {version})} at version {version}")
 
 

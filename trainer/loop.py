@@ -194,17 +194,17 @@ class Trainer:
 
     def _prove(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
         """Give every record log pi_prox: the learner's, which the proof compares with the sampler's, or, once they are
-        proven equal, the sampler's. A sample of older weights proves nothing: prox and sampler are two versions."""
+        proven equal, the sampler's. Tokens of older weights prove nothing: prox and sampler are two versions."""
         sampler = [record.sequence.sampler_logprobs_T for record in records]
-        is_stale = any(record.sequence.version != step - 1 for record in records)
+        is_stale = any(record.sample.versions != [step - 1] for record in records)
         if not is_stale and self._proof.trusts_sampler(step):
             return with_prox(records, sampler), {}
         with timer("prox"):
             prox = self._while_sampling(lambda: self._learner.score([record.sequence for record in records]))
         metrics: dict[str, float] = {}
-        if own := [i for i, record in enumerate(records) if record.sequence.version == step - 1]:
-            ours, theirs = at_sampled(records, prox), at_sampled(records, sampler)
-            metrics = self._proof.observe([ours[i] for i in own], [theirs[i] for i in own], step)
+        ours, theirs = (at_sampled(records, values, version=step - 1) for values in (prox, sampler))
+        if any(map(len, theirs)):
+            metrics = self._proof.observe(ours, theirs, step)
         if self._config.train.max_staleness:
             metrics |= staleness_metrics(records, prox, step)
         return with_prox(records, prox), metrics

@@ -61,21 +61,24 @@ def with_prox(records: Sequence[Record], prox: Sequence[Logprobs]) -> list[Recor
     ]
 
 
-def at_sampled(records: Sequence[Record], values: Sequence[Logprobs]) -> list[Logprobs]:
-    """Of the response tokens of record i, whose values are `values[i]`, those that were sampled."""
-    return [record.sequence.at_sampled(values_T) for record, values_T in zip(records, values, strict=True)]
+def at_sampled(records: Sequence[Record], values: Sequence[Logprobs], version: int | None = None) -> list[Logprobs]:
+    """Of the response tokens of record i, whose values are `values[i]`, those that were sampled, by weights `version`
+    where it is given."""
+    return [record.sequence.at_sampled(values_T, version) for record, values_T in zip(records, values, strict=True)]
 
 
 def aligned_logprobs(record: Record, step: int) -> Logprobs:
     """What the policy before the update of `step` gives the record's tokens: by the sampler if it had these weights,
     else by the learner."""
     sequence, prox_T = record.sequence, record.sequence.prox_logprobs_T
-    return sequence.sampler_logprobs_T if prox_T is None or sequence.version == step - 1 else prox_T
+    return sequence.sampler_logprobs_T if prox_T is None or record.sample.versions == [step - 1] else prox_T
 
 
 def staleness_metrics(records: Sequence[Record], prox: Sequence[Logprobs], step: int) -> dict[str, float]:
-    """How far the policies that sampled are from pi_prox, the policy before the update of `step`."""
-    ages = [step - 1 - record.sequence.version for record in records]
+    """How far the policies that sampled are from pi_prox, the policy before the update of `step`. A response is as old
+    as its oldest segment, which `train.max_staleness` bounds."""
+    ages = [step - 1 - record.sample.versions[0] for record in records]
+    segments = [len(record.sample.versions) for record in records]
     sampler = [record.sequence.sampler_logprobs_T for record in records]
     between = Mismatch.between(at_sampled(records, prox), at_sampled(records, sampler))
     return {
@@ -84,6 +87,8 @@ def staleness_metrics(records: Sequence[Record], prox: Sequence[Logprobs], step:
         "staleness/k1_kl": between.k1,
         "staleness/k3_kl": between.k3,
         "staleness/ess": between.ess,
+        "staleness/continued": float(sum(count > 1 for count in segments)),
+        "staleness/segments": float(sum(segments)),
     }
 
 

@@ -77,7 +77,9 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ("mismatch/probe_logp_abs_max", "nats", "min", "largest |d log p| on the probe after a publication"),
     ),
     "staleness": (
-        ("staleness/age_*", "versions", "", "how much older than the learner the samples of a step are"),
+        ("staleness/age_*", "versions", "", "how much older than the learner the oldest tokens of a response are"),
+        ("staleness/continued", "responses", "", "responses that went on under newer weights (`rollout.partial`)"),
+        ("staleness/segments", "segments", "", "parts of the step's responses that one version sampled each"),
         ("staleness/k1_kl", "nats", "", "KL(sampler || pi_prox), estimator k1"),
         ("staleness/k3_kl", "nats", "", "KL(sampler || pi_prox), estimator k3"),
         ("staleness/ess", "share", "", "effective sample size of the weights pi_prox / sampler"),

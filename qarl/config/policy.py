@@ -211,6 +211,10 @@ class RolloutConfig(Node):
     """A worker that finishes no group, or does not answer, within this time counts as dead."""
     max_restarts: Count = 3
     """How often a worker may be replaced in one run before the run stops."""
+    partial: bool = False
+    """Partial rollouts, with `train.max_staleness` > 0: a publication interrupts the responses that run, and they go on
+    under the new weights. False: a publication waits for the groups that have begun. True costs prefill in engine and
+    learner (docs/architecture.md)."""
     stragglers: StragglersConfig = StragglersConfig()
     """What happens to groups that take much longer than others."""
     sampling: SamplingConfig = SamplingConfig()

@@ -289,6 +289,8 @@ class Config(Node):
         train, rollout = self.train, self.rollout
         if rollout.stragglers.kind == "keep" and not train.max_staleness:
             yield "rollout.stragglers.kind: a group that is kept becomes stale; set train.max_staleness, or return it"
+        if rollout.partial:
+            yield from self._partial_contradictions()
         for key, is_set in {
             "train.dynamic_sampling": train.dynamic_sampling,
             "pool.augment.per_step": self.pool.augment.per_step,
@@ -298,6 +300,18 @@ class Config(Node):
         }.items():
             if train.max_staleness and is_set:
                 yield f"{key}: works in turn with learning only; leave it at its default, or train.max_staleness at 0"
+
+    def _partial_contradictions(self) -> Iterator[str]:
+        versions = 1 + self.train.max_staleness
+        tokens = versions * self.rollout.max_model_len
+        if versions == 1:
+            yield "rollout.partial: a response of two versions is stale; set train.max_staleness"
+        elif self.learner.max_tokens_per_micro_batch < tokens:
+            # What one version sampled is computed with all before it.
+            yield (
+                f"learner.max_tokens_per_micro_batch: {self.learner.max_tokens_per_micro_batch} may not hold one "
+                f"response of rollout.partial, 1 + train.max_staleness times rollout.max_model_len is {tokens}"
+            )
 
     def _environment_contradictions(self) -> Iterator[str]:
         if self.environment.kind == "none":

@@ -27,7 +27,7 @@ from qarl.weights.wire import pack, seal
 from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
-from tests.support.real_engine import SCHEME, conversations, gap, perturbed, requests, stock_vllm
+from tests.support.real_engine import SCHEME, conversations, gap, partial_samples, perturbed, requests, stock_vllm
 from trainer.batching import Batch
 from trainer.checkpoint import CheckpointStore
 from trainer.loop import Trainer
@@ -98,6 +98,27 @@ def test_mismatch_is_zero_over_the_turns_of_a_conversation(
     samples = conversations(engine, [*requests(3, tokens), *group], turns, given)
     assert [len(TrainSequence.of(sample).turns) for sample in samples] == [turns] * 6
     assert gap(policy, samples).abs_max == 0.0
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(60, 20), (700, 300)])
+def test_a_partial_response_is_exact_in_every_version_that_sampled_it(
+    engine: VLLMEngine, policy: Policy, tokens: int, steps: int
+) -> None:
+    """Weights come twice while responses run. The last case prefills 600 tokens that were decoded before."""
+    policies = {version: perturbed(policy, seed=version) for version in (1, 2, 3)}
+    weights = [publish(changed.model, SCHEME, version) for version, changed in policies.items()]
+    asked = [dataclasses.replace(request, ignore_eos=True) for request in requests(3, tokens)]
+    asked += [dataclasses.replace(asked[0], seed=9), dataclasses.replace(asked[0], max_new_tokens=steps + 1)]
+    samples = partial_samples(engine, weights, asked, steps)
+    turns = [(0, steps), (steps, 2 * steps), (2 * steps, tokens)]
+    assert [TrainSequence.of(sample).turns for sample in samples] == [turns] * 4 + [[(0, steps), (steps, steps + 1)]]
+    assert [sample.versions for sample in samples] == [[1, 2, 3]] * 4 + [[1, 2]]
+    assert {sample.finish_reason for sample in samples} == {"length"}
+    assert [gap(own, samples, version).abs_max for version, own in policies.items()] == [0.0] * 3
+    assert gap(policies[3], samples, 2).abs_max > 0.0
+    again = partial_samples(engine, weights, asked, steps)
+    assert [sample.response_ids for sample in again] == [sample.response_ids for sample in samples]
+    assert all(np.array_equal(a.logprobs_T, b.logprobs_T) for a, b in zip(again, samples, strict=True))
 
 
 def test_more_prompt_tokens_than_one_engine_step_holds(engine: VLLMEngine, policy: Policy) -> None:
@@ -172,6 +193,13 @@ def test_stop_strings_and_ids_end_a_response_and_change_nothing_before(
         assert sample.response_ids == whole.response_ids[:n]
         assert np.array_equal(sample.logprobs_T, whole.logprobs_T[:n])
     assert gap(policy, samples).abs_max == 0.0
+    # Equal weights that come in between change nothing: stops, lengths and random numbers are those of whole responses.
+    weights = [publish(policy.model, SCHEME, version) for version in (1, 2, 3)]
+    again = partial_samples(engine, weights, [*stopping, *asked], steps=20)
+    for one, other in zip(again, [*samples, *free], strict=True):
+        assert one.versions == [1, 2, 3][: -(-len(one.response_ids) // 20)]
+        assert (one.response_ids, one.text, one.finish_reason) == (other.response_ids, other.text, other.finish_reason)
+        assert np.array_equal(one.logprobs_T, other.logprobs_T)
 
 
 def test_reloaded_engine_equals_a_freshly_started_one(engine: VLLMEngine, policy: Policy, tmp_path: Path) -> None:
@@ -277,6 +305,8 @@ def test_other_architectures_and_formats_are_exact(
     again = perturbed(policy, form)
     other.load(publish(again.model, form, 1))
     assert gap(again, other.generate(few)).abs_max == 0.0
+    partial = partial_samples(other, [publish(p.model, form, v) for v, p in enumerate((policy, again))], few[:4], 9)
+    assert gap(policy, partial, 0).abs_max == gap(again, partial, 1).abs_max == 0.0
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -20,6 +21,7 @@ from qarl.errors import CheckpointError, KernelError, ModelError, PublicationErr
 from qarl.metrics import Metrics, maximum, mean
 from qarl.protocols import Prover, UpdateResult
 from qarl.quant.scheme import QuantScheme
+from qarl.seeds import derive_seed
 from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
 from qarl.weights.source import Channel, Manifest, PublishedTensor, PublishedWeights, TransferStep, WeightSource
 
@@ -59,7 +61,7 @@ class FakeEngine:
         self.worker, self.drift, self.faults = worker, drift, faults
         self.theta, self.version = 0.0, -1
         self.steps = 0
-        self.running: dict[int, tuple[int, Sample]] = {}  # with the step at which it began
+        self.running: dict[int, tuple[int, Sample, SampleRequest]] = {}  # first the step at which it began
 
     def info(self) -> WorkerInfo:
         return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid())
@@ -71,21 +73,40 @@ class FakeEngine:
         raise NotImplementedError("weights come with `load` only")
 
     def load(self, weights: WeightSource) -> None:
-        assert not self.running, "a response would be of two versions"
+        assert all(request.partial for *_, request in self.running.values()), "a response would be of two versions"
         version = weights.manifest.version
         if weights.manifest.digest == BAD_DIGEST:
             raise PublicationError("theta differs from its digest", where=f"weights version {version}")
         ((tensor,),) = weights.buckets()
         self.theta, self.version = float(tensor.data[0]), version
+        for number, (begun, sample, request) in self.running.items():
+            self.running[number] = (
+                begun,
+                self.continued(sample, request, min(self.steps - begun, len(sample.text) - 1)),
+                request,
+            )
+
+    def continued(self, sample: Sample, request: SampleRequest, kept: int) -> Sample:
+        """The first `kept` tokens of an unfinished sample, and after them what the weights of now give."""
+        left = request.max_new_tokens - kept
+        rest = self._sample(replace(request, seed=derive_seed(request.seed, kept), max_new_tokens=left))
+        before = [sample.version] * kept if sample.versions_T is None else sample.versions_T[:kept].tolist()
+        return replace(
+            rest,
+            response_ids=sample.response_ids[:kept] + rest.response_ids,
+            logprobs_T=np.concatenate((sample.logprobs_T[:kept], rest.logprobs_T)),
+            text=sample.text[:kept] + rest.text,
+            versions_T=np.array(before + [self.version] * len(rest.response_ids)) if kept else None,
+        )
 
     def add(self, requests: Mapping[int, SampleRequest]) -> None:
-        self.running |= {number: (self.steps, self._sample(request)) for number, request in requests.items()}
+        self.running |= {number: (self.steps, self._sample(request), request) for number, request in requests.items()}
 
     def step(self) -> dict[int, Sample]:
         """A token of each; a response is finished as soon as it has all of its own."""
         self.steps += 1
         finished = {}
-        for number, (begun, sample) in list(self.running.items()):
+        for number, (begun, sample, _) in list(self.running.items()):
             if self.steps - begun >= len(sample.response_ids):
                 finished[number] = sample
                 del self.running[number]

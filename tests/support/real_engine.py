@@ -21,6 +21,7 @@ from qarl.quant.linear import requantize
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks.turns import TurnEncoder
 from qarl.types import EnvironmentTurn, Prompt, Sample, SampleRequest, TrainSequence
+from qarl.weights.source import WeightSource
 from rollout.conversations import ConversingFleet
 from tests.support.fakes import FakeFleet
 from trainer.batching import Batch
@@ -74,21 +75,38 @@ def conversations(engine: VLLMEngine, asked: Sequence[SampleRequest], turns: int
     return ConversingFleet(OneEngine(engine), Parrot(given), encoder, turns, 768).sample(asked)
 
 
-def learner_logprobs(policy: Policy, samples: Sequence[Sample]) -> list[np.ndarray]:
+def partial_samples(
+    engine: VLLMEngine, weights: Sequence[WeightSource], asked: Sequence[SampleRequest], steps: int
+) -> list[Sample]:
+    """Responses that go on under each of the `weights` after `steps` tokens of the ones before."""
+    engine.load(weights[0])
+    engine.add({number: replace(request, partial=True) for number, request in enumerate(asked)})
+    samples: dict[int, Sample] = {}
+    for newer in weights[1:]:
+        for _ in range(steps):
+            samples |= engine.step()
+        engine.load(newer)
+    while len(samples) < len(asked):
+        samples |= engine.step()
+    return [samples[number] for number in range(len(asked))]
+
+
+def learner_logprobs(policy: Policy, samples: Sequence[Sample], version: int | None = None) -> list[np.ndarray]:
     sequences = [TrainSequence.of(s) for s in samples]
     with torch.no_grad():
         logp_BT = policy(Batch.of(sequences, torch.device("cpu"))).logprobs_BT
-    return [s.at_sampled(logp_BT[row, : len(s.response_ids)].numpy()) for row, s in enumerate(sequences)]
+    return [s.at_sampled(logp_BT[row, : len(s.response_ids)].numpy(), version) for row, s in enumerate(sequences)]
 
 
-def gap(policy: Policy, samples: Sequence[Sample]) -> Mismatch:
-    sampler = [TrainSequence.of(s).at_sampled(s.logprobs_T) for s in samples]
-    return Mismatch.between(learner_logprobs(policy, samples), sampler)
+def gap(policy: Policy, samples: Sequence[Sample], version: int | None = None) -> Mismatch:
+    """Over all sampled tokens, or those of weights `version`."""
+    sampler = [TrainSequence.of(s).at_sampled(s.logprobs_T, version) for s in samples]
+    return Mismatch.between(learner_logprobs(policy, samples, version), sampler)
 
 
-def perturbed(policy: Policy, scheme: QuantScheme = SCHEME) -> Policy:
+def perturbed(policy: Policy, scheme: QuantScheme = SCHEME, seed: int = 1) -> Policy:
     changed = Policy(policy.model.config._name_or_path, policy.model.dtype, scheme, "engine")
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in changed.parameters():
             parameter.mul_(1 + 0.02 * torch.randn_like(parameter))

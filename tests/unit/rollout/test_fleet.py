@@ -283,3 +283,17 @@ def test_weights_wait_for_what_runs_and_what_waits_gets_them(make_fleet: MakeFle
         finished |= made.fleet.poll(60.0)
     assert content(finished[first]) == expected(2.0, 1, REQUESTS[:1])
     assert content(finished[second]) == expected(5.0, 2, REQUESTS[1:2])
+
+
+def test_partial_groups_go_on_with_new_weights(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    numbers = made.fleet.submit([[replace(request, partial=True)] for request in REQUESTS])
+    made.load(2, theta=5.0)
+    assert len(made.fleet._calls) == len(REQUESTS)  # the load has waited for none
+    finished: dict[int, list[Sample]] = {}
+    while len(finished) < len(REQUESTS):
+        finished |= made.fleet.poll(60.0)
+    for number, request in zip(numbers, REQUESTS, strict=True):
+        [sample] = finished[number]
+        assert sample.prompt == request.prompt
+        assert sample.versions in ([1], [1, 2], [2])

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from threading import Event
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from qarl.types import Sample, SampleRequest
+from qarl.types import Sample, SampleRequest, TrainSequence
 from rollout.worker import RolloutWorker
-from tests.support.fakes import FakeEngine, make_prompts, make_weights
+from tests.support.fakes import FakeEngine, logprobs, make_prompts, make_weights
 
 REQUESTS = [SampleRequest(prompt, i, 1.0, 4) for i, prompt in enumerate(make_prompts(4))]
 
@@ -87,6 +90,51 @@ def test_a_cancelled_call_ends_its_requests_and_no_others() -> None:
         assert [s.version for s in await second] == [1]
         await loading
         assert engine.version == 2
+
+    run(scenario)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=4), st.integers(0, 1000))
+def test_weights_come_between_two_tokens_of_partial_responses(pauses: list[int], seed: int) -> None:
+    thetas = {1: 2.0} | {version: float(version) for version in range(2, 2 + len(pauses))}
+
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        requests = [replace(request, seed=seed, partial=True) for request in REQUESTS[1:]]
+        calls = [asyncio.create_task(worker.generate([request])) for request in requests]
+        for version, pause in enumerate(pauses, 2):
+            for _ in range(pause):
+                await worker.info()
+            await worker.load(make_weights(version, thetas[version]))
+        for call, request in zip(calls, requests, strict=True):
+            [sample] = await call
+            assert sample.prompt == request.prompt
+            assert 1 <= len(sample.response_ids) <= request.max_new_tokens
+            assert sample.version == sample.versions[-1]
+            sequence = TrainSequence.of(sample)
+            assert len(sequence.turns) == len(sample.versions)  # each version sampled one run of tokens
+            for version in sample.versions:
+                expected_T = logprobs(thetas[version], sample.response_ids)
+                ours, theirs = (sequence.at_sampled(values, version) for values in (sample.logprobs_T, expected_T))
+                assert ours.tolist() == theirs.tolist()
+
+    run(scenario)
+
+
+def test_weights_wait_for_whole_responses_and_not_for_partial_ones() -> None:
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        partial = asyncio.create_task(worker.generate([replace(REQUESTS[0], max_new_tokens=9, partial=True)]))
+        await begun(worker, engine, 1)
+        await worker.load(make_weights(2))
+        assert not partial.done()
+        whole = asyncio.create_task(worker.generate(REQUESTS[:1]))
+        await begun(worker, engine, 2)
+        loading = asyncio.create_task(worker.load(make_weights(3)))
+        await worker.info()
+        assert engine.version == 2
+        engine.end.set()
+        assert [(await call)[0].version for call in (partial, whole)] == [2, 2]
+        await loading
 
     run(scenario)
 

@@ -39,6 +39,7 @@ def sequences(draw: st.DrawFn) -> TrainSequence:
         draw(st.integers(-1, 9)),
         draw(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)),
         draw(st.sampled_from([None, array(st.booleans(), np.bool_)])),
+        draw(st.sampled_from([None, array(st.integers(0, 9), np.int64)])),
     )
 
 

@@ -66,9 +66,19 @@ def conversation(prompt: tuple[int, ...], *turns: tuple[int, ...]) -> TrainSeque
     return TrainSequence(prompt, response, -np.array(response, np.float32), sampled_T=np.array(sampled))
 
 
+def partial_response(prompt: tuple[int, ...], *segments: tuple[int, ...]) -> TrainSequence:
+    """Each segment is of the version after the one before it."""
+    response = tuple(token for segment in segments for token in segment)
+    versions = [4 + number for number, segment in enumerate(segments) for _ in segment]
+    return TrainSequence(prompt, response, -np.array(response, np.float32), versions_T=np.array(versions))
+
+
 CONVERSATIONS = st.lists(
     st.builds(
-        lambda prompt, turns: conversation(prompt, *turns), prompt=PROMPTS, turns=st.lists(IDS, min_size=1, max_size=5)
+        lambda kind, prompt, turns: kind(prompt, *turns),
+        kind=st.sampled_from([conversation, partial_response]),
+        prompt=PROMPTS,
+        turns=st.lists(IDS, min_size=1, max_size=5),
     ),
     min_size=1,
     max_size=5,
@@ -116,6 +126,23 @@ def test_the_loss_leaves_out_given_tokens_and_masked_ones() -> None:
     batch = Batch.of([masked], CPU)
     assert batch.mask_BT.tolist() == [[True, True, False, True, True, True]]
     assert batch.loss_mask_BT.tolist() == [masked.counted_T.tolist()]
+
+
+def test_the_tokens_of_a_version_are_a_turn_and_can_be_told_apart() -> None:
+    sequence = partial_response((1, 2), (3, 4), (5,), (6, 7, 8))
+    assert sequence.turns == [(0, 2), (2, 3), (3, 6)]
+    assert sequence.forward_tokens == 2 + (2 + 3) + (2 + 6)
+    assert [sequence.at_sampled(np.arange(6), version).tolist() for version in (4, 5, 6, 7)] == [
+        [0, 1],
+        [2],
+        [3, 4, 5],
+        [],
+    ]
+    both = replace(sequence, sampled_T=np.array([True, True, True, False, True, True]))
+    assert both.turns == [(0, 2), (2, 3), (4, 6)]
+    assert both.at_sampled(np.arange(6), 6).tolist() == [4, 5]
+    of_one = TrainSequence((1,), (2, 3), np.zeros(2, np.float32), version=7)
+    assert [of_one.at_sampled(np.arange(2), version).tolist() for version in (6, 7)] == [[], [0, 1]]
 
 
 @given(SEQUENCES)

@@ -28,7 +28,8 @@ few = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scop
 
 
 class SlowFleet(FakeFleet):
-    """Groups begin and finish at random; weights wait for those that have begun, as in the real fleet."""
+    """Groups begin and finish at random. Weights wait for those that have begun, or partial ones go on with them from
+    a random token, as in the real fleet."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -37,11 +38,13 @@ class SlowFleet(FakeFleet):
             dict[int, Sequence[SampleRequest]](),
             dict[int, list[Sample]](),
         )
+        self.asked: dict[int, Sequence[SampleRequest]] = {}
 
     def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
         numbers = list(range(self._next, self._next + len(groups)))
         self._next += len(groups)
         self.waiting |= zip(numbers, groups, strict=True)
+        self.asked |= self.waiting
         return numbers
 
     def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
@@ -57,9 +60,19 @@ class SlowFleet(FakeFleet):
                 groups.pop(number, None)  # type: ignore[attr-defined]
 
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
-        self.finished |= self.begun
-        self.begun = {}
-        return super().load(weights, prover)
+        done = {n: group for n, group in self.begun.items() if not self.asked[n][0].partial}
+        self.finished |= done
+        self.begun = {n: group for n, group in self.begun.items() if n not in done}
+        gaps = super().load(weights, prover)
+        for number, group in self.begun.items():
+            pairs = zip(group, self.asked[number], strict=True)
+            self.begun[number] = [self._continued(sample, request) for sample, request in pairs]
+        return gaps
+
+    def _continued(self, sample: Sample, request: SampleRequest) -> Sample:
+        if self._rng.random() < 0.3:
+            return sample  # it was finished before
+        return self.engines[0].continued(sample, request, self._rng.randrange(len(sample.response_ids)))
 
 
 class CheckedLearner(FakeLearner):
@@ -78,7 +91,11 @@ class CheckedLearner(FakeLearner):
             ids, prox_T = sequence.response_ids, sequence.prox_logprobs_T
             assert prox_T is not None
             np.testing.assert_array_equal(prox_T, logprobs(self.theta, ids))
-            np.testing.assert_array_equal(sequence.sampler_logprobs_T, logprobs(self.thetas[sequence.version], ids))
+            for version in self.thetas:
+                np.testing.assert_array_equal(
+                    sequence.at_sampled(sequence.sampler_logprobs_T, version),
+                    sequence.at_sampled(logprobs(self.thetas[version], ids), version),
+                )
         return super().update(minibatches)
 
 
@@ -110,8 +127,11 @@ def run_of(folder: Path, config: Any, seed: int, kill_after: int | None = None) 
 def check(run: Run, max_staleness: int) -> None:
     """Version bounds, no doubled sample, and every drawn prompt either learned, given back or in flight."""
     for step, minibatches in zip(run.steps("actor/updates"), run.learner.minibatches, strict=True):
-        versions = {sequence.version for minibatch in minibatches for sequence in minibatch}
-        assert {step - 1 - version for version in versions} <= set(range(max_staleness + 1))
+        for sequence in (sequence for minibatch in minibatches for sequence in minibatch):
+            versions = [sequence.version] if sequence.versions_T is None else sequence.versions_T.tolist()
+            assert versions == sorted(versions)
+            assert versions[-1] == sequence.version
+            assert {step - 1 - version for version in versions} <= set(range(max_staleness + 1))
     seeds = [request.seed for requests in run.fleet.requests for request in requests if request.prompt in PROMPTS]
     assert len(seeds) == len(set(seeds)), "a sample was asked for twice"
     flights = [prompt_id for prompt_id, _ in run.trainer._collector.in_flight()]
@@ -120,11 +140,12 @@ def check(run: Run, max_staleness: int) -> None:
 
 
 @few
-@given(st.integers(0, 5), st.integers(0, 10**6), st.sampled_from(["wait", "keep", "return"]))
-def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind: str) -> None:
+@given(st.integers(0, 5), st.integers(0, 10**6), st.sampled_from(["wait", "keep", "return"]), st.booleans())
+def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind: str, partial: bool) -> None:
     if kind == "keep" and not max_staleness:
         kind = "wait"
-    config = stale_config(max_staleness, rollout={"stragglers": {"kind": kind, "after_s": 1e-3}})
+    rollout = {"stragglers": {"kind": kind, "after_s": 1e-3}, "partial": partial and max_staleness > 0}
+    config = stale_config(max_staleness, rollout=rollout, learner={"max_tokens_per_micro_batch": 6 * 1024})
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
@@ -136,6 +157,11 @@ def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind:
     assert len(ages) == (6 if max_staleness else 0) or kind == "return"
     assert all(age <= max_staleness for age in ages)
     assert run.values("mismatch/logp_abs_max") in ([], [0.0] * len(run.steps("mismatch/logp_abs_max")))
+    counts = run.values("staleness/continued"), run.values("staleness/segments")
+    sequences = [[s for minibatch in update for s in minibatch] for update in run.learner.minibatches]
+    if kind == "wait" and max_staleness:
+        assert counts[0] == [sum(len(s.turns) > 1 for s in of_step) for of_step in sequences]
+        assert counts[1] == [sum(len(s.turns) for s in of_step) for of_step in sequences]
 
 
 @few
@@ -184,6 +210,8 @@ def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None
         ({"train": {"max_staleness": 1, "dynamic_sampling": 2}}, "train.dynamic_sampling"),
         ({"train": {"max_staleness": 1}, "environment": {"kind": "guess"}}, "environment.kind"),
         ({"rollout": {"stragglers": {"kind": "keep"}}}, "rollout.stragglers.kind"),
+        ({"rollout": {"partial": True}}, "rollout.partial"),
+        ({"train": {"max_staleness": 4}, "rollout": {"partial": True}}, "learner.max_tokens_per_micro_batch"),
     ],
 )
 def test_what_works_in_turn_only_is_refused(sections: dict[str, Any], key: str) -> None:
