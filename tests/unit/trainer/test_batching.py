@@ -191,7 +191,7 @@ def test_padding_takes_read_only_arrays() -> None:
     assert value.tolist() == [-1.0, -2.0]
 
 
-@given(st.tuples(SEQUENCES, st.integers(11, 40)) | st.tuples(CONVERSATIONS, st.integers(75, 150)), st.integers(1, 3))
+@given(st.tuples(SEQUENCES, st.integers(11, 40)) | st.tuples(CONVERSATIONS, st.integers(125, 200)), st.integers(1, 3))
 def test_micro_batches_hold_every_sequence_once_and_their_budget(
     given: tuple[list[TrainSequence], int], ranks: int
 ) -> None:
