@@ -15,6 +15,10 @@ from qarl.logs import tail
 START_LIMIT_S = 60.0
 
 
+class KilledError(QarlError):
+    """A child process was killed from outside while it started."""
+
+
 class ChildProcess:
     """Runs `command` with two more arguments: a file descriptor, whose other end is `connection`, and `log` or "".
 
@@ -54,7 +58,8 @@ class ChildProcess:
                 reason, hint = describe(self.kill()), tail(self._log)
         if reason:
             self.kill()
-            raise QarlError(f"{self._what} process could not start: {reason}", self._where, hint)
+            kind = KilledError if reason == describe(-signal.SIGKILL) else QarlError
+            raise kind(f"{self._what} process could not start: {reason}", self._where, hint)
 
     def kill(self) -> int:
         """End the process, unless it has ended, and all that it started. Returns its exit code, minus the signal's
@@ -80,11 +85,18 @@ class ChildProcesses(ABC, Generic[C]):
         try:
             for slot in range(number):
                 self._children.append(self._start(slot))
-            for child in self._children:
-                child.wait_ready()
+            for slot in range(number):
+                self._wait_ready(slot)
         except QarlError as error:
             self.close()
             raise ConfigError(error.what, error.where, error.hint) from error
+
+    def _wait_ready(self, slot: int) -> None:
+        """A process that was killed from outside while it started, as the system does for memory, starts again."""
+        try:
+            self._children[slot].wait_ready()
+        except KilledError:
+            self._replace(slot)
 
     @abstractmethod
     def _start(self, slot: int) -> C:

@@ -75,12 +75,25 @@ def make_sample(text: str, answer: str = "right", prompt_id: str = "p", finish_r
     return Sample(prompt, (2,), np.zeros(1, np.float32), text, finish_reason, version=0)
 
 
+KILLED_ONCE = """
+import os, signal
+from contextlib import suppress
+from pathlib import Path
+from toy_verifier import verify
+
+with suppress(FileExistsError):
+    Path(__file__ + ".seen").touch(exist_ok=False)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def verifier_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("verifiers")
     (folder / "toy_verifier.py").write_text(VERIFIERS)
     (folder / "slow_start.py").write_text("import time\ntime.sleep(1.0)\nfrom toy_verifier import verify\n")
     (folder / "dead_start.py").write_text("import os\nos._exit(7)\n")
+    (folder / "killed_once.py").write_text(KILLED_ONCE)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield
@@ -214,6 +227,11 @@ def test_a_verifier_that_cannot_start_shows_its_log(tmp_path: Path) -> None:
     with pytest.raises(QarlError, match="exited with code 7") as caught:
         ProcessRewardService(toy(function="dead_start:verify"), pytest.fail, log_dir=tmp_path)
     assert f"its log {tmp_path / 'verifier-0.log'} ends with: " in caught.value.hint
+
+
+def test_a_process_killed_while_it_starts_is_started_again() -> None:
+    with make_service([], module="killed_once") as service:
+        assert service.score([make_sample("a")] * 2) == [Score(1.0)] * 2
 
 
 @pytest.mark.parametrize("kind", ["exact", "math"])
