@@ -237,7 +237,7 @@ def model_config(config: Config) -> Any:
         return read_config(path)
     if build is None:
         raise no_model(config.model, config.task)
-    return architecture(build, make_tokenizer(build.vocab_size))
+    return architecture(build, make_tokenizer(build.vocab_size, build.characters))
 
 
 def checked_model(config: Config) -> Any:

@@ -74,7 +74,7 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None], verbosit
             log(line)
         task, prompts, heldout = load_prompts(config, log)
         pool = fill_pool(config, prompts, log)
-        ensure_model(config.model, config.task, config.seed, log)
+        ensure_model(config.model, config.task, config.seed, log, prompts)
         stack.enter_context(folder.begin(input_digests(config, prompts, heldout)))
         stack.callback(ray.shutdown)  # before a refused start removes its folder: actors write logs there
         stack.enter_context(driver_log(folder.logs / "driver.log"))

@@ -12,7 +12,6 @@ from launch.demo import tiny_model
 from qarl.config.policy import ModelConfig, SFTConfig
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
-from qarl.config.task import TaskConfig
 from qarl.model_folder import load_model, read_tokenizer
 from qarl.protocols import Fleet, RewardService
 from qarl.quant.publish import publish
@@ -53,7 +52,7 @@ def run_controls(
         result["teacher"] = teacher_accuracy(task.teacher, prompts, build.sft.swap_prob, seed, DRAWS)
     if config.controls.sft_continued:
         log(f"control: supervised training continued for the {seconds:.0f} s that RL took")
-        continue_sft(config.model.path, str(target), config.model, config.task, seconds, seed, log)
+        continue_sft(config.model.path, str(target), config.model, task.teacher, seconds, seed, log)
         scheme = scheme_at(config.rollout, config.train.steps)
         # It is only published: no forward, so any kernel will do on this machine.
         policy = Policy(target, getattr(torch, config.model.dtype), scheme, "stock", kernel="reference")
@@ -64,15 +63,15 @@ def run_controls(
 
 
 def continue_sft(
-    source: str, target: str, config: ModelConfig, task: TaskConfig, seconds: float, seed: int, log: Log
+    source: str, target: str, config: ModelConfig, teacher: Teacher, seconds: float, seed: int, log: Log
 ) -> int:
     """Train the model of directory `source` on fresh demonstrations for `seconds`; replaces directory `target`.
 
     The control for RL: same teacher, same optimizer, as much time. The learning rate warms up to its peak again and
-    then falls linearly to 0 over the time. Returns the number of optimizer steps. Raises ModelError: the task has no
-    teacher, `source` is no model directory or `target` cannot be written.
+    then falls linearly to 0 over the time. Returns the number of optimizer steps. Raises ModelError: `source` is
+    no model directory or `target` cannot be written; ConfigError: `model.build` is not set.
     """
-    sft, teacher = tiny_model.build_section(config).sft, tiny_model.teacher_of(config, task)
+    sft = tiny_model.build_section(config).sft
     tiny_model.make_parent(Path(target))
     tokenizer = read_tokenizer(Path(source))
     model = load_model(Path(source), torch.float32)

@@ -45,8 +45,8 @@ def main(overrides: Sequence[str]) -> None:
         os.execve(sys.executable, [sys.executable, "-m", "launch.demo.minimal", *overrides], {**os.environ, **env})
 
     # The model, warm-started on demonstrations once, and the problems. The pool decides which of them are drawn.
-    ensure_model(config.model, config.task, config.seed, print)
     _, prompts, _ = load_prompts(config, print)
+    ensure_model(config.model, config.task, config.seed, print, prompts)
     pool = Pool(prompts, config.pool, derive_seed(config.seed, "pool"))
 
     # The engine computes with vLLM's low-bit kernels (rollout.scheme: w8a8_int8). It starts without weights.

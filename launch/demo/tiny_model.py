@@ -21,50 +21,59 @@ from qarl.model_folder import config_json, read_json
 from qarl.numerics.processor import threads
 from qarl.quant.outliers import add_outliers
 from qarl.tasks import make_task
-from qarl.tasks.task import Log, Teacher
+from qarl.tasks.task import Log, PromptsTeacher, Teacher
+from qarl.types import Prompt
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
-CHARACTERS = "0123456789="
+CHARACTERS = {"digits": "0123456789=", "ascii": "".join(map(chr, range(32, 127))) + "\n"}
+"""The tokens of a tokenizer, by `model.build.characters`."""
 DECAY_SHARE = 0.3
 """The learning rate falls linearly over this last share of the warm start."""
 RECIPE = "qarl_build.json"
 """In a built model's directory: what it was built from."""
 LOG_EVERY = 50
 """SFT steps between progress lines."""
+NOT_OF_THE_ARCHITECTURE = {"sft", "characters"}
 _IGNORED = -100  # the label that cross_entropy skips
 
 
-def ensure_model(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:
+def ensure_model(config: ModelConfig, task: TaskConfig, seed: int, log: Log, prompts: Sequence[Prompt] = ()) -> None:
     """Make sure that `config.path` is a model directory, building it when nothing is there and `build` is set.
+
+    Args:
+        prompts: training prompts, which are demonstrated when the task has no teacher of its own.
 
     Raises ModelError: nothing is there and nothing can be built, or what is there is no model directory.
     """
     path = Path(config.path)
-    check_model(config, task)
+    check_model(config, task, prompts)
     if path.exists():
         if config.build is not None and not (path / RECIPE).is_file():
             _log_differences(path, config.build, log)
         return
     try:
-        build(config, task, seed, log)
+        build(config, task, seed, log, prompts)
     except ModelError:
         if not (path / RECIPE).is_file():
             raise
         log(f"{path}: another run has made it meanwhile")
-        _check_recipe(path, _recipe(config, task))
+        _check_recipe(path, _recipe(config, _teacher(task, prompts)))
 
 
-def check_model(config: ModelConfig, task: TaskConfig) -> None:
-    """Raises ModelError as `ensure_model` does, and ConfigError for bad levels; builds nothing."""
+def check_model(config: ModelConfig, task: TaskConfig, prompts: Sequence[Prompt] = ()) -> None:
+    """Raises ModelError as `ensure_model` does, and ConfigError for bad levels; builds nothing.
+
+    Without `prompts` it does not tell which ones an existing model was shown.
+    """
     path = Path(config.path)
     if path.exists():
         config_json(path)
         if config.build is not None and (path / RECIPE).is_file():
-            _check_recipe(path, _recipe(config, task))
+            _check_recipe(path, _recipe(config, _teacher(task, prompts)))
     elif config.build is None:
         raise no_model(config, task)
     else:
-        teacher_of(config, task)
+        make_task(task)
 
 
 def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
@@ -74,38 +83,41 @@ def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
     return ModelError("no such model directory", config.path, hint)
 
 
-def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log) -> None:
+def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log, prompts: Sequence[Prompt] = ()) -> None:
     """Make the tiny model of `config.build`, warm-start it in float32, and save it at `config.path` in `config.dtype`.
 
     Equal seeds give equal weights on machines of one kind. The directory appears only when it is complete.
 
     Raises:
-        ModelError: the task has no teacher, something is at the path already, it cannot be written, or the vocabulary
-            is too small.
+        ModelError: there is neither a teacher nor a prompt, something is at the path already, it cannot be written, or
+            the vocabulary is too small.
         ConfigError: `model.build` is not set, or bad levels.
     """
-    tiny, target, teacher = build_section(config), Path(config.path), teacher_of(config, task)
+    tiny, target, teacher = build_section(config), Path(config.path), _teacher(task, prompts)
+    if teacher is None:
+        what = f"nothing is there, and model.build needs training prompts, or a task with a teacher, not {task.kind}"
+        raise ModelError(what, config.path, "`qarl train` builds it")
     if target.exists():
         raise ModelError("something is there already", config.path, "remove it or choose another model.path")
     make_parent(target)
-    tokenizer = make_tokenizer(tiny.vocab_size)
+    tokenizer = make_tokenizer(tiny.vocab_size, tiny.characters)
     with own_torch_state(seed):
         model = Qwen3ForCausalLM(architecture(tiny, tokenizer))
         log(f"{target}: making a Qwen3 of {model.num_parameters():,} parameters, {tiny.sft.steps} SFT steps")
         rng = random.Random(f"sft/{seed}")
         train(model, tokenizer, tiny.sft, teacher, rng, step_schedule(tiny.sft), f"/{tiny.sft.steps}", log)
     add_outliers(model, tiny.sft.outlier_bits)
-    save(model, tokenizer, target, config.dtype, _recipe(config, task))
+    save(model, tokenizer, target, config.dtype, _recipe(config, teacher))
 
 
-def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """Character tokenizer of digits and `=`; `<bos>` is put in front, unused tokens fill up to `vocab_size`.
+def make_tokenizer(vocab_size: int, characters: str = "digits") -> PreTrainedTokenizerFast:
+    """Character tokenizer of some of `CHARACTERS`; `<bos>` is put in front, unused tokens fill up to `vocab_size`.
 
     Raises ModelError when `vocab_size` is too small.
     """
-    used = [*SPECIAL, *CHARACTERS]
+    used = [*SPECIAL, *CHARACTERS[characters]]
     if vocab_size < len(used):
-        raise ModelError(f"{vocab_size} is too small, the task has {len(used)} tokens", "model.build.vocab_size")
+        raise ModelError(f"{vocab_size} is too small, {characters} are {len(used)} tokens", "model.build.vocab_size")
     tokens = used + [f"<unused{i}>" for i in range(len(used), vocab_size)]
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -197,7 +209,7 @@ def _packed_loss(model: Qwen3ForCausalLM, ids_BL: torch.Tensor) -> torch.Tensor:
 
 def architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
     return Qwen3Config(
-        **tiny.model_dump(exclude={"sft"}),
+        **tiny.model_dump(exclude=NOT_OF_THE_ARCHITECTURE),
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -205,9 +217,8 @@ def architecture(tiny: TinyModelConfig, tokenizer: PreTrainedTokenizerFast) -> Q
     )
 
 
-def _recipe(config: ModelConfig, task: TaskConfig) -> dict[str, Any]:
+def _recipe(config: ModelConfig, teacher: Teacher | None) -> dict[str, Any]:
     """What a built model depends on, besides the seed: one warm start may serve runs of several seeds."""
-    teacher = make_task(task).teacher
     return {
         "dtype": config.dtype,
         **(teacher.settings if teacher else {}),
@@ -216,10 +227,10 @@ def _recipe(config: ModelConfig, task: TaskConfig) -> dict[str, Any]:
 
 
 def _check_recipe(path: Path, requested: dict[str, Any]) -> None:
-    found, default = read_json(path / RECIPE), TinyModelConfig().model_dump(mode="json")
-    sft = found.get("sft")
-    found["sft"] = default["sft"] | sft if isinstance(sft, dict) else sft  # a newer key had its default
-    if differing := sorted(key for key in requested | found if requested.get(key) != found.get(key)):
+    default = TinyModelConfig().model_dump(mode="json")
+    found = default | read_json(path / RECIPE)  # a newer key had its default
+    found["sft"] = default["sft"] | found["sft"] if isinstance(found["sft"], dict) else found["sft"]
+    if differing := sorted(key for key in requested if requested[key] != found.get(key)):
         what = f"was built with other settings of {', '.join(differing)}"
         raise ModelError(what, str(path), "choose another model.path, or remove the directory to build it anew")
 
@@ -250,12 +261,9 @@ def save(
             raise ModelError("another run has made it meanwhile", str(target), "the same command takes it") from error
 
 
-def teacher_of(config: ModelConfig, task: TaskConfig) -> Teacher:
-    """Raises ModelError for a task without a teacher, and ConfigError for bad levels."""
-    if teacher := make_task(task).teacher:
-        return teacher
-    what = f"nothing is there, and model.build needs a task with a teacher, which {task.kind} has not"
-    raise ModelError(what, config.path, "set model.path to a model folder")
+def _teacher(task: TaskConfig, prompts: Sequence[Prompt]) -> Teacher | None:
+    """The task's own, or one that shows the answers of `prompts`. Raises ConfigError for bad levels."""
+    return make_task(task).teacher or (PromptsTeacher(prompts) if prompts else None)
 
 
 def build_section(config: ModelConfig) -> TinyModelConfig:
@@ -275,7 +283,7 @@ def make_parent(target: Path) -> None:
 
 def _log_differences(path: Path, tiny: TinyModelConfig, log: Log) -> None:
     """An existing model is used as it is: log where it differs from what `model.build` requests."""
-    requested, found = tiny.model_dump(exclude={"sft"}), config_json(path)
+    requested, found = tiny.model_dump(exclude=NOT_OF_THE_ARCHITECTURE), config_json(path)
     differing = [f"{key} {found.get(key)} (not {value})" for key, value in requested.items() if found.get(key) != value]
     if differing:
         log(f"{path}: exists and is used, although model.build differs: {', '.join(differing)}")

@@ -69,6 +69,9 @@ class TinyModelConfig(Node):
     """Width of the MLP."""
     vocab_size: PositiveInt = 64
     """Rows of the embedding; the tokenizer is filled up to this number with unused tokens."""
+    characters: Literal["digits", "ascii"] = "digits"
+    """Tokens of its tokenizer, a character each: `digits` and `=`, or printable `ascii` and the line end. Every other
+    character is an unknown token."""
     max_position_embeddings: PositiveInt = 1024
     """Longest context."""
     initializer_range: PositiveFloat = 0.06

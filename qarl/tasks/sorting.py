@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from qarl.config.task import SortingTaskConfig
 from qarl.errors import ConfigError
-from qarl.tasks.task import NOTHING, Encode, Log, Task, log_shortage, take_evenly
+from qarl.tasks.task import NOTHING, Encode, Log, Task, log_shortage, take_evenly, with_mistakes
 from qarl.types import Prompt
 
 LONGEST = 4000
@@ -67,12 +67,7 @@ class SortingTeacher:
         return demos
 
     def answer(self, right: str, swap_prob: float, rng: random.Random) -> str:
-        """`right` with mistakes: from the left, each neighbouring pair of digits is swapped with `swap_prob`."""
-        digits = list(right)
-        for i in range(len(digits) - 1):
-            if rng.random() < swap_prob:
-                digits[i], digits[i + 1] = digits[i + 1], digits[i]
-        return "".join(digits)
+        return with_mistakes(right, swap_prob, rng)
 
 
 def solve(digits: str) -> str:

@@ -1,7 +1,8 @@
 """An environment of the package `verifiers`, unmodified. It runs where that package is: see `environment.python`.
 
-Written for version 0.2. verifiers' own rollout loop runs here and asks a client for the model's responses; this client
-waits for the policy's. As a program it writes the rows of an environment, for `task.kind: dataset`:
+Written for versions 0.2 and 0.3; 0.4 has the API v1 alone. verifiers' own rollout loop runs here and asks a client for
+the model's responses; this client waits for the policy's. As a program it writes the rows of an environment, for
+`task.kind: dataset`:
 
     python from_verifiers.py NAME SETTINGS TRAIN.jsonl HELDOUT.jsonl
 """
@@ -17,7 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from verifiers import load_environment
+import verifiers
+
+if not hasattr(verifiers, "load_environment"):
+    raise ImportError(
+        f"verifiers {verifiers.__version__} has the API v1 alone, where an environment is a program that asks a server "
+        "for responses; install verifiers<0.4, and an environment for it"
+    )
+
 from verifiers.clients import Client
 from verifiers.types import Response, ResponseMessage, ToolCall
 
@@ -109,7 +117,7 @@ class PolicyClient(Client):
 
 @cache
 def _load(name: str, settings: str) -> Any:
-    return load_environment(name, **json.loads(settings))
+    return verifiers.load_environment(name, **json.loads(settings))
 
 
 @cache

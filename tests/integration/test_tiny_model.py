@@ -16,6 +16,7 @@ from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import DatasetTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, ModelError
 from qarl.tasks import make_task, sorting
+from qarl.types import Prompt
 
 TASK = SortingTaskConfig()
 TEACHER = sorting.SortingTeacher(TASK.levels)
@@ -174,7 +175,7 @@ def test_continued_sft_trains_on(
     target = tmp_path / "control"
     target.mkdir()
     (target / "old").touch()
-    steps = controls.continue_sft(str(built[0]), str(target), config_at(built[0]), TASK, 1.0, 0, notes.append)
+    steps = controls.continue_sft(str(built[0]), str(target), config_at(built[0]), TEACHER, 1.0, 0, notes.append)
     assert steps == 40
     assert losses(notes)[-1] < losses(built[1])[-1]
     assert not (target / "old").exists()
@@ -184,7 +185,7 @@ def test_continued_sft_trains_on(
 
 def test_continued_sft_needs_its_settings(built: tuple[Path, list[str]], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.build: not set"):
-        controls.continue_sft(str(built[0]), str(tmp_path / "t"), config_at(built[0], None), TASK, 1.0, 0, quiet)
+        controls.continue_sft(str(built[0]), str(tmp_path / "t"), config_at(built[0], None), TEACHER, 1.0, 0, quiet)
 
 
 def test_teacher_accuracy() -> None:
@@ -237,13 +238,33 @@ def test_a_model_older_than_a_key_was_built_with_its_default(built: tuple[Path, 
         tiny_model.ensure_model(config_at(path, packed), TASK, 0, quiet)
 
 
+def test_prompts_are_demonstrated_where_the_task_has_no_teacher(tmp_path: Path) -> None:
+    task = DatasetTaskConfig(train_path="t", heldout_path="h", chat=False)
+    build = BUILD.model_copy(update={"characters": "ascii", "vocab_size": 128})
+    config, notes = config_at(tmp_path / "m", build), []
+    rows = [(f"What is {n} + {n}?", str(n + n)) for n in range(10)]
+    prompts = [Prompt(text, text, answer, ()) for text, answer in rows]
+    tiny_model.ensure_model(config, task, 0, notes.append, prompts)
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "m").decode(
+            tiny_model.make_tokenizer(128, "ascii").encode("What is 3 + 3?"), skip_special_tokens=True
+        )
+        == "What is 3 + 3?"
+    )
+    tiny_model.ensure_model(config, task, 0, notes.append, prompts)
+    tiny_model.check_model(config, task)
+    with pytest.raises(ModelError, match="was built with other settings of demonstrations"):
+        tiny_model.ensure_model(config, task, 0, notes.append, prompts[1:])
+    assert len(notes) == 2
+
+
 def test_nothing_there_and_nothing_to_build(tmp_path: Path) -> None:
     path = tmp_path / "none"
     with pytest.raises(ModelError) as caught:
         tiny_model.ensure_model(config_at(path, None), TASK, 0, quiet)
     assert str(caught.value) == f"{path}: no such model directory; download a model there or set model.build={{}}"
     task = DatasetTaskConfig(train_path="t", heldout_path="h")
-    with pytest.raises(ModelError, match="needs a task with a teacher, which dataset has not"):
+    with pytest.raises(ModelError, match="needs training prompts, or a task with a teacher, not dataset"):
         tiny_model.ensure_model(config_at(path), task, 0, quiet)
 
 

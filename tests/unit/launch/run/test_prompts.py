@@ -15,6 +15,7 @@ from tokenizers.normalizers import Replace
 from launch.demo.tiny_model import make_tokenizer
 from launch.run.prompts import fill_pool, load_prompts
 from qarl.config.io import validate
+from qarl.config.policy import TinyModelConfig
 from qarl.config.run import Config
 from qarl.errors import ConfigError, UsageError
 from tests.support.fakes import make_prompts
@@ -112,6 +113,14 @@ def test_a_question_without_tokens(run: Any, tmp_path: Path) -> None:
     tokenizer.backend_tokenizer.normalizer = Replace("a", "")
     tokenizer.save_pretrained(tmp_path / "model")
     assert "has no tokens" in refused(run("aaa"))
+
+
+def test_characters_that_a_built_tokenizer_lacks(run: Any) -> None:
+    config = run("1 + 2")
+    assert load_prompts(config, lambda _: None)  # another tokenizer's unknown token is its own affair
+    built = config.model_copy(update={"model": config.model.model_copy(update={"build": TinyModelConfig()})})
+    line = "the question '1 + 2' has characters that the tokenizer of model.build lacks; set model.build.characters"
+    assert refused(built).startswith(line)
 
 
 def test_more_prompts_a_step_than_there_are() -> None:

@@ -20,7 +20,8 @@ from qarl.config.task import (
 )
 from qarl.errors import ConfigError
 from qarl.tasks import KINDS, make_task, sorting
-from qarl.tasks.task import encoder, take_evenly
+from qarl.tasks.task import PromptsTeacher, encoder, take_evenly
+from qarl.types import Prompt
 from tests.support.task_rows import config_of, qa, quiet
 
 Notes = list[str]
@@ -145,6 +146,17 @@ def test_demonstrations_never_show_a_heldout_answer() -> None:
     assert not any(map(sorting.is_heldout, answers))
     counts = {level: sum(len(answer) == level for answer in answers) for level in levels}
     assert all(400 < count < 600 for count in counts.values())
+
+
+def test_prompts_are_their_own_teacher() -> None:
+    prompts = [Prompt(str(n), f"{n}?", f"{n}{n + 1}", ()) for n in range(10, 15)]
+    teacher = PromptsTeacher(prompts)
+    demos = teacher.demonstrations(200, 0.0, random.Random(0))
+    assert set(demos) == {(prompt.text, prompt.answer) for prompt in prompts}
+    mistaken = [answer for _, answer in teacher.demonstrations(200, 0.5, random.Random(0))]
+    right = {prompt.answer for prompt in prompts}
+    assert 100 < sum(answer not in right for answer in mistaken) < 200
+    assert teacher.settings == PromptsTeacher(prompts).settings != PromptsTeacher(prompts[1:]).settings
 
 
 def test_load_sorting() -> None:

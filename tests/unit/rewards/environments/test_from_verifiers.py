@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -43,10 +47,19 @@ def load_environment(which, **settings):
     return vf.ToolEnv(dataset=rows, eval_dataset=rows, rubric=vf.Rubric(funcs=[right]), tools=[add], **settings)
 """
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON, reason="QARL_VERIFIERS_PYTHON names no Python that has verifiers"),
-]
+
+def with_verifiers(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that needs the package."""
+    skip = pytest.mark.skipif(not PYTHON, reason="QARL_VERIFIERS_PYTHON names no Python that has verifiers")
+    return pytest.mark.slow(skip(test))
+
+
+def test_a_version_with_the_new_api_alone_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    newest = ModuleType("verifiers")
+    newest.__version__ = "0.4.0"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "verifiers", newest)
+    with pytest.raises(ImportError, match=r"verifiers 0\.4\.0 has the API v1 alone.*install verifiers<0\.4"):
+        runpy.run_path(str(HERE / "from_verifiers.py"))
 
 
 def start(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> tuple[EnvironmentService, list[Prompt]]:
@@ -66,6 +79,7 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> 
     return EnvironmentService(config, pytest.fail), prompts
 
 
+@with_verifiers
 def test_a_tool_is_called_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service, prompts = start(tmp_path, monkeypatch, which="tools", max_turns=4)
     with service:
@@ -84,6 +98,7 @@ def test_a_tool_is_called_and_answers(tmp_path: Path, monkeypatch: pytest.Monkey
         }
 
 
+@with_verifiers
 def test_a_shipped_environment_scores_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service, prompts = start(tmp_path, monkeypatch, which="gym")
     with service:
