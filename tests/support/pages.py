@@ -35,7 +35,7 @@ RULES = (
     Rule(r"qarl plan recipes/", "parse", "needs the model's config.json"),
     Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor|runs|--version)", "run"),
     Rule(r"qarl train quickstart", "run", SMALL),
-    Rule(r"qarl train guess", "parse", "minutes"),
+    Rule(r"qarl train (guess|calculator|three_tasks)", "parse", "minutes"),
     Rule(r"qarl (eval|export|report|trace) runs/quickstart", "run"),
     Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
     Rule(r"python -m launch\.demo\.minimal", "run"),

@@ -67,7 +67,7 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> 
     (folder / "my_verifiers_env.py").write_text(ENVIRONMENTS)
     monkeypatch.chdir(folder)
     script = [PYTHON, str(HERE / "from_verifiers.py"), "my_verifiers_env", json.dumps(settings), "t.jsonl", "h.jsonl"]
-    subprocess.run(script, check=True, timeout=120)
+    subprocess.run(script, check=True, timeout=240)
     rows = [json.loads(line) for line in (folder / "t.jsonl").read_text().splitlines()]
     prompts = [
         Prompt(str(i), row["question"], row["answer"], (1,), metadata={"example": row["example"]})
