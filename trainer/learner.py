@@ -1,15 +1,12 @@
-"""One learner rank: a DeepSpeed engine around the aligned policy. The only file that imports deepspeed.
+"""One learner rank: a DeepSpeed engine around the aligned policy.
 
 Suffixes: B sequences, T response tokens.
 """
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
-from io import StringIO
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -39,15 +36,13 @@ from qarl.types import Numerics, TrainSequence
 from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
 from trainer.batching import Batch, micro_batches, pad, prox_of
+from trainer.deepspeed_files import TAG, UNREADABLE, plain_data_only, saved_ranks, universal_copy
 from trainer.policy import Policy, PolicyOutput
 from trainer.rendezvous import join_ranks, set_environment
 from trainer.weights import StoredWeights, store
 
 LOG = logging.getLogger(__name__)
 Logprobs = npt.NDArray[np.float32]
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError)
-"""What torch and DeepSpeed raise for a damaged file."""
-FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 CLIPPED = "actor/clip_fraction"
 """A metric of the objectives that is also logged for a step's last minibatch alone."""
 
@@ -99,14 +94,10 @@ class LearnerRank:
         scheme = self._scheme = scheme_at(config.rollout, 1)
         self._numerics = numerics_of(config, device)
         self._dtype = getattr(torch, config.model.dtype)
-        self._policy = self._make_policy(scheme if config.learner.aligned else QuantScheme("none"), self._numerics)
-        self._policy.train()
         set_gradient_precision(config.learner.gradient_precision)
+        self._start_engine()
         if device == "cpu":
             torch.set_num_threads(rank_threads(config.learner, self._policy.model.config.hidden_size))
-        if config.learner.gradient_checkpointing:
-            self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._engine = _deepspeed_engine(self._policy, config, self._device)
         self._reference: Policy | None = None
         if config.objective.kl_coef:  # as it computed before training, low precision included: the KL starts at 0
             self._reference = self._make_policy(
@@ -114,6 +105,17 @@ class LearnerRank:
             ).requires_grad_(False)
         self._stock_policies: dict[str, Policy] = {}
         self._sender: WeightSender | None = None
+
+    def _start_engine(self, universal: bool = False) -> None:
+        """Begin with the model's weights. `universal`: the checkpoint that it will load is a universal one."""
+        config = self._config
+        self._policy = self._make_policy(
+            self._scheme if config.learner.aligned else QuantScheme("none"), self._numerics
+        )
+        self._policy.train()
+        if config.learner.gradient_checkpointing:
+            self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._engine = _deepspeed_engine(self._policy, config, self._device, universal)
 
     def parity(self) -> list[Parity]:
         """How this process's arithmetic compares with the engine's ops."""
@@ -208,16 +210,26 @@ class LearnerRank:
     def save(self, directory: str) -> None:
         """DeepSpeed checkpoint under `directory`. Raises QarlError when it cannot be written."""
         try:
-            self._engine.save_checkpoint(directory, tag="learner")
+            self._engine.save_checkpoint(directory, tag=TAG)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
             raise QarlError(f"cannot be written: {first_line(error)}", directory, "make room, start again") from error
 
     @span("load")
     def load(self, directory: str) -> None:
-        """Restore parameters, optimizer and schedule. Raises CheckpointError."""
+        """Restore parameters, optimizer and schedule of any number of ranks. Raises CheckpointError."""
+        if saved_ranks(directory) in (0, self._world_size):
+            self._load(directory)
+            return
+        del self._policy
+        self._engine.destroy()
+        self._start_engine(universal=True)
+        with universal_copy(directory, self._rank) as copy:
+            self._load(copy)
+
+    def _load(self, directory: str) -> None:
         try:
             with plain_data_only():
-                path, _ = self._engine.load_checkpoint(directory, tag="learner")
+                path, _ = self._engine.load_checkpoint(directory, tag=TAG)
         except UNREADABLE as error:
             raise CheckpointError(f"cannot be loaded: {first_line(error)}", directory, "see its rank's log") from error
         if path is None:
@@ -318,45 +330,7 @@ def _ratio_deviation(inputs: LossInputs) -> float:
     return (r_B - 1).abs().max().item()
 
 
-def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:
-    """The policy's parameters in a DeepSpeed checkpoint of any number of ranks, by name. Raises CheckpointError."""
-    try:
-        if zero_stage == 3:  # sharded; the whole ones exist as float32 masters only
-            from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-            with plain_data_only(), redirect_stdout(StringIO()):  # DeepSpeed prints its progress
-                weights: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(directory, tag="learner")
-        else:
-            file = Path(directory) / "learner" / "mp_rank_00_model_states.pt"
-            weights = torch.load(file, map_location="cpu", weights_only=True)["module"]
-    except UNREADABLE as error:
-        what = f"holds no whole DeepSpeed checkpoint: {error}"
-        raise CheckpointError(what, directory, "run it again: a run drops old ones") from error
-    return weights
-
-
-@contextmanager
-def plain_data_only() -> Iterator[None]:
-    """Within, `torch.load` refuses a file that would run code: a checkpoint may come from elsewhere.
-
-    DeepSpeed asks it to load any pickle. The environment overrules that; three classes of DeepSpeed's are plain data.
-    """
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    before = os.environ.get(FORCE)
-    os.environ[FORCE] = "1"
-    try:
-        with torch.serialization.safe_globals([fragment_address, LossScaler, ZeroStageEnum]):
-            yield
-    finally:
-        os.environ.pop(FORCE)
-        if before is not None:
-            os.environ[FORCE] = before
-
-
-def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> Any:
+def _deepspeed_engine(policy: Policy, config: Config, device: torch.device, universal: bool) -> Any:
     import deepspeed
     import deepspeed.ops
 
@@ -384,6 +358,7 @@ def _deepspeed_engine(policy: Policy, config: Config, device: torch.device) -> A
             },
         },
         "steps_per_print": 10**9,
+        "checkpoint": {"load_universal": universal},
     }
     warmup = max(1, optimizer.warmup_steps)
     engine, *_ = deepspeed.initialize(

@@ -22,7 +22,8 @@ START_OVER = "start over with run.resume=false, or choose another run.name"
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
     *("debug.save_batches", "debug.profile_steps"),
-    *("run.resume", "rollout.num_workers", "rollout.num_cpus_per_worker", "learner.num_cpus_per_rank"),
+    *("run.resume", "rollout.num_workers", "rollout.num_cpus_per_worker"),
+    *("learner.num_ranks", "learner.num_threads", "learner.num_cpus_per_rank"),
     *("rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
     "rollout.read_back_every",
     *(
@@ -35,8 +36,8 @@ RESUMABLE_CHANGES = (
 
 
 def saved_learner(config: Config) -> LearnerConfig | None:
-    """Settings of the learner of the run that `config` continues: its checkpoints have a part for each rank, and its
-    threads sum gradients in an order of their own. None when it begins."""
+    """Settings of the learner of the run that `config` continues, whose ranks and threads sum gradients in an order of
+    their own. None when it begins."""
     file = config.run.folder / CONFIG_FILE
     return load_config(file).learner if config.run.resume and os.path.isfile(file) else None
 

@@ -27,7 +27,7 @@ from qarl.types import Prompt, SampleRequest
 from rollout.engine import engine_env
 from rollout.stock import Sampled, sample_published, sample_stock
 from trainer.checkpoint import CheckpointStore
-from trainer.learner import checkpoint_weights
+from trainer.deepspeed_files import checkpoint_weights
 from trainer.policy import Policy
 
 PROMPTS, PROMPT_TOKENS, RESPONSE_TOKENS = 16, 12, 32

@@ -260,13 +260,13 @@ class LearnerConfig(Node):
     """DeepSpeed ZeRO stage."""
     num_ranks: AutoCount = 0
     """Learner ranks (data parallel). `auto` (0): one for every eight cores of this machine, one elsewhere; a run that
-    continues keeps its number."""
+    continues keeps its number, unless it is given another: gradients are then summed in another order."""
     num_cpus_per_rank: CPUs = 1.0
     """CPUs that one rank reserves."""
     num_threads: AutoCount = 0
     """Threads of a rank on CPU; a model of fewer than 256 features uses one, which is faster. `auto` (0): the cores of
     this machine divided by its ranks, at most 8; on a cluster `num_cpus_per_rank`. No log-prob depends on it, but the
-    order in which gradients are summed does, so a run that continues keeps its number."""
+    order in which gradients are summed does, so a run that continues keeps its number, unless it is given another."""
     minibatches: PositiveInt = 4
     """Optimizer steps per batch; each takes whole groups."""
     max_tokens_per_micro_batch: PositiveInt = 4096

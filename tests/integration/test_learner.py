@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +11,17 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from qarl.config.io import load_config
-from qarl.config.run import Config
 from qarl.errors import ObjectiveError
 from qarl.mismatch import Logprobs
 from qarl.quant.linear import requantize
 from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
-from qarl.remote import free_address
 from qarl.types import TrainSequence
 from qarl.weights.wire import unpack
+from tests.support.learners import config_of, sequences, start, with_prox
 from trainer.batching import Batch
-from trainer.learner import LearnerRank, checkpoint_weights, learner_env
+from trainer.deepspeed_files import checkpoint_weights
 from trainer.policy import Policy
-from trainer.ranks import LearnerGroup
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,49 +29,6 @@ def local_ray() -> Iterator[None]:
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield
     ray.shutdown()
-
-
-def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
-    overrides = [
-        *(f"model.path={model}", f"learner.zero_stage={zero_stage}", f"learner.num_ranks={ranks}"),
-        *(
-            "learner.max_tokens_per_micro_batch=64",
-            "learner.optimizer.lr=1.0e-3",
-            "learner.optimizer.warmup_steps=4",
-            *more,
-        ),
-    ]
-    return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
-
-
-def start(config: Config) -> LearnerGroup:
-    master, ranks = free_address(), config.learner.num_ranks
-    actor = ray.remote(LearnerRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
-    return LearnerGroup([actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)])
-
-
-def sequences(count: int) -> list[TrainSequence]:
-    rng = np.random.default_rng(0)
-
-    def ids(low: int, high: int) -> tuple[int, ...]:
-        return tuple(int(t) for t in rng.integers(4, 250, rng.integers(low, high)))
-
-    batch = []
-    for index in range(count):
-        prompt = batch[-1].prompt_ids if index % 3 else ids(2, 9)  # three responses to each prompt
-        response = ids(2, 12)
-        batch.append(TrainSequence(prompt, response, np.zeros(len(response), np.float32), (-1.0) ** index))
-    return batch
-
-
-def with_prox(
-    batch: list[TrainSequence], prox: list[Logprobs], sampler: list[Logprobs] | None = None
-) -> list[TrainSequence]:
-    """The batch with these log-probs; the sampler's are prox unless given."""
-    return [
-        replace(sequence, prox_logprobs_T=prox_T, sampler_logprobs_T=sampler_T)
-        for sequence, prox_T, sampler_T in zip(batch, prox, sampler or prox, strict=True)
-    ]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from launch.demo.tiny_model import make_tokenizer
 from qarl.errors import CheckpointError, DataError, ModelError
 from qarl.model_folder import check_folder
 from trainer.batches import batch_file, load_batch
-from trainer.learner import checkpoint_weights, plain_data_only
+from trainer.deepspeed_files import TAG, checkpoint_weights, plain_data_only, saved_ranks, universal_copy
 
 
 class Hostile:
@@ -83,6 +83,21 @@ def test_a_checkpoint_that_is_exported(zero_stage: int, hostile: Hostile, tmp_pa
     with pytest.raises(CheckpointError):
         checkpoint_weights(str(tmp_path), zero_stage)
     assert not hostile.folder.exists()
+
+
+def test_a_checkpoint_that_is_cut_for_other_ranks(hostile: Hostile, tmp_path: Path) -> None:
+    folder = tmp_path / "step_000001" / "learner"
+    (folder / TAG).mkdir(parents=True)
+    for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
+        torch.save({"module": hostile}, folder / TAG / name)
+    assert saved_ranks(str(folder)) == 1
+    with (
+        pytest.raises(CheckpointError, match="cannot be cut for another number of ranks"),
+        universal_copy(str(folder), 0),
+    ):
+        pass
+    assert not hostile.folder.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
 
 
 def test_a_checkpoint_that_deepspeed_loads(hostile: Hostile, tmp_path: Path) -> None:

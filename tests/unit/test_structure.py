@@ -35,7 +35,7 @@ IMPORTERS = {
         "rollout/receive.py",
         "rollout/send.py",
     },
-    "deepspeed": {"trainer/learner.py"},
+    "deepspeed": {"trainer/learner.py", "trainer/deepspeed_files.py"},
 }
 IMPORTERS_OF_PARTS = {
     "launch/tools": {"launch/dry_run.py"},

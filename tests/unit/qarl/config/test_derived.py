@@ -38,7 +38,7 @@ def test_a_run_keeps_its_ranks_and_threads_on_another_machine() -> None:
         assert (learner.num_ranks, learner.num_threads, learner.num_cpus_per_rank) == (4, 3, cpus)
         assert chosen.rollout.num_workers == cores
     said = validate({"model": {"path": "m"}, "task": {"kind": "sorting"}, "learner": {"num_ranks": 2}}, "test")
-    assert choose_counts(said, "cpu", 1, saved).learner.num_ranks == 2  # the folder refuses it
+    assert choose_counts(said, "cpu", 1, saved).learner.num_ranks == 2
 
 
 def test_no_more_workers_and_ranks_than_groups_of_a_minibatch() -> None:
