@@ -116,7 +116,14 @@ def test_a_token_may_stand_for_several() -> None:
     assert run(config(), replace(speed, driver_s=1.0), steps=2).step_s == pytest.approx(found.step_s + RESPONSES)
 
 
-def test_conversations_are_refused() -> None:
-    talking = config(environment={"kind": "guess"}, learner={"max_tokens_per_micro_batch": 10**5})
-    with pytest.raises(ConfigError, match=r"environment\.kind: is not simulated"):
-        run(talking, rates(), steps=1)
+@pytest.mark.parametrize(
+    ("key", "max_staleness", "sections"),
+    [
+        ("environment.kind", 0, {"environment": {"kind": "guess"}}),
+        ("rollout.partial", 1, {"rollout": {"partial": True}}),
+    ],
+)
+def test_what_takes_other_time_is_refused(key: str, max_staleness: int, sections: dict[str, dict[str, object]]) -> None:
+    asked = config(max_staleness, learner={"max_tokens_per_micro_batch": 10**5}, **sections)
+    with pytest.raises(ConfigError, match=f"{key}: is not simulated"):
+        run(asked, rates(), steps=1)
