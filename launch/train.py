@@ -88,6 +88,7 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None], verbosit
         decode = tokenizer_of(config).decode
         tracker = RunTracker(config, folder.path, folder.step, config.train.steps, decode, verbosity)
         stack.enter_context(tracker)
+        tracker.phase("start_ray")
         stack.enter_context(ray_messages_logged())
         connect(config)
         job = _Job(config, machine, folder, tracker, stack)
@@ -145,9 +146,11 @@ class _Job:
         after = trainer.run()
         files = self._export(learner)
         infos += fleet.infos()  # a later stage has other kernels
-        self._tracker.phase("controls")
+        if any(config.controls.model_dump().values()):
+            self._tracker.phase("controls")
         seconds, target = trainer.progress.train_seconds, folder.path / "control_sft"
         controls = run_controls(config, task, target, seconds, sampler, rewards, heldout, log)
+        self._tracker.phase("report")
         write_report(folder.path, make_summary(config, folder.path, infos, trainer.progress, after, controls, files))
 
     def train_from(self, batches: Path) -> None:

@@ -139,6 +139,7 @@ class Trainer:
         """Train to `train.steps`; returns the final evaluation."""
         config, progress = self._config, self.progress
         self._set_precision(progress.step)  # a resumed run may be in a later stage
+        self._tracker.phase("publish")
         self._publish(progress.step)
         self._collector.resume(self._in_flight)
         if not progress.eval_before:

@@ -15,7 +15,7 @@ def differences(run: Path, reference: Path) -> list[str]:
 
 def rows(run: Path) -> list[dict[str, Any]]:
     """The metrics but for times, in their order."""
-    timed = ("time", "timing_s/", "perf/", "memory/", "disk/")
+    timed = ("time", "timing_s/", "perf/", "memory/", "system/")
     return [{k: v for k, v in row.items() if not k.startswith(timed)} for row in read_log(run / METRICS_FILE)]
 
 
