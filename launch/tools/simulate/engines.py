@@ -1,6 +1,7 @@
 """Engines and their fleet in virtual time. The dispatcher is the real one."""
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,8 +30,8 @@ class Engine:
 
     def __init__(self, world: World, rates: Rates, finished: Callable[[int], None]) -> None:
         self._world, self._rates, self._finished = world, rates, finished
-        self._running: list[tuple[float, int]] = []  # heap of (engine step that ends it, group)
-        self._waiting: deque[tuple[int, int]] = deque()  # (tokens, group)
+        self._running: list[tuple[float, int, int]] = []  # heap of (engine step that ends it, group, number in it)
+        self._waiting: deque[tuple[int, int, int]] = deque()  # (tokens, group, number in it)
         self._steps = self._since = 0.0  # engine steps, and the work at which they were counted
         self._turn = 0  # an end that was set in an earlier turn does not happen
         self._is_busy = False
@@ -39,7 +40,7 @@ class Engine:
         """Take a group. Its prompt is read first, which holds up what runs."""
         self._count()
         self._since += self._rates.prefill_s
-        self._waiting.extend((length, group) for length in lengths)
+        self._waiting.extend((length, group, index) for index, length in enumerate(lengths))
         self._go_on()
 
     def abort(self, group: int) -> None:
@@ -49,6 +50,15 @@ class Engine:
         self._waiting = deque(row for row in self._waiting if row[1] != group)
         self._go_on()
 
+    def interrupt(self, pause_s: float) -> dict[tuple[int, int], int]:
+        """Stop for new weights, under which all that runs is read again as a prompt. Returns the tokens that are left,
+        by group and number in it."""
+        self._count()
+        self._since += pause_s + len(self._running) * self._rates.prefill_s
+        self._go_on()
+        left = {(group, index): math.ceil(end - self._steps) for end, group, index in self._running}
+        return left | {(group, index): length for length, group, index in self._waiting}
+
     def _count(self) -> None:
         passed = self._world.work - self._since
         if self._running and passed > 0:
@@ -57,8 +67,8 @@ class Engine:
 
     def _go_on(self) -> None:
         while self._waiting and len(self._running) < self._rates.slots:
-            length, group = self._waiting.popleft()
-            heapq.heappush(self._running, (self._steps + length, group))
+            length, group, index = self._waiting.popleft()
+            heapq.heappush(self._running, (self._steps + length, group, index))
         self._turn += 1
         if self._is_busy != bool(self._running):
             self._is_busy = not self._is_busy
@@ -93,6 +103,7 @@ class SimulatedFleet:
         self._dispatcher = Dispatcher(num_workers, capacity)
         self._samples: dict[int, list[Sample]] = {}  # by number of the group, until it is finished
         self._running: dict[int, tuple[int, int]] = {}  # requests that are not finished, and the worker
+        self._partial: set[int] = set()  # groups that may go on under newer weights
         self._finished: dict[int, list[Sample]] = {}
         self._busy_since: dict[int, float] = {}
         self._busy_s = self._counted_from = 0.0
@@ -104,6 +115,7 @@ class SimulatedFleet:
         self._next += len(groups)
         for number, requests in zip(numbers, groups, strict=True):
             self._samples[number] = [self._sample(request) for request in requests]
+            self._partial |= {number} if all(request.partial for request in requests) else set()
             self._dispatcher.add(number, len(requests))
         self._dispatch()
         return numbers
@@ -134,9 +146,13 @@ class SimulatedFleet:
         return share
 
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
-        """Groups that workers have begun are finished first. Engines load and are probed alike: one is shown."""
-        self._world.run(lambda: not self._running)
+        """Groups that workers have begun are finished first, unless they are partial. All engines load and are probed
+        alike; the prover sees one."""
+        self._world.run(lambda: self._running.keys() <= self._partial)
         self._version = weights.manifest.version
+        for engine in self._engines:
+            for (number, index), left in engine.interrupt(self._rates.publish_s).items():
+                self._samples[number][index] = self._goes_on(self._samples[number][index], left)
         self._world.spend(self._rates.publish_s, len(self._engines))
         if prover is None:
             return {}
@@ -158,6 +174,13 @@ class SimulatedFleet:
         reason = "stop" if length == drawn else "length"
         return Sample(request.prompt, (0,) * length, np.zeros(length, np.float32), "", reason, self._version)
 
+    def _goes_on(self, sample: Sample, left: int) -> Sample:
+        """The sample with its last tokens of the version of now."""
+        before_T = np.full(len(sample.response_ids), sample.version)
+        versions_T = before_T if sample.versions_T is None else sample.versions_T.copy()
+        versions_T[len(versions_T) - left :] = self._version
+        return replace(sample, version=self._version, versions_T=versions_T)
+
     def _dispatch(self) -> None:
         for number, worker in self._dispatcher.assign():
             self._busy_since.setdefault(worker, self._world.now())
@@ -176,6 +199,7 @@ class SimulatedFleet:
     def _forget(self, number: int) -> None:
         _, worker = self._running.pop(number, (0, None))
         del self._samples[number]
+        self._partial.discard(number)
         self._dispatcher.remove(number)
         if worker is not None and not self._dispatcher.given(worker):
             self._busy_s += self._world.now() - self._busy_since.pop(worker)

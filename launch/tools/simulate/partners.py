@@ -37,7 +37,7 @@ class SimulatedLearner:
         rates = self._rates
         each_s = rates.optimizer_s / self._ranks + rates.exchange_s
         self._compute(sum(self._tokens(part) * rates.update_s + each_s for part in minibatches))
-        self.ages.append(Counter(self._step - sequence.version for part in minibatches for sequence in part))
+        self.ages.append(Counter(self._step - _oldest(sequence) for part in minibatches for sequence in part))
         return UpdateResult({}, 0.0)
 
     def publish(self, version: int) -> PublishedWeights:
@@ -61,11 +61,16 @@ class SimulatedLearner:
 
     def _tokens(self, sequences: Sequence[TrainSequence]) -> float:
         """Of the fullest rank: its part of all tokens, or the longest response."""
-        lengths = [len(sequence.response_ids) for sequence in sequences]
+        lengths = [sequence.forward_tokens for sequence in sequences]
         return max(sum(lengths) / self._ranks, max(lengths))
 
     def _compute(self, work_s: float) -> None:
         self._world.spend(work_s, self._processors)
+
+
+def _oldest(sequence: TrainSequence) -> int:
+    """The first weight version that sampled a token of it."""
+    return sequence.version if sequence.versions_T is None else int(sequence.versions_T[0])
 
 
 class SimulatedRewards:

@@ -116,14 +116,20 @@ def test_a_token_may_stand_for_several() -> None:
     assert run(config(), replace(speed, driver_s=1.0), steps=2).step_s == pytest.approx(found.step_s + RESPONSES)
 
 
-@pytest.mark.parametrize(
-    ("key", "max_staleness", "sections"),
-    [
-        ("environment.kind", 0, {"environment": {"kind": "guess"}}),
-        ("rollout.partial", 1, {"rollout": {"partial": True}}),
-    ],
-)
-def test_what_takes_other_time_is_refused(key: str, max_staleness: int, sections: dict[str, dict[str, object]]) -> None:
-    asked = config(max_staleness, learner={"max_tokens_per_micro_batch": 10**5}, **sections)
-    with pytest.raises(ConfigError, match=f"{key}: is not simulated"):
-        run(asked, rates(), steps=1)
+def test_partial_rollouts_let_weights_in_at_once() -> None:
+    """A publication waits for nothing, and the learner computes what each version sampled with all before it."""
+    speed = rates(decode_s=lambda batch: 1.0, lengths=[60], update_s=0.5 / RESPONSES, publish_s=2.0)
+    micro = {"learner": {"num_ranks": 1, "minibatches": 2, "max_tokens_per_micro_batch": 10**5}}
+    waiting = run(config(1, **micro), speed, steps=9)
+    partial = run(config(1, rollout={"partial": True, "max_num_seqs": 1000}, **micro), speed, steps=9)
+    assert waiting.stages["publish"] > 20
+    assert partial.stages["publish"] == pytest.approx(2.0 + 4, rel=0.01)
+    assert partial.step_s < waiting.step_s
+    assert partial.stages["update"] > 1.2 * waiting.stages["update"]
+    assert max(partial.ages) == 1
+
+
+def test_conversations_are_refused() -> None:
+    talking = config(environment={"kind": "guess"}, learner={"max_tokens_per_micro_batch": 10**5})
+    with pytest.raises(ConfigError, match=r"environment\.kind: is not simulated"):
+        run(talking, rates(), steps=1)
