@@ -197,6 +197,31 @@ def test_one_step_off_samples_the_next_step_while_this_one_is_learned(tmp_path: 
     assert any(value > 0 for value in run.values("staleness/k3_kl"))
 
 
+class Holding(SlowFleet):
+    """Holds the first group until version 4 is there; each newer version samples all but its first tokens anew."""
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        if 0 in self.waiting:
+            self.begun[0] = self.sample(self.waiting.pop(0))
+        held = {n: self.begun.pop(n) for n in [0] if n in self.begun}
+        finished = super().poll(timeout_s)
+        if len(self.loads) < 5:
+            self.begun |= held
+            return finished
+        return finished | held
+
+    def _continued(self, sample: Sample, request: SampleRequest) -> Sample:
+        return self.engines[0].continued(sample, request, 1)
+
+
+def test_a_response_is_as_old_as_its_oldest_segment(tmp_path: Path) -> None:
+    config = stale_config(1, rollout={"stragglers": {"kind": "keep", "after_s": 1e-3}, "partial": True})
+    run = Run(tmp_path, config, fleet=Holding(0), learner=CheckedLearner(), rewards=OneCaller())
+    run.trainer.run()
+    check(run, 1)
+    assert sum(run.values("train/too_old")) >= 1.0
+
+
 def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None:
     run = Run(tmp_path, stale_config(4, eval={"every": 99}), learner=CheckedLearner())
     run.trainer.run()
