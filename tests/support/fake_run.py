@@ -92,10 +92,12 @@ def main(run: Path, fault: str) -> int:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(130))
+    run = Path(sys.argv[1])
     try:
-        code = main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "")
-    except OSError as error:
-        code = 1
-        print(error, file=sys.stderr)
-    Path(sys.argv[1]).with_name(f".{Path(sys.argv[1]).name}.lock").unlink(missing_ok=True)
+        code = main(run, sys.argv[2] if len(sys.argv) > 2 else "")
+    except (OSError, SystemExit) as error:
+        code = 130 if isinstance(error, SystemExit) else 1
+    if code:
+        print("qarl: ended", file=sys.stderr, flush=True)
+    run.with_name(f".{run.name}.lock").unlink(missing_ok=True)
     os._exit(code)

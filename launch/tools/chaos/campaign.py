@@ -21,8 +21,6 @@ from launch.tools.chaos.start import Start
 from qarl.errors import QarlError
 
 RESULTS_FILE = "results.jsonl"
-PATIENCE_S = 300.0
-"""A run that comes to no new phase, and to no end, for so long hangs."""
 CODES = (0, 1, 130, -9)
 """How a disturbed start may end: well, with an error, interrupted, killed. 2 would refuse to go on."""
 MIB = 2**20
@@ -126,7 +124,7 @@ class Campaign:
         rng = Random(f"{self.seed} {name}")
         while True:
             start = Start(run, self.command(run), run.parent.parent)
-            last, code = None, None
+            last, code, lines = None, None, list[str]()
             with ending(start):
                 while self._has_more() and (fault := self._inject(start, rng, is_first=last is None)):
                     self._injected += 1
@@ -134,8 +132,8 @@ class Campaign:
                         yield last
                     last = Outcome(name, *fault, problems=[])
                 with suppress(subprocess.TimeoutExpired):
-                    code, lines = start.end(PATIENCE_S)
-                problems = _ending(start, code)
+                    code, lines = start.end()
+                problems = _ending(start, code, lines)
             if last:
                 last.problems += problems
                 yield last
@@ -154,9 +152,9 @@ class Campaign:
         while True:
             kind = rng.choice(self.kinds)
             phase = rng.choice(list(PHASES)[0 if is_first else 1 :])
-            began, has_begun = time.monotonic(), PHASES[phase](start)
+            has_begun = PHASES[phase](start)
             while not has_begun():
-                if start.process.poll() is not None or time.monotonic() - began > PATIENCE_S:
+                if start.process.poll() is not None or start.hangs():
                     return None
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, STARTING_S if phase == "starting" else JITTER_S))
@@ -204,10 +202,12 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _ending(start: Start, code: int | None) -> list[str]:
-    """What is wrong with the end of a start; no `code`: it has not ended."""
+def _ending(start: Start, code: int | None, lines: Sequence[str]) -> list[str]:
+    """What is wrong with the end of a start, which has printed `lines`; no `code`: it has not ended."""
     if code is None:
         return ["hangs"]
     problems = [] if code in CODES else [f"exit code {code}"]
+    if code > 0 and not (len(lines) == 1 and lines[0].startswith("qarl: ")):
+        problems.append(f"not one line: {lines[-3:]}")
     left = start.left()
     return problems + ([f"left are {left}"] if left else [])

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+PATIENCE_S = 600.0
+"""A run that writes nothing to its logs for so long hangs."""
 LEFT_AFTER_S = 10.0
 """So long after the end of a start its last process is gone."""
 
@@ -103,9 +105,19 @@ class Start:
             return True
         return self._mark in process.environ().items()
 
-    def end(self, timeout_s: float = 900.0) -> tuple[int, list[str]]:
-        """Exit code, and the lines on stderr. Raises subprocess.TimeoutExpired."""
-        return self.process.wait(timeout_s), self._err.read_text().splitlines()
+    def hangs(self) -> bool:
+        """Whether it runs, and has written to none of its logs for `PATIENCE_S`."""
+        files = [*self.run.glob("logs/*"), *self.run.glob("*.jsonl")]
+        newest = max([self._began, *(file.stat().st_mtime for file in files)])
+        return self.process.poll() is None and time.time() - newest > PATIENCE_S
+
+    def end(self) -> tuple[int, list[str]]:
+        """Exit code, and the lines on stderr. Raises subprocess.TimeoutExpired: it hangs."""
+        while self.process.poll() is None:
+            if self.hangs():
+                raise subprocess.TimeoutExpired(self.process.args, PATIENCE_S)
+            time.sleep(0.1)
+        return self.process.returncode, self._err.read_text().splitlines()
 
     def stdout(self) -> str:
         return self._out.read_text()
