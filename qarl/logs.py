@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -35,11 +35,22 @@ def redirect_output(file: Path | None) -> None:
     logging.getLogger(__name__).info("process %d starts", os.getpid())
 
 
+class _LogFile(logging.FileHandler):
+    """It loses lines in silence while the disk is full: the run says so, where it cannot write what it needs."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def driver_log(file: Path) -> Iterator[None]:
     """Append to `file` what this process logs from level INFO on, and the traceback of an error that ends the run."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(file)
+    handler = _LogFile(file)
     handler.setFormatter(logging.Formatter(FORMAT))
     root, log = logging.getLogger(), logging.getLogger(__name__)
     level = root.level

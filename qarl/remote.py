@@ -3,14 +3,19 @@
 The one file of qarl that names Ray, and it imports Ray inside its functions only.
 """
 
+import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from random import SystemRandom
+from select import select
+from threading import Thread
+from types import FrameType
 from typing import Any
 
-from qarl.errors import ActorError, QarlError
+from qarl.errors import AGAIN, ActorError, QarlError
 
 _GUARDS: list["subprocess.Popen[bytes]"] = []
 """Processes that wait for the end of this one."""
@@ -84,6 +89,27 @@ def kill_with_us(agents: Iterable[int]) -> None:
     null, pipe = subprocess.DEVNULL, subprocess.PIPE
     guard = subprocess.Popen(["sh", "-c", script], stdin=pipe, stdout=null, stderr=null, start_new_session=True)
     _GUARDS.append(guard)
+
+
+def raise_when_gone(raylet: int) -> None:
+    """Raise QarlError in the main thread as soon as the process `raylet` ends, unless Ray is shut down by then.
+
+    Else Ray's next call would end this process without a word, or wait for an actor that nothing starts any more.
+    """
+    import ray
+
+    def watch() -> None:
+        select([ended], [], [])
+        os.close(ended)
+        if ray.is_initialized():
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        raise QarlError("Ray's raylet has died", hint=AGAIN)
+
+    ended = os.pidfd_open(raylet)
+    signal.signal(signal.SIGUSR2, fail)
+    Thread(target=watch, daemon=True).start()
 
 
 LISTENING_PORTS = range(20000, 32768)

@@ -17,7 +17,7 @@ from ray.exceptions import AuthenticationError
 
 from qarl.config.run import Config
 from qarl.errors import ResourceError, first_line
-from qarl.remote import kill_with_us
+from qarl.remote import kill_with_us, raise_when_gone
 
 KNOCK_S = 5.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -73,7 +73,11 @@ def _connect(address: str | None) -> None:
         except Exception as error:  # Ray raises a plain one when its processes start too slowly
             hint = "see RAY_TMPDIR, and whether other programs take all cores"
             raise ResourceError(f"Ray cannot be started here: {first_line(error)}", "", hint) from error
-        kill_with_us(p.pid for p in psutil.Process().children(recursive=True) if "agent" in _command(p))
+        commands = {p.pid: _command(p) for p in psutil.Process().children(recursive=True)}
+        kill_with_us(pid for pid, command in commands.items() if "agent" in command)
+        for pid, command in commands.items():
+            if command.split(" --")[0].endswith("/raylet/raylet"):
+                raise_when_gone(pid)
         return
     try:
         _knock(address)

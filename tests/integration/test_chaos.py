@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from qarl.errors import AGAIN
+
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 KINDS = ("worker killed", "verifier killed", "driver killed")
+A_DEAD_RAYLET = """
+import psutil, time
+from launch.cluster.connect import connect
+from qarl.config.io import validate
+from qarl.errors import QarlError
+import ray
+
+connect(validate({"model": {"path": "m"}, "task": {"kind": "sorting"}}, "test"))
+(raylet,) = (p for p in psutil.Process().children(recursive=True) if p.name() == "raylet")
+raylet.kill()
+try:
+    time.sleep(60)
+except QarlError as error:
+    print(error)
+ray.shutdown()
+print("shut down")
+"""
 
 
 def test_a_run_survives_a_few_faults(tmp_path: Path) -> None:
@@ -21,3 +41,12 @@ def test_a_run_survives_a_few_faults(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])["all"]
     assert counts == {"injected": 3, "survived": 3, "lost": 0, "doubled": 0}
+
+
+def test_the_end_of_a_raylet_is_one_error() -> None:
+    """Ray's next put would end the process without a word."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run([sys.executable, "-c", A_DEAD_RAYLET], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(f"Ray's raylet has died; {AGAIN}\n"), done.stdout + done.stderr
+    assert done.stdout.endswith("shut down\n")  # Ray prints, too; a run puts that into its log
+    assert done.returncode == 0

@@ -95,3 +95,10 @@ def test_the_drivers_log_has_levels_and_the_error_that_ended_the_run(
     assert "too late" not in text
     assert (root.level, root.handlers) == before
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
+def test_a_full_disk_does_not_fill_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with driver_log(Path("/dev/full")):
+        logging.getLogger("qarl").info("lost")
+    assert capfd.readouterr().err == ""

@@ -16,8 +16,8 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError
 
-from qarl.errors import ActorError, KernelError
-from qarl.remote import as_they_end, deaths, free_address, get
+from qarl.errors import ActorError, KernelError, QarlError
+from qarl.remote import as_they_end, deaths, free_address, get, raise_when_gone
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -69,6 +69,15 @@ def test_get_returns_what_actors_return() -> None:
     with pytest.raises(GetTimeoutError):
         get(actor.answer.remote(1000.0), timeout_s=0.1)
     ray.kill(actor)
+
+
+def test_the_end_of_rays_own_process_is_an_error() -> None:
+    before = signal.getsignal(signal.SIGUSR2)
+    with subprocess.Popen(["sleep", "0.2"]) as process:
+        raise_when_gone(process.pid)
+        with pytest.raises(QarlError, match="raylet has died"):
+            time.sleep(60)
+    signal.signal(signal.SIGUSR2, before)
 
 
 def test_a_killed_process_is_a_death() -> None:
