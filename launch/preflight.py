@@ -27,6 +27,7 @@ from qarl.hooks import check_call, load_function
 from qarl.model_folder import check_folder, meta_model, read_config
 from qarl.numerics.engine_limits import check_engine_model
 from qarl.numerics.profile import apply_profile
+from qarl.numerics.shards import EXACT_ON_CPU
 from qarl.objectives.custom import check_objective
 from qarl.quant.experts import check_engine
 from qarl.quant.format import LearnerKernel
@@ -136,6 +137,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
     config = choose_counts(config, machine.device, machine.cpus)
     return _failures(
         partial(_check_batch_invariance, config, machine.device),
+        partial(_check_tensor_parallel, config, machine.device),
         partial(_check_transport, config, machine.device),
         partial(_check_colocation, config, machine.device),
         partial(_check_resources, config, machine),
@@ -212,7 +214,7 @@ def check_numerics(config: Config, model: Any, device: str) -> None:
 
     Raises ModelError, KernelError, ConfigError: numerics or engine do not cover it.
     """
-    check_engine_model(model.config, config.rollout.max_model_len, device)
+    check_engine_model(model.config, config.rollout.max_model_len, device, config.rollout.tensor_parallel_size)
     numerics = numerics_of(config, device)
     if numerics == "engine" and device == "cpu":
         numerics = "portable"  # covers the same models, and does not load the engine's library
@@ -249,10 +251,11 @@ def checked_model(config: Config) -> Any:
 def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
     """Resources of each rollout worker and of each learner rank."""
     gpus = 0.5 if config.cluster.colocate else 1.0
-    worker: Bundle = {"CPU": config.rollout.num_cpus_per_worker}
+    shards = config.rollout.tensor_parallel_size
+    worker: Bundle = {"CPU": config.rollout.num_cpus_per_worker * shards}
     rank: Bundle = {"CPU": config.learner.num_cpus_per_rank}
     if device == "cuda":
-        worker["GPU"] = rank["GPU"] = gpus
+        worker["GPU"], rank["GPU"] = gpus * shards, gpus
     workers = 0 if config.debug.train_from else config.rollout.num_workers  # saved batches need no engine
     return [worker] * workers, [rank] * config.learner.num_ranks
 
@@ -273,7 +276,8 @@ def _failures(*checks: Callable[[], Any]) -> list[QarlError]:
 
 
 def _check_kv_cache(config: Config, machine: Machine) -> None:
-    requested = config.rollout.num_workers * config.rollout.kv_cache_gib
+    rollout = config.rollout
+    requested = rollout.num_workers * rollout.tensor_parallel_size * rollout.kv_cache_gib
     if machine.device == "cpu" and machine.is_here and requested * 2**30 > machine.memory:
         what = f"the KV caches of all workers take {requested} GiB, this machine has {machine.memory / 2**30:.1f} GiB"
         raise ResourceError(what, "rollout.kv_cache_gib", "lower it")
@@ -343,6 +347,16 @@ def _check_batch_invariance(config: Config, device: str) -> None:
         )
 
 
+def _check_tensor_parallel(config: Config, device: str) -> None:
+    if device == "cpu" and config.rollout.tensor_parallel_size > EXACT_ON_CPU:
+        raise ConfigError(
+            "each process of an engine on CPU adds the products of the others in an order of its own, so that from 3 "
+            "processes on they disagree, and no learner agrees with all of them",
+            "rollout.tensor_parallel_size",
+            f"set it to {EXACT_ON_CPU}, or start more workers",
+        )
+
+
 def _check_transport(config: Config, device: str) -> None:
     transport, where = config.rollout.transport, "rollout.transport"
     if transport != "object_store" and device == "cpu":
@@ -358,10 +372,12 @@ def _check_transport(config: Config, device: str) -> None:
 
 
 def _check_colocation(config: Config, device: str) -> None:
-    pairs = (config.rollout.num_workers, config.learner.num_ranks)
-    if device == "cuda" and config.cluster.colocate and pairs != (1, 1):
+    pair = (config.rollout.num_workers, config.rollout.tensor_parallel_size, config.learner.num_ranks)
+    if device == "cuda" and config.cluster.colocate and pair != (1, 1, 1):
         raise ResourceError(
-            "only one rollout worker and one learner rank can share a GPU", "cluster.colocate", "set it to false"
+            "only one rollout worker and one learner rank can share a GPU, each of one process",
+            "cluster.colocate",
+            "set it to false",
         )
 
 

@@ -21,7 +21,7 @@ from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import Bucket, Channel, PublishedWeights, TransferStep, WeightSource
-from qarl.weights.wire import unpack
+from rollout.loader import LOAD_ERRORS
 from rollout.read_back import Selection
 
 
@@ -51,8 +51,10 @@ def _is_expected(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[st
     return kernel in allowed if covered else not kernel
 
 
-LOAD_ERRORS = (QarlError, OSError, KeyError, ValueError, RuntimeError, AssertionError, AttributeError)
-"""What a weight source, vLLM's loaders and its kernels raise for wrong weights."""
+def _parallel_settings(processes: int, device: str) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` for an engine of several processes, which this one only schedules."""
+    settings: dict[str, Any] = {"tensor_parallel_size": processes, "distributed_executor_backend": "mp"}
+    return settings | ({"worker_cls": "rollout.shard.CPUShard"} if device == "cpu" else {})
 
 
 def _all_tensors(weights: WeightSource) -> Bucket:
@@ -137,7 +139,10 @@ class VLLMEngine:
         self._held: WeightSource | None = None
         self._running: dict[int, _Running] = {}
         self._read_back_every, self._loads = config.read_back_every, 0
-        if device == "cpu" and not distributed.is_initialized():
+        self._shards = config.tensor_parallel_size
+        if self._shards > 1:
+            settings |= _parallel_settings(self._shards, device)
+        elif device == "cpu" and not distributed.is_initialized():
             # Else vLLM makes this group of one process itself, with a file in TMPDIR that nobody removes.
             distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
         self._llm = LLM(
@@ -154,7 +159,7 @@ class VLLMEngine:
             seed=0,
             **settings,
         )
-        (layers,) = self._llm.collective_rpc("qarl_kernels")
+        layers, *_ = self._llm.collective_rpc("qarl_kernels")
         self._kernels = tuple(sorted({kernel for kernel in layers.values() if kernel}))
         wrong = {name: kernel for name, kernel in layers.items() if not _is_expected(name, kernel, scheme, allowed)}
         if wrong or (scheme.quantizes and not self._kernels):
@@ -256,6 +261,8 @@ class VLLMEngine:
         try:
             if self._receives:  # keep them here: the learner has them only until its next update
                 weights = PublishedWeights(weights.manifest, self._received() or _all_tensors(weights))
+            elif self._shards > 1:  # its processes do not know Ray
+                weights = PublishedWeights(weights.manifest, _all_tensors(weights))
             self._take(weights, self._selection(previous))
         except LOAD_ERRORS as error:
             raise self._put_back(previous, weights.manifest.version, error) from error
@@ -278,8 +285,9 @@ class VLLMEngine:
     def _take(self, weights: WeightSource, selection: Selection | None = None) -> None:
         if weights.manifest.scheme != self._scheme.label:
             raise PublicationError(f"they are in {weights.manifest.scheme}, the engine runs {self._scheme.label}")
-        self.reload(unpack(weights))
-        self._llm.collective_rpc("qarl_read_back", args=(weights, self._scheme, selection))
+        for errors in self._llm.collective_rpc("qarl_take", args=(weights, self._scheme, selection)):
+            if errors:
+                raise errors[0]
         if not self._llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise PublicationError("the engine kept its prefix cache")
 

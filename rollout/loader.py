@@ -6,14 +6,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qarl.errors import QarlError
 from qarl.quant.formats import format_of
 from qarl.quant.scheme import QuantScheme
 from qarl.weights.source import Bucket, WeightSource
+from qarl.weights.wire import unpack
 from rollout.read_back import Selection, read_back
+
+LOAD_ERRORS = (QarlError, OSError, KeyError, ValueError, RuntimeError, AssertionError, AttributeError)
+"""What a weight source, vLLM's loaders and its kernels raise for wrong weights."""
 
 
 class WeightLoader:
-    """A vLLM worker extension: vLLM mixes it into its worker class, and `LLM.collective_rpc` calls its methods."""
+    """A vLLM worker extension: vLLM mixes it into its worker class, and `LLM.collective_rpc` calls its methods.
+
+    A tensor-parallel engine has a worker in each of its processes. Every one gets all tensors, and vLLM's loaders keep
+    its part of them.
+    """
+
+    def qarl_take(self, weights: WeightSource, scheme: QuantScheme, selection: Selection | None) -> list[Exception]:
+        """Load `weights` in place, and compare the selected layers with what the engine then computes.
+
+        Returns what went wrong, in a list: of an error that another process raises or returns, vLLM keeps the text
+        alone, and it takes the answers of the processes behind it for those of the next call.
+        """
+        try:
+            self.qarl_load(unpack(weights), scheme)
+            with torch.inference_mode():
+                read_back(self.get_model(), weights, scheme, selection)  # type: ignore[attr-defined]
+        except LOAD_ERRORS as error:
+            return [error]
+        return []
 
     def qarl_load(self, tensors: Iterator[tuple[str, Tensor]], scheme: QuantScheme) -> None:
         """Load a checkpoint's tensors in place, layer by layer. After an error, old and new ones are mixed."""
@@ -31,11 +54,6 @@ class WeightLoader:
         """The tensors that a transfer has brought since the last call."""
         received: Bucket = self.weight_transfer_engine.inbox.take()  # type: ignore[attr-defined]
         return received
-
-    def qarl_read_back(self, weights: WeightSource, scheme: QuantScheme, selection: Selection | None) -> None:
-        """Compare layers of the engine with `weights`. Raises as `read_back` does."""
-        with torch.inference_mode():
-            read_back(self.get_model(), weights, scheme, selection)  # type: ignore[attr-defined]
 
     def qarl_kernels(self) -> dict[str, str]:
         """The low-bit kernel's class name of every linear layer and expert stack, by layer; empty where it has none."""

@@ -17,6 +17,7 @@ from qarl.errors import PublicationError
 from qarl.numerics import engine_ops
 from qarl.numerics.dense import DenseWeight
 from qarl.numerics.moe import Experts
+from qarl.numerics.shards import input_slice
 from qarl.quant.experts import PARTS
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
@@ -80,6 +81,7 @@ def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme, sele
         for tensor in group:
             module, _, kind = tensor.name.removeprefix(f"{prefix}.").rpartition(".")
             parts.setdefault(module, {})[kind] = to_torch(tensor, copy=False).to(device)
+        parts = {part: _held(layer, tensors) for part, tensors in parts.items()}
         example_name = next(iter(parts))
         covered = scheme.covers(f"{prefix}.{example_name}" if prefix else example_name)
         layer_scheme = scheme if covered else QuantScheme("none")
@@ -90,6 +92,21 @@ def read_back(model: nn.Module, weights: WeightSource, scheme: QuantScheme, sele
         else:
             weight = parts[example_name]["weight"]
             _compare(name, layer.weight[: len(weight)], weight)
+
+
+def _held(layer: Any, part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What this process of a tensor-parallel engine has of a layer's tensors; otherwise all of them."""
+    from vllm.model_executor.layers.linear import RowParallelLinear
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    if getattr(layer, "tp_size", 1) == 1:
+        return part
+    if isinstance(layer, RowParallelLinear):
+        return input_slice(part, layer.tp_rank, layer.tp_size)
+    if isinstance(layer, VocabParallelEmbedding):
+        rows = layer.shard_indices
+        return {kind: t[rows.org_vocab_start_index : rows.org_vocab_end_index] for kind, t in part.items()}
+    return {kind: tensor.chunk(layer.tp_size)[layer.tp_rank] for kind, tensor in part.items()}
 
 
 def _holds_weights(layer: nn.Module) -> bool:
@@ -124,9 +141,9 @@ def _compare(name: str, engine: Tensor, published: Tensor, exact: bool = True) -
 
 def _compare_linear(name: str, layer: Any, parts: Parts, scheme: QuantScheme) -> None:
     """Compare the products of `_rows` with the engine's layer and with the learner's: [M, N]."""
-    inputs = layer.input_size if hasattr(layer, "input_size") else layer.embedding_dim
+    inputs = layer.embedding_dim if hasattr(layer, "embedding_dim") else layer.input_size
     device, dtype = next(iter(next(iter(parts.values())).values())).device, layer.params_dtype
-    x_MK = _rows(inputs).to(device, dtype)
+    x_MK = _rows(getattr(layer, "input_size_per_partition", inputs)).to(device, dtype)
     learner_MN = _joined([_learner_linear(part, scheme, x_MK) for part in parts.values()], dim=1)
     engine_MN = layer.quant_method.apply(layer, x_MK, layer.bias)
     if name == "lm_head":  # padded to a multiple of 64

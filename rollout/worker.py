@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 from qarl.logs import redirect_output
@@ -92,8 +96,13 @@ class RolloutWorker:
     @cached_property
     def _engine(self) -> Engine:
         # Not in the constructor: Ray would hand its errors on as text, and their type is lost.
+        before = multiprocessing.active_children()
         with span("start"):
-            return self._make_engine(self._worker)
+            engine = self._make_engine(self._worker)
+        processes = [child.sentinel for child in multiprocessing.active_children() if child not in before]
+        if processes:  # of a tensor-parallel engine
+            Thread(target=_end_with, args=(processes,), daemon=True).start()
+        return engine
 
     @span("load")
     def _load(self, weights: WeightSource) -> None:
@@ -138,3 +147,9 @@ class RolloutWorker:
             self._step_soon()
         else:
             self._sampling.close()
+
+
+def _end_with(sentinels: list[int]) -> None:
+    """End this process as soon as one of these has ended: the fleet then replaces the worker."""
+    wait(sentinels)
+    os._exit(1)

@@ -310,8 +310,8 @@ class LearnerRank:
 
     def _make_policy(self, scheme: QuantScheme, numerics: Numerics) -> Policy:
         config = self._config
-        temperature = config.rollout.sampling.temperature
-        return Policy(config.model.path, self._dtype, scheme, numerics, temperature, self._device, self._kernel())
+        settings = (config.rollout.sampling.temperature, self._device, self._kernel())
+        return Policy(config.model.path, self._dtype, scheme, numerics, *settings, config.rollout.tensor_parallel_size)
 
     def _kernel(self) -> KernelKind:
         return kernel_of(self._config, self._numerics, self._device.type)

@@ -50,6 +50,7 @@ class Policy(nn.Module):
         dtype: of the parameters and of the computation.
         scheme: which linears run in low precision; the scheme `none` gives the plain model.
         temperature: the sampling temperature; log-probs are those of `softmax(logits / temperature)`.
+        shards: processes of a tensor-parallel engine, whose arithmetic this follows.
 
     Raises ModelError: the folder holds no model, or not all of its weights, or one that computes what this class does
     not.
@@ -66,15 +67,16 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         device: torch.device | None = None,
         kernel: KernelKind = "auto",
+        shards: int = 1,
     ) -> None:
         super().__init__()
         self.device = device or torch.device("cpu")
         self.model = load_model(Path(path), dtype).to(self.device)
         self.numerics, self.temperature = numerics, temperature
-        self.quantized_names = align_linears(self.model, scheme, kernel)
+        self.quantized_names = align_linears(self.model, scheme, kernel, shards)
         sequence = self._example()
         expected_T = self._transformers_logprobs(sequence)
-        apply_profile(self.model, numerics, self.device)
+        apply_profile(self.model, numerics, self.device, shards)
         self._check_forward(sequence, expected_T, str(path))
 
     def train(self, mode: bool = True) -> "Policy":

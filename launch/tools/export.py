@@ -86,7 +86,8 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
 
 def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, device: str) -> None:
     """Raises PublicationError unless stock vLLM on `folder` and a rollout worker with the policy's tensors agree."""
-    rollout = config.rollout.model_copy(update={"max_model_len": PROMPT_TOKENS + RESPONSE_TOKENS})
+    sizes = {"max_model_len": PROMPT_TOKENS + RESPONSE_TOKENS, "tensor_parallel_size": 1}
+    rollout = config.rollout.model_copy(update=sizes)
     vocabulary, random = policy.model.config.vocab_size, Random(0)
     requests = [
         SampleRequest(

@@ -32,9 +32,10 @@ def choose_counts(config: Config, device: str, cores: float, saved: LearnerConfi
     """
     groups = config.train.prompts_per_step // config.learner.minibatches
     here = device == "cpu" and config.cluster.address is None
-    workers = int(max(1, min(cores, MOST_WORKERS, groups))) if here else 1
+    engines = cores / config.rollout.tensor_parallel_size  # for which there are cores
+    workers = int(max(1, min(engines, MOST_WORKERS, groups))) if here else 1
     ranks = max(1, min(ceil(min(cores, MOST_CORES) / MOST_THREADS), groups)) if here else 1
-    rollout = _chosen(config.rollout, "num_workers", "num_cpus_per_worker", workers, cores if here else 0)
+    rollout = _chosen(config.rollout, "num_workers", "num_cpus_per_worker", workers, engines if here else 0)
     number = (saved and saved.num_ranks) or ranks
     learner = _chosen(config.learner, "num_ranks", "num_cpus_per_rank", number, cores if here else 0)
     threads = min(MOST_THREADS, cores / learner.num_ranks) if here else learner.num_cpus_per_rank

@@ -19,7 +19,7 @@ from qarl.config.base import (
     Seconds,
     Share,
 )
-from qarl.quant.scheme import KernelKind, SchemeName
+from qarl.quant.scheme import TRAITS, KernelKind, SchemeName
 
 if TYPE_CHECKING:
     from qarl.types import Prompt, SampleRequest
@@ -188,6 +188,10 @@ class RolloutConfig(Node):
     """Rollout actors, one engine each. `auto` (0) takes 1 on GPU or with `cluster.address`. On this machine's CPU it
     takes one for each core, at most 8 and at most the prompts of a minibatch; each reserves half a CPU, because workers
     and learner ranks compute in turn."""
+    tensor_parallel_size: PositiveInt = 1
+    """Processes of one engine, among which vLLM divides every layer; each has a core, or a GPU, of its own. The learner
+    computes in the same parts. On CPU at most 2. For Llama, Qwen2 and Qwen3 in `none` and `w8a8_int8`, with
+    `transport: object_store` and without `partial` (docs/architecture.md)."""
     transport: Literal["object_store", "nccl", "ipc"] = "object_store"
     """How published weights travel. `object_store`: through Ray's store in host memory, on any device. `nccl`: vLLM's
     broadcast to workers on other GPUs. `ipc`: vLLM reads the learner's memory on the GPU that both share."""
@@ -209,7 +213,7 @@ class RolloutConfig(Node):
     """On GPU, vLLM's batch-invariant mode: a token has the same log-prob in any batch, at some cost in speed. Refused
     on CPU, whose kernels are batch-invariant anyway."""
     num_cpus_per_worker: CPUs = 1.0
-    """CPUs that one worker reserves."""
+    """CPUs that one worker reserves for each process of its engine."""
     timeout_s: Seconds = 600.0
     """A worker that finishes no group, or does not answer, within this time counts as dead."""
     max_restarts: Count = 3
@@ -224,6 +228,15 @@ class RolloutConfig(Node):
     """How responses are drawn."""
 
     def contradictions(self) -> Iterator[str]:
+        if self.tensor_parallel_size > 1:
+            for scheme in (self.scheme, *(stage.scheme for stage in self.schedule)):
+                if not TRAITS[scheme].tensor_parallel:
+                    known = ", ".join(name for name, traits in TRAITS.items() if traits.tensor_parallel)
+                    yield f"rollout.tensor_parallel_size: the learner follows it in {known}, not in {scheme}"
+            if self.partial:
+                yield "rollout.tensor_parallel_size: it has not been tried with rollout.partial; set one of them"
+            if self.transport != "object_store":
+                yield f"rollout.tensor_parallel_size: {self.transport} brings weights to one process of an engine"
         steps = [stage.from_step for stage in self.schedule]
         if sorted(set(steps)) != steps:
             yield f"rollout.schedule: from_step must rise from stage to stage, got {steps}"

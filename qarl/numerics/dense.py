@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qarl.numerics import engine_ops, processor
+from qarl.numerics.shards import all_reduce
 
 FEWEST_ROWS = 8
 MOST_ROWS = {torch.bfloat16: 32, torch.float32: 64}
@@ -38,19 +39,25 @@ class DenseWeight:
 
     On processors without a bfloat16 GEMM the copy of a bfloat16 weight is in float32, and the product is rounded: that
     is 3 to 10 times faster there than torch's bfloat16 GEMM.
+
+    `shards` slices of the inputs are multiplied apart, as the processes of a tensor-parallel engine do.
     """
 
-    def __init__(self, weight_NK: Tensor) -> None:
+    def __init__(self, weight_NK: Tensor, shards: int = 1) -> None:
         self._dtype = weight_NK.dtype if processor.has_bfloat16_gemm() else torch.float32
-        weight_KN = weight_NK.detach().to(self._dtype).contiguous().t()
         self._ops = engine_ops.ops()
-        self._handler = self._ops.create_onednn_mm(weight_KN, 32)
+        slices_NK = weight_NK.detach().to(self._dtype).chunk(shards, 1)
+        self._handlers = [self._ops.create_onednn_mm(slice_NK.contiguous().t(), 32) for slice_NK in slices_NK]
 
     def __call__(self, x: Tensor, bias_N: Tensor | None = None) -> Tensor:
         bias = None if bias_N is None else bias_N.detach().to(self._dtype)
-        x_MK = x.reshape(-1, x.shape[-1]).to(self._dtype)
-        y_MN = in_blocks(lambda block: self._ops.onednn_mm(self._handler, block, bias), x_MK)
-        return y_MN.to(x.dtype).view(*x.shape[:-1], -1)
+        slices_MK = x.reshape(-1, x.shape[-1]).to(self._dtype).chunk(len(self._handlers), 1)
+        biases = [bias, *[None] * (len(self._handlers) - 1)]
+        products = map(self._product, self._handlers, slices_MK, biases)
+        return all_reduce([product_MN.to(x.dtype) for product_MN in products]).view(*x.shape[:-1], -1)
+
+    def _product(self, handler: Any, x_MK: Tensor, bias_N: Tensor | None) -> Tensor:
+        return in_blocks(lambda block: self._ops.onednn_mm(handler, block, bias_N), x_MK.contiguous())
 
 
 class DenseProduct(torch.autograd.Function):
@@ -71,11 +78,12 @@ class DenseLinear(nn.Linear):
 
     The engine's layout of the weight is made at first use and kept until `forget()`, which
     `qarl.quant.linear.requantize` calls, or until the parameter is seen to differ: it has other memory, or an op has
-    changed it in place. What is written through `.data`, as DeepSpeed does, is not seen.
+    changed it in place. What is written through `.data`, as DeepSpeed does, is not seen. `shards` as in `DenseWeight`.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, shards: int = 1) -> None:
         nn.Module.__init__(self)
+        self.shards = shards
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.forget()
@@ -89,7 +97,7 @@ class DenseLinear(nn.Linear):
         """[..., K] -> [..., N] in the input's dtype."""
         now = (self.weight.data_ptr(), self.weight._version)
         if self._dense is None or self._made_of != now:
-            self._dense, self._made_of = DenseWeight(self.weight), now
+            self._dense, self._made_of = DenseWeight(self.weight, self.shards), now
         out: Tensor = DenseProduct.apply(input, self.weight, self.bias, self._dense)
         return out
 

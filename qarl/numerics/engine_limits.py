@@ -11,6 +11,8 @@ from qarl.numerics.profile import SUPPORTED_MODELS
 PUBLISHED_MODELS = (*SUPPORTED_MODELS, "mistral", "phi3", "gemma3_text", "granite")
 """Model types whose published weights vLLM was seen to load and to compute with (docs/models.md). Others differ in
 names or layouts, which would show only when engine and learner have started."""
+DIVIDED_MODELS = ("llama", "qwen2", "qwen3")
+"""Model types of tensor-parallel engines. Others have experts, or layers that are published fused."""
 CPU_HEAD_DIMS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head widths that vLLM's attention on CPU has kernels for."""
 SCALED_ROPES = ("linear", "dynamic")
@@ -25,8 +27,9 @@ def longest_context(config: Any) -> float:
     return longest * (rope.get("factor") or 1.0) if scaled else longest
 
 
-def check_engine_model(config: Any, max_model_len: int, device: str) -> None:
-    """Raises ModelError or ConfigError when vLLM cannot run a model of this transformers config on `device`."""
+def check_engine_model(config: Any, max_model_len: int, device: str, shards: int = 1) -> None:
+    """Raises ModelError or ConfigError when vLLM cannot run a model of this transformers config on `device`, with an
+    engine of `shards` processes."""
     where = config.name_or_path or config.model_type
     if config.model_type not in PUBLISHED_MODELS:
         known = ", ".join(PUBLISHED_MODELS)
@@ -45,5 +48,20 @@ def check_engine_model(config: Any, max_model_len: int, device: str) -> None:
         raise ModelError(f"vLLM on CPU has no attention for heads of width {width}, only of {widths}", where)
     if config.model_type in SUPPORTED_MODELS and config.hidden_act not in ("silu", "swish"):
         raise ModelError(f"vLLM knows {config.model_type} with silu only, not {config.hidden_act}", where)
+    if shards > 1:
+        _check_shards(config, shards)
     if max_model_len > (longest := longest_context(config)):
         raise ConfigError(f"the model's contexts have at most {longest:g} tokens", "rollout.max_model_len")
+
+
+def _check_shards(config: Any, shards: int) -> None:
+    where = "rollout.tensor_parallel_size"
+    if config.model_type not in DIVIDED_MODELS:
+        what = f"the learner follows divided layers of {', '.join(DIVIDED_MODELS)}, not of {config.model_type}"
+        raise ConfigError(what, where, "set it to 1")
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    counts = {"heads": heads, "key/value heads": kv_heads, "features of the MLP": config.intermediate_size}
+    for what, count in counts.items():
+        if count % shards:
+            raise ConfigError(f"{shards} does not divide the model's {count} {what}", where)

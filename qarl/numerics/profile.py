@@ -10,14 +10,18 @@ from qarl.numerics import engine_ops
 from qarl.numerics.dense import DenseLinear
 from qarl.numerics.layers import DecoderLayer, Norm, Rotary
 from qarl.numerics.moe import SparseMoe
+from qarl.numerics.shards import shards_of
 from qarl.types import Numerics
 
 SUPPORTED_MODELS = ("llama", "qwen2", "qwen3", "qwen3_moe")
 LENGTH_DEPENDENT_ROPES = ("dynamic", "longrope")  # their frequencies change with the longest sequence of a batch
 
 
-def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
+def apply_profile(model: Any, numerics: Numerics, device: torch.device, shards: int = 1) -> None:
     """Give a Hugging Face causal LM the engine's roundings, in place. Parameter names stay the same.
+
+    `shards`: processes of the engine, which `engine` numerics follow in dense layers.
+
 
     Raises:
         ModelError: an architecture, or a variant of attention or RoPE, that the profile does not cover.
@@ -41,7 +45,7 @@ def apply_profile(model: Any, numerics: Numerics, device: torch.device) -> None:
         engine_ops.ops()
         for name, module in list(model.named_modules()):
             if type(module) is nn.Linear:
-                model.set_submodule(name, DenseLinear(module))
+                model.set_submodule(name, DenseLinear(module, shards_of(name, shards)))
     decoder = model.model
     decoder.norm = Norm(decoder.norm)
     decoder.rotary_emb = Rotary(decoder.rotary_emb)

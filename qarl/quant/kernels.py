@@ -11,7 +11,8 @@ from torch import Tensor
 from qarl.errors import KernelError
 from qarl.numerics import engine_ops, processor
 from qarl.numerics.dense import linear_gradients
-from qarl.quant.format import Format, Kernel, LearnerKernel
+from qarl.numerics.shards import all_reduce, input_slice
+from qarl.quant.format import Format, Kernel, LearnerKernel, Quantized
 from qarl.quant.formats import FORMATS
 from qarl.quant.scheme import KernelKind, SchemeName
 
@@ -33,6 +34,22 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return *linear_gradients(ctx, grads[0]), None, None
+
+
+def in_shards(kernel: Kernel, shards: int) -> Kernel:
+    """`kernel` as `shards` processes of an engine run it: each rounds and multiplies a slice of the inputs."""
+    if shards == 1:
+        return kernel
+
+    def prepare(quantized: Quantized, bias_N: Tensor | None) -> list[Any]:
+        slices = [input_slice(quantized, shard, shards) for shard in range(shards)]
+        return [kernel.prepare(part, None if shard else bias_N) for shard, part in enumerate(slices)]
+
+    def forward(x_MK: Tensor, prepared: list[Any]) -> Tensor:
+        slices_MK = x_MK.chunk(shards, 1)
+        return all_reduce([kernel.forward(x.contiguous(), part) for x, part in zip(slices_MK, prepared, strict=True)])
+
+    return Kernel(kernel.name, prepare, forward)
 
 
 def choose_kernel(format_: Format, device: torch.device, dtype: torch.dtype, kind: KernelKind = "auto") -> Kernel:

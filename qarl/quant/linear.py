@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from qarl.errors import ConfigError, KernelError
 from qarl.numerics.dense import DenseLinear
+from qarl.numerics.shards import shards_of
 from qarl.quant.experts import QuantizedExperts, covers_experts, expert_stacks, expert_weights
 from qarl.quant.format import Format, Kernel, Quantized
 from qarl.quant.formats import format_of
 from qarl.quant.int8 import finite_amax
-from qarl.quant.kernels import StraightThrough, choose_kernel
+from qarl.quant.kernels import StraightThrough, choose_kernel, in_shards
 from qarl.quant.scheme import KernelKind, QuantScheme
 
 Gather = Callable[[list[nn.Parameter]], AbstractContextManager[object]]
@@ -32,17 +33,24 @@ class QuantizedLinear(nn.Linear):
     every micro-batch, and the very tensors that publication sends.
 
     `siblings` are the names of the layers that the engine fuses it with, itself included. Where the format is joint
-    their largest magnitude is `amax`; `requantize(model, gather)` finds it.
+    their largest magnitude is `amax`; `requantize(model, gather)` finds it. `shards` slices of the inputs are computed
+    apart, as the processes of a tensor-parallel engine do.
     """
 
     def __init__(
-        self, linear: nn.Linear, name: str, format_: Format, kernel: Kernel, siblings: tuple[str, ...] = ()
+        self,
+        linear: nn.Linear,
+        name: str,
+        format_: Format,
+        kernel: Kernel,
+        siblings: tuple[str, ...] = (),
+        shards: int = 1,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self.name, self.format_, self.kernel = name, format_, kernel
-        self.siblings = siblings or (name,)
+        self.name, self.shards, self.siblings = name, shards, siblings or (name,)
+        self.use(format_, kernel)
         self.amax: Tensor | None = None
         self._quantized: Quantized | None = None
         self._prepared: Any = None
@@ -63,6 +71,10 @@ class QuantizedLinear(nn.Linear):
                 raise KernelError(error.what, where=self.name, hint=error.hint) from error
         return self._quantized
 
+    def use(self, format_: Format, kernel: Kernel) -> None:
+        """Compute in this format from the next `requantize` on."""
+        self.format_, self.kernel = format_, in_shards(kernel, self.shards)
+
     def requantize(self) -> None:
         """Forget the quantized weight: the master has changed."""
         self._quantized = self._prepared = self.amax = None
@@ -75,8 +87,10 @@ class QuantizedLinear(nn.Linear):
         return StraightThrough.apply(input, self.weight, self.bias, self.kernel, self._prepared)
 
 
-def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto") -> list[str]:
+def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "auto", shards: int = 1) -> list[str]:
     """Replace every linear layer and expert stack that `scheme` covers, in place; returns their names.
+
+    `shards`: processes of the engine, each of which computes a part of every layer.
 
     Raises:
         ConfigError: as `covered_linears`.
@@ -92,7 +106,7 @@ def align_linears(model: nn.Module, scheme: QuantScheme, kernel: KernelKind = "a
         aligned: nn.Module
         if isinstance(module, nn.Linear):
             siblings = tuple(sibling for sibling in scheme.siblings(name) if sibling in covered)
-            aligned = QuantizedLinear(module, name, format_, chosen, siblings)
+            aligned = QuantizedLinear(module, name, format_, chosen, siblings, shards_of(name, shards))
         else:
             aligned = QuantizedExperts(module, name, scheme, kernel)
         model.set_submodule(name, aligned)
@@ -134,8 +148,7 @@ def switch_scheme(
     """
     format_ = format_of(scheme)
     for _, module in quantized_linears(model):
-        module.format_ = format_
-        module.kernel = choose_kernel(format_, module.weight.device, module.weight.dtype, kernel)
+        module.use(format_, choose_kernel(format_, module.weight.device, module.weight.dtype, kernel))
     for experts in quantized_experts(model):
         experts.switch(scheme, kernel)
     requantize(model, gather)

@@ -24,8 +24,7 @@ def use_reference(model: nn.Module, scheme: QuantScheme, weight_grid: bool, acti
     if not activation_grid:
         format_ = replace(format_, round_activation=lambda x: x.float())
     for _, module in quantized_linears(model):
-        module.format_ = format_
-        module.kernel = choose_kernel(format_, module.weight.device, module.weight.dtype, "reference")
+        module.use(format_, choose_kernel(format_, module.weight.device, module.weight.dtype, "reference"))
     for experts in quantized_experts(model):
         experts.format_, experts.engine = format_, False
         experts.kernel = choose_kernel(format_, experts.down_proj.device, experts.wide, "reference")

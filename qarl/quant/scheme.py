@@ -27,11 +27,13 @@ class Traits:
     """Its scales belong to groups of `group_size` input features."""
     batch_invariant: bool = True
     """vLLM's batch-invariant mode reaches its GPU kernels. It does not reach Marlin, whose sums depend on the batch."""
+    tensor_parallel: bool = False
+    """The learner follows tensor-parallel engines in it: its scales of weights belong to whole channels."""
 
 
 TRAITS: dict[SchemeName, Traits] = {
-    "none": Traits(),
-    "w8a8_int8": Traits(),
+    "none": Traits(tensor_parallel=True),
+    "w8a8_int8": Traits(tensor_parallel=True),
     "w4a16": Traits(grouped=True, batch_invariant=False),
     "w4a8": Traits(grouped=True),
     "fp8_tensor": Traits(),

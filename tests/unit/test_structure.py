@@ -31,6 +31,7 @@ IMPORTERS = {
         "rollout/engine.py",
         "rollout/loader.py",
         "rollout/read_back.py",
+        "rollout/shard.py",
         "rollout/stock.py",
         "rollout/receive.py",
         "rollout/send.py",

@@ -206,15 +206,16 @@ class Planner:
         return self._shapes.dtype_bytes if processor.has_bfloat16_gemm() else 4
 
     def _engine(self, variant: Variant) -> EngineMemory:
-        rollout, shapes = self._config.rollout, self._shapes
+        """Bytes of one process of an engine."""
+        rollout, shapes, shards = self._config.rollout, self._shapes, self._config.rollout.tensor_parallel_size
         tokens = max(rollout.max_num_batched_tokens, rollout.max_model_len)
-        weights, working = variant.engine_weights, memory.working_bytes(shapes, tokens, rollout.max_num_seqs)
+        weights, working = variant.engine_weights // shards, memory.working_bytes(shapes, tokens, rollout.max_num_seqs)
         if self._on_cuda:
             cache, block = max(0, self._engine_budget - GPU_RESERVE - weights - working), GPU_BLOCK
         else:
-            weights += memory.dense_copies(variant, self._dense_bytes, engine=True)
+            weights += memory.dense_copies(variant, self._dense_bytes, engine=True) // shards
             cache, block = rollout.kv_cache_gib * GIB, BLOCK_SIZE
-        return EngineMemory(weights, working, cache, shapes.kv_bytes, block)
+        return EngineMemory(weights, working, cache, shapes.kv_bytes // shards, block)
 
     def _learner(self, variant: Variant, gemm: LearnerKernel | None, stage: int) -> LearnerMemory:
         """Bytes of one rank, with a micro-batch as full as it can be."""
@@ -244,7 +245,7 @@ class Planner:
 
     def _host_bytes(self, learner: LearnerMemory, engine: EngineMemory, published: int) -> int:
         """Bytes of all processes of a run on CPU: engines, ranks, and a publication's copies on its way."""
-        workers, ranks = self._load.workers, self._load.ranks
+        workers, ranks = self._load.workers * self._config.rollout.tensor_parallel_size, self._load.ranks
         engines = workers * (engine.weights + engine.working + engine.kv_cache + CPU_PROCESS)
         return engines + ranks * (learner.peak + CPU_PROCESS) + (2 + workers) * published
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import check_model
-from launch.preflight import Machine, bundles, faults, scheme_faults, setting_faults
+from launch.preflight import Machine, bundles, check_numerics, faults, scheme_faults, setting_faults
 from qarl.config.derived import choose_counts
 from qarl.config.io import load_config, validate
 from qarl.config.run import Config, DebugConfig
 from qarl.config.schedule import schemes_of
 from qarl.config.shipped import config_path
-from qarl.errors import ModelError
+from qarl.errors import ConfigError, ModelError
 from qarl.model_folder import meta_model
 from rollout.engine import engine_env
 
@@ -285,6 +286,9 @@ def test_bundles_are_workers_then_ranks() -> None:
     assert bundles(config, "cuda") == ([{"CPU": 3.0, "GPU": 1.0}] * 2, [{"CPU": 0.5, "GPU": 1.0}] * 3)
     without_engine = config.model_copy(update={"debug": DebugConfig(train_from="batches")})
     assert bundles(without_engine, "cpu") == ([], [{"CPU": 0.5}] * 3)
+    rollout = {"num_workers": 1, "num_cpus_per_worker": 3.0, "tensor_parallel_size": 2}
+    two = make_config(rollout=rollout, learner={"num_ranks": 1})
+    assert bundles(two, "cuda") == ([{"CPU": 6.0, "GPU": 2.0}], [{"CPU": 1.0, "GPU": 1.0}])
     assert settings_of(config, "cpu", cpus=7.5) == settings_of(config, "cuda", cpus=7.5, gpus=5.0) == []
     [fault] = settings_of(config, "cpu", cpus=7.0)
     assert "request 7.5 CPUs, 7 are available" in fault
@@ -320,6 +324,40 @@ def test_a_transport_needs_its_placement(transport: str, colocate: bool, device:
     found = settings_of(config, device)
     assert len(found) == bool(reason)
     assert all(fault.startswith(f"rollout.transport: {reason}") for fault in found)
+
+
+def test_processes_of_an_engine() -> None:
+    """On CPU two; they divide a model evenly, and take whole GPUs."""
+    one, two, three = (make_config(rollout={"num_workers": 1, "tensor_parallel_size": size}) for size in (1, 2, 3))
+    assert settings_of(two, "cpu") == settings_of(three, "cuda") == []
+    [fault] = settings_of(three, "cpu")
+    assert fault.startswith("rollout.tensor_parallel_size: each process of an engine on CPU adds the products")
+    memory = Machine("cpu", memory=2**30, is_here=True)
+    assert (texts(one, memory), len(texts(two, memory))) == ([], 1)
+    shared = make_config(rollout={"num_workers": 1, "tensor_parallel_size": 2}, cluster={"colocate": True})
+    assert "can share a GPU, each of one process" in settings_of(shared, "cuda")[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "reason"),
+    [
+        ("qwen3", 2, ""),
+        ("qwen3", 4, "4 does not divide the model's 2 key/value heads"),
+        ("qwen3", 3, "3 does not divide the model's 8 heads"),
+        ("qwen3_moe", 2, "the learner follows divided layers of llama, qwen2, qwen3, not of qwen3_moe; set it to 1"),
+    ],
+)
+def test_an_engine_divides_the_model_evenly(kind: str, processes: int, reason: str) -> None:
+    rollout = {"tensor_parallel_size": processes}
+    tree = AutoConfig.for_model(
+        kind, num_hidden_layers=1, vocab_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=512
+    )
+    check = partial(check_numerics, make_config(rollout=rollout), meta_model(tree), "cuda")
+    if reason:
+        with pytest.raises(ConfigError, match=f"^rollout.tensor_parallel_size: {reason}$"):
+            check()
+    else:
+        check()
 
 
 @pytest.mark.parametrize("kernel", ["auto", "reference"])

@@ -14,6 +14,7 @@ from qarl.errors import PublicationError
 from qarl.quant.publish import publish
 from qarl.quant.scheme import QuantScheme
 from qarl.weights.source import Bucket, Manifest, PublishedWeights
+from qarl.weights.wire import unpack
 from rollout.engine import VLLMEngine
 
 SCHEME = QuantScheme("none")
@@ -25,14 +26,13 @@ class LLM:
     held: dict[str, Any] = field(default_factory=dict)
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
-        if method == "qarl_load":
-            self.held = dict(args[0])
-        elif method == "qarl_read_back":
-            assert sum(len(bucket) for bucket in args[0].buckets()) == len(self.held)
+        if method == "qarl_take":
+            self.held = dict(unpack(args[0]))
+            return [[]]
         received, self.received = self.received, ()
         return [received]
 
-    def reset_prefix_cache(self) -> bool:
+    def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
         return True
 
 
@@ -55,7 +55,8 @@ class Learner:
 
 def test_a_worker_that_came_later_has_its_weights_when_the_next_are_refused() -> None:
     engine, llm = object.__new__(VLLMEngine), LLM()
-    vars(engine).update(_llm=llm, _receives=True, _scheme=SCHEME, _worker=1, _held=None, _loads=0, _read_back_every=8)
+    held = {"_held": None, "_loads": 0, "_read_back_every": 8, "_running": {}}
+    vars(engine).update(held, _llm=llm, _receives=True, _scheme=SCHEME, _worker=1)
     model = nn.Linear(2, 2, bias=False)
     first = publish(model, SCHEME, 1)
     engine.load(Learner(first))  # nothing was sent to it: it asks the learner

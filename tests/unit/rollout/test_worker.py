@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from multiprocessing import get_context
 from threading import Event
+from time import sleep
 
 import pytest
 from hypothesis import given, settings
@@ -151,3 +154,20 @@ def test_a_step_that_fails_fails_every_group_and_the_worker_goes_on() -> None:
         assert len(await worker.generate(REQUESTS[1:2])) == 1
 
     run(scenario)
+
+
+def test_a_worker_ends_with_the_first_process_of_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fleet replaces it then; an engine without one of its processes would never answer."""
+    ended = Event()
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    child = get_context("fork").Process(target=sleep, args=(60,))
+
+    def make_engine(_: int) -> Endless:
+        child.start()
+        return Endless()
+
+    worker = RolloutWorker(make_engine, 0)
+    asyncio.run(worker.info())
+    assert not ended.is_set()
+    child.kill()
+    assert ended.wait(30)

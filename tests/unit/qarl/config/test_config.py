@@ -239,6 +239,12 @@ def test_required_keys(missing: str) -> None:
             ["rollout.batch_invariant=true", "rollout.schedule=[{from_step: 2, scheme: w4a16}]"],
             "rollout.batch_invariant",
         ),
+        (["rollout.tensor_parallel_size=2", "rollout.scheme=w4a16"], "rollout.tensor_parallel_size"),
+        (
+            ["rollout.tensor_parallel_size=2", "rollout.schedule=[{from_step: 2, scheme: fp8_block}]"],
+            "rollout.tensor_parallel_size",
+        ),
+        (["rollout.tensor_parallel_size=2", "rollout.transport=nccl"], "rollout.tensor_parallel_size"),
         (["train.dynamic_sampling=1", "advantage.drop_zero_variance=false"], "train.dynamic_sampling"),
         (["objective.kind=grpo", "advantage.estimator=batch"], "advantage.drop_zero_variance"),
         (["objective.kind=reinforce_pp", "advantage.estimator=batch"], "objective.kind"),

@@ -52,6 +52,11 @@ def test_elsewhere_there_is_one_of_each() -> None:
     assert counts("cpu", 64, cluster={"address": "auto"}, learner={"num_cpus_per_rank": 4.0}) == (1, 1.0, 1, 4.0, 4)
 
 
+def test_an_engine_of_two_processes_takes_two_cores() -> None:
+    assert counts("cpu", 6, rollout={"tensor_parallel_size": 2}) == (3, 0.5, 1, 0.5, 6)
+    assert counts("cpu", 1, rollout={"tensor_parallel_size": 2}) == (1, 0.25, 1, 0.5, 1)
+
+
 def test_what_the_config_says_stays() -> None:
     said = {"rollout": {"num_workers": 1, "num_cpus_per_worker": 2.0}, "learner": {"num_cpus_per_rank": 0.25}}
     assert counts("cpu", 2, **said) == (1, 2.0, 1, 0.25, 2)

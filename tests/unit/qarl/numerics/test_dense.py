@@ -128,8 +128,8 @@ def test_a_weight_is_laid_out_once_until_it_changes(monkeypatch: pytest.MonkeyPa
     made: list[DenseWeight] = []
 
     class Counted(DenseWeight):
-        def __init__(self, weight_NK: Tensor) -> None:
-            super().__init__(weight_NK)
+        def __init__(self, weight_NK: Tensor, shards: int) -> None:
+            super().__init__(weight_NK, shards)
             made.append(self)
 
     monkeypatch.setattr(dense, "DenseWeight", Counted)
