@@ -25,8 +25,6 @@ from qarl.types import GroupResult, Prompt, Sample, Score
 from trainer.clock import Clock
 from trainer.timer import Timer
 
-SMALLEST, LARGEST = 0.5, 2.0
-"""Bounds of an allocated group's size, as multiples of `train.group_size`."""
 WAIT_S = 0.1
 """Longest wait for a group before stragglers and scores are looked at."""
 
@@ -241,11 +239,11 @@ class Collector:
             self._scoring = flights, self._thread.submit(self._rewards.score, samples)
 
     def _sizes(self, prompts: Sequence[Prompt]) -> list[int]:
-        size = self._config.train.group_size
-        if self._config.train.allocation == "equal":
-            return [size] * len(prompts)
+        train = self._config.train
+        if train.allocation == "equal":
+            return [train.group_size] * len(prompts)
         spread_P = [self._pool.spread(prompt.id) for prompt in prompts]
-        return allocate(spread_P, size * len(prompts), max(2, int(SMALLEST * size)), int(LARGEST * size))
+        return allocate(spread_P, train.group_size * len(prompts), max(2, train.group_size // 2), train.largest_group)
 
     def _check_versions(self, samples: Sequence[Sample], version: int) -> None:
         """Raises PublicationError: samples of weights that the engines should not have."""

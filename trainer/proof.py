@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from qarl.config.run import Config
+from qarl.config.run import PROBE_PROMPTS, Config
 from qarl.errors import AGAIN, MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
 from qarl.protocols import Learner
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 
-PROBE_PROMPTS = 4
 PROBE_TOKENS = 16
 """Tokens of a response at first and in every `rollout.read_back_every`-th publication."""
 SHORT_PROBE_TOKENS = 4

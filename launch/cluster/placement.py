@@ -68,9 +68,7 @@ class Placement:
             )
 
         rollout = config.rollout
-        # Half as many more wait in the engine, for the places of those that are finished before their group is.
-        capacity = rollout.max_num_seqs * 3 // 2
-        settings = (rollout.num_workers, capacity, rollout.timeout_s, rollout.max_restarts)
+        settings = (rollout.num_workers, config.worker_capacity, rollout.timeout_s, rollout.max_restarts)
         return RayFleet(make_actor, scheme, *settings, log, self._log_dir)
 
     def start_learner(self, receivers: Callable[[], list[Any]]) -> LearnerGroup:

@@ -20,6 +20,9 @@ from qarl.config.reward import RewardConfig
 from qarl.config.task import TaskConfig
 from qarl.quant.scheme import TRAITS
 
+PROBE_PROMPTS = 4
+"""Prompts that every worker samples right after a publication, for the learner to score."""
+
 
 class RunConfig(Node):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)] = "run"
@@ -69,6 +72,11 @@ class TrainConfig(Node):
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: PositiveInt = 2
     """Newest checkpoints that are kept."""
+
+    @property
+    def largest_group(self) -> int:
+        """Responses to one prompt, at most."""
+        return self.group_size * (2 if self.allocation == "frontier" else 1)
 
     @property
     def steps_ahead(self) -> int:
@@ -231,6 +239,14 @@ class Config(Node):
     debug: DebugConfig = DebugConfig()
     """Switches for debugging."""
 
+    @property
+    def worker_capacity(self) -> int:
+        """Unfinished requests below which a worker gets another group."""
+        if self.rollout.partial:  # no request waits in the engine, and those that check a publication find places free
+            return self.rollout.max_num_seqs - PROBE_PROMPTS - self.train.largest_group + 1
+        # Half as many more wait in the engine, for the places of those that are finished before their group is.
+        return self.rollout.max_num_seqs * 3 // 2
+
     def contradictions(self) -> Iterator[str]:
         train, rollout, learner, advantage = self.train, self.rollout, self.learner, self.advantage
         most_tokens = rollout.sampling.max_new_tokens
@@ -302,6 +318,11 @@ class Config(Node):
                 yield f"{key}: works in turn with learning only; leave it at its default, or train.max_staleness at 0"
 
     def _partial_contradictions(self) -> Iterator[str]:
+        if self.worker_capacity < 1:
+            yield (
+                f"rollout.max_num_seqs: {self.rollout.max_num_seqs} may not hold what samples with rollout.partial, a "
+                f"group of {self.train.largest_group} and the {PROBE_PROMPTS} prompts that check a publication"
+            )
         versions = 1 + self.train.max_staleness
         tokens = versions * self.rollout.max_model_len
         if versions == 1:

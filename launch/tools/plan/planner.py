@@ -20,7 +20,7 @@ from launch.tools.plan.result import Estimate, Plan, Speeds, Times
 from launch.tools.plan.shapes import shapes_of
 from launch.tools.plan.timing import time_model
 from qarl.config.derived import choose_counts, numerics_of, rank_threads
-from qarl.config.run import Config
+from qarl.config.run import PROBE_PROMPTS, Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import ConfigError, KernelError, ModelError
 from qarl.model_folder import meta_model
@@ -31,7 +31,7 @@ from qarl.quant.formats import format_of
 from qarl.quant.kernels import check_capability
 from qarl.quant.scheme import QuantScheme, SchemeName
 from trainer.policy import head_rows
-from trainer.proof import PROBE_PROMPTS, SHORT_PROBE_TOKENS
+from trainer.proof import SHORT_PROBE_TOKENS
 
 GIB = 2**30
 GPU_BLOCK = 16

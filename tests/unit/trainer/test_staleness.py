@@ -236,6 +236,7 @@ def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None
         ({"train": {"max_staleness": 1}, "environment": {"kind": "guess"}}, "environment.kind"),
         ({"rollout": {"stragglers": {"kind": "keep"}}}, "rollout.stragglers.kind"),
         ({"rollout": {"partial": True}}, "rollout.partial"),
+        ({"train": {"max_staleness": 1}, "rollout": {"partial": True, "max_num_seqs": 7}}, "rollout.max_num_seqs"),
         ({"train": {"max_staleness": 4}, "rollout": {"partial": True}}, "learner.max_tokens_per_micro_batch"),
     ],
 )
