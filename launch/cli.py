@@ -1,6 +1,7 @@
 """The `qarl` command: picks the module of a command in `launch/commands`, and turns errors into exit codes."""
 
 import argparse
+import errno
 import os
 import select
 import signal
@@ -30,6 +31,8 @@ COMMANDS = {
     "bench": "measure a part on this machine",
 }
 """Every command with its line of help; `launch/commands` has a module for each."""
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""Of a file system, when the error does not name the file: a full disk, a folder that may not be written."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return 128 + signal.SIGPIPE
     except (QarlError, OSError) as error:
-        if os.environ.get("QARL_TRACEBACK"):
+        is_told = isinstance(error, QarlError) or error.filename or error.errno in REFUSALS
+        if os.environ.get("QARL_TRACEBACK") or not is_told:
             raise
-        if not isinstance(error, QarlError):  # a folder that may not be written, a full disk
+        if not isinstance(error, QarlError):
             error = QarlError(error.strerror or str(error), str(error.filename or ""))
         for line in str(error).splitlines():
             print(f"qarl: {line}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +40,8 @@ class _LogFile(logging.FileHandler):
     """It loses lines in silence while the disk is full: the run says so, where it cannot write what it needs."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        pass
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
     def close(self) -> None:
         with suppress(OSError):

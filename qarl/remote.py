@@ -7,16 +7,20 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from random import SystemRandom
 from select import select
-from threading import Thread
+from threading import Thread, main_thread
+from time import sleep
 from types import FrameType
 from typing import Any
 
 from qarl.errors import AGAIN, ActorError, QarlError
 
+REPEAT_S = 5.0
+"""The death of Ray's raylet is an error again and again, so long apart, until it ends the main thread."""
 _GUARDS: list["subprocess.Popen[bytes]"] = []
 """Processes that wait for the end of this one."""
 
@@ -94,19 +98,28 @@ def kill_with_us(agents: Iterable[int]) -> None:
 def raise_when_gone(raylet: int) -> None:
     """Raise QarlError in the main thread as soon as the process `raylet` ends, unless Ray is shut down by then.
 
-    Else Ray's next call would end this process without a word, or wait for an actor that nothing starts any more.
+    Else Ray's next call would end this process without a word, or wait for an actor that nothing starts any more. The
+    error may come anywhere, also where Python or a library drops it (`__del__`, a handler of logging, `except
+    Exception`): it comes again every `REPEAT_S`, but not while the code that it has ended closes what it holds.
     """
     import ray
 
     def watch() -> None:
         select([ended], [], [])
         os.close(ended)
-        if ray.is_initialized():
+        while ray.is_initialized() and main_thread().is_alive():
             os.kill(os.getpid(), signal.SIGUSR2)
+            sleep(REPEAT_S)
 
     def fail(number: int, frame: FrameType | None) -> None:
-        raise QarlError("Ray's raylet has died", hint=AGAIN)
+        handled = sys.exception()
+        while handled:
+            if handled is error:
+                return
+            handled = handled.__context__
+        raise error.with_traceback(None)
 
+    error = QarlError("Ray's raylet has died", hint=AGAIN)
     ended = os.pidfd_open(raylet)
     signal.signal(signal.SIGUSR2, fail)
     Thread(target=watch, daemon=True).start()

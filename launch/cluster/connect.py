@@ -13,7 +13,7 @@ import psutil
 import ray
 import torch
 from ray._private import utils as ray_utils
-from ray.exceptions import AuthenticationError
+from ray.exceptions import AuthenticationError, RayError
 
 from qarl.config.run import Config
 from qarl.errors import ResourceError, first_line
@@ -70,7 +70,10 @@ def _connect(address: str | None) -> None:
         gpus = torch.cuda.device_count()
         try:
             ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
-        except Exception as error:  # Ray raises a plain one when its processes start too slowly
+        except Exception as error:
+            # Ray raises a plain one when its processes start too slowly; what is none of these is a mistake of ours.
+            if type(error) is not Exception and not isinstance(error, (OSError, RuntimeError, ValueError, RayError)):
+                raise
             hint = "see RAY_TMPDIR, and whether other programs take all cores"
             raise ResourceError(f"Ray cannot be started here: {first_line(error)}", "", hint) from error
         commands = {p.pid: _command(p) for p in psutil.Process().children(recursive=True)}

@@ -10,7 +10,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from launch.arguments import add_config, number_in, positive_int, read_config
+from launch.arguments import add_config, number_in, path, positive_int, read_config
 from launch.tools.chaos.faults import FAULTS
 
 EXAMPLES = """\
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kinds", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="KIND", help=", ".join(FAULTS)
     )
     folder = "where runs and results lie; a further call goes on there (default: runs/chaos-campaign)"
-    parser.add_argument("--folder", type=Path, default=Path("runs/chaos-campaign"), help=folder)
+    parser.add_argument("--folder", type=path, default=Path("runs/chaos-campaign"), help=folder)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,9 +5,8 @@ of `qarl plan`, corrected by a run where one is given (docs/plan.md)."""
 
 import argparse
 from math import inf
-from pathlib import Path
 
-from launch.arguments import add_config, number_in, positive_int, read_config
+from launch.arguments import add_config, number_in, path, positive_int, read_config
 
 EXAMPLES = """\
   qarl simulate quickstart --from runs/quickstart --staleness 0 1 4
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--from",
         dest="run_dir",
-        type=Path,
+        type=path,
         metavar="RUN",
         help="folder of a run in turn, whose speed and lengths are taken",
     )

@@ -3,7 +3,8 @@
 Open the file in ui.perfetto.dev or chrome://tracing. The report draws the newest step alone."""
 
 import argparse
-from pathlib import Path
+
+from launch.arguments import path
 
 EXAMPLES = """\
   qarl trace runs/quickstart
@@ -11,8 +12,8 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN", type=Path, help="folder of a run")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the trace (default: trace.json in the run's folder)")
+    parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of a run")
+    parser.add_argument("--out", metavar="FILE", type=path, help="the trace (default: trace.json in the run's folder)")
 
 
 def run(args: argparse.Namespace) -> int:

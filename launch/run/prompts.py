@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from launch.demo.tiny_model import make_tokenizer
 from launch.preflight import model_config
+from qarl.config.policy import TinyModelConfig
 from qarl.config.pool import ProgramCheckConfig, VoteConfig
 from qarl.config.run import Config
 from qarl.errors import ConfigError, DataError, ModelError
@@ -32,8 +33,7 @@ def load_prompts(config: Config, log: Log) -> tuple[Task, list[Prompt], list[Pro
     tokenizer = tokenizer_of(config)
     task = make_task(config.task, encoder(tokenizer, config.task), special_tokens(tokenizer))
     loaded = task.load(config.seed, max(config.eval.num_prompts, config.eval.final_num_prompts), log)
-    is_built = config.model.build is not None
-    _check_tokens(task, [*loaded[0], *loaded[1]], tokenizer, model_config(config).vocab_size, is_built)
+    _check_tokens(task, [*loaded[0], *loaded[1]], tokenizer, model_config(config).vocab_size, config.model.build)
     room = config.rollout.max_model_len - config.rollout.sampling.max_new_tokens
     train, heldout = ([p for p in prompts if len(p.token_ids) <= room] for prompts in loaded)
     if dropped := sum(map(len, loaded)) - len(train) - len(heldout):
@@ -70,17 +70,22 @@ def fill_pool(config: Config, prompts: Sequence[Prompt], log: Log) -> Pool:
 
 
 def _check_tokens(
-    task: Task, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, vocab_size: int, is_built: bool
+    task: Task,
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    build: TinyModelConfig | None,
 ) -> None:
     """Raises for prompts whose tokens are not what the data says."""
-    first, unknown = tokenizer.bos_token_id, tokenizer.unk_token_id if is_built else None
+    first, unknown = tokenizer.bos_token_id, tokenizer.unk_token_id if build else None
     for prompt in prompts:
         question, ids = " ".join(task.question(prompt).split()), prompt.token_ids
         if not ids:
             raise DataError(f"the question '{question:.60}' has no tokens", hint="see the tokenizer's files")
-        if unknown in ids:
+        if build and unknown in ids:
             what = f"the question '{question:.60}' has characters that the tokenizer of model.build lacks"
-            raise DataError(what, hint="set model.build.characters=ascii, or leave them out")
+            more = "" if build.characters == "ascii" else "set model.build.characters=ascii, or "
+            raise DataError(what, hint=f"{more}leave such rows out")
         if max(ids) >= vocab_size:
             what = f"the tokenizer makes the id {max(ids)}, but the model's embedding ends at {vocab_size - 1}"
             raise ModelError(what, "model.path", "take the tokenizer that belongs to this model")

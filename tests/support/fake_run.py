@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-STEPS = 12
+STEPS = 6
 NAMES = {"worker": "ray::RolloutWorker", "rank": "ray::LearnerRank"}
 NAMES |= {"raylet": "/raylet/raylet", "verifier": "rewards.child"}
 NEEDED = ("rank", "raylet")

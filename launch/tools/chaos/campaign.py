@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,17 +18,15 @@ import psutil
 from launch.tools.chaos.checks import differences, lost_and_doubled
 from launch.tools.chaos.faults import FAULTS, JITTER_S, PHASES, STARTING_S
 from launch.tools.chaos.start import Start
-from qarl.errors import QarlError
+from qarl.errors import QarlError, first_line
 
 RESULTS_FILE = "results.jsonl"
-CODES = (0, 1, 130, -9)
-"""How a disturbed start may end: well, with an error, interrupted, killed. 2 would refuse to go on."""
 MIB = 2**20
 
 
 @dataclass
 class Outcome:
-    """What came of one fault, or with no `kind` of the whole run."""
+    """What came of one fault, or with no `kind` of the whole run, which may be one that did not end."""
 
     run: str
     kind: str
@@ -36,6 +34,7 @@ class Outcome:
     problems: list[str]
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
+    has_ended: bool = True
 
     @property
     def is_right(self) -> bool:
@@ -44,7 +43,8 @@ class Outcome:
 
 @dataclass
 class Campaign:
-    """Runs in `folder`, one after the other; each is started again until it has ended. A further call goes on.
+    """Runs in `folder`, one after the other; each is started again until it has ended. A further call goes on; a run
+    that was cut off with the campaign does not count.
 
     Attributes:
         command: what starts or continues the run in a folder.
@@ -67,15 +67,22 @@ class Campaign:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._began, self._file = time.monotonic(), self.folder / RESULTS_FILE
         if self._file.exists():
-            self.outcomes = [Outcome(**json.loads(line)) for line in self._file.read_text().splitlines()]
+            found = [Outcome(**json.loads(line)) for line in self._file.read_text().splitlines()]
+            whole = {outcome.run for outcome in found if not outcome.kind}
+            self.outcomes = [outcome for outcome in found if outcome.run in whole]
         self._injected = sum(bool(outcome.kind) for outcome in self.outcomes)
 
     def run(self) -> Iterator[str]:
         """Inject the faults; yields a line for each, and for each run."""
         reference = self._undisturbed()
         yield f"{reference}: nobody disturbs this run"
+        begun = [path.name for path in self.folder.glob("run-*")]
+        for name in sorted(set(begun) - {outcome.run for outcome in self.outcomes}):
+            yield f"{name}: cut off with the campaign, its faults do not count"
+        number = max((int(name[4:]) for name in begun), default=0)
         while self._has_more():
-            name = f"run-{1 + max((int(outcome.run[4:]) for outcome in self.outcomes), default=0)}"
+            number += 1
+            name = f"run-{number}"
             run, size = self.folder / name / "runs" / "chaos", _size(reference)
             with own_disk(run.parent, 2 * size + 64 * MIB):
                 for outcome in self._disturb(run, name, reference):
@@ -103,7 +110,8 @@ class Campaign:
         total = {key: sum(counts[key] for counts in kinds.values()) for key in ("injected", "survived")}
         total |= {key: sum(len(getattr(run, key)) for run in runs) for key in ("lost", "doubled")}
         phases = dict(Counter(outcome.phase for outcome in self.outcomes if outcome.kind))
-        return {"kinds": kinds, "phases": phases, "all": total, "runs": len(runs), "runs_right": len(right)}
+        counts = {"runs": len(runs), "runs_right": len(right), "runs_not_ended": sum(not run.has_ended for run in runs)}
+        return {"kinds": kinds, "phases": phases, "all": total, **counts}
 
     def _has_more(self) -> bool:
         return self._injected < self.faults and time.monotonic() - self._began < self.seconds
@@ -124,16 +132,17 @@ class Campaign:
         rng = Random(f"{self.seed} {name}")
         while True:
             start = Start(run, self.command(run), run.parent.parent)
-            last, code, lines = None, None, list[str]()
+            last, code, lines, codes = None, None, list[str](), {0}
             with ending(start):
                 while self._has_more() and (fault := self._inject(start, rng, is_first=last is None)):
                     self._injected += 1
                     if last:
                         yield last
                     last = Outcome(name, *fault, problems=[])
+                    codes |= set(FAULTS[last.kind].codes)  # the start may still end with an earlier one
                 with suppress(subprocess.TimeoutExpired):
                     code, lines = start.end()
-                problems = _ending(start, code, lines)
+                problems = _ending(start, codes, code, lines)
             if last:
                 last.problems += problems
                 yield last
@@ -144,7 +153,7 @@ class Campaign:
                 return
             if not last:
                 what = f"does not resume: code {code}, {lines[-1:] if code is not None else 'hangs'}"
-                yield Outcome(name, "", "", [what])
+                yield Outcome(name, "", "", [what], has_ended=False)
                 return
 
     def _inject(self, start: Start, rng: Random, is_first: bool) -> tuple[str, str] | None:
@@ -158,7 +167,7 @@ class Campaign:
                     return None
                 time.sleep(0.02)
             time.sleep(rng.uniform(0, STARTING_S if phase == "starting" else JITTER_S))
-            if start.process.poll() is None and FAULTS[kind](start, rng):
+            if start.process.poll() is None and FAULTS[kind].inject(start, rng):
                 return kind, phase
 
 
@@ -170,6 +179,7 @@ def table(summary: Mapping[str, Any]) -> str:
     total = summary["all"]
     lines.append(f"steps and prompts: {total['lost']} lost, {total['doubled']} doubled")
     lines.append(f"runs: {summary['runs']}, {summary['runs_right']} of them right")
+    lines.append(f"runs that did not end, in which no steps and prompts are counted: {summary['runs_not_ended']}")
     return "\n".join(lines)
 
 
@@ -183,6 +193,7 @@ def ending(start: Start) -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         start.process.wait()
+        start.left()  # nothing else may hold files of its disk
 
 
 @contextmanager
@@ -195,18 +206,20 @@ def own_disk(folder: Path, size: int) -> Iterator[None]:
         yield
     finally:
         if mounted:
-            subprocess.run(["umount", str(folder)], check=True)
+            freed = subprocess.run(["umount", str(folder)], capture_output=True, text=True)
+            if freed.returncode:
+                raise QarlError(f"cannot be unmounted: {first_line(freed.stderr)}", str(folder), "end what uses it")
 
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _ending(start: Start, code: int | None, lines: Sequence[str]) -> list[str]:
-    """What is wrong with the end of a start, which has printed `lines`; no `code`: it has not ended."""
+def _ending(start: Start, codes: Collection[int], code: int | None, lines: Sequence[str]) -> list[str]:
+    """What is wrong with the end of a start that may have `codes`, and has printed `lines`; no `code`: it hangs."""
     if code is None:
         return ["hangs"]
-    problems = [] if code in CODES else [f"exit code {code}"]
+    problems = [] if code in codes else [f"exit code {code}"]
     if code > 0 and not (len(lines) == 1 and lines[0].startswith("qarl: ")):
         problems.append(f"not one line: {lines[-3:]}")
     left = start.left()

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from random import Random
 
 import psutil
@@ -16,15 +17,30 @@ STARTING_S = 20.0
 """Within so many seconds a fault of the phase "starting" comes."""
 JITTER_S = 0.5
 """At most so long after any other phase has begun its fault comes."""
+SLOW_S = 3.0
+"""How long a worker is slow."""
 FULL_S = 20.0
 """How long the disk is full, when the run does not end before."""
 BALLAST = ".ballast"
 
-Fault = Callable[[Start, Random], bool]
+Injection = Callable[[Start, Random], bool]
 """Injects a fault; False when what it needs is not there."""
 
 
-def send(number: signal.Signals, words: str = "") -> Fault:
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    Attributes:
+        inject: does it.
+        codes: the exit codes that a start may have after it. 0 is always one: the start was at its end.
+    """
+
+    inject: Injection
+    codes: tuple[int, ...] = (0,)
+
+
+def send(number: signal.Signals, words: str = "") -> Injection:
     """A signal to one of the processes whose command line has `words`, or to the driver."""
 
     def fault(start: Start, rng: Random) -> bool:
@@ -39,13 +55,13 @@ def send(number: signal.Signals, words: str = "") -> Fault:
 
 
 def slow(start: Start, rng: Random) -> bool:
-    """One worker runs a fifth of the time, for three seconds."""
+    """One worker runs a fifth of the time, for `SLOW_S`."""
     found = start.find(WORKER)
     if not found:
         return False
-    worker = rng.choice(found)
+    worker, began = rng.choice(found), time.monotonic()
     with suppress(ProcessLookupError):
-        for _ in range(6):
+        while time.monotonic() - began < SLOW_S:
             os.kill(worker, signal.SIGSTOP)
             time.sleep(0.4)
             os.kill(worker, signal.SIGCONT)
@@ -88,18 +104,19 @@ def damaged_checkpoint(start: Start, rng: Random) -> bool:
 
 
 WORKER, RANK = "ray::RolloutWorker", "ray::LearnerRank"
-FAULTS: dict[str, Fault] = {
-    "worker killed": send(signal.SIGKILL, WORKER),
-    "worker hangs": send(signal.SIGSTOP, WORKER),
-    "worker slow": slow,
-    "rank killed": send(signal.SIGKILL, RANK),
-    "driver killed": send(signal.SIGKILL),
-    "verifier killed": send(signal.SIGKILL, "rewards.child"),
-    "raylet killed": send(signal.SIGKILL, "/raylet/raylet"),
-    "SIGTERM": send(signal.SIGTERM),
-    "SIGINT": send(signal.SIGINT),
-    "disk full": full_disk,
-    "checkpoint damaged": damaged_checkpoint,
+INTERRUPTED, FAILED, KILLED = (0, 130), (0, 1), (0, -signal.SIGKILL)
+FAULTS = {
+    "worker killed": Fault(send(signal.SIGKILL, WORKER)),
+    "worker hangs": Fault(send(signal.SIGSTOP, WORKER)),
+    "worker slow": Fault(slow),
+    "rank killed": Fault(send(signal.SIGKILL, RANK), FAILED),
+    "driver killed": Fault(send(signal.SIGKILL), KILLED),
+    "verifier killed": Fault(send(signal.SIGKILL, "rewards.child")),
+    "raylet killed": Fault(send(signal.SIGKILL, "/raylet/raylet"), FAILED),
+    "SIGTERM": Fault(send(signal.SIGTERM), INTERRUPTED),
+    "SIGINT": Fault(send(signal.SIGINT), INTERRUPTED),
+    "disk full": Fault(full_disk, FAILED),
+    "checkpoint damaged": Fault(damaged_checkpoint, KILLED),
 }
 
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from configs import __file__ as configs_init
-from launch.cli import COMMANDS, main
+from launch.arguments import path, path_text
+from launch.cli import COMMANDS, _parser, main
 from launch.commands import train as train_command
 from launch.demo.tiny_model import make_tokenizer
 from qarl.config.io import documentation, load_config, validate
@@ -360,21 +363,51 @@ def test_bench_pool_wants_positive_sizes(size: str, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("text", ["", "x" * 300, "a\udc80b"], ids=["empty", "long", "no text"])
-@pytest.mark.parametrize(
-    "argv", [["report"], ["runs"], ["train"], ["doctor", "--dir"], ["eval", "quickstart", "--out"]]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_no_path_is_refused_by_every_command(
-    argv: list[str], text: str, capsys: pytest.CaptureFixture[str]
+    command: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        main([*argv, text])
-    assert f"'{text:.60}' ".encode(errors="backslashreplace").decode() in capsys.readouterr().err
+    for argv in before_paths(_parser(command), command):
+        with pytest.raises(SystemExit, match="2"):
+            main([*argv, text])
+        assert f"'{text:.60}' ".encode(errors="backslashreplace").decode() in capsys.readouterr().err, argv
+
+
+def before_paths(parser: argparse.ArgumentParser, *words: str) -> Iterator[list[str]]:
+    """The words before each argument of a command, and of what it has below it, that is a path."""
+    argv = list(words)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            own = words if parser.prog == "qarl" else None
+            for name, below in action.choices.items():
+                if own is None or name == words[0]:
+                    yield from before_paths(below, *(own or (*words, name)))
+        elif action.type in (Path, path, path_text):
+            yield [*argv, *action.option_strings[:1]]
+        if not action.option_strings:
+            argv += [next(iter(action.choices or ["x"]))]
+
+
+def test_the_paths_of_commands_are_found() -> None:
+    assert list(before_paths(_parser("export"), "export")) == [["export"], ["export", "x"]]
+    assert ["bench", "publish", "--model"] in before_paths(_parser("bench"), "bench")
 
 
 def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
     assert main(["report", str(tmp_path), "--out", "/proc/none/page.html"]) == 1
     assert capsys.readouterr().err == "qarl: /proc/none: No such file or directory\n"
+
+
+def test_of_other_errors_of_the_system_only_those_of_a_file_system_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.commands.runs.run", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    assert main(["runs"]) == 1
+    assert capsys.readouterr().err == "qarl: No space left on device\n"
+    monkeypatch.setattr("launch.commands.runs.run", Mock(side_effect=OSError("a mistake")))
+    with pytest.raises(OSError, match="a mistake"):
+        main(["runs"])
 
 
 def test_settings_may_stand_behind_options(fail: Fail) -> None:

@@ -102,3 +102,9 @@ def test_a_full_disk_does_not_fill_the_terminal(capfd: pytest.CaptureFixture[str
     with driver_log(Path("/dev/full")):
         logging.getLogger("qarl").info("lost")
     assert capfd.readouterr().err == ""
+
+
+def test_a_log_line_that_cannot_be_written_otherwise_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with driver_log(tmp_path / "driver.log"):
+        logging.getLogger("qarl").info("%d steps", "many")
+    assert "TypeError: %d format" in capfd.readouterr().err

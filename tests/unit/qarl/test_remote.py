@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,31 @@ def test_get_returns_what_actors_return() -> None:
     ray.kill(actor)
 
 
-def test_the_end_of_rays_own_process_is_an_error() -> None:
-    before = signal.getsignal(signal.SIGUSR2)
-    with subprocess.Popen(["sleep", "0.2"]) as process:
-        raise_when_gone(process.pid)
-        with pytest.raises(QarlError, match="raylet has died"):
+def test_the_end_of_rays_own_process_is_an_error_that_comes_until_it_ends_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = signal.getsignal(signal.SIGUSR2), list[str]()
+
+    def is_initialized() -> bool:
+        if "ends" in seen:
+            seen.append("asked")
+        return len(seen) < 4
+
+    def work(raylet: int) -> None:
+        try:
+            with suppress(Exception):
+                raise_when_gone(raylet)
+                time.sleep(60)
             time.sleep(60)
+        finally:
+            seen.append("ends")
+            while len(seen) < 4:  # two more signals
+                time.sleep(0.01)
+            seen.append("closed")
+
+    monkeypatch.setattr(ray, "is_initialized", is_initialized)
+    monkeypatch.setattr("qarl.remote.REPEAT_S", 0.1)
+    with subprocess.Popen(["sleep", "0.1"]) as process, pytest.raises(QarlError, match="raylet has died"):
+        work(process.pid)
+    assert seen == ["ends", "asked", "asked", "asked", "closed"]
     signal.signal(signal.SIGUSR2, before)
 
 

@@ -84,6 +84,12 @@ def test_a_ray_that_cannot_be_started_is_one_line(error: Exception, monkeypatch:
         connect(make_config(None))
 
 
+def test_a_mistake_of_ours_is_no_trouble_of_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "init", Mock(side_effect=TypeError("no such argument")))
+    with pytest.raises(TypeError):
+        connect(make_config(None))
+
+
 def test_sigterm_stays_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(ray, "init", lambda *_, **__: signal.signal(signal.SIGTERM, signal.SIG_DFL))

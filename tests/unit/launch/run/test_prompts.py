@@ -15,7 +15,7 @@ from tokenizers.normalizers import Replace
 from launch.demo.tiny_model import make_tokenizer
 from launch.run.prompts import fill_pool, load_prompts
 from qarl.config.io import validate
-from qarl.config.policy import TinyModelConfig
+from qarl.config.policy import ModelConfig, TinyModelConfig
 from qarl.config.run import Config
 from qarl.errors import ConfigError, UsageError
 from tests.support.fakes import make_prompts
@@ -119,8 +119,15 @@ def test_characters_that_a_built_tokenizer_lacks(run: Any) -> None:
     config = run("1 + 2")
     assert load_prompts(config, lambda _: None)  # another tokenizer's unknown token is its own affair
     built = config.model_copy(update={"model": config.model.model_copy(update={"build": TinyModelConfig()})})
-    line = "the question '1 + 2' has characters that the tokenizer of model.build lacks; set model.build.characters"
-    assert refused(built).startswith(line)
+    line = "the question '1 + 2' has characters that the tokenizer of model.build lacks; "
+    assert refused(built) == f"{line}set model.build.characters=ascii, or leave such rows out"
+
+
+def test_characters_beyond_ascii(run: Any) -> None:
+    config, build = run("1 + ë"), TinyModelConfig(characters="ascii", vocab_size=128)
+    built = config.model_copy(update={"model": ModelConfig(path="built", build=build)})
+    line = "the question '1 + ë' has characters that the tokenizer of model.build lacks; leave such rows out"
+    assert refused(built) == line
 
 
 def test_more_prompts_a_step_than_there_are() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from launch.tools.chaos import campaign, start
-from launch.tools.chaos.campaign import Campaign, table
-from launch.tools.chaos.faults import FAULTS
+from launch.tools.chaos import campaign, faults, start
+from launch.tools.chaos.campaign import Campaign, own_disk, table
+from launch.tools.chaos.faults import FAULTS, Fault
+from qarl.errors import QarlError
 
 FAKE = Path(__file__).parents[4] / "support" / "fake_run.py"
 KINDS = [kind for kind in FAULTS if kind != "worker hangs"]  # nobody there replaces it
@@ -20,37 +23,42 @@ KINDS = [kind for kind in FAULTS if kind != "worker hangs"]  # nobody there repl
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "STARTING_S", 0.2)
     monkeypatch.setattr(campaign, "JITTER_S", 0.05)
-    monkeypatch.setattr(start, "LEFT_AFTER_S", 0.5)
+    monkeypatch.setattr(faults, "SLOW_S", 0.1)
+    monkeypatch.setattr(faults, "FULL_S", 0.2)
 
 
-def campaign_of(folder: Path, faults: int, fault: str = "", kinds: Sequence[str] = KINDS) -> Campaign:
+def campaign_of(folder: Path, number: int, fault: str = "", kinds: Sequence[str] = KINDS) -> Campaign:
     """On fake runs; those that are disturbed have `fault`."""
 
     def command(run: Path) -> list[str]:
         is_disturbed = run.parents[1].name != "undisturbed"
         return [sys.executable, str(FAKE), str(run), *[fault] * is_disturbed]
 
-    return Campaign(folder, command, faults, kinds=kinds)
+    return Campaign(folder, command, number, kinds=kinds)
 
 
 def test_every_fault_is_survived_and_a_further_call_goes_on(tmp_path: Path) -> None:
-    for total in (3, 8):
+    for total in (2, 5):
         chaos = campaign_of(tmp_path, total)
         lines = list(chaos.run())
         assert all(line.endswith(("right", "nobody disturbs this run")) for line in lines), "\n".join(lines)
     summary = chaos.summary()
-    assert summary["all"] == {"injected": 8, "survived": 8, "lost": 0, "doubled": 0}
+    assert summary["all"] == {"injected": 5, "survived": 5, "lost": 0, "doubled": 0}
     assert summary["runs"] == summary["runs_right"] >= 2
-    assert sum(summary["phases"].values()) == 8
-    assert len({kind for kind, counts in summary["kinds"].items() if counts["injected"]}) > 2
-    assert table(summary).splitlines()[-2] == "steps and prompts: 0 lost, 0 doubled"
+    assert sum(summary["phases"].values()) == 5
+    assert len({kind for kind, counts in summary["kinds"].items() if counts["injected"]}) > 1
+    assert table(summary).splitlines()[-3] == "steps and prompts: 0 lost, 0 doubled"
 
 
 @pytest.mark.parametrize(
     ("fault", "found"),
     [("doubles", "doubled step"), ("leaves", "left are"), ("differs", "other weights")],
 )
-def test_what_a_broken_run_does_is_seen(tmp_path: Path, fault: str, found: str) -> None:
+def test_what_a_broken_run_does_is_seen(
+    tmp_path: Path, fault: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fault == "leaves":
+        monkeypatch.setattr(start, "LEFT_AFTER_S", 0.1)
     chaos = campaign_of(tmp_path, 1, fault, ["driver killed"])
     assert any(found in line for line in chaos.run())
     assert chaos.summary()["all"]["survived"] == 0
@@ -64,3 +72,31 @@ def test_a_run_that_does_not_resume_is_lost(tmp_path: Path) -> None:
     chaos = Campaign(tmp_path, command, 1, kinds=["driver killed"])
     assert "does not resume: code 2" in list(chaos.run())[-1]
     assert chaos.summary()["all"] == {"injected": 1, "survived": 0, "lost": 0, "doubled": 0}
+    assert table(chaos.summary()).endswith("in which no steps and prompts are counted: 1")
+
+
+def test_a_death_that_a_run_goes_on_from_must_not_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FAULTS, "worker killed", Fault(FAULTS["rank killed"].inject))  # which ends the fake run
+    chaos = campaign_of(tmp_path, 1, kinds=["worker killed"])
+    assert any(line.endswith("exit code 1") for line in chaos.run())
+    assert chaos.summary()["all"]["survived"] == 0
+
+
+def test_the_faults_of_a_run_that_was_cut_off_do_not_count(tmp_path: Path) -> None:
+    chaos = campaign_of(tmp_path, 2, kinds=["driver killed"])
+    for line in chaos.run():
+        if "driver killed" in line:
+            break  # as when the campaign is interrupted
+    chaos = campaign_of(tmp_path, 1, kinds=["driver killed"])
+    assert not chaos.outcomes
+    lines = list(chaos.run())
+    assert lines[1] == "run-1: cut off with the campaign, its faults do not count"
+    assert lines[-1] == "run-2: the whole run: right"
+    assert chaos.summary()["all"] == {"injected": 1, "survived": 1, "lost": 0, "doubled": 0}
+
+
+def test_a_disk_that_is_still_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = [subprocess.CompletedProcess([], 0), subprocess.CompletedProcess([], 32, stderr="umount: target is busy.")]
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=ended))
+    with pytest.raises(QarlError, match="cannot be unmounted: umount: target is busy"), own_disk(tmp_path, 1):
+        pass
