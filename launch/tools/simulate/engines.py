@@ -56,7 +56,8 @@ class Engine:
         self._count()
         self._since += pause_s + len(self._running) * self._rates.prefill_s
         self._go_on()
-        left = {(group, index): math.ceil(end - self._steps) for end, group, index in self._running}
+        # A token that has begun is sampled anew. Sums of floats miss a whole number by a little.
+        left = {(group, index): math.ceil(end - self._steps - 1e-6) for end, group, index in self._running}
         return left | {(group, index): length for length, group, index in self._waiting}
 
     def _count(self) -> None:
@@ -178,7 +179,7 @@ class SimulatedFleet:
         """The sample with its last tokens of the version of now."""
         before_T = np.full(len(sample.response_ids), sample.version)
         versions_T = before_T if sample.versions_T is None else sample.versions_T.copy()
-        versions_T[len(versions_T) - left :] = self._version
+        versions_T[max(0, len(versions_T) - left) :] = self._version
         return replace(sample, version=self._version, versions_T=versions_T)
 
     def _dispatch(self) -> None:

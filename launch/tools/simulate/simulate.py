@@ -100,11 +100,12 @@ def _outcome(config: Config, rows: Sequence[dict[str, float]], ages: Sequence[Co
 def _for_simulation(config: Config, steps: int) -> Config:
     """The config without what takes no part in a step, or is not simulated.
 
-    Raises ConfigError: conversations or a schedule of schemes.
+    Raises ConfigError: conversations, a schedule of schemes, or engines of several processes.
     """
     for key, is_set in {
         "environment.kind": config.environment.kind != "none",
         "rollout.schedule": bool(config.rollout.schedule),
+        "rollout.tensor_parallel_size": config.rollout.tensor_parallel_size > 1,
     }.items():
         if is_set:
             raise ConfigError("is not simulated", key, "leave it at its default")

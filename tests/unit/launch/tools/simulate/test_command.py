@@ -59,6 +59,7 @@ def test_the_best_split_is_where_neither_side_waits_for_long(simulate: Run) -> N
         (["--from", "no/such/run"], "no/such/run"),
         (["train.dynamic_sampling=2", "--staleness", "1"], "train.dynamic_sampling"),
         (["cluster.device=cpu", "rollout.transport=nccl"], "rollout.transport"),
+        (["cluster.device=cpu", "rollout.scheme=none", "rollout.tensor_parallel_size=2"], "is not simulated"),
     ],
 )
 def test_wrong_input_is_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from random import Random
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -129,7 +131,13 @@ def test_partial_rollouts_let_weights_in_at_once() -> None:
     assert max(partial.ages) == 1
 
 
-def test_conversations_are_refused() -> None:
-    talking = config(environment={"kind": "guess"}, learner={"max_tokens_per_micro_batch": 10**5})
-    with pytest.raises(ConfigError, match=r"environment\.kind: is not simulated"):
-        run(talking, rates(), steps=1)
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("environment.kind", {"environment": {"kind": "guess"}, "learner": {"max_tokens_per_micro_batch": 10**5}}),
+        ("rollout.tensor_parallel_size", {"rollout": {"scheme": "none", "tensor_parallel_size": 2}}),
+    ],
+)
+def test_what_is_not_simulated_is_refused(key: str, sections: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{re.escape(key)}: is not simulated"):
+        run(config(**sections), rates(), steps=1)
