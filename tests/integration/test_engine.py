@@ -78,7 +78,7 @@ def test_mismatch_is_exactly_zero_and_the_unaligned_learners_is_not(
 
 
 def test_mismatch_is_zero_at_700_tokens(engine: VLLMEngine, policy: Policy) -> None:
-    """Beyond about 480 tokens prefill and decode attention round differently; the learner follows both."""
+    """A long context; with heads of 32 attention prefills as it decodes up to 1,500 tokens."""
     engine.load(publish(policy.model, SCHEME, 1))
     rng = np.random.default_rng(0)
     long_prompt = Prompt("long", "", "", tuple(int(t) for t in rng.integers(4, 256, 600)))
