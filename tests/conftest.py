@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random models of four architectures, wide enough in their logits that sampling is not uniform."""
+    """Random models of four architectures, one of them twice, with logits far from uniform."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -58,11 +58,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     moe = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 128, "norm_topk_prob": True}
     wide = {"intermediate_size": 1536}  # inputs of which oneDNN sums one row in another order than several
+    large = {"num_attention_heads": 4, "head_dim": 256}  # attention prefills otherwise than it decodes in long contexts
     shapes = {"qwen3": shape, "qwen2": shape, "llama": shape | wide, "qwen3_moe": shape | moe}
+    shapes["qwen3_large_heads"] = shape | large
     root = tmp_path_factory.mktemp("models")
     for kind in shapes:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shapes[kind]))
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind.removesuffix("_large_heads"), **shapes[kind])
+        )
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # zero-initialised biases would not be tested
                 torch.nn.init.normal_(parameter, std=0.3)

@@ -12,18 +12,21 @@ import torch
 
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
+from qarl.config.run import PROBE_PROMPTS
 from qarl.errors import KernelError, PublicationError
+from qarl.mismatch import Mismatch
 from qarl.model_folder import read_tokenizer
 from qarl.numerics import engine_ops, processor
 from qarl.prompts.pool import Pool
 from qarl.quant.int8 import quantize_weight, w8a8_forward
 from qarl.quant.linear import switch_scheme
 from qarl.quant.parity import check_parity
-from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint
+from qarl.quant.publish import checkpoint_tensors, publish, write_checkpoint, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from qarl.weights.source import PublishedWeights
 from qarl.weights.wire import pack, seal
+from rollout.dispatch import Dispatcher
 from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
@@ -39,6 +42,18 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def policy(tiny_models: dict[str, Path]) -> Policy:
     return Policy(tiny_models["qwen3"], torch.bfloat16, SCHEME, "engine")
+
+
+@pytest.fixture(scope="module")
+def large_heads(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[VLLMEngine, Policy]:
+    """Engine and learner with heads of 256. With 2 MiB of L2 cache their attention prefills otherwise than it decodes
+    from some 600 tokens on; with heads of 32 it does nowhere up to 1,500."""
+    model, folder = tiny_models["qwen3_large_heads"], tmp_path_factory.mktemp("large_heads")
+    write_engine_config(folder, model, SCHEME)
+    engine = VLLMEngine(folder, RolloutConfig(max_model_len=1024), SCHEME, "bfloat16", "cpu")
+    policy = Policy(model, torch.bfloat16, SCHEME, "engine")
+    engine.load(publish(policy.model, SCHEME, 0))
+    return engine, policy
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -77,37 +92,41 @@ def test_mismatch_is_exactly_zero_and_the_unaligned_learners_is_not(
     assert gap(plain, samples).abs_mean > 1e-3
 
 
-def test_mismatch_is_zero_at_700_tokens(engine: VLLMEngine, policy: Policy) -> None:
-    """A long context; with heads of 32 attention prefills as it decodes up to 1,500 tokens."""
-    engine.load(publish(policy.model, SCHEME, 1))
-    rng = np.random.default_rng(0)
-    long_prompt = Prompt("long", "", "", tuple(int(t) for t in rng.integers(4, 256, 600)))
-    asked = [*requests(3, 700), SampleRequest(long_prompt, 7, 1.0, 100)]
-    samples = engine.generate([dataclasses.replace(request, ignore_eos=True) for request in asked])
-    assert max(len(s.response_ids) for s in samples) > 480
-    assert gap(policy, samples).abs_max == 0.0
-
-
-@pytest.mark.parametrize(("turns", "tokens", "given"), [(2, 50, 13), (3, 40, 1), (3, 180, 60)])
-def test_mismatch_is_zero_over_the_turns_of_a_conversation(
-    engine: VLLMEngine, policy: Policy, turns: int, tokens: int, given: int
+def test_mismatch_is_zero_where_attention_prefills_otherwise_than_it_decodes(
+    large_heads: tuple[VLLMEngine, Policy],
 ) -> None:
-    """Later turns prefill what earlier ones decoded, on both sides; the last case goes beyond 500 tokens."""
+    """The learner follows both. Responses that begin before that length, and others that begin behind it."""
+    engine, policy = large_heads
     engine.load(publish(policy.model, SCHEME, 1))
-    group = [dataclasses.replace(request, seed=9) for request in requests(3, tokens)]
-    samples = conversations(engine, [*requests(3, tokens), *group], turns, given)
+    asked = [*requests(3, 180, before=640), *requests(2, 60, seed=1, before=800)]
+    samples = engine.generate([dataclasses.replace(request, ignore_eos=True) for request in asked])
+    assert gap(policy, samples).abs_max == 0.0
+    assert Mismatch.between(engine.score(samples), [sample.logprobs_T for sample in samples]).abs_max > 0.0
+
+
+@pytest.mark.parametrize(("turns", "tokens", "given", "before"), [(2, 50, 13, 0), (3, 40, 1, 0), (3, 60, 20, 640)])
+def test_mismatch_is_zero_over_the_turns_of_a_conversation(
+    large_heads: tuple[VLLMEngine, Policy], turns: int, tokens: int, given: int, before: int
+) -> None:
+    """Later turns prefill what earlier ones decoded, on both sides; in the last case the two differ."""
+    engine, policy = large_heads
+    engine.load(publish(policy.model, SCHEME, 1))
+    asked = requests(3, tokens, before=before)
+    samples = conversations(engine, [*asked, *(dataclasses.replace(r, seed=9) for r in asked)], turns, given)
     assert [len(TrainSequence.of(sample).turns) for sample in samples] == [turns] * 6
     assert gap(policy, samples).abs_max == 0.0
+    assert (gap(policy, samples, as_one=True).abs_max > 0.0) == (before > 0)
 
 
-@pytest.mark.parametrize(("tokens", "steps"), [(60, 20), (620, 250)])
+@pytest.mark.parametrize(("tokens", "steps", "before"), [(60, 20, 0), (220, 90, 640)])
 def test_a_partial_response_is_exact_in_every_version_that_sampled_it(
-    engine: VLLMEngine, policy: Policy, tokens: int, steps: int
+    large_heads: tuple[VLLMEngine, Policy], tokens: int, steps: int, before: int
 ) -> None:
-    """Weights come twice while responses run. The last case prefills 500 tokens that were decoded before."""
+    """Weights come twice while responses run; in the last case where attention prefills otherwise than it decodes."""
+    engine, policy = large_heads
     policies = {version: perturbed(policy, seed=version) for version in (1, 2, 3)}
     weights = [publish(changed.model, SCHEME, version) for version, changed in policies.items()]
-    asked = [dataclasses.replace(request, ignore_eos=True) for request in requests(3, tokens)]
+    asked = [dataclasses.replace(request, ignore_eos=True) for request in requests(3, tokens, before=before)]
     asked += [dataclasses.replace(asked[0], seed=9), dataclasses.replace(asked[0], max_new_tokens=steps + 1)]
     samples = partial_samples(engine, weights, asked, steps)
     turns = [(0, steps), (steps, 2 * steps), (2 * steps, tokens)]
@@ -115,10 +134,32 @@ def test_a_partial_response_is_exact_in_every_version_that_sampled_it(
     assert [sample.versions for sample in samples] == [[1, 2, 3]] * 4 + [[1, 2]]
     assert {sample.finish_reason for sample in samples} == {"length"}
     assert [gap(own, samples, version).abs_max for version, own in policies.items()] == [0.0] * 3
+    assert (gap(policies[3], samples, 3, as_one=True).abs_max > 0.0) == (before > 0)
     assert gap(policies[3], samples, 2).abs_max > 0.0
-    again = partial_samples(engine, weights, asked, steps) if steps < 100 else samples
+    again = samples if before else partial_samples(engine, weights, asked, steps)
     assert [sample.response_ids for sample in again] == [sample.response_ids for sample in samples]
     assert all(np.array_equal(a.logprobs_T, b.logprobs_T) for a, b in zip(again, samples, strict=True))
+
+
+def test_partial_responses_leave_the_probe_its_places(engine: VLLMEngine, policy: Policy) -> None:
+    """It begins in the first step after a publication, beside all requests that a fleet gives the engine."""
+    settings = ("rollout.partial=true", "train.max_staleness=1", "rollout.max_model_len=768")
+    config = load_config(ROOT / "configs" / "quickstart.yaml", [*settings, "rollout.max_num_seqs=64"])
+    dispatcher = Dispatcher(1, config.worker_capacity)
+    for group in range(20):
+        dispatcher.add(group, config.train.group_size)
+    engine.load(publish(policy.model, SCHEME, 1))
+    for group, _ in dispatcher.assign():
+        asked = [dataclasses.replace(r, ignore_eos=True, partial=True) for r in requests(config.train.group_size, 99)]
+        engine.add(dict(enumerate(asked, 100 * group)))
+    engine.step()
+    engine.load(publish(policy.model, SCHEME, 2))
+    probe = dict(enumerate(requests(PROBE_PROMPTS, 2), 9000))
+    engine.add(probe)
+    samples = engine.step() | engine.step()
+    engine.abort(range(2000))
+    assert samples.keys() == probe.keys()
+    assert gap(policy, list(samples.values())).abs_max == 0.0
 
 
 def test_more_prompt_tokens_than_one_engine_step_holds(engine: VLLMEngine, policy: Policy) -> None:
@@ -292,8 +333,6 @@ def test_a_scheme_the_engine_does_not_run_is_an_error(tiny_models: dict[str, Pat
 def test_other_architectures_and_formats_are_exact(
     kind: str, scheme: str, group: int, dtype: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from qarl.quant.publish import write_engine_config
-
     form = QuantScheme.of(scheme, ("lm_head",), group)  # type: ignore[arg-type]
     write_engine_config(tmp_path, tiny_models[kind], form)
     other = VLLMEngine(tmp_path, RolloutConfig(max_model_len=256), form, dtype, "cpu")
@@ -312,8 +351,6 @@ def test_other_architectures_and_formats_are_exact(
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["none", "w4a8", pytest.param("w4a16", marks=needs_avx512)])
 def test_reloaded_equals_fresh_in_every_other_format(scheme: str, tiny_models: dict[str, Path], tmp_path: Path) -> None:
-    from qarl.quant.publish import write_engine_config
-
     form = QuantScheme.of(scheme, ("lm_head",), 32)  # type: ignore[arg-type]
     write_engine_config(tmp_path / "engine", tiny_models["qwen3"], form)
     other = VLLMEngine(tmp_path / "engine", RolloutConfig(max_model_len=256), form, "bfloat16", "cpu")
@@ -331,8 +368,6 @@ def test_reloaded_equals_fresh_in_every_other_format(scheme: str, tiny_models: d
 def test_a_learner_that_changed_its_scheme_is_exact_in_the_new_one(
     tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:
-    from qarl.quant.publish import write_engine_config
-
     later = QuantScheme("w4a16", group_size=64) if processor.has_avx512() else QuantScheme("fp8_channel")
     write_engine_config(tmp_path, tiny_models["qwen3"], later)
     other = VLLMEngine(tmp_path, RolloutConfig(max_model_len=256), later, "bfloat16", "cpu")

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 SCHEME = QuantScheme()
 
 
-def requests(count: int, tokens: int, seed: int = 0) -> list[SampleRequest]:
+def requests(count: int, tokens: int, seed: int = 0, before: int = 0) -> list[SampleRequest]:
+    """For responses to random prompts of `before` + 3 to 40 tokens."""
     rng = np.random.default_rng(seed)
     prompts = [
-        Prompt(str(i), "", "", tuple(int(t) for t in rng.integers(4, 256, rng.integers(3, 40)))) for i in range(count)
+        Prompt(str(i), "", "", tuple(int(t) for t in rng.integers(4, 256, before + rng.integers(3, 40))))
+        for i in range(count)
     ]
     return [SampleRequest(prompt, i, 1.0, tokens) for i, prompt in enumerate(prompts)]
 
@@ -70,9 +72,9 @@ class OneEngine(FakeFleet):
 
 
 def conversations(engine: VLLMEngine, asked: Sequence[SampleRequest], turns: int, given: int) -> list[Sample]:
-    """Conversations with `given` or more tokens between two turns."""
+    """Conversations of at most 1,024 tokens, `given` or more of them between two turns."""
     encoder = TurnEncoder(make_tokenizer(256), SortingTaskConfig())
-    return ConversingFleet(OneEngine(engine), Parrot(given), encoder, turns, 768).sample(asked)
+    return ConversingFleet(OneEngine(engine), Parrot(given), encoder, turns, 1024).sample(asked)
 
 
 def partial_samples(
@@ -91,17 +93,21 @@ def partial_samples(
     return [samples[number] for number in range(len(asked))]
 
 
-def learner_logprobs(policy: Policy, samples: Sequence[Sample], version: int | None = None) -> list[np.ndarray]:
+def learner_logprobs(
+    policy: Policy, samples: Sequence[Sample], version: int | None = None, as_one: bool = False
+) -> list[np.ndarray]:
     sequences = [TrainSequence.of(s) for s in samples]
+    rows = [replace(s, sampled_T=None, versions_T=None) for s in sequences] if as_one else sequences
     with torch.no_grad():
-        logp_BT = policy(Batch.of(sequences, torch.device("cpu"))).logprobs_BT
+        logp_BT = policy(Batch.of(rows, torch.device("cpu"))).logprobs_BT
     return [s.at_sampled(logp_BT[row, : len(s.response_ids)].numpy(), version) for row, s in enumerate(sequences)]
 
 
-def gap(policy: Policy, samples: Sequence[Sample], version: int | None = None) -> Mismatch:
-    """Over all sampled tokens, or those of weights `version`."""
+def gap(policy: Policy, samples: Sequence[Sample], version: int | None = None, as_one: bool = False) -> Mismatch:
+    """Over all sampled tokens, or those of weights `version`. `as_one`: with a learner that knows no turns or segments,
+    and decodes all tokens of a response."""
     sampler = [TrainSequence.of(s).at_sampled(s.logprobs_T, version) for s in samples]
-    return Mismatch.between(learner_logprobs(policy, samples, version), sampler)
+    return Mismatch.between(learner_logprobs(policy, samples, version, as_one), sampler)
 
 
 def perturbed(policy: Policy, scheme: QuantScheme = SCHEME, seed: int = 1) -> Policy:
