@@ -21,11 +21,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
 
 
-def read_config(args: argparse.Namespace) -> "Config":
-    """The config that the arguments name. Raises ConfigError."""
+def read_config(args: argparse.Namespace, *more: str) -> "Config":
+    """The config that the arguments name, with `more` overrides. Raises ConfigError."""
     from qarl.config.io import load_config
 
-    return load_config(config_path(args.config), args.overrides)
+    return load_config(config_path(args.config), [*args.overrides, *more])
 
 
 def schemes() -> "dict[str, QuantScheme]":

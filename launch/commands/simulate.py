@@ -38,14 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = read_config(args)
+    modes = [f"train.max_staleness={n}" for n in args.staleness or ()]
+    configs = [read_config(args, mode) for mode in modes] or [read_config(args)]
     from rich.console import Console
 
-    from launch.tools.simulate.command import Simulator, render, to_json, with_staleness
+    from launch.tools.simulate.command import Simulator, render, to_json
 
     lengths = (args.prompt_tokens, args.response_tokens, args.spread)
     simulator = Simulator(args.device, *lengths, args.steps, args.network * 1e9, args.run_dir)
-    configs = [with_staleness(config, n) for n in args.staleness] if args.staleness else [config]
     splits = [simulator.splits(one, args.devices) for one in configs] if args.devices else []
     outcomes = [found[0] for found in splits] or [simulator.simulate(one) for one in configs]
     if args.json:

@@ -231,10 +231,10 @@ class RolloutConfig(Node):
         if self.tensor_parallel_size > 1:
             for scheme in (self.scheme, *(stage.scheme for stage in self.schedule)):
                 if not TRAITS[scheme].tensor_parallel:
-                    known = ", ".join(name for name, traits in TRAITS.items() if traits.tensor_parallel)
-                    yield f"rollout.tensor_parallel_size: the learner follows it in {known}, not in {scheme}"
+                    known = " or ".join(name for name, traits in TRAITS.items() if traits.tensor_parallel)
+                    yield f"rollout.tensor_parallel_size: the learner follows it in rollout.scheme {known} alone"
             if self.partial:
-                yield "rollout.tensor_parallel_size: it has not been tried with rollout.partial; set one of them"
+                yield "rollout.tensor_parallel_size: it does not work with rollout.partial; set one of them"
             if self.transport != "object_store":
                 yield f"rollout.tensor_parallel_size: {self.transport} brings weights to one process of an engine"
         steps = [stage.from_step for stage in self.schedule]

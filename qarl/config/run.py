@@ -326,12 +326,12 @@ class Config(Node):
         versions = 1 + self.train.max_staleness
         tokens = versions * self.rollout.max_model_len
         if versions == 1:
-            yield "rollout.partial: a response of two versions is stale; set train.max_staleness"
+            yield "rollout.partial: a response of two versions is stale; set train.max_staleness to 1 or more"
         elif self.learner.max_tokens_per_micro_batch < tokens:
             # What one version sampled is computed with all before it.
             yield (
                 f"learner.max_tokens_per_micro_batch: {self.learner.max_tokens_per_micro_batch} may not hold one "
-                f"response of rollout.partial, 1 + train.max_staleness times rollout.max_model_len is {tokens}"
+                f"response of rollout.partial; (1 + train.max_staleness) x rollout.max_model_len is {tokens}"
             )
 
     def _environment_contradictions(self) -> Iterator[str]:

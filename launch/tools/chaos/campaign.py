@@ -18,7 +18,7 @@ import psutil
 from launch.tools.chaos.checks import differences, lost_and_doubled
 from launch.tools.chaos.faults import FAULTS, JITTER_S, PHASES, STARTING_S
 from launch.tools.chaos.start import Start
-from qarl.errors import QarlError, first_line
+from qarl.errors import ConfigError, QarlError, first_line
 
 RESULTS_FILE = "results.jsonl"
 MIB = 2**20
@@ -64,6 +64,8 @@ class Campaign:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if not self._is_free():
+            raise ConfigError("holds something else than a campaign", f"--folder {self.folder}", "name a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._began, self._file = time.monotonic(), self.folder / RESULTS_FILE
         if self._file.exists():
@@ -74,8 +76,8 @@ class Campaign:
 
     def run(self) -> Iterator[str]:
         """Inject the faults; yields a line for each, and for each run."""
+        yield f"{self.folder / 'undisturbed'}: first, nobody disturbs this run"
         reference = self._undisturbed()
-        yield f"{reference}: nobody disturbs this run"
         begun = [path.name for path in self.folder.glob("run-*")]
         for name in sorted(set(begun) - {outcome.run for outcome in self.outcomes}):
             yield f"{name}: cut off with the campaign, its faults do not count"
@@ -112,6 +114,13 @@ class Campaign:
         phases = dict(Counter(outcome.phase for outcome in self.outcomes if outcome.kind))
         counts = {"runs": len(runs), "runs_right": len(right), "runs_not_ended": sum(not run.has_ended for run in runs)}
         return {"kinds": kinds, "phases": phases, "all": total, **counts}
+
+    def _is_free(self) -> bool:
+        """Whether the folder is new, empty, or of an earlier call."""
+        if not self.folder.exists():
+            return True
+        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else {"a file"}
+        return not names or bool(names & {"undisturbed", RESULTS_FILE})
 
     def _has_more(self) -> bool:
         return self._injected < self.faults and time.monotonic() - self._began < self.seconds

@@ -53,6 +53,10 @@ class Simulator:
         config = choose_counts(config, device.kind, os.cpu_count() or 1)
         if self.run_dir is None:
             return self._run(config, self._rates(config, self._lengths(config)))
+        if not (self.run_dir / CONFIG_FILE).is_file():
+            raise ConfigError(
+                f"is no folder of a run, it has no {CONFIG_FILE}", f"--from {self.run_dir}", "see `qarl runs`"
+            )
         before = load_config(self.run_dir / CONFIG_FILE)
         measured = Measured.of(self.run_dir, before)
         first, rates = (self._rates(one, measured.lengths, measured.informative) for one in (before, config))
@@ -106,11 +110,6 @@ class Simulator:
         elif config.cluster.colocate:
             processors = float(config.rollout.num_workers)
         return run(config, rates, self.steps, processors, threads)
-
-
-def with_staleness(config: Config, max_staleness: int) -> Config:
-    """Raises ConfigError: the config samples in turn only."""
-    return _changed(config, train={"max_staleness": max_staleness})
 
 
 def _with_split(config: Config, workers: int, ranks: int) -> Config:

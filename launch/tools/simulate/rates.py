@@ -100,7 +100,8 @@ class Measured:
         if config.train.max_staleness:
             raise ConfigError("sampled while it learned: what a part takes alone is not known", str(folder), IN_TURN)
         if len(rows) < 3:
-            raise DataError(f"has {len(rows)} whole steps after the first, 3 are needed", str(folder / METRICS_FILE))
+            what = f"has {len(rows)} whole steps after the first, 3 are needed"
+            raise DataError(what, str(folder / METRICS_FILE), "make a run of at least 4 steps")
 
         informative = fmean(float(row["reward/informative_groups"]) for row in rows if "reward/mean" in row)
         rest = median(row["timing_s/step"] - sum(row.get(f"timing_s/{name}", 0.0) for name in STAGES) for row in rows)

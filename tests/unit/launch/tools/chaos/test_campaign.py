@@ -13,7 +13,7 @@ import pytest
 from launch.tools.chaos import campaign, faults, start
 from launch.tools.chaos.campaign import Campaign, own_disk, table
 from launch.tools.chaos.faults import FAULTS, Fault
-from qarl.errors import QarlError
+from qarl.errors import ConfigError, QarlError
 
 FAKE = Path(__file__).parents[4] / "support" / "fake_run.py"
 KINDS = [kind for kind in FAULTS if kind != "worker hangs"]  # nobody there replaces it
@@ -93,6 +93,13 @@ def test_the_faults_of_a_run_that_was_cut_off_do_not_count(tmp_path: Path) -> No
     assert lines[1] == "run-1: cut off with the campaign, its faults do not count"
     assert lines[-1] == "run-2: the whole run: right"
     assert chaos.summary()["all"] == {"injected": 1, "survived": 1, "lost": 0, "doubled": 0}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes").touch()
+    for folder in (tmp_path, tmp_path / "notes"):
+        with pytest.raises(ConfigError, match="something else"):
+            campaign_of(folder, 1)
 
 
 def test_a_disk_that_is_still_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
