@@ -70,7 +70,8 @@ def driver_log(file: Path) -> Iterator[None]:
 
 
 def tail(file: Path | None) -> str:
-    """ "its log FILE ends with: LINE", for the message about a dead process; empty where it has no log."""
+    """ "its log FILE ends with: LINE", for the message about a dead process; empty where it has no log. A span, which
+    `qarl.trace` writes, is not taken for the LINE: it tells no reason."""
     if file is None:
         return ""
     if not file.exists():
@@ -78,5 +79,5 @@ def tail(file: Path | None) -> str:
     with file.open("rb") as opened:
         opened.seek(max(0, file.stat().st_size - MAX_TAIL_BYTES))
         lines = opened.read().decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    last = next((line.strip() for line in reversed(lines) if line.strip() and " qarl.trace: " not in line), "")
     return f"its log {file} ends with: {last[:MAX_LINE]}"

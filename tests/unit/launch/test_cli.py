@@ -222,8 +222,8 @@ def test_a_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_interrupt(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    if number == signal.SIGINT:  # a shell lets what it starts in the background ignore it
-        signal.signal(number, signal.default_int_handler)
+    # A shell lets what it starts in the background ignore SIGINT, and nohup SIGHUP.
+    signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     monkeypatch.setattr(train_command, "run", lambda _: signal.raise_signal(number))
     assert main(["train", "quickstart"]) == 130
     signal.raise_signal(number)  # a second one does not cut the end short

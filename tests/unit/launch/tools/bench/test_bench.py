@@ -71,11 +71,13 @@ def test_bench_kernels_without_cuda_is_one_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "qarl: no CUDA device on this machine; run it where there is one\n"
 
 
-@pytest.mark.parametrize("width", ["0", "100", "wide"])
-def test_bench_widths_are_multiples_of_128(width: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("width", "kind"), [("0", "whole number"), ("100", "multiple of 128"), ("wide", "whole number")]
+)
+def test_bench_widths_are_multiples_of_128(width: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "learner", "--hidden", width])
-    assert f"'{width}' is not a multiple of 128" in capsys.readouterr().err
+    assert f"'{width}' is not a {kind}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
