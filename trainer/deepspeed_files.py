@@ -5,6 +5,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,6 +19,8 @@ TAG = "learner"
 """DeepSpeed's name for a checkpoint: the folder within the one that it is given."""
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError)
 """What torch and DeepSpeed raise for a damaged file."""
+LONGEST_COPY = timedelta(days=1)
+"""For which ranks wait while rank 0 copies a large checkpoint; NCCL's default is 10 minutes, gloo's 30."""
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -35,13 +38,14 @@ def universal_copy(directory: str, rank: int) -> Iterator[str]:
     """
     folder = Path(directory)
     copy = folder.parent.with_name(f"{folder.parent.name}-universal.part")  # removed at a start, as any such folder
+    ranks = distributed.new_group(timeout=LONGEST_COPY, backend="gloo")
     try:
         if rank == 0:
             shutil.rmtree(copy, ignore_errors=True)
             _to_universal(folder / TAG, copy / TAG)
-        distributed.barrier()
+        distributed.barrier(ranks)
         yield str(copy)
-        distributed.barrier()
+        distributed.barrier(ranks)
     finally:
         if rank == 0:
             shutil.rmtree(copy, ignore_errors=True)
@@ -58,7 +62,8 @@ def _to_universal(source: Path, target: Path) -> None:
             ds_to_universal.main(Namespace(input_folder=str(source), output_folder=str(target), **options))
     except UNREADABLE as error:
         what = f"cannot be cut for another number of ranks: {first_line(error)}"
-        raise CheckpointError(what, str(source), "continue with as many ranks as before") from error
+        hint = f"continue with as many as before: learner.num_ranks={saved_ranks(str(source.parent))}"
+        raise CheckpointError(what, str(source), hint) from error
 
 
 def checkpoint_weights(directory: str, zero_stage: int) -> dict[str, Tensor]:

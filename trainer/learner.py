@@ -3,6 +3,7 @@
 Suffixes: B sequences, T response tokens.
 """
 
+import gc
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -217,14 +218,16 @@ class LearnerRank:
     @span("load")
     def load(self, directory: str) -> None:
         """Restore parameters, optimizer and schedule of any number of ranks. Raises CheckpointError."""
-        if saved_ranks(directory) in (0, self._world_size):
-            self._load(directory)
-            return
-        del self._policy
-        self._engine.destroy()
-        self._start_engine(universal=True)
-        with universal_copy(directory, self._rank) as copy:
-            self._load(copy)
+        is_universal = saved_ranks(directory) not in (0, self._world_size)
+        if is_universal != self._engine.load_universal_checkpoint():  # it loads one kind only
+            self._engine.destroy()
+            del self._policy, self._engine
+            gc.collect()  # before the next one is built: there may be no room for two
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            self._start_engine(is_universal)
+        with universal_copy(directory, self._rank) if is_universal else nullcontext(directory) as folder:
+            self._load(folder)
 
     def _load(self, directory: str) -> None:
         try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 
 from qarl.config.io import load_config
@@ -17,6 +21,45 @@ from trainer.learner import LearnerRank, learner_env
 from trainer.ranks import LearnerGroup
 
 ROOT = Path(__file__).parents[2]
+State = dict[str, npt.NDArray[np.float32]]
+
+
+class OpenRank(LearnerRank):
+    """A rank that shows its optimizer's state. Fails when it builds an engine beside an earlier one.
+
+    But for ZeRO stage 3, of whose engines DeepSpeed itself keeps parts.
+    """
+
+    _earlier: Sequence[weakref.ref[Any]] = ()
+
+    def _start_engine(self, universal: bool = False) -> None:
+        assert self._config.learner.zero_stage == 3 or not [ref() for ref in self._earlier if ref() is not None]
+        super()._start_engine(universal)
+        parts = (self._engine, self._policy, self._engine.optimizer, self._engine.basic_optimizer)
+        self._earlier = [weakref.ref(part) for part in (*parts, *self._policy.parameters())]
+
+    def state(self) -> State:
+        """Masters, moments, counts of steps and learning rate, by name. All ranks must call it."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        optimizer = self._engine.basic_optimizer
+        found = {"lr": np.array(self._engine.get_lr(), np.float32)}
+        found["step"] = np.unique([float(state["step"]) for state in optimizer.state.values()]).astype(np.float32)
+        for name, parameter in self._policy.named_parameters():
+            is_sharded = self._config.learner.zero_stage > 0
+            master = safe_get_full_fp32_param(parameter) if is_sharded else parameter
+            found[name] = master.detach().numpy().reshape(-1)
+            for key in ("exp_avg", "exp_avg_sq"):
+                sharded = safe_get_full_optimizer_state(parameter, key) if is_sharded else None
+                moment = optimizer.state[parameter][key] if sharded is None else sharded
+                found[f"{name}.{key}"] = moment.numpy().reshape(-1)
+        return found
+
+
+def state_of(learner: LearnerGroup) -> State:
+    """Of a group of `OpenRank`s."""
+    states: list[State] = ray.get([rank.state.remote() for rank in learner.ranks])
+    return states[0]
 
 
 def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
@@ -34,7 +77,7 @@ def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
 
 def start(config: Config) -> LearnerGroup:
     master, ranks = free_address(), config.learner.num_ranks
-    actor = ray.remote(LearnerRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
+    actor = ray.remote(OpenRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
     return LearnerGroup([actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)])
 
 
