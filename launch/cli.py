@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         args = _parse(argv)
-        code = int(args.run(args))
+        code = _run(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -69,6 +69,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         starts = argv[0] == "train" and "--dry-run" not in argv
         print(f"qarl: interrupted; {AGAIN}" if starts else "qarl: interrupted", file=sys.stderr)
         return 130
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        return int(args.run(args))
+    except SystemError as error:
+        # A signal's error that arises inside of a C extension may come as this one, with the error as its cause.
+        if error.__cause__:
+            raise error.__cause__ from None
+        raise
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -206,6 +206,17 @@ def test_exit_codes(
     assert capsys.readouterr().err == f"{line}\n"
 
 
+@pytest.mark.parametrize(("cause", "code"), [(RolloutError("all dead"), 1), (KeyboardInterrupt(), 130)])
+def test_a_signal_that_arises_in_a_c_extension(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cause: BaseException, code: int
+) -> None:
+    error = SystemError("<built-in method __new__> returned a result with an exception set")
+    error.__cause__ = cause
+    monkeypatch.setattr(train_command, "run", raising(error))
+    assert main(["train", "quickstart"]) == code
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_an_interrupted_dry_run_promises_no_checkpoint(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
