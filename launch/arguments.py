@@ -18,7 +18,13 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     text = "a YAML file, or the name of a shipped config (see `qarl config list`)"
     config = parser.add_argument("config", type=path_text, help=text)
     vars(config)["completer"] = lambda **_: shipped_names()  # for argcomplete
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add settings that take the place of a config's own."""
+    text = "settings in place of the config's own"
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
 
 
 def read_config(args: argparse.Namespace, *more: str) -> "Config":

@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": "measure a part on this machine",
 }
 """Every command with its line of help; `launch/commands` has a module for each."""
+SETTINGS = "; settings are key=value, such as train.steps=10"
 REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 """Of a file system, when the error does not name the file: a full disk, a folder that may not be written."""
 
@@ -84,13 +85,25 @@ def _run(args: argparse.Namespace) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
-    parser = _parser(argv[0] if argv else "")
-    args, rest = parser.parse_known_args(argv)
-    if rest and (not hasattr(args, "overrides") or any(item.startswith("-") for item in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        args.overrides += rest  # argparse itself takes no `key=value` after an option that follows the config
-    return args
+    words = [word for word in argv if not word.startswith("-")] or [*argv, ""]
+    return _parser(words[0]).parse_args(argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Each command tells of what it does not know itself, with its own usage."""
+
+    def parse_known_args(  # type: ignore[override]  # it has overloads
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        has_settings, unknown = hasattr(found, "overrides"), " ".join(rest)
+        if rest and has_settings and not any(item.startswith("-") for item in rest):
+            # argparse itself takes no `key=value` after an option that follows the config
+            found.overrides = [*found.overrides, *rest]
+        elif rest:
+            is_setting = has_settings and (" " in unknown or "=" in unknown)
+            self.error(f"unrecognized arguments: {unknown}{SETTINGS * is_setting}")
+        return found, []
 
 
 def _complete() -> None:
@@ -113,7 +126,7 @@ def _reader_is_gone() -> bool:
 
 def _parser(command: str) -> argparse.ArgumentParser:
     """The parser, with the arguments of `command` alone: only its module is imported."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="qarl",
         description="Quantized-rollout RL for LLMs.",
         epilog="QARL_TRACEBACK=1 shows the traceback behind an error.",

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import number_in, path, path_text, positive_int, schemes
+from launch.arguments import add_overrides, number_in, path, path_text, positive_int, schemes
 
 EXAMPLES = """\
   qarl eval runs/quickstart
@@ -17,10 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="folder of a run, or a config (its task, and the model it starts from)",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings in place of the config's own")
+    add_overrides(parser)
     add = parser.add_argument
     add("--model", type=path, help="a Hugging Face model folder in place of the run's")
-    add("--formats", nargs="+", choices=schemes(), help="formats to compare (default: that of the rollouts)")
+    formats = f"formats to compare, of {', '.join(schemes())} (default: that of the rollouts)"
+    add("--formats", nargs="+", choices=schemes(), metavar="FORMAT", help=formats)
     add("--num-prompts", type=positive_int, help="held-out prompts (default: eval.final_num_prompts)")
     add("--num-samples", type=positive_int, help="responses to each (default: eval.num_samples)")
     add("--max-new-tokens", type=positive_int, help="longest response (default: as in training)")

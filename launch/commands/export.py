@@ -13,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of the run")
     parser.add_argument("out", metavar="OUT", type=path, help="a new folder for the model")
     parser.add_argument(
-        "--format", choices=schemes(), help="format of the weights; none for plain ones (default: that of the rollouts)"
+        "--format",
+        choices=schemes(),
+        metavar="FORMAT",
+        help=f"format of the weights, of {', '.join(schemes())}; none for plain ones (default: that of the rollouts)",
     )
 
 

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a Hugging Face folder, or a config: its model, built when it does not exist",
     )
-    add("--scheme", nargs="+", default=["w8a8_int8"], choices=schemes(), help="formats to test (default: w8a8_int8)")
+    formats = f"formats to test, of {', '.join(schemes())} (default: w8a8_int8)"
+    add("--scheme", nargs="+", default=["w8a8_int8"], choices=schemes(), metavar="FORMAT", help=formats)
     add("--ignore", nargs="*", default=["lm_head"], metavar="LAYER", help="layers to keep in full precision")
     dtypes = ["bfloat16", "float32"]
     add("--dtype", nargs="+", default=dtypes[:1], choices=dtypes, help="model dtypes to test (default: bfloat16)")

@@ -25,7 +25,7 @@ AnyNode = TypeVar("AnyNode", bound=Node)
 Tree = dict[Any, Any]
 """Plain values: nothing resolved, nothing validated."""
 Layer = tuple[str, Tree]
-"""A file and what stands in it."""
+"""A file or an override, and what stands in it."""
 
 
 def _unions(model: type[BaseModel]) -> dict[str, str]:
@@ -56,10 +56,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: file missing or not YAML, unknown key, wrong type, contradiction; one line for each fault.
     """
-    layers = read_layers(Path(path))
-    with _reading(str(path)):
-        merged = _merge_all([tree for _, tree in layers] + [_override(item) for item in overrides])
-        plain = OmegaConf.to_container(OmegaConf.create(merged), resolve=True)
+    layers = [*read_layers(Path(path)), *map(_override, overrides)]
+    with _reading(str(path), layers):
+        plain = OmegaConf.to_container(OmegaConf.create(_merge_all(tree for _, tree in layers)), resolve=True)
     assert isinstance(plain, dict)
     return validate_as(Config, {str(k): v for k, v in plain.items()}, str(path), layers)
 
@@ -72,16 +71,17 @@ def validate(tree: dict[str, Any], where: str) -> Config:
 def validate_as(kind: type[AnyNode], tree: dict[str, Any], where: str, layers: Sequence[Layer] = ()) -> AnyNode:
     """A `kind` from a plain tree.
 
-    Raises ConfigError that lists every fault with its full key, and its file where `layers` name another than `where`.
+    Raises ConfigError that lists every fault with its full key, and the one of `layers` that it comes from.
     """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        faults = []
-        for message in (_explain(fault, kind) for fault in error.errors()):
-            file = _origin(message, layers)
-            faults.append(message if file in ("", where) else f"{message} (in {file})")
-        raise ConfigError("; ".join(faults), where=where) from None
+        messages = [_explain(fault, kind) for fault in error.errors()]
+        origins = [_origin(message, layers) or where for message in messages]
+        if len(set(origins)) == 1:
+            raise ConfigError("; ".join(messages), where=origins[0]) from None
+        told = [text if of == where else f"{text} (in {of})" for text, of in zip(messages, origins, strict=True)]
+        raise ConfigError("; ".join(told), where=where if where in origins else "") from None
 
 
 def to_yaml(config: Config) -> str:
@@ -116,8 +116,7 @@ def read_layers(path: Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
         if path.resolve() in [heir.resolve() for heir in heirs]:
             raise ConfigError("inherits itself", where=" -> ".join(map(str, (*heirs, path))))
         if not path.is_file():
-            hint = f"`inherits` of {heirs[-1]} names it" if heirs else "`qarl config list` names the shipped ones"
-            raise ConfigError("no such config file", where=str(path), hint=hint)
+            raise ConfigError("no such config file", str(path), _hint(path, heirs))
         text = path.read_text(encoding="utf-8-sig")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if root is not None and not isinstance(root, yaml.MappingNode):
@@ -132,8 +131,17 @@ def read_layers(path: Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
         return [*read_layers(config_path(parent, beside=path.parent), (*heirs, path)), (str(path), tree)]
 
 
-def _override(item: str) -> Tree:
-    """The tree of one `a.b=c`. Raises ConfigError."""
+def _hint(path: Path, heirs: tuple[Path, ...]) -> str:
+    """What to do about a config file that is not there."""
+    if heirs:
+        return f"`inherits` of {heirs[-1]} names it"
+    if (path / "config.yaml").is_file():
+        return "it is the folder of a run; name its config.yaml"
+    return "the config comes first, then key=value" if "=" in path.name else "`qarl config list` names the shipped ones"
+
+
+def _override(item: str) -> Layer:
+    """One `a.b=c`, read. Raises ConfigError."""
     where = f"override '{_cut(item)}'"
     key, _, value = item.partition("=")
     if not key or not value:
@@ -146,19 +154,20 @@ def _override(item: str) -> Tree:
             raise ConfigError("YAML reads its value as a comment", where, "put it in quotes")
         if "" in key.split("."):
             raise ConfigError("a part of its key is empty", where, "`qarl config keys` lists the keys")
-    return tree
+    return where, tree
 
 
 @contextmanager
-def _reading(where: str) -> Iterator[None]:
-    """Whatever a text may lead to while it is read, and a name while it is looked up, as a ConfigError."""
+def _reading(where: str, layers: Sequence[Layer] = ()) -> Iterator[None]:
+    """Whatever a text may lead to while it is read, and a name while it is looked up, as a ConfigError, which names the
+    one of `layers` that it comes from, where that is known."""
     try:
         yield
     except RecursionError as error:
         raise ConfigError("nested too deeply", where) from error
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if error.full_key else ""
-        raise ConfigError(f"{key}{first_line(error)}", where) from error
+        raise ConfigError(f"{key}{first_line(error)}", _origin(key, layers) or where) from error
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror or error}", _cut(where)) from error
     except UnicodeEncodeError as error:
@@ -245,12 +254,17 @@ def _cut(text: str, longest: int = 80) -> str:
 
 
 def _origin(message: str, layers: Sequence[Layer]) -> str:
-    """The file that last set the key with which the message begins; "" when none does."""
-    match = re.match(r"(?:unknown key ')?([^ :']+)", message)
-    if match is None:
-        return ""
-    key = match[1].split(".")
-    return next((name for name, tree in reversed(layers) if _has(tree, key)), "")
+    """The layer that last set the key with which the message begins, or another one that it names; "" when none did."""
+    found = re.findall(r"^[^ :']+|\b[a-z_]+(?:\.[a-z_]+)+\b", message)
+    if unknown := re.match(r"unknown key '([^']+)", message):
+        found = [unknown[1]]  # the others are proposals
+    keys = [key.split(".") for key in found]
+    section = keys[0][:-1] if keys else []  # of a key that nobody set: whoever chose its kind
+    for wanted in (keys, [section] if section else []):
+        for name, tree in reversed(layers):
+            if any(_has(tree, key) for key in wanted):
+                return name
+    return ""
 
 
 def _has(tree: Any, key: list[str]) -> bool:

@@ -83,6 +83,7 @@ def make_config(**sections: dict[str, Any]) -> Config:
         (["quickstart", "learner.minibatches=33"], ["learner.minibatches", "train.prompts_per_step is 32"]),
         (["no_such_config"], ["no_such_config.yaml: no such config file", "qarl config list"]),
         (["here/nothing.yaml"], ["here/nothing.yaml: no such config file"]),
+        (["seed=3", "quickstart"], ["seed=3.yaml: no such config file", "the config comes first"]),
     ],
 )
 @pytest.mark.parametrize("command", [["train"], ["config", "show"]], ids=" ".join)
@@ -333,6 +334,33 @@ def test_unknown_options_are_refused(words: list[str], capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["train", *words])
     assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err.replace("seed=1 ", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "command", "unknown"),
+    [
+        (["trace", "a", "b"], "qarl trace", "b"),
+        (["runs", "--jsn"], "qarl runs", "--jsn"),
+        (["config", "keys", "x"], "qarl config keys", "x"),
+        (["bench", "pool", "x"], "qarl bench pool", "x"),
+        (["train", "quickstart", "--steps", "5"], "qarl train", "--steps 5; settings are key=value, such as"),
+        (["--dry-run", "train", "quickstart"], "qarl", "--dry-run\n"),
+    ],
+)
+def test_a_command_tells_of_what_it_does_not_know_with_its_own_usage(
+    argv: list[str], command: str, unknown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(argv)
+    error = capsys.readouterr().err
+    assert error.startswith(f"usage: {command} [-h]")
+    assert f"{command}: error: unrecognized arguments: {unknown}" in error
+
+
+def test_settings_are_not_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["train"])
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

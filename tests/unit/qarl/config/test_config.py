@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,17 @@ def write(path: Path, text: str) -> Path:
 
 
 def error_of(path: Path, overrides: Sequence[str] = ()) -> str:
-    """The one line that loading `path` fails with, without the file's name."""
+    """The one line that loading `path` fails with, without the name of the file or the override."""
+    line = whole_error_of(path, overrides).removeprefix(f"{path}: ")
+    return re.sub(r"^override '.*?'?: (?=(unknown key '.*|[a-z0-9_.]+: ))", "", line)
+
+
+def whole_error_of(path: Path, overrides: Sequence[str] = ()) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
     line = str(caught.value)
     assert "\n" not in line
-    return line.removeprefix(f"{path}: ")
+    return line
 
 
 def with_value(key: str, value: Any) -> dict[str, Any]:
@@ -353,7 +359,7 @@ def test_overrides_without_key_or_value(minimal: Path, override: str) -> None:
     ],
 )
 def test_an_override_that_cannot_be_read_is_named(minimal: Path, override: str, reason: str) -> None:
-    line = error_of(minimal, ["seed=1", override, "train.steps=2"])
+    line = whole_error_of(minimal, ["seed=1", override, "train.steps=2"])
     assert line.startswith(f"override '{override[:77]}")
     assert reason in line
     assert len(line) < 400
@@ -458,6 +464,36 @@ def test_a_fault_names_the_file_that_has_it(tmp_path: Path, section: dict[str, A
     assert of_base.startswith(fault)
     assert of_base.endswith(f"(in {tmp_path}/base.yaml)")
     assert of_child.endswith("not 3")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.stepz=3",  # no key
+        "train.steps=many",  # a type
+        "seed=x",
+        "train=3",  # a section
+        "train.group_size=1",  # a value that never works
+        "learner.minibatches=33",  # against a key of the file
+        "train.prompts_per_step=2",  # the message begins with another key, learner.minibatches
+        "objective.kind=ppo",
+        "objective.kind=custom",  # the new kind requires a key that nobody has set
+        "train.steps=${nothing}",
+    ],
+)
+def test_a_fault_names_the_override_that_has_it(minimal: Path, override: str) -> None:
+    write(minimal, yaml.safe_dump(MINIMAL | {"learner": {"minibatches": 4}, "train": {"prompts_per_step": 8}}))
+    assert whole_error_of(minimal, ["tracking.progress=true", override]).startswith(f"override '{override}': ")
+
+
+def test_faults_of_several_overrides_and_of_the_file(minimal: Path) -> None:
+    line = whole_error_of(minimal, ["seed=x", "train.stepz=3"])
+    assert line.startswith("seed: ")
+    assert re.findall(r"\(in override '(.*?)'\)", line) == ["seed=x", "train.stepz=3"]
+    write(minimal, yaml.safe_dump(MINIMAL | {"train": {"steps": "many"}}))
+    of_override, of_file = sorted(whole_error_of(minimal, ["seed=x"]).split("; "), key=lambda part: "many" in part)
+    assert "override 'seed=x'" in of_override
+    assert "override" not in of_file
 
 
 @pytest.mark.parametrize("name", ["[a.yaml]", "3", "''", "${seed}.yaml", "???"])
