@@ -174,6 +174,11 @@ class _Job:
             kernels = ", ".join(info.kernels) or "full precision"
             place = f"{info.device} ({info.node})"
             self._log(f"rollout worker {info.worker}: vLLM on {place}, {scheme.label}, {kernels}")
+            if info.at_once < (most := self._config.rollout.max_num_seqs):
+                self._log(
+                    f"rollout worker {info.worker}: its KV cache holds {info.at_once} sequences of "
+                    f"rollout.max_model_len, fewer than rollout.max_num_seqs {most}; others wait"
+                )
 
     def _check_numerics(self, learner: LearnerGroup) -> bool:
         """Print how the learner's arithmetic compares with the engine's; True when nothing differs."""

@@ -248,6 +248,9 @@ class WorkerInfo:
     kernels: tuple[str, ...]
     node: str
     pid: int
+    at_once: int
+    """Sequences of `rollout.max_model_len` that the engine samples at once: as many as its KV cache holds, but at most
+    `rollout.max_num_seqs`."""
 
 
 Numerics = Literal["engine", "portable", "stock"]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor, distributed
 
 from qarl.config.policy import RolloutConfig
-from qarl.errors import KernelError, PublicationError, QarlError, RolloutError, first_line
+from qarl.errors import KernelError, PublicationError, QarlError, ResourceError, RolloutError, first_line
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.quant.experts import check_engine
@@ -70,6 +70,8 @@ def _reason(error: Exception) -> str:
 @dataclass
 class _Running:
     request: SampleRequest
+    blocks: int
+    """Of the KV cache, that the longest response takes with its prompt."""
     tokens: int = 0
     """That the response has so far; counted where the request is `partial`."""
     versions: list[int] = field(default_factory=list)
@@ -113,6 +115,7 @@ class VLLMEngine:
     Raises:
         ConfigError: vLLM has no kernel for the scheme on this device or processor.
         KernelError: the engine selected none of the scheme's kernels, or has none for experts.
+        ResourceError: the KV cache has no room for one sequence of `config.max_model_len`.
     """
 
     def __init__(
@@ -137,6 +140,7 @@ class VLLMEngine:
         self._worker, self._device, self._scheme = worker, device, scheme
         self._receives = config.transport != "object_store"
         self._held: WeightSource | None = None
+        self._waiting: dict[int, SampleRequest] = {}  # for room in the KV cache
         self._running: dict[int, _Running] = {}
         self._read_back_every, self._loads = config.read_back_every, 0
         self._shards = config.tensor_parallel_size
@@ -170,13 +174,20 @@ class VLLMEngine:
                 where=f"rollout worker {worker}",
                 hint="use another rollout.scheme on this device",
             )
+        cache = self._llm.llm_engine.vllm_config.cache_config
+        self._block, self._blocks = cache.block_size, cache.num_gpu_blocks - 1  # vLLM leaves one empty
+        fitting = self._blocks // self._blocks_of(config.max_model_len)
+        if not fitting:
+            what = f"the KV cache of {self._blocks * self._block} tokens holds no sequence of {config.max_model_len}"
+            raise ResourceError(what, f"rollout worker {worker}", "give it more memory, or lower rollout.max_model_len")
+        self._at_once = min(fitting, config.max_num_seqs)
 
     @property
     def version(self) -> int:
         return -1 if self._held is None else self._held.manifest.version
 
     def info(self) -> WorkerInfo:
-        return WorkerInfo(self._worker, self._device, self._kernels, socket.gethostname(), os.getpid())
+        return WorkerInfo(self._worker, self._device, self._kernels, socket.gethostname(), os.getpid(), self._at_once)
 
     def add(self, requests: Mapping[int, SampleRequest]) -> None:
         """Queue requests, all or none; `step` gives each one's sample with its number.
@@ -185,18 +196,16 @@ class VLLMEngine:
         """
         if self._held is None:
             raise RolloutError("cannot sample before weights were loaded", where=f"rollout worker {self._worker}")
+        self._waiting |= requests
         try:
-            for number, request in requests.items():
-                (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": list(request.prompt.token_ids)}])
-                self._llm.llm_engine.add_request(str(number), prompt, _params(request))
-                self._running[number] = _Running(request)
-        except ValueError as error:  # a prompt that does not fit
+            self._begin()
+        except RolloutError:
             self.abort(requests)
-            what = first_line(error)
-            raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len") from error
+            raise
 
     def step(self) -> dict[int, Sample]:
         """Compute the next token of every running request; returns the samples that are finished then, by number."""
+        self._begin()
         samples = {}
         for output in self._llm.llm_engine.step():
             number = int(output.request_id)
@@ -207,7 +216,10 @@ class VLLMEngine:
         return samples
 
     def abort(self, numbers: Iterable[int]) -> None:
-        """Forget those requests that still run."""
+        """Forget those requests that wait or run."""
+        numbers = list(numbers)
+        for number in numbers:
+            self._waiting.pop(number, None)
         running = [number for number in numbers if self._running.pop(number, None)]
         self._llm.llm_engine.abort_request([str(number) for number in running])
 
@@ -215,7 +227,7 @@ class VLLMEngine:
         """One sample per request, in order. No request may be running. Raises RolloutError: as `add`."""
         self.add(dict(enumerate(requests)))
         samples: dict[int, Sample] = {}
-        while self._running:
+        while self._running or self._waiting:
             samples |= self.step()
         return [samples[number] for number in range(len(requests))]
 
@@ -271,6 +283,30 @@ class VLLMEngine:
     def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Replace the engine's weights by a checkpoint's tensors, in order, without any check."""
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
+
+    def _begin(self) -> None:
+        """Give vLLM those requests, in order, whose longest responses fit in its KV cache beside all that run.
+
+        vLLM itself begins as many as have room now. When the cache is full later, it drops the keys and values of a
+        response, and prefills its tokens so far: that rounds otherwise than it decoded them.
+        """
+        while self._waiting:
+            number, request = next(iter(self._waiting.items()))
+            ids = list(request.prompt.token_ids)
+            blocks = self._blocks_of(len(ids) + request.max_new_tokens)
+            if sum(running.blocks for running in self._running.values()) + blocks > self._blocks:
+                return
+            try:
+                (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": ids}])
+                self._llm.llm_engine.add_request(str(number), prompt, _params(request))
+            except ValueError as error:  # a prompt that does not fit
+                what = first_line(error)
+                raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len") from error
+            del self._waiting[number]
+            self._running[number] = _Running(request, blocks)
+
+    def _blocks_of(self, tokens: int) -> int:
+        return -(-min(tokens, self._llm.llm_engine.model_config.max_model_len) // self._block)
 
     def _received(self) -> Bucket:
         return self._llm.collective_rpc("qarl_received")[0]

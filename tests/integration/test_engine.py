@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+import vllm
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from qarl.config.io import load_config
 from qarl.config.policy import RolloutConfig
@@ -47,10 +52,12 @@ def policy(tiny_models: dict[str, Path]) -> Policy:
 @pytest.fixture(scope="module")
 def large_heads(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[VLLMEngine, Policy]:
     """Engine and learner with heads of 256. With 2 MiB of L2 cache their attention prefills otherwise than it decodes
-    from some 600 tokens on; with heads of 32 it does nowhere up to 1,500."""
+    from some 600 tokens on; with heads of 32 it does nowhere up to 1,500. The KV cache holds 40 blocks of 128."""
     model, folder = tiny_models["qwen3_large_heads"], tmp_path_factory.mktemp("large_heads")
     write_engine_config(folder, model, SCHEME)
-    engine = VLLMEngine(folder, RolloutConfig(max_model_len=1024), SCHEME, "bfloat16", "cpu")
+    with patch("vllm.LLM", partial(vllm.LLM, num_gpu_blocks_override=41)):
+        engine = VLLMEngine(folder, RolloutConfig(max_model_len=1024), SCHEME, "bfloat16", "cpu")
+    assert engine.info().at_once == 5
     policy = Policy(model, torch.bfloat16, SCHEME, "engine")
     engine.load(publish(policy.model, SCHEME, 0))
     return engine, policy
@@ -113,6 +120,29 @@ def test_mismatch_is_zero_where_attention_prefills_otherwise_than_it_decodes(
     assert gap(policy, samples).abs_max == 0.0
     own = Mismatch.between(engine.score(samples), [sample.logprobs_T for sample in samples])
     assert own.abs_max > 0.0 or not prefills_otherwise
+
+
+def test_a_full_kv_cache_changes_no_bit(
+    large_heads: tuple[VLLMEngine, Policy], prefills_otherwise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of seven responses five fit, and the others wait. If all began, vLLM would prefill decoded tokens again."""
+    engine, policy = large_heads
+    engine.load(publish(policy.model, SCHEME, 1))
+    preempt, preempted = Scheduler._preempt_request, list[str]()
+
+    def counted(self: Scheduler, request: Any, *args: Any, **kwargs: Any) -> None:
+        preempted.append(request.request_id)
+        preempt(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(Scheduler, "_preempt_request", counted)
+    asked = [dataclasses.replace(request, ignore_eos=True) for request in requests(7, 130, before=640)]
+    samples = engine.generate(asked)
+    assert not preempted
+    assert gap(policy, samples).abs_max == 0.0
+    monkeypatch.setattr(engine, "_blocks", 1000)
+    without = gap(policy, engine.generate(asked)).abs_max
+    assert preempted
+    assert without > 0.0 or not prefills_otherwise
 
 
 @pytest.mark.parametrize(("turns", "tokens", "given", "before"), [(2, 50, 13, 0), (3, 40, 1, 0), (3, 60, 20, 640)])

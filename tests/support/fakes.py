@@ -64,7 +64,7 @@ class FakeEngine:
         self.running: dict[int, tuple[int, Sample, SampleRequest]] = {}  # first the step at which it began
 
     def info(self) -> WorkerInfo:
-        return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid())
+        return WorkerInfo(self.worker, "cpu", ("FakeKernel",), socket.gethostname(), os.getpid(), 64)
 
     def connect(self, channel: Channel) -> None:
         raise NotImplementedError("weights come with `load` only")

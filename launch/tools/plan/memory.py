@@ -180,8 +180,8 @@ class EngineMemory:
         return max(0, self.kv_cache // (self.kv_per_token * self.block)) * self.block
 
     def sequences(self, length: int) -> int:
-        """Sequences of `length` tokens that the KV cache holds."""
-        return self.tokens // (-(-length // self.block) * self.block)
+        """Sequences of `length` tokens that the KV cache holds. vLLM leaves one block empty."""
+        return max(0, self.tokens // self.block - 1) // -(-length // self.block)
 
 
 def working_bytes(shapes: Shapes, batched_tokens: int, sequences: int) -> int:

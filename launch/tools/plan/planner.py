@@ -140,7 +140,7 @@ class Planner:
         bare, learned = replace(load, minibatches=0), load.samples * load.response_tokens
         update = learner(replace(training, prox=False), load=bare)
         return Speeds(
-            slots=min(self._config.rollout.max_num_seqs, engine.sequences(tokens)),
+            slots=min(self._config.rollout.max_num_seqs, engine.sequences(load.prompt_tokens + load.longest)),
             decode_s=cache(
                 partial(speed.decode_step, variant, self._device, context=tokens - load.response_tokens / 2)
             ),
@@ -255,7 +255,7 @@ class Planner:
         variant, engine = self._variant(scheme), self._engine(self._variant(scheme))
         rollout = self._config.rollout
         samples = -(-load.samples // load.workers)
-        fitting = engine.sequences(load.prompt_tokens + load.response_tokens)
+        fitting = engine.sequences(load.prompt_tokens + load.longest)
         slots = min(rollout.max_num_seqs, samples, fitting)
         fault = self._scheme_fault(scheme) or ("" if slots else "its weights leave no room for a KV cache")
         if variant.format_ and variant.format_.arithmetic not in self._device.rates:

@@ -210,8 +210,8 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
 def test_kv_cache_counts_whole_blocks() -> None:
     engine = EngineMemory(weights=0, working=0, kv_cache=2**30, kv_per_token=768, block=128)
     assert engine.tokens == 10_922 * 128
-    assert engine.sequences(64) == 10_922  # a block each
-    assert engine.sequences(129) == 5_461
+    assert engine.sequences(64) == 10_921  # a block each, and one that stays empty
+    assert engine.sequences(129) == 5_460
     assert EngineMemory(0, 0, kv_cache=0, kv_per_token=768, block=128).sequences(64) == 0
 
 
