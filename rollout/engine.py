@@ -176,11 +176,7 @@ class VLLMEngine:
             )
         cache = self._llm.llm_engine.vllm_config.cache_config
         self._block, self._blocks = cache.block_size, cache.num_gpu_blocks - 1  # vLLM leaves one empty
-        fitting = self._blocks // self._blocks_of(config.max_model_len)
-        if not fitting:
-            what = f"the KV cache of {self._blocks * self._block} tokens holds no sequence of {config.max_model_len}"
-            raise ResourceError(what, f"rollout worker {worker}", "give it more memory, or lower rollout.max_model_len")
-        self._at_once = min(fitting, config.max_num_seqs)
+        self._at_once = min(self._fitting(config.max_model_len), config.max_num_seqs)
 
     @property
     def version(self) -> int:
@@ -304,6 +300,14 @@ class VLLMEngine:
                 raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len") from error
             del self._waiting[number]
             self._running[number] = _Running(request, blocks)
+
+    def _fitting(self, tokens: int) -> int:
+        """How many sequences of so many tokens the KV cache holds."""
+        if fitting := self._blocks // self._blocks_of(tokens):
+            return fitting
+        what = f"the KV cache of {self._blocks * self._block} tokens holds no sequence of {tokens}"
+        hint = "give it more memory, or lower rollout.max_model_len"
+        raise ResourceError(what, f"rollout worker {self._worker}", hint)
 
     def _blocks_of(self, tokens: int) -> int:
         return -(-min(tokens, self._llm.llm_engine.model_config.max_model_len) // self._block)

@@ -35,7 +35,7 @@ def test_kv_cache_is_the_engines(engine: VLLMEngine, tiny_models: dict[str, Path
     cache = engine._llm.llm_engine.vllm_config.cache_config
     assert planned.block == cache.block_size
     assert planned.tokens == cache.num_gpu_blocks * cache.block_size
-    assert planned.sequences(768) == engine._blocks // engine._blocks_of(768)
+    assert planned.sequences(768) == engine._fitting(768)
 
 
 def held_bytes(config: Config, number: int, ranks: int, master: str) -> tuple[int, int]:
