@@ -102,3 +102,19 @@ def as_from_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing answers to W&B: an offline run must not ask. Its files stay out of the home folder, and its service ends
+    with the test: named in the environment, it would serve the runs that other tests kill."""
+    import wandb
+
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "data"))
+    yield
+    wandb.teardown()
+    assert "WANDB_SERVICE" not in os.environ

@@ -1,4 +1,4 @@
-"""Write the W&B workspace of a project: a panel for each metric of a run, by section, and a comparison of runs.
+"""Write the W&B workspace of a project: panels for all metrics of a run, by section, and a comparison of runs.
 
 The runs may be synced later: the panels show every run of the project."""
 
@@ -8,29 +8,42 @@ from launch.arguments import path
 
 EXAMPLES = """\
   qarl dashboard runs/quickstart --entity my-team
-  qarl dashboard runs/quickstart --entity my-team --json workspace.json"""
+  qarl dashboard runs/quickstart --entity my-team --json workspace.json
+  qarl dashboard runs/quickstart --preview workspace.html"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of a run, whose metrics are shown")
-    parser.add_argument("--entity", required=True, help="W&B user or team that has the project")
+    parser.add_argument("--entity", default="", help="W&B user or team that has the project")
     parser.add_argument("--json", metavar="FILE", type=path, help="write the workspace into a file; send nothing")
+    parser.add_argument(
+        "--preview", metavar="FILE", type=path, help="draw the panels with the run's own W&B files; send nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    from launch.run.files import write_whole
     from launch.run.resume import CONFIG_FILE
-    from launch.run.tracking import METRICS_FILE, read_log
+    from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, read_log
     from launch.run.workspace import make_workspace, save
     from qarl.config.io import load_config
-    from qarl.errors import DataError
+    from qarl.errors import ConfigError, DataError
 
+    written = [file for file in (args.preview, args.json) if file]
+    if not written and not args.entity:
+        raise ConfigError("no entity", "--entity", "the user or team that has the project")
     rows = read_log(args.run_dir / METRICS_FILE)
     names = {name for row in rows for name, value in row.items() if not isinstance(value, dict)} - {"step", "time"}
     if not names:
         raise DataError("no metrics", str(args.run_dir / METRICS_FILE), "nothing has been logged yet")
     project = load_config(args.run_dir / CONFIG_FILE).tracking.wandb_project
-    workspace = make_workspace(args.entity, project, names)
+    tables = {row["table"] for row in read_log(args.run_dir / SAMPLES_FILE)}
+    workspace = make_workspace(args.entity, project, names, tables)
+    if args.preview:
+        from launch.run.preview import preview
+
+        write_whole(args.preview, preview(workspace, args.run_dir))
     if args.json:
-        args.json.write_text(workspace._to_model().model_dump_json(indent=1), encoding="utf-8")
-    print(args.json or save(workspace))
+        write_whole(args.json, workspace._to_model().model_dump_json(indent=1))
+    print(*written or [save(workspace)], sep="\n")
     return 0

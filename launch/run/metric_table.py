@@ -55,7 +55,8 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ("actor/seq_ratio_max_dev", "", "", "largest |r_seq - 1|"),
         ("actor/seq_ratio_max_dev_first_minibatch", "", "", "the same before the first optimizer step: 0 when exact"),
         ("actor/seq_ratio_eff_sample_size", "share", "", "effective sample size of the sequence ratios"),
-        ("actor/seq_mismatch_weight_*", "", "", "the weight that corrects the mismatch, by sequence"),
+        ("actor/seq_mismatch_weight_mean", "", "", "mean of the weights that correct the mismatch, by sequence"),
+        ("actor/seq_mismatch_weight_*", "share", "", "weights that were capped or masked; effective sample size"),
         ("actor/token_mismatch_weight_*", "share", "", "tokens whose mismatch weight was capped or masked"),
         ("actor/entropy", "nats", "", "entropy of the policy, mean over tokens"),
         ("actor/kl_loss", "nats", "", "KL to the reference model"),
@@ -176,6 +177,13 @@ def describe(name: str) -> Described | None:
 def section_of(name: str) -> str:
     row = describe(name)
     return row.section if row else OTHER
+
+
+def position(name: str) -> int:
+    """The place of the metric's row in the table; of metrics that it does not have, the end."""
+    found = list(rows())
+    row = describe(name)
+    return found.index(row) if row else len(found)
 
 
 def rows() -> Iterator[Described]:

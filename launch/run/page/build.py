@@ -44,8 +44,8 @@ class PageRun:
     trace: Mapping[str, Any] | None = None
 
 
-def build_page(runs: Sequence[PageRun], title: str) -> str:
-    """The page. Panels of which no run has a metric are left out."""
+def build_page(runs: Sequence[PageRun], title: str, panels: Sequence[Mapping[str, Any]] | None = None) -> str:
+    """The page. `panels` are drawn, or those of the report; panels of which no run has a metric are left out."""
     names = {name for run in runs for name in run.series}
     data = {
         "runs": [
@@ -59,7 +59,7 @@ def build_page(runs: Sequence[PageRun], title: str) -> str:
             }
             for run in runs
         ],
-        "panels": drawn(PANELS, names),
+        "panels": drawn(PANELS, names) if panels is None else panels,
         "metrics": {name: _meaning(name) for name in sorted(names)},
     }
     # Within a script element only "</" and "<!--" end or change the text.

@@ -97,7 +97,7 @@ function optionOf(chart) {
   const isLog = panel.scale === "log";
   const value = (item) => show(isLog ? fromLog(item.value[1]) : item.value[1]);
   const labels = series.filter((one) => !one.interval).map((one) => one.name);
-  const rows = Math.min(3, Math.ceil(labels.join("     ").length / 60));
+  const rows = Math.min(4, Math.ceil(labels.join("     ").length / 60));
   const tip = (items) => [`step ${items[0].value[0]}`, ...items.filter((item) => !/ (low|width)$/.test(item.seriesName) || labels.includes(item.seriesName))
     .map((item) => `${item.marker}${echarts.format.encodeHTML(item.seriesName)} <b>${value(item)}</b>`)].join("<br>");
   return {
@@ -197,6 +197,21 @@ function valuesOf({ panel, runs }) {
     details.append(box);
   });
   return details;
+}
+
+// A panel of text or of a table.
+function textOf(panel) {
+  const figure = element("figure", undefined, { className: panel.wide ? "wide" : "" });
+  const table = element("table");
+  panel.rows.forEach((cells) => {
+    const row = element("tr");
+    cells.forEach((cell) => row.append(element("td", typeof cell === "number" ? show(cell) : cell)));
+    table.append(row);
+  });
+  const box = element("div", undefined, { className: "rows", tabIndex: 0 });
+  box.append(table);
+  figure.append(element("h3", panel.title), box);
+  return figure;
 }
 
 // --- any metric
@@ -330,7 +345,11 @@ byId("theme").addEventListener("click", () => setTheme(document.documentElement.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
 setTheme(dark.matches ? "dark" : "light");
-data.panels.flatMap(chartsOf).forEach((chart) => draw(chart, byId("charts")));
+data.panels.forEach((panel, i) => {
+  if (panel.section !== data.panels[i - 1]?.section) byId("charts").append(element("h3", panel.section, { className: "section" }));
+  chartsOf(panel).forEach((chart) => draw(chart, byId("charts")));
+  if (panel.rows?.length) byId("charts").append(textOf(panel));
+});
 data.runs.filter((run) => run.trace).forEach(drawStep);
 fillMetrics();
 startSamples();

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,6 @@ from tests.support.records import row_of
 
 HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
 STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_service() -> Iterator[None]:
-    """W&B's service ends with this file: named in the environment, it would serve the runs that other tests kill."""
-    yield
-    import wandb
-
-    wandb.teardown()
-    assert "WANDB_SERVICE" not in os.environ
 
 
 @pytest.fixture(autouse=True)
@@ -237,17 +226,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing answers to W&B: an offline run must not ask. Its files stay out of the home folder."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "data"))
-
-
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("offline_wandb")
 def test_wandb_offline_holds_the_run_under_one_id(tmp_path: Path) -> None:
     ids = set()
     (tmp_path / "config.yaml").write_text("seed: 0\n")
@@ -285,7 +264,7 @@ def test_wandb_offline_holds_the_run_under_one_id(tmp_path: Path) -> None:
     assert ids == {(tmp_path / "wandb_id").read_text()}
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("offline_wandb")
 def test_wandb_hears_of_alerts_and_of_a_run_that_is_stopped(tmp_path: Path) -> None:
     tree = config("offline").model_dump()
     tree["mismatch"]["warn_above"] = 0.1

@@ -11,7 +11,7 @@ from launch.run.workspace import make_workspace, save
 from qarl.config.io import to_yaml, validate
 from qarl.errors import ResourceError
 
-NAMES = ["reward/mean", "mismatch/q1_k3_kl", "mismatch/q2_k3_kl", "mine/own", "eval/pass@1"]
+NAMES = ["response_length/max", "reward/mean", "mismatch/q1_k3_kl", "mismatch/k3_kl", "mine/own", "eval/pass@1"]
 
 
 def sections(model: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -21,6 +21,7 @@ def sections(model: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def test_the_workspace_has_a_panel_for_each_metric_by_section(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **dict.fromkeys(NAMES, 0.5)}) + "\n")
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "table": "samples"}) + "\n")
     config = validate({"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_project": "p"}}, "test")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     file = tmp_path / "workspace.json"
@@ -31,14 +32,18 @@ def test_the_workspace_has_a_panel_for_each_metric_by_section(tmp_path: Path) ->
     assert list(found) == ["compare runs", "reward", "eval", "mismatch", "other", "samples"]
     assert found["compare runs"][-1]["view_type"] == "Run Comparer"
     (plot, meanings) = found["mismatch"]
-    assert plot["config"]["metrics"] == ["mismatch/q1_k3_kl", "mismatch/q2_k3_kl"]
-    assert plot["config"]["x_axis"] == "step"
+    assert plot["config"]["metrics"] == ["mismatch/k3_kl", "mismatch/q1_k3_kl"]
+    axes = [plot["config"][key] for key in ("chart_title", "x_axis", "y_axis_title")]
+    assert axes == ["mismatch/*k3_kl", "step", "nats"]
+    titles = [panel["config"].get("chart_title") for panel in found["reward"]]
+    assert titles == ["reward/mean", "response_length/max", None]  # in the order of the table of metrics
     assert "k3" in meanings["config"]["value"]
-    assert [panel["view_type"] for panel in found["samples"]] == ["Weave", "Weave"]
+    assert "logp_abs_max" not in meanings["config"]["value"]  # the run does not log it
+    assert [panel["view_type"] for panel in found["samples"]] == ["Weave"]
 
 
 def test_a_workspace_that_cannot_be_saved_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make_workspace("team", "p", NAMES)
+    made = make_workspace("team", "p", NAMES, ["samples"])
 
     def refuse(view: object) -> None:
         raise wandb.errors.CommError("no\nconnection")
