@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from random import SystemRandom
 from select import select
@@ -23,6 +23,15 @@ REPEAT_S = 5.0
 """The death of Ray's raylet is an error again and again, so long apart, until it ends the main thread."""
 _GUARDS: list["subprocess.Popen[bytes]"] = []
 """Processes that wait for the end of this one."""
+KILL_AGENTS = """
+read _
+for round in 1 2; do  # the raylet may just have started one
+    for p in $(find /proc/[0-9]*/fd -lname "*$0" | cut -d/ -f3 | sort -u); do
+        grep -qai agent /proc/$p/cmdline && kill -9 $p
+    done
+    sleep 1
+done
+"""
 
 
 def get(refs: Any, timeout_s: float | None = None) -> Any:
@@ -83,15 +92,19 @@ def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator
         yield ended[0]
 
 
-def kill_with_us(agents: Iterable[int]) -> None:
-    """Have these processes of Ray killed as soon as this process is gone, however it ends.
+def kill_with_us(log: str) -> None:
+    """Have Ray's agents killed as soon as this process is gone, however it ends; call it before Ray starts.
 
     They would see it themselves, but first report it to Ray's head, which is gone as well, for a minute.
+
+    Args:
+        log: the end of the path of a file that these agents hold open, and those of no other process's Ray.
     """
-    script = f"read _; for p in {' '.join(map(str, agents))}; do grep -qi agent /proc/$p/cmdline && kill -9 $p; done"
     # Its input ends with this process, which alone holds the other end; a session of its own: Ctrl-C is not for it.
     null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    guard = subprocess.Popen(["sh", "-c", script], stdin=pipe, stdout=null, stderr=null, start_new_session=True)
+    guard = subprocess.Popen(
+        ["sh", "-c", KILL_AGENTS, log], stdin=pipe, stdout=null, stderr=null, start_new_session=True
+    )
     _GUARDS.append(guard)
 
 

@@ -1,6 +1,7 @@
 """Joining a Ray cluster, or starting a Ray of our own."""
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -68,6 +69,7 @@ def _connect(address: str | None) -> None:
     if address is None:
         # "local": without it Ray would join whatever cluster this machine already runs.
         gpus = torch.cuda.device_count()
+        kill_with_us(f"_{os.getpid()}/logs/raylet.out")  # Ray names the folder of a session by its time and driver
         try:
             ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         except Exception as error:
@@ -76,11 +78,9 @@ def _connect(address: str | None) -> None:
                 raise
             hint = "see RAY_TMPDIR, and whether other programs take all cores"
             raise ResourceError(f"Ray cannot be started here: {first_line(error)}", "", hint) from error
-        commands = {p.pid: _command(p) for p in psutil.Process().children(recursive=True)}
-        kill_with_us(pid for pid, command in commands.items() if "agent" in command)
-        for pid, command in commands.items():
-            if command.split(" --")[0].endswith("/raylet/raylet"):
-                raise_when_gone(pid)
+        for process in psutil.Process().children(recursive=True):
+            if _command(process).split(" --")[0].endswith("/raylet/raylet"):
+                raise_when_gone(process.pid)
         return
     try:
         _knock(address)

@@ -121,14 +121,22 @@ def test_a_free_address_can_be_listened_on() -> None:
         pass
 
 
-def test_agents_are_killed_with_the_process_that_started_ray() -> None:
-    agent, stranger = (subprocess.Popen([name, "60"], executable="/bin/sleep") for name in ("agent", "stranger"))
-    pids = [agent.pid, stranger.pid]  # the second as if its number had been given to another program since
-    code = f"import os; from qarl.remote import kill_with_us; kill_with_us({pids}); os.kill(os.getpid(), 9)"
+def test_agents_are_killed_with_the_process_that_started_ray(tmp_path: Path) -> None:
+    ours, other = tmp_path / "session_12" / "raylet.out", tmp_path / "session_3" / "raylet.out"
+    for log in (ours, other):
+        log.parent.mkdir()
+    names = [("agent", ours), ("tail", ours), ("agent", other)]
+    processes = []
+    for name, log in names:
+        with log.open("a") as file:
+            processes.append(subprocess.Popen([name, "60"], executable="/bin/sleep", stdout=file))
+    code = "import os; from qarl.remote import kill_with_us; kill_with_us('_12/raylet.out'); os.kill(os.getpid(), 9)"
     root = str(Path(__file__).parents[3])
     killed = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False)
     assert killed.returncode == -signal.SIGKILL
+    agent, *others = processes
     assert agent.wait(timeout=60) == -signal.SIGKILL
-    assert stranger.poll() is None
-    stranger.kill()
-    stranger.wait()
+    for stranger in others:
+        assert stranger.poll() is None
+        stranger.kill()
+        stranger.wait()
