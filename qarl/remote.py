@@ -3,6 +3,7 @@
 The one file of qarl that names Ray, and it imports Ray inside its functions only.
 """
 
+import atexit
 import os
 import signal
 import socket
@@ -21,15 +22,15 @@ from qarl.errors import AGAIN, ActorError, QarlError
 
 REPEAT_S = 5.0
 """The death of Ray's raylet is an error again and again, so long apart, until it ends the main thread."""
-_GUARDS: list["subprocess.Popen[bytes]"] = []
-"""Processes that wait for the end of this one."""
-KILL_AGENTS = """
-read _
-for round in 1 2; do  # the raylet may just have started one
+GUARD = """
+read ended
+[ "$ended" ] || echo "$1" >&2
+exec 2>/dev/null
+for pause in 1 0; do  # the raylet may just have started one
     for p in $(find /proc/[0-9]*/fd -lname "*$0" | cut -d/ -f3 | sort -u); do
         grep -qai agent /proc/$p/cmdline && kill -9 $p
     done
-    sleep 1
+    sleep $pause
 done
 """
 
@@ -92,20 +93,29 @@ def as_they_end(refs: Sequence[Any], timeout_s: float | None = None) -> Iterator
         yield ended[0]
 
 
-def kill_with_us(log: str) -> None:
-    """Have Ray's agents killed as soon as this process is gone, however it ends; call it before Ray starts.
+def guard(log: str) -> None:
+    """Have a shell wait for the end of this process, however it comes; call it before Ray starts.
 
-    They would see it themselves, but first report it to Ray's head, which is gone as well, for a minute.
+    It kills Ray's agents. They would see the end themselves, but first report it to Ray's head, which is gone as well,
+    for a minute. It prints a line if this process could not: it was killed, or Ray has ended it as it does when an
+    object cannot be put because the raylet has died (`connection.cc`: "Terminate the process").
 
     Args:
         log: the end of the path of a file that these agents hold open, and those of no other process's Ray.
     """
-    # Its input ends with this process, which alone holds the other end; a session of its own: Ctrl-C is not for it.
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    guard = subprocess.Popen(
-        ["sh", "-c", KILL_AGENTS, log], stdin=pipe, stdout=null, stderr=null, start_new_session=True
-    )
-    _GUARDS.append(guard)
+    line = f"qarl: the driver was killed, or ended by Ray because its raylet has died; {AGAIN}"
+    # This process alone holds the other end of its input; a session of its own, because Ctrl-C is not for it.
+    theirs, ours = os.pipe()
+    command = ["sh", "-c", GUARD, log, line]
+    shell = subprocess.Popen(command, stdin=theirs, stdout=subprocess.DEVNULL, start_new_session=True)
+    os.close(theirs)
+    atexit.register(_end, shell, ours)
+
+
+def _end(shell: "subprocess.Popen[bytes]", pipe: int) -> None:
+    """Tell the guard that this process ends by itself."""
+    if shell.poll() is None:
+        os.write(pipe, b"ended\n")
 
 
 def raise_when_gone(raylet: int) -> None:

@@ -18,7 +18,7 @@ from ray.exceptions import AuthenticationError, RayError
 
 from qarl.config.run import Config
 from qarl.errors import ResourceError, first_line
-from qarl.remote import kill_with_us, raise_when_gone
+from qarl.remote import guard, raise_when_gone
 
 KNOCK_S = 5.0
 HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -69,7 +69,7 @@ def _connect(address: str | None) -> None:
     if address is None:
         # "local": without it Ray would join whatever cluster this machine already runs.
         gpus = torch.cuda.device_count()
-        kill_with_us(f"_{os.getpid()}/logs/raylet.out")  # Ray names the folder of a session by its time and driver
+        guard(f"_{os.getpid()}/logs/raylet.out")  # Ray names the folder of a session by its time and driver
         try:
             ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         except Exception as error:

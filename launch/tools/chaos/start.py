@@ -112,11 +112,12 @@ class Start:
         return self.process.poll() is None and time.time() - newest > PATIENCE_S
 
     def end(self) -> tuple[int, list[str]]:
-        """Exit code, and the lines on stderr. Raises subprocess.TimeoutExpired: it hangs."""
+        """Exit code, and the lines on stderr, also of its guard. Raises subprocess.TimeoutExpired: it hangs."""
         while self.process.poll() is None:
             if self.hangs():
                 raise subprocess.TimeoutExpired(self.process.args, PATIENCE_S)
             time.sleep(0.1)
+        self.left()
         return self.process.returncode, self._err.read_text().splitlines()
 
     def stdout(self) -> str:

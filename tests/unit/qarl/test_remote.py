@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray.exceptions import GetTimeoutError
 
-from qarl.errors import ActorError, KernelError, QarlError
+from qarl.errors import AGAIN, ActorError, KernelError, QarlError
 from qarl.remote import as_they_end, deaths, free_address, get, raise_when_gone
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -121,6 +121,17 @@ def test_a_free_address_can_be_listened_on() -> None:
         pass
 
 
+def end_with_a_guard(end: str) -> subprocess.CompletedProcess[str]:
+    code = f"import os, sys; from qarl.remote import guard; guard('_12/raylet.out'); {end}"
+    root = str(Path(__file__).parents[3])
+    return subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("end", ["pass", "sys.exit(1)", "1 / 0"])
+def test_the_guard_is_silent_when_the_process_ends_by_itself(end: str) -> None:
+    assert "the driver was killed" not in end_with_a_guard(end).stderr
+
+
 def test_agents_are_killed_with_the_process_that_started_ray(tmp_path: Path) -> None:
     ours, other = tmp_path / "session_12" / "raylet.out", tmp_path / "session_3" / "raylet.out"
     for log in (ours, other):
@@ -130,10 +141,9 @@ def test_agents_are_killed_with_the_process_that_started_ray(tmp_path: Path) -> 
     for name, log in names:
         with log.open("a") as file:
             processes.append(subprocess.Popen([name, "60"], executable="/bin/sleep", stdout=file))
-    code = "import os; from qarl.remote import kill_with_us; kill_with_us('_12/raylet.out'); os.kill(os.getpid(), 9)"
-    root = str(Path(__file__).parents[3])
-    killed = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=60, check=False)
+    killed = end_with_a_guard("os.kill(os.getpid(), 9)")
     assert killed.returncode == -signal.SIGKILL
+    assert killed.stderr == f"qarl: the driver was killed, or ended by Ray because its raylet has died; {AGAIN}\n"
     agent, *others = processes
     assert agent.wait(timeout=60) == -signal.SIGKILL
     for stranger in others:
