@@ -1,7 +1,7 @@
 """The groups of one step: draw prompts, sample responses, score them, and tell the pool the results.
 
 Groups come as they finish, and are scored while others are still sampled. Dynamic sampling then draws again, in place
-of uninformative groups.
+of uninformative groups; a step that samples ahead takes those of later steps.
 """
 
 import math
@@ -104,7 +104,7 @@ class Collector:
 
         With `train.dynamic_sampling` only groups whose rewards differ are learned from (DAPO, arXiv 2503.14476,
         section 3.2): `train.prompts_per_step` of them, or fewer when the draws or the pool run out. With
-        `train.max_staleness` the groups of later steps are drawn, too.
+        `train.max_staleness` the groups of later steps are drawn, too, and no step waits for what the augmenter asks.
         """
         train = self._config.train
         target, refills = train.prompts_per_step, train.dynamic_sampling
@@ -118,9 +118,9 @@ class Collector:
         for turn in range(1 + refills):
             with timer("pool"):
                 prompts = self._pool.draw(max(0, target - len(used) + ahead - len(self._flights)), step)
-            if turn and not prompts:
+            if turn and not prompts and not self._flights:
                 break
-            self._submit(prompts, step, timer, self._augmenter if turn == 0 else None)
+            self._submit(prompts, step, timer, None if turn or self._asked else self._augmenter)
             new = self._take(target - len(used), step, timer)
             with timer("pool"):
                 self._pool.observe([flight.scored.result(flight.drawn_at) for flight in new], step)
@@ -144,6 +144,13 @@ class Collector:
             prompts = self._pool.draw_again([prompt_id for prompt_id, _ in of_draw], drawn_at)
             self._submit(prompts, drawn_at, Timer(), None)
 
+    def give_back(self) -> int:
+        """Forget all that is in flight, and return its prompts to the pool; returns how many groups that were."""
+        self._fleet.abort([number for number, samples in self._asked.items() if not samples])
+        self._asked, numbers = {}, list(self._flights)
+        self._give_back("train/too_old", numbers)
+        return len(numbers)
+
     def advance(self) -> bool:
         """Wait a moment for groups to finish, and have them scored; False when nothing is sampled."""
         for number, samples in self._fleet.poll(WAIT_S).items():
@@ -162,34 +169,32 @@ class Collector:
             self._score(None)
 
     def _submit(self, prompts: Sequence[Prompt], step: int, timer: Timer, augmenter: Augmenter | None) -> None:
-        sampling, seed = self._config.rollout.sampling, partial(derive_seed, self._config.seed, "train", step)
-        requests = [
-            [
-                replace(sampling.request(prompt, seed(prompt.id, index)), partial=self._config.rollout.partial)
-                for index in range(size)
-            ]
+        rollout, seed = self._config.rollout, partial(derive_seed, self._config.seed, "train", step)
+        groups = [
+            [rollout.sampling.request(prompt, seed(prompt.id, index)) for index in range(size)]
             for prompt, size in zip(prompts, self._sizes(prompts), strict=True)
         ]
         if augmenter:
             with timer("augment"):
-                requests += [[request] for request in augmenter.requests(prompts, step)]
-        numbers = self._fleet.submit(requests)
+                groups += [[request] for request in augmenter.requests(prompts, step)]
+        numbers = self._fleet.submit([[replace(one, partial=rollout.partial) for one in group] for group in groups])
         now = self._clock.now()
         self._flights |= {number: _Flight(prompt, step, now) for number, prompt in zip(numbers, prompts, strict=False)}
-        self._asked = {number: [] for number in numbers[len(prompts) :]}
+        self._asked |= {number: [] for number in numbers[len(prompts) :]}
 
     def _take(self, count: int, step: int, timer: Timer) -> list[_Flight]:
         """The next `count` groups in the order of the draws, or as many as there are, as soon as all are scored."""
         with timer("sample"):
-            due = self._due(count, step)
-            while not all(self._asked.values()) or not all(flight.samples for flight in due):
+            due, is_ahead = self._due(count, step), self._config.train.max_staleness > 0
+            while not all(flight.samples for flight in due) or not (is_ahead or all(self._asked.values())):
                 self.advance()
                 due = self._due(count, step)
-        asked, self._asked = [sample for samples in self._asked.values() for sample in samples], {}
-        if self._augmenter and asked:
-            self._check_versions(asked, step - 1)
+        if self._augmenter and self._asked and all(self._asked.values()):
+            for samples in self._asked.values():
+                self._check_versions(samples, step - 1)
             with timer("augment"):
-                self._augmenter.receive(asked)
+                self._augmenter.receive([sample for samples in self._asked.values() for sample in samples])
+            self._asked = {}
         with timer("reward"):
             self.wait_for_scores()
         self._flights = {number: flight for number, flight in self._flights.items() if flight not in due}

@@ -267,10 +267,12 @@ class Trainer:
         if scheme == self._scheme:
             return False
         self._scheme = scheme
+        dropped = self._collector.give_back()  # no sample of one scheme is learned from in another
         exact = self._learner.switch(scheme)
         self._fleet.switch(scheme)
         self._proof.restart(exact)
         ending = "" if exact else ", not promised to be exact"
+        ending += f"; {dropped} groups in flight went back to the pool" if dropped else ""
         self._tracker.note(f"step {step}: rollouts and training in {scheme.label} from here on{ending}")
         return True
 

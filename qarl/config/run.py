@@ -308,9 +308,6 @@ class Config(Node):
         if rollout.partial:
             yield from self._partial_contradictions()
         for key, is_set in {
-            "train.dynamic_sampling": train.dynamic_sampling,
-            "pool.augment.per_step": self.pool.augment.per_step,
-            "rollout.schedule": rollout.schedule,
             "environment.kind": self.environment.kind != "none",
             "rollout.transport": rollout.transport != "object_store",
         }.items():

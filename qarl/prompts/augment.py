@@ -5,7 +5,7 @@
 
 The policy is sampled for questions and votes together with a step's rollouts. Later steps begin by reading verdicts, in
 the order of the queue, up to the first that is not available yet. No step waits for a verdict, and a resumed run
-continues as if it had not stopped.
+continues as if it had not stopped (with `train.max_staleness`, but for requests whose samples were not there yet).
 """
 
 import re
@@ -163,10 +163,8 @@ class Augmenter:
         return {f"augment/{name}": float(value) for name, value in values.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything besides the pool that later steps depend on, ready for JSON.
-
-        Call it after `receive` and before the next `requests`.
-        """
+        """Everything besides the pool that later steps depend on, ready for JSON, but for requests whose samples are
+        not received yet."""
         queue = [asdict(candidate) for candidate in self._queue]
         return {"version": VERSION, "queued": self._queued, "queue": queue, "counts": dict(self._counts)}
 

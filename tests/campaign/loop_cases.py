@@ -25,9 +25,6 @@ STALE = "train.max_staleness=1"
 ROLLOUTS: list[tuple[Words, Words]] = [
     (("train.max_staleness=-1",), ("train.max_staleness",)),
     (("train.max_staleness=one",), ("train.max_staleness",)),
-    ((STALE, "train.dynamic_sampling=2"), ("train.dynamic_sampling", "train.max_staleness")),
-    ((STALE, "pool.augment.per_step=1"), ("pool.augment.per_step", "train.max_staleness")),
-    ((STALE, "rollout.schedule=[{from_step: 2, scheme: fp8_channel}]"), ("rollout.schedule", "train.max_staleness")),
     ((STALE, "rollout.transport=ipc"), ("rollout.transport",)),
     (("rollout.stragglers.kind=keep",), ("rollout.stragglers.kind", "train.max_staleness")),
     (("rollout.stragglers.kind=drop",), ("rollout.stragglers.kind", "'wait'")),
@@ -123,6 +120,7 @@ def nothing(config, run_dir): return None
 
 GOOD: list[Words] = [
     (STALE,),
+    (STALE, "train.dynamic_sampling=2", "rollout.schedule=[{from_step: 2, scheme: fp8_channel}]"),
     ("train.max_staleness=3", "rollout.stragglers.kind=keep"),
     ("rollout.stragglers={kind: return, after_s: 1}",),
     ("train.allocation=frontier",),

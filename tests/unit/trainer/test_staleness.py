@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from qarl.errors import ConfigError
 from qarl.protocols import Prover, UpdateResult
+from qarl.quant.scheme import QuantScheme
 from qarl.types import Sample, SampleRequest, Score, TrainSequence
 from qarl.weights.source import PublishedWeights, WeightSource
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, Killed, logprobs
-from tests.support.runs import GROUP, PROMPTS, Run, make_config
+from tests.support.runs import AUGMENT, GROUP, PROMPTS, Run, make_config, right_half
 from trainer.checkpoint import CheckpointStore
 
 few = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -53,6 +54,10 @@ class SlowFleet(FakeFleet):
         for number in [n for n in self.begun if self._rng.random() < 0.4]:
             self.finished[number] = self.begun.pop(number)
         return super().poll(timeout_s)
+
+    def switch(self, scheme: QuantScheme) -> None:
+        assert not self.waiting | self.begun | self.finished
+        super().switch(scheme)
 
     def abort(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -115,7 +120,7 @@ class OneCaller(FakeRewards):
 
 def stale_config(max_staleness: int, **sections: dict[str, Any]) -> Any:
     train = {"steps": 6, "max_staleness": max_staleness, "checkpoint_every": 1} | sections.pop("train", {})
-    advantage = {"drop_zero_variance": False}
+    advantage = {"drop_zero_variance": train.get("dynamic_sampling", 0) > 0}
     return make_config(train=train, advantage=advantage, mismatch={"proof_steps": 99}, **sections)
 
 
@@ -124,11 +129,15 @@ def run_of(folder: Path, config: Any, seed: int, kill_after: int | None = None) 
     return Run(folder, config, fleet=fleet, learner=learner, rewards=rewards, kill_after=kill_after)
 
 
+def versions_of(sequence: TrainSequence) -> list[int]:
+    return [sequence.version] if sequence.versions_T is None else sequence.versions_T.tolist()
+
+
 def check(run: Run, max_staleness: int) -> None:
     """Version bounds, no doubled sample, and every drawn prompt either learned, given back or in flight."""
     for step, minibatches in zip(run.steps("actor/updates"), run.learner.minibatches, strict=True):
         for sequence in (sequence for minibatch in minibatches for sequence in minibatch):
-            versions = [sequence.version] if sequence.versions_T is None else sequence.versions_T.tolist()
+            versions = versions_of(sequence)
             assert versions == sorted(versions)
             assert versions[-1] == sequence.version
             assert {step - 1 - version for version in versions} <= set(range(max_staleness + 1))
@@ -165,9 +174,75 @@ def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind:
 
 
 @few
-@given(st.integers(1, 4), st.integers(0, 10**6), st.data())
-def test_a_killed_run_resumes_what_was_in_flight(max_staleness: int, seed: int, data: st.DataObject) -> None:
-    config = stale_config(max_staleness)
+@given(st.integers(1, 5), st.integers(0, 10**6), st.integers(1, 3), st.booleans())
+def test_dynamic_sampling_loses_and_doubles_nothing(max_staleness: int, seed: int, refills: int, partial: bool) -> None:
+    train = {"dynamic_sampling": refills}
+    config = stale_config(
+        max_staleness, train=train, rollout={"partial": partial}, learner={"max_tokens_per_micro_batch": 6 * 1024}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_of(Path(folder), config, seed)
+        run.trainer.run()
+    check(run, max_staleness)
+    assert sum(run.values("train/groups_sampled")) * GROUP == run.trainer.progress.rollouts
+    for used, sampled in zip(run.values("actor/groups_used"), run.values("train/groups_sampled"), strict=True):
+        assert used == 4.0 or 4.0 <= sampled <= 4.0 * (1 + refills) - used
+    assert all(s.advantage for update in run.learner.minibatches for minibatch in update for s in minibatch)
+
+
+def test_dynamic_sampling_takes_groups_of_later_steps_in_the_order_of_the_draws(tmp_path: Path) -> None:
+    config = stale_config(2, train={"steps": 3, "dynamic_sampling": 9}, pool={"cooldown_steps": 0})
+    run = Run(tmp_path, config, rewards=FakeRewards(right_half), learner=CheckedLearner())
+    run.trainer.run()
+    assert run.trainer._collector.in_flight() == []
+    drawn = [r.prompt.id for requests in run.fleet.requests for r in requests[::GROUP] if r.prompt in PROMPTS]
+    informative = iter([prompt for prompt in drawn if int(prompt[1:]) % 2])
+    for update in run.learner.minibatches:
+        learned = {s.id.partition("#")[0] for minibatch in update for s in minibatch}
+        assert learned == {next(informative) for _ in range(4)}
+
+
+@few
+@given(st.integers(1, 4), st.integers(0, 10**6), st.booleans())
+def test_the_policy_writes_problems_while_sampling_runs_ahead(max_staleness: int, seed: int, partial: bool) -> None:
+    """A request of a later step goes out when all earlier ones are read, and each problem comes to one end."""
+    rollout, learner = {"partial": partial}, {"max_tokens_per_micro_batch": 6 * 1024}
+    pool = {"augment": AUGMENT, "cooldown_steps": 0}
+    config = stale_config(max_staleness, train={"steps": 8}, pool=pool, rollout=rollout, learner=learner)
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_of(Path(folder), config, seed)
+        run.trainer.run()
+    check(run, max_staleness)
+    asked = run.trainer._collector._asked
+    assert run.augmenter
+    counts = run.augmenter.metrics()
+    ended = len(run.tracker.outcomes) + len(run.augmenter.outcomes())
+    assert counts["augment/requested"] == ended + counts["augment/pending"] + len(asked) > 0
+
+
+@few
+@given(st.integers(1, 4), st.integers(0, 10**6), st.booleans())
+def test_no_sample_outlives_a_switch_of_the_precision(max_staleness: int, seed: int, partial: bool) -> None:
+    rollout = {"schedule": [{"from_step": 3, "scheme": "w4a16"}, {"from_step": 5, "scheme": "w4a8"}]}
+    learner = {"max_tokens_per_micro_batch": 6 * 1024}
+    config = stale_config(max_staleness, rollout=rollout | {"partial": partial}, learner=learner)
+    with tempfile.TemporaryDirectory() as folder:
+        run = run_of(Path(folder), config, seed)
+        run.trainer.run()
+    check(run, max_staleness)
+    assert len(run.fleet.switches) == 2
+    assert run.trainer.progress.rollouts == 6 * 4 * GROUP
+    for step, update in enumerate(run.learner.minibatches, 1):
+        stage = max(first for first in (1, 3, 5) if first <= step)
+        assert all(versions_of(s)[0] >= stage - 1 for minibatch in update for s in minibatch)
+
+
+@few
+@given(st.integers(1, 4), st.integers(0, 10**6), st.integers(0, 2), st.data())
+def test_a_killed_run_resumes_what_was_in_flight(
+    max_staleness: int, seed: int, refills: int, data: st.DataObject
+) -> None:
+    config = stale_config(max_staleness, train={"dynamic_sampling": refills})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with contextlib.suppress(Killed):
@@ -183,7 +258,7 @@ def test_a_killed_run_resumes_what_was_in_flight(max_staleness: int, seed: int, 
         again.trainer.run()
         assert again.trainer.progress.step == 6
         check(again, max_staleness)
-        assert again.trainer.progress.rollouts == 6 * 4 * GROUP
+        assert refills or again.trainer.progress.rollouts == 6 * 4 * GROUP
 
 
 def test_one_step_off_samples_the_next_step_while_this_one_is_learned(tmp_path: Path) -> None:
@@ -232,7 +307,7 @@ def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"train": {"max_staleness": 1, "dynamic_sampling": 2}}, "train.dynamic_sampling"),
+        ({"train": {"max_staleness": 1}, "rollout": {"transport": "nccl"}}, "rollout.transport"),
         ({"train": {"max_staleness": 1}, "environment": {"kind": "guess"}}, "environment.kind"),
         ({"rollout": {"stragglers": {"kind": "keep"}}}, "rollout.stragglers.kind"),
         ({"rollout": {"partial": True}}, "rollout.partial"),
