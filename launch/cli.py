@@ -73,13 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from qarl.errors import QarlError
+
     try:
         return int(args.run(args))
     except SystemError as error:
-        # A signal's error that arises inside of a C extension may come as this one, with the error as its cause.
-        if error.__cause__:
-            raise error.__cause__ from None
-        raise
+        # What a signal's handler raises inside of a C extension comes as this one's cause, or as the cause of that.
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, (QarlError, KeyboardInterrupt)):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from cause.__cause__
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

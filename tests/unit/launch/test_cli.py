@@ -212,7 +212,8 @@ def test_a_signal_that_arises_in_a_c_extension(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cause: BaseException, code: int
 ) -> None:
     error = SystemError("<built-in method __new__> returned a result with an exception set")
-    error.__cause__ = cause
+    error.__cause__ = SystemError("<built-in function exception> returned a result with an exception set")
+    error.__cause__.__cause__ = cause
     monkeypatch.setattr(train_command, "run", raising(error))
     assert main(["train", "quickstart"]) == code
     assert len(capsys.readouterr().err.splitlines()) == 1
