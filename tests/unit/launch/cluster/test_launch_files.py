@@ -21,10 +21,13 @@ ROOT = Path(__file__).parents[4]
 FILES = ROOT / "launch/cluster"
 STAND_INS = {
     "bin/scontrol": 'case $1 in show) printf "n1\\nn2\\nn3\\n" ;; *) echo "scontrol $*" >>calls ;; esac',
-    "bin/srun": 'echo "srun $*" >>calls; echo "$(cat "$RAY_AUTH_TOKEN_PATH")" >>tokens; exec sleep 60',
+    "bin/srun": """
+        echo "srun $*" >>calls
+        echo "$(cat "$RAY_AUTH_TOKEN_PATH")" >>tokens
+        exec ${QARL_TEST_START:-sleep 60}""",
     ".venv/bin/python": """
         cat >waiting.py
-        until [ "$(cat tokens | wc -l)" = 2 ]; do sleep 0.02; done 2>/dev/null
+        until [ "$(cat tokens | wc -l)" = "${QARL_TEST_WAIT:-2}" ]; do sleep 0.02; done 2>/dev/null
         echo "python $*" >>calls
         exit ${QARL_TEST_NODES:-0}""",
     ".venv/bin/qarl": """
@@ -59,9 +62,9 @@ def test_slurm_starts_head_and_workers_and_then_the_run(job: dict[str, str]) -> 
     assert process.returncode == 0, output
     folder = Path(job["SLURM_SUBMIT_DIR"])
     head, worker, waiting, run = sorted((folder / "calls").read_text().splitlines(), key=_order)
-    assert "--nodes=1 --nodelist=n1 ray start --block" in head
+    assert "--nodes=1 --ntasks=1 --nodelist=n1 ray start --block" in head
     assert head.endswith("--head --port=22345 --include-dashboard=false")
-    assert "--nodes=2 --exclude=n1 ray start --block" in worker
+    assert "--nodes=2 --ntasks=2 --exclude=n1 ray start --block" in worker
     assert worker.endswith("--address=n1:22345")
     assert waiting == "python - n1:22345 3"
     assert run == "qarl train quickstart task.prompt_template={question} =  cluster.address=n1:22345"
@@ -100,7 +103,12 @@ def test_slurm_queues_a_run_again_that_the_time_limit_interrupts(
 
 @pytest.mark.parametrize(
     ("env", "arguments", "code"),
-    [({"QARL_TEST_CODE": "3"}, ["quickstart"], 3), ({"QARL_TEST_NODES": "1"}, ["quickstart"], 1), ({}, [], 2)],
+    [
+        ({"QARL_TEST_CODE": "3"}, ["quickstart"], 3),
+        ({"QARL_TEST_NODES": "1"}, ["quickstart"], 1),
+        ({"QARL_TEST_START": "false", "QARL_TEST_WAIT": "3"}, ["quickstart"], 1),
+        ({}, [], 2),
+    ],
 )
 def test_slurm_ends_with_the_code_of_what_failed(
     job: dict[str, str], env: dict[str, str], arguments: list[str], code: int
