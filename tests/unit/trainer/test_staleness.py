@@ -26,6 +26,7 @@ from tests.support.runs import AUGMENT, GROUP, PROMPTS, Run, make_config, right_
 from trainer.checkpoint import CheckpointStore
 
 few = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fewer = settings(max_examples=12)
 
 
 class SlowFleet(FakeFleet):
@@ -173,10 +174,10 @@ def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind:
         assert counts[1] == [sum(len(s.turns) for s in of_step) for of_step in sequences]
 
 
-@few
+@fewer
 @given(st.integers(1, 5), st.integers(0, 10**6), st.integers(1, 3), st.booleans())
 def test_dynamic_sampling_loses_and_doubles_nothing(max_staleness: int, seed: int, refills: int, partial: bool) -> None:
-    train = {"dynamic_sampling": refills}
+    train = {"dynamic_sampling": refills, "checkpoint_every": 6}
     config = stale_config(
         max_staleness, train=train, rollout={"partial": partial}, learner={"max_tokens_per_micro_batch": 6 * 1024}
     )
@@ -202,13 +203,13 @@ def test_dynamic_sampling_takes_groups_of_later_steps_in_the_order_of_the_draws(
         assert learned == {next(informative) for _ in range(4)}
 
 
-@few
+@fewer
 @given(st.integers(1, 4), st.integers(0, 10**6), st.booleans())
 def test_the_policy_writes_problems_while_sampling_runs_ahead(max_staleness: int, seed: int, partial: bool) -> None:
     """A request of a later step goes out when all earlier ones are read, and each problem comes to one end."""
     rollout, learner = {"partial": partial}, {"max_tokens_per_micro_batch": 6 * 1024}
-    pool = {"augment": AUGMENT, "cooldown_steps": 0}
-    config = stale_config(max_staleness, train={"steps": 8}, pool=pool, rollout=rollout, learner=learner)
+    pool, train = {"augment": AUGMENT, "cooldown_steps": 0}, {"steps": 8, "checkpoint_every": 8}
+    config = stale_config(max_staleness, train=train, pool=pool, rollout=rollout, learner=learner)
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
@@ -220,12 +221,13 @@ def test_the_policy_writes_problems_while_sampling_runs_ahead(max_staleness: int
     assert counts["augment/requested"] == ended + counts["augment/pending"] + len(asked) > 0
 
 
-@few
+@fewer
 @given(st.integers(1, 4), st.integers(0, 10**6), st.booleans())
 def test_no_sample_outlives_a_switch_of_the_precision(max_staleness: int, seed: int, partial: bool) -> None:
     rollout = {"schedule": [{"from_step": 3, "scheme": "w4a16"}, {"from_step": 5, "scheme": "w4a8"}]}
     learner = {"max_tokens_per_micro_batch": 6 * 1024}
-    config = stale_config(max_staleness, rollout=rollout | {"partial": partial}, learner=learner)
+    rollout, train = rollout | {"partial": partial}, {"checkpoint_every": 6}
+    config = stale_config(max_staleness, rollout=rollout, learner=learner, train=train)
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
