@@ -58,7 +58,7 @@ def test_the_best_split_is_where_neither_side_waits_for_long(simulate: Run) -> N
         (["--devices", "1"], "--devices: a worker and a rank need a device each"),
         (["--from", "no/such/run"], "no/such/run: is no folder of a run"),
         (["rollout.partial=true", "--staleness", "0"], "set train.max_staleness to 1 or more"),
-        (["train.dynamic_sampling=2", "--staleness", "1"], "train.dynamic_sampling"),
+        (["environment.kind=guess", "--staleness", "1"], "environment.kind"),
         (["cluster.device=cpu", "rollout.transport=nccl"], "rollout.transport"),
         (["cluster.device=cpu", "rollout.scheme=none", "rollout.tensor_parallel_size=2"], "is not simulated"),
     ],
