@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from types import FrameType
+from typing import Any
 
 COMMANDS = {
     "train": "run, or continue, a training run",
@@ -95,7 +96,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Each command tells of what it does not know itself, with its own usage."""
+    """Each command tells of what it does not know itself, with its own usage; half an option is none."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def parse_known_args(  # type: ignore[override]  # it has overloads
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 
-from launch.demo.tiny_model import architecture, check_model, make_tokenizer, no_model
+from launch.demo.tiny_model import architecture, check_model, make_tokenizer
+from launch.early import no_model
 from launch.run.resume import saved_learner
 from launch.run.tensorboard import check_tensorboard
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
 from qarl.config.run import TRACKERS, Config
 from qarl.config.schedule import schemes_of
+from qarl.config.shipped import model_sizes
 from qarl.errors import ConfigError, QarlError, ResourceError, UsageError
 from qarl.hooks import check_call, load_function
 from qarl.model_folder import check_folder, meta_model, read_config
@@ -230,7 +232,8 @@ def learner_kernel(config: Config, scheme: QuantScheme, device: str) -> LearnerK
 
 
 def model_config(config: Config) -> Any:
-    """The transformers config of the model: of its folder, or of what `model.build` will make there.
+    """The transformers config of the model: of its folder, or of what `model.build` will make there, or of the sizes
+    that are known of a published model.
 
     Raises ModelError when there is none, or the model is quantized already.
     """
@@ -238,6 +241,8 @@ def model_config(config: Config) -> Any:
     if path.exists():
         return read_config(path)
     if build is None:
+        if sizes := model_sizes(config.model.path):
+            return read_config(sizes)
         raise no_model(config.model, config.task)
     return architecture(build, make_tokenizer(build.vocab_size, build.characters))
 

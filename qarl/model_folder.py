@@ -1,4 +1,7 @@
-"""A Hugging Face model folder. What is wrong with one is a `ModelError` that names it, found without its weights."""
+"""A Hugging Face model folder. What is wrong with one is a `ModelError` that names it, found without its weights.
+
+torch and transformers take long to import, and functions that need them do so; `config_json` needs neither.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,13 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging as transformers_logging
+from typing import TYPE_CHECKING, Any
 
 from qarl.errors import ModelError, QarlError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 DOWNLOAD = "download the model again"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -30,6 +31,8 @@ FULL_PRECISION = ("F64", "F32", "F16", "BF16")
 @contextmanager
 def reading(folder: Path, part: str) -> Iterator[None]:
     """Turns what libraries raise while they read `part` of `folder` into one ModelError, and silences them."""
+    from transformers.utils import logging as transformers_logging
+
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -40,19 +43,25 @@ def reading(folder: Path, part: str) -> Iterator[None]:
     except QarlError:
         raise
     except Exception as error:  # a damaged file makes transformers, tokenizers and safetensors raise whatever it hits
-        reason = " ".join(str(error).split()) or "no reason given"
-        raise ModelError(f"{part}: {type(error).__name__}: {reason:.240}", str(folder), DOWNLOAD) from error
+        raise _damaged(folder, part, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 
 
+def _damaged(folder: Path, part: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split()) or "no reason given"
+    return ModelError(f"{part}: {type(error).__name__}: {reason:.240}", str(folder), DOWNLOAD)
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object of a model folder. Raises ModelError."""
-    with reading(file.parent, file.name):
+    try:
         content = file.read_bytes()
         if content.startswith(LFS):
             raise ModelError(f"{file.name} is a Git LFS pointer", str(file.parent), "`git lfs pull` fetches the file")
         found = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(file.parent, file.name, error) from error
     if not isinstance(found, dict):
         raise ModelError(f"{file.name} is not a JSON object", str(file.parent), DOWNLOAD)
     return found
@@ -61,7 +70,7 @@ def read_json(file: Path) -> dict[str, Any]:
 def config_json(folder: Path) -> dict[str, Any]:
     """The content of config.json. Raises ModelError: there is none, or the model is quantized already."""
     if not folder.is_dir():
-        raise ModelError("not a directory", str(folder), "model.path is a Hugging Face model directory")
+        raise ModelError("not a directory", str(folder), "give a Hugging Face model folder")
     if not (folder / "config.json").is_file():
         raise ModelError("holds no config.json", str(folder), "give a Hugging Face model folder")
     config = read_json(folder / "config.json")
@@ -78,6 +87,8 @@ def config_json(folder: Path) -> dict[str, Any]:
 def read_config(folder: Path) -> Any:
     """The transformers config. Raises ModelError, as `config_json` and for what transformers does not understand."""
     config_json(folder)
+    from transformers import AutoConfig
+
     with reading(folder, "config.json"):
         return AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
@@ -86,6 +97,8 @@ def read_tokenizer(folder: Path) -> Any:
     """The tokenizer. Raises ModelError: there is none, it cannot be read, or knows no token."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(f"holds no tokenizer ({', '.join(TOKENIZER_FILES)})", str(folder), DOWNLOAD)
+    from transformers import AutoTokenizer
+
     with reading(folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         if not tokenizer.encode("1", add_special_tokens=False):
@@ -93,21 +106,29 @@ def read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def meta_model(config: Any, dtype: torch.dtype = torch.bfloat16, where: str = "") -> Any:
-    """The model of a transformers config, without memory. Raises ModelError for what is no causal language model."""
+def meta_model(config: Any, dtype: torch.dtype | None = None, where: str = "") -> Any:
+    """The model of a transformers config, without memory, in bfloat16 unless `dtype` says otherwise.
+
+    Raises ModelError for what is no causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     where = where or config.model_type
     if config.is_encoder_decoder or config.get_text_config() is not config:
         raise ModelError(f"{config.model_type} is not a model of text alone that continues a prompt", where)
     with reading(Path(where), "config.json"), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.bfloat16, trust_remote_code=False)
 
 
-def check_folder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
+def check_folder(folder: Path) -> Any:
     """The folder's model on the meta device, after its config, tokenizer and the headers of its weights were read.
 
     Raises ModelError: a part is missing, cannot be read, or does not belong to the others.
     """
-    model = meta_model(read_config(folder), dtype, str(folder))
+    model = meta_model(read_config(folder), where=str(folder))
+    from transformers import GenerationConfig
+
     for file in folder.glob("*.json"):
         if not file.is_file():  # a folder, or a link to nothing
             raise ModelError("is no file that can be read", str(file), "download the model again")
@@ -122,7 +143,7 @@ def check_folder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Any:
     stored = stored_tensors(folder)
     with reading(folder, "weights"):
         _, info = type(model).from_pretrained(
-            None, config=model.config, state_dict=stored, dtype=dtype, device_map={"": "meta"}, **LOADING
+            None, config=model.config, state_dict=stored, dtype=model.dtype, device_map={"": "meta"}, **LOADING
         )
     _check_loaded(info, folder)
     return model
@@ -195,6 +216,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _safetensors(file: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors import safe_open
+
     found = {}
     with safe_open(file, "pt") as content:
         for name in content.keys():  # noqa: SIM118  it is no dict
@@ -207,5 +231,7 @@ def _safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def _pickled(file: Path) -> dict[str, Tensor]:
+    import torch
+
     content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
     return {name: torch.empty(tensor.shape, device="meta") for name, tensor in content.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.cluster.token import read_token
-from launch.preflight import check, faults_on_any_machine
+from launch.early import check_input
 from qarl.config.io import load_config
 from qarl.errors import QarlError, UsageError, first_line
 
@@ -41,7 +41,12 @@ def submit(config_path: str, overrides: list[str], address: str, wait: bool = Tr
         ClusterError: nothing answers there, the token is wrong, or the connection broke.
     """
     overrides = [*overrides, "cluster.address=auto"]
-    check(faults_on_any_machine(load_config(config_path, overrides)))
+    config = load_config(config_path, overrides)
+    check_input(config)
+    _parts(address)
+    from launch.preflight import check, faults_on_any_machine  # late: torch is slow to import
+
+    check(faults_on_any_machine(config))
     return run_job(entrypoint(config_path, overrides), address, wait)
 
 
@@ -68,10 +73,7 @@ def run_job(command: str, address: str, wait: bool) -> int:
 
 def _reachable(address: str) -> str:
     """`address` in full, once something listens there: Ray itself would wait for minutes."""
-    match = re.fullmatch(r"(https?://)?([^\s/:]+):(\d{1,5})/?", address)
-    if match is None:
-        raise UsageError(f"'{address}' is not a dashboard address", hint="write http://host:8265")
-    scheme, host, port = match.groups(default="http://")
+    scheme, host, port = _parts(address)
     full = f"{scheme}{host}:{port}"
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
@@ -80,6 +82,14 @@ def _reachable(address: str) -> str:
         hint = "start a head with launch/cluster/ray_cluster.sh head, or give the right --address"
         raise ClusterError(what, full, hint) from error
     return full
+
+
+def _parts(address: str) -> tuple[str, ...]:
+    """Scheme, host and port. Raises UsageError."""
+    match = re.fullmatch(r"(https?://)?([^\s/:]+):(\d{1,5})/?", address)
+    if match is None:
+        raise UsageError(f"'{address}' is not a dashboard address", hint="write http://host:8265")
+    return match.groups(default="http://")
 
 
 def _connect(address: str) -> "JobSubmissionClient":

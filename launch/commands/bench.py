@@ -70,8 +70,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what the `bench` of the part's module yields; its parameters are options of the same names."""
+    _check_inputs(args)
     bench = import_module(f"launch.tools.bench.{args.part}").bench
     options = {name: value for name, value in vars(args).items() if name in signature(bench).parameters}
     for line in bench(**options):
         print(line, flush=True)
     return 0
+
+
+def _check_inputs(args: argparse.Namespace) -> None:
+    """A wrong config or model stops the bench before its first run, and before torch is imported."""
+    from itertools import product
+
+    from launch.early import check_input
+    from qarl.config.io import load_config
+    from qarl.config.shipped import config_path
+    from qarl.model_folder import config_json
+
+    options = vars(args)
+    if options.get("model"):
+        config_json(args.model)
+    configs = options.get("configs") or [options["config"]] if "overrides" in options else []
+    for name, settings in product(configs, options.get("settings", [""])):
+        check_input(load_config(config_path(name), [*args.overrides, *settings.split()]))

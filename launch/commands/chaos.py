@@ -36,20 +36,16 @@ def run(args: argparse.Namespace) -> int:
     """Prints each fault, a table, and the counts as one line of JSON; 1 where one was not survived."""
     import json
 
-    import torch
-
+    from launch.early import check_input
     from launch.tools.chaos.campaign import Campaign, table
 
-    in_turn = read_config(args).train.max_staleness == 0
-    campaign = Campaign(
-        args.folder,
-        partial(_command, args),
-        args.faults,
-        60 * args.minutes,
-        args.seed,
-        is_exact=in_turn and not torch.cuda.is_available(),  # on a GPU a resumed run may round otherwise
-        kinds=args.kinds,
-    )
+    config = read_config(args)
+    check_input(config)
+    seconds, in_turn = 60 * args.minutes, config.train.max_staleness == 0
+    campaign = Campaign(args.folder, partial(_command, args), args.faults, seconds, args.seed, in_turn, args.kinds)
+    import torch  # late: what is above needs it not
+
+    campaign.is_exact &= not torch.cuda.is_available()  # on a GPU a resumed run may round otherwise
     for line in campaign.run():
         print(line, flush=True)
     summary = campaign.summary()

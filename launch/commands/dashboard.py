@@ -23,20 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launch.run.files import write_whole
-    from launch.run.resume import CONFIG_FILE
+    from launch.run.resume import config_of_run
     from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, read_log
-    from launch.run.workspace import make_workspace, save
-    from qarl.config.io import load_config
     from qarl.errors import ConfigError, DataError
 
     written = [file for file in (args.preview, args.json) if file]
     if not written and not args.entity:
         raise ConfigError("no entity", "--entity", "the user or team that has the project")
+    project = config_of_run(args.run_dir).tracking.wandb_project
     rows = read_log(args.run_dir / METRICS_FILE)
     names = {name for row in rows for name, value in row.items() if not isinstance(value, dict)} - {"step", "time"}
     if not names:
         raise DataError("no metrics", str(args.run_dir / METRICS_FILE), "nothing has been logged yet")
-    project = load_config(args.run_dir / CONFIG_FILE).tracking.wandb_project
+    from launch.run.workspace import make_workspace, save  # late: wandb is slow to import
+
     tables = {row["table"] for row in read_log(args.run_dir / SAMPLES_FILE)}
     workspace = make_workspace(args.entity, project, names, tables)
     if args.preview:

@@ -34,14 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    from launch.tools.evaluation.settings import Sampling, config_for, config_of
 
-    from launch.tools.evaluation.evaluate import Sampling, config_of, evaluate
-    from launch.tools.evaluation.report import table
-    from qarl.config.schedule import scheme_at
-    from qarl.quant.scheme import QuantScheme
-
-    config, model = config_of(args.what, args.overrides)
+    config = config_of(args.what, args.overrides, args.model)
     sampling = Sampling(
         args.num_samples or config.eval.num_samples,
         args.max_new_tokens or config.rollout.sampling.max_new_tokens,
@@ -51,13 +46,21 @@ def run(args: argparse.Namespace) -> int:
         args.min_p,
         config.seed if args.seed is None else args.seed,
     )
+    number = args.num_prompts or config.eval.final_num_prompts
+    config = config_for(config, sampling, number)
+    from rich.console import Console
+
+    from launch.tools.evaluation.evaluate import evaluate
+    from launch.tools.evaluation.report import table
+    from qarl.config.schedule import scheme_at
+    from qarl.quant.scheme import QuantScheme
+
     rollout = config.rollout
     formats = [schemes()[label] for label in dict.fromkeys(args.formats or ())]
     chosen = [QuantScheme.of(one.name, rollout.ignore, one.group_size) for one in formats]
     chosen = chosen or [scheme_at(rollout, config.train.steps)]
-    number = args.num_prompts or config.eval.final_num_prompts
     out = args.out or config.run.folder / "eval"
-    found = evaluate(config, args.model or model, chosen, sampling, number, out)
+    found = evaluate(config, chosen, sampling, number, out)
     Console().print(table(found))
     print(f"samples and figures: {out}")
     return 0

@@ -42,18 +42,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from launch.early import check_model_path
+    from qarl.config.io import load_config
+    from qarl.errors import DataError
+    from qarl.model_folder import config_json
+
+    model, is_config = args.model, not Path(args.model).is_dir()
+    if is_config:
+        check_model_path(config := load_config(config_path(model)))
+    for folder in filter(None, [None if is_config else model, args.stale_model]):
+        config_json(Path(folder))
+    if args.prompts and not args.prompts.is_file():
+        raise DataError("no such file", str(args.prompts))
     from rich.console import Console
 
     from launch.demo.pretrained import fetch_missing
     from launch.demo.tiny_model import ensure_model
     from launch.tools.mismatch.measure import Comparison, run
     from launch.tools.mismatch.report import WIDTH, render
-    from qarl.config.io import load_config
     from qarl.quant.scheme import QuantScheme
 
-    model = args.model
-    if not Path(model).is_dir():
-        config = load_config(config_path(model))
+    if is_config:
         fetch_missing(config, print)
         ensure_model(config.model, config.task, config.seed, print)
         model = config.model.path

@@ -7,6 +7,7 @@ import os
 import sys
 
 from launch.arguments import add_config, positive_int, read_config
+from launch.tools.plan.devices import DEVICES
 from qarl.errors import ConfigError, UsageError
 
 EXAMPLES = """\
@@ -18,7 +19,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add = parser.add_argument
-    add("--device", help="cpu, a100, h100, h200, l40s or b200 (default: that of cluster.device)")
+    add("--device", choices=DEVICES, help="what the run computes on (default: that of cluster.device)")
     add("--measure", action="store_true", help="measure this machine's speed for some seconds instead of assuming it")
     add("--prompt-tokens", type=positive_int, metavar="N", help="mean length of a prompt (default: 256, or what fits)")
     add("--response-tokens", type=positive_int, metavar="N", help="mean length of a response (default: max_new_tokens)")
@@ -27,7 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; 2 when the run cannot work, and stderr says why."""
+    from launch.early import check_lengths, check_model_path
+
     config = read_config(args)
+    check_lengths(config, args.prompt_tokens, args.response_tokens)
+    check_model_path(config, plans=True)
     import torch
     from rich.console import Console
 

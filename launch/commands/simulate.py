@@ -7,6 +7,8 @@ import argparse
 from math import inf
 
 from launch.arguments import add_config, number_in, path, positive_int, read_config
+from launch.tools.plan.devices import DEVICES
+from qarl.errors import ConfigError
 
 EXAMPLES = """\
   qarl simulate quickstart --from runs/quickstart --staleness 0 1 4
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="folder of a run in turn, whose speed and lengths are taken",
     )
-    add("--device", help="as for `qarl plan`")
+    add("--device", choices=DEVICES, help="as for `qarl plan`")
     add("--staleness", type=int, nargs="+", metavar="N", help="values of train.max_staleness (default: the config's)")
     add("--devices", type=positive_int, metavar="N", help="find the best split of N devices into workers and ranks")
     add("--steps", type=positive_int, default=20, help="simulated steps (default: 20)")
@@ -38,8 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from launch.early import check_lengths, check_model_path
+    from launch.run.resume import config_of_run
+
     modes = [f"train.max_staleness={n}" for n in args.staleness or ()]
     configs = [read_config(args, mode) for mode in modes] or [read_config(args)]
+    check_lengths(configs[0], args.prompt_tokens, args.response_tokens)
+    if args.devices == 1:
+        raise ConfigError("a worker and a rank need a device each", "--devices", "give at least 2")
+    for config in [*configs, *([config_of_run(args.run_dir)] if args.run_dir else ())]:
+        check_model_path(config, plans=True)
     from rich.console import Console
 
     from launch.tools.simulate.command import Simulator, render, to_json

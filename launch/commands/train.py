@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from launch.early import check_input
+
     config = read_config(args)
+    check_input(config)
     _ray_environment(config)
     if args.dry_run:
         from launch.dry_run import dry_run

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from launch.early import no_model
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, ModelError
@@ -74,13 +75,6 @@ def check_model(config: ModelConfig, task: TaskConfig, prompts: Sequence[Prompt]
         raise no_model(config, task)
     else:
         make_task(task)
-
-
-def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
-    """The error for a model directory that does not exist."""
-    build = " or set model.build={}" if make_task(task).teacher else ""
-    hint = f"download a model there{build}" if config.fetch is None else "`qarl fetch` downloads it"
-    return ModelError("no such model directory", config.path, hint)
 
 
 def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log, prompts: Sequence[Prompt] = ()) -> None:

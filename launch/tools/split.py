@@ -3,11 +3,9 @@
 import shutil
 from pathlib import Path
 
-from safetensors import SafetensorError
-
+from launch.early import check_new
 from qarl.errors import ConfigError
-from qarl.model_folder import check_folder, load_model, read_tokenizer
-from qarl.quant.outliers import split_outliers
+from qarl.model_folder import check_folder, config_json, load_model, read_tokenizer
 
 
 def split(model: Path, out: Path, channels: int) -> str:
@@ -17,11 +15,15 @@ def split(model: Path, out: Path, channels: int) -> str:
         ConfigError: `out` exists or cannot be written, or `channels` is not positive or above the inner width.
         ModelError: `model` is no folder of a full-precision model with gate/up/down MLPs.
     """
+    config_json(model)
+    check_new(out)
+    from safetensors import SafetensorError  # late: what is above needs no torch
+
+    from qarl.quant.outliers import split_outliers
+
     width = check_folder(model).config.intermediate_size
     if channels > width:
         raise ConfigError(f"{channels} is more than the model's {width} inner channels", "--channels", "split fewer")
-    if out.exists():
-        raise ConfigError(f"{out} exists", hint="name a new folder")
     loaded, tokenizer = load_model(model, "auto"), read_tokenizer(model)
     before = loaded.config.intermediate_size
     split_outliers(loaded, channels)

@@ -137,6 +137,8 @@ def _hint(path: Path, heirs: tuple[Path, ...]) -> str:
         return f"`inherits` of {heirs[-1]} names it"
     if (path / "config.yaml").is_file():
         return "it is the folder of a run; name its config.yaml"
+    if path.is_dir():
+        return "it is a folder, and not of a run"
     return "the config comes first, then key=value" if "=" in path.name else "`qarl config list` names the shipped ones"
 
 

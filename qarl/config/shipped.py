@@ -1,4 +1,4 @@
-"""Where the config lies that a command line or `inherits` names."""
+"""Where the config lies that a command line or `inherits` names, and known sizes of published models."""
 
 import os
 from importlib.resources import files
@@ -17,3 +17,9 @@ def shipped_names() -> list[str]:
     """What `config_path` takes for the shipped configs, those of studies included."""
     folder = Path(str(files("configs")))
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.glob("**/*.yaml"))
+
+
+def model_sizes(path: str) -> Path | None:
+    """A folder with the sizes of the published model that belongs at `path`, by its last part: a config.json."""
+    folder = Path(str(files("configs"))) / "models" / Path(path).name
+    return folder if folder.is_dir() else None

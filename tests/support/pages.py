@@ -32,7 +32,6 @@ RULES = (
     Rule(r"\S* ?.*(HEAD|CONFIG|MODEL|NAME|HOST|RUN|JOB)\b", "parse", "has a place for the reader's own"),
     Rule(r"launch/cluster/ray_cluster\.sh ", "skip", "needs a cluster; pytest -m slow starts one"),
     Rule(r"qarl (submit|up)|ray |sbatch |kubectl |docker ", "skip", "needs a cluster, a cloud or a container daemon"),
-    Rule(r"qarl plan recipes/", "parse", "needs the model's config.json"),
     Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor|runs|--version)", "run"),
     Rule(r"qarl train quickstart", "run", SMALL),
     Rule(r"qarl train (guess|calculator|three_tasks)", "parse", "minutes"),

@@ -82,6 +82,11 @@ LIGHT_MODULES = (
     "qarl.errors",
     "qarl.protocols",
     "qarl.prompts.pool",
+    "qarl.tasks",
+    "qarl.model_folder",
+    "trainer.loop",
+    "launch.early",
+    "launch.run.folder",
 )
 OF_OTHER_PACKAGES = {"rewards.environments.from_verifiers"}
 """Modules that need a package which qarl does not install."""

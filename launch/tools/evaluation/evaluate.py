@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,10 +26,9 @@ from launch.run.prompts import load_prompts
 from launch.run.resume import input_digests
 from launch.tools.child import end_with_parent
 from launch.tools.evaluation.report import Reader, results
-from qarl.config.io import load_config
+from launch.tools.evaluation.settings import Sampling
 from qarl.config.policy import RolloutConfig
 from qarl.config.run import Config
-from qarl.config.shipped import config_path
 from qarl.errors import ConfigError, DataError, RolloutError, first_line
 from qarl.numerics.engine_limits import check_engine_model
 from qarl.protocols import RewardService
@@ -53,39 +52,13 @@ COLUMNS: dict[str, type | tuple[type, ...]] = {
 """What the figures are made of."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn. Masks are allowed here: nothing learns from these samples."""
-
-    num_samples: int
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = 0
-
-
-def config_of(what: str, overrides: Sequence[str]) -> tuple[Config, Path]:
-    """The config, and the model that it is about: of a run its final model, of a config the one that it starts from.
-
-    Raises ConfigError: there is no such config, or the run has not ended.
-    """
-    run = Path(what)
-    if not (run / "config.yaml").is_file():
-        config = load_config(config_path(what), overrides)
-        return config, Path(config.model.path)
-    config, model = load_config(run / "config.yaml", overrides), run / "final"
-    if not model.is_dir():
-        hint = f"qarl export {run} MODEL --format none, then qarl eval {run} --model MODEL"
-        raise ConfigError("the run has no final model", str(run), hint)
-    return config, model
-
-
 def evaluate(
-    config: Config, model: Path, schemes: Sequence[QuantScheme], sampling: Sampling, num_prompts: int, out: Path
+    config: Config, schemes: Sequence[QuantScheme], sampling: Sampling, num_prompts: int, out: Path
 ) -> dict[str, Any]:
     """Sample and judge what `out` lacks; returns what is in `out/results.json` then.
+
+    Args:
+        config: as `config_for` makes it of the same `sampling` and `num_prompts`.
 
     Raises:
         ConfigError: `out` holds an evaluation with other settings, or a scheme cannot run here.
@@ -93,7 +66,6 @@ def evaluate(
         RolloutError: an engine died.
     """
     transformers_logging.disable_progress_bar()
-    config = _config(config, model, sampling, num_prompts)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     os.environ["DS_ACCELERATOR"] = device
     meta, machine = checked_model(config), Machine(device, is_here=True)
@@ -114,7 +86,7 @@ def evaluate(
             if missing:
                 rows += _sample(config, scheme, device, missing, sampling, rewards, out)
     found = results(rows, [scheme.label for scheme in schemes], sampling.num_samples, _reader(config))
-    found = {"settings": asdict(sampling), "model": str(model), **found}
+    found = {"settings": asdict(sampling), "model": config.model.path, **found}
     write_whole(out / RESULTS_FILE, json.dumps(found, indent=2) + "\n")
     return found
 
@@ -124,24 +96,6 @@ def _reader(config: Config) -> Reader | None:
     parts = config.reward.parts()
     part = next((part for part in parts if part.label == config.reward.success), parts[0])
     return None if part.sources or config.environment.kind != "none" else answer_reader(part.kind, part.settings)
-
-
-def _config(config: Config, model: Path, sampling: Sampling, num_prompts: int) -> Config:
-    """`config` with what the evaluation sets. Raises ConfigError: no model, or no room for a prompt."""
-    rollout = config.rollout
-    if not model.is_dir():
-        hint = "name a model folder with --model, or make the config's own: `qarl fetch`, `qarl train`"
-        raise ConfigError("no such model folder", str(model), hint)
-    if sampling.max_new_tokens >= rollout.max_model_len:
-        what = f"{sampling.max_new_tokens} leaves no room for a prompt in rollout.max_model_len {rollout.max_model_len}"
-        raise ConfigError(what, "--max-new-tokens", "lower it, or raise rollout.max_model_len")
-    length = {"max_new_tokens": sampling.max_new_tokens}
-    sections = {
-        "model": config.model.model_copy(update={"path": str(model), "build": None}),
-        "rollout": rollout.model_copy(update={"sampling": rollout.sampling.model_copy(update=length)}),
-        "eval": config.eval.model_copy(update={"num_prompts": num_prompts, "final_num_prompts": num_prompts}),
-    }
-    return config.model_copy(update=sections)
 
 
 def _sample(

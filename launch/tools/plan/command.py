@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,9 +47,10 @@ def to_json(result: Plan) -> str:
 
 def render(result: Plan) -> RenderableType:
     """The plan as tables for the terminal."""
+    here = "" if Path(result.model).exists() else " (not here yet)"
     active = "" if result.active_parameters == result.parameters else f" ({result.active_parameters:,} active)"
     return Group(
-        f"{result.run}: {result.model}, {result.parameters:,} parameters{active}",
+        f"{result.run}: {result.model}{here}, {result.parameters:,} parameters{active}",
         f"{result.scheme} on {result.device}: {result.device_source}",
         f"{result.prompt_tokens} prompt tokens, {result.response_tokens} response tokens. "
         "Times and peaks are estimates (docs/plan.md).",

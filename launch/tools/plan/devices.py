@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qarl.errors import ConfigError
-from qarl.numerics import processor
 from qarl.quant.scheme import Arithmetic
 
 TERA, GIGA, MIB = 1e12, 1e9, 2**20
@@ -64,6 +63,8 @@ class Device:
 def device_called(name: str) -> Device:
     """The device of that name. Raises ConfigError for an unknown one."""
     if name == "cpu":
+        from qarl.numerics import processor  # late: it imports torch
+
         parts = {"AVX512-VNNI": processor.has_vnni(), "AVX512-BF16": processor.has_bfloat16_gemm()}
         lacks = " and ".join(part for part, is_there in parts.items() if not is_there)
         source = CPU.source + f" (slower: this processor has no {lacks})" * bool(lacks)
@@ -113,3 +114,5 @@ CPU = Device(
     sequence_s=5e-5,
 )
 """Rates differ several times between hosts: `qarl plan --measure` takes this host's."""
+DEVICES = ("cpu", *(gpu.name for gpu in GPUS))
+"""Every name that `device_called` knows."""

@@ -22,7 +22,7 @@ from launch.tools.plan.timing import time_model
 from qarl.config.derived import choose_counts, numerics_of, rank_threads
 from qarl.config.run import PROBE_PROMPTS, Config
 from qarl.config.schedule import schemes_of
-from qarl.errors import ConfigError, KernelError, ModelError
+from qarl.errors import KernelError, ModelError
 from qarl.model_folder import meta_model
 from qarl.numerics import processor
 from qarl.numerics.engine_ops import BLOCK_SIZE
@@ -70,12 +70,6 @@ class Planner:
         config = choose_counts(config, device.kind, os.cpu_count() or 1)
         rollout, train = config.rollout, config.train
         longest = rollout.sampling.max_new_tokens
-        if response_tokens and response_tokens > longest:
-            what = f"{response_tokens} exceeds rollout.sampling.max_new_tokens {longest}"
-            raise ConfigError(what, "--response-tokens")
-        if prompt_tokens and prompt_tokens > (room := rollout.max_model_len - longest):
-            what = f"{prompt_tokens} exceeds the {room} that rollout.max_model_len leaves beside the response"
-            raise ConfigError(what, "--prompt-tokens")
         self._config, self._device = config, device
         self._measure = measure and device.kind == "cpu" and config.learner.aligned
         self._machine = Machine(device.kind, is_here=config.cluster.address is None)

@@ -12,13 +12,13 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from launch.preflight import model_config
-from launch.run.resume import CONFIG_FILE
+from launch.run.resume import config_of_run
 from launch.tools.plan.command import choose_device, table_of
 from launch.tools.plan.planner import Planner
 from launch.tools.simulate.rates import Measured, Rates, calibrated, lognormal, rates_of
 from launch.tools.simulate.simulate import Outcome, run
 from qarl.config.derived import choose_counts, rank_threads
-from qarl.config.io import load_config, validate
+from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.errors import ConfigError
 
@@ -53,11 +53,7 @@ class Simulator:
         config = choose_counts(config, device.kind, os.cpu_count() or 1)
         if self.run_dir is None:
             return self._run(config, self._rates(config, self._lengths(config)))
-        if not (self.run_dir / CONFIG_FILE).is_file():
-            raise ConfigError(
-                f"is no folder of a run, it has no {CONFIG_FILE}", f"--from {self.run_dir}", "see `qarl runs`"
-            )
-        before = load_config(self.run_dir / CONFIG_FILE)
+        before = config_of_run(self.run_dir)
         measured = Measured.of(self.run_dir, before)
         first, rates = (self._rates(one, measured.lengths, measured.informative) for one in (before, config))
         responses = before.train.prompts_per_step * before.train.group_size
@@ -66,10 +62,8 @@ class Simulator:
     def splits(self, config: Config, devices: int) -> list[Outcome]:
         """The config with rollout workers on some of the devices, and learner ranks on the others; fastest first.
 
-        Raises ConfigError: there is no split, or a plan finds a fault with each.
+        Raises ConfigError: a plan finds a fault with each split.
         """
-        if devices < 2:
-            raise ConfigError("a worker and a rank need a device each", "--devices", "give at least 2")
         found: dict[int, Outcome] = {}
         faults: list[ConfigError] = []
         first, last = 1, devices - 1

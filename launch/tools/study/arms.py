@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from launch.preflight import with_counts
 from launch.run.curves import Series
 from launch.run.files import SUMMARY_FILE
 from launch.run.report import read_series, read_summary
@@ -142,6 +141,8 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
         raise ConfigError(error.what, f"{study.path}, arm {arm}", error.hint) from error
     if not (run.folder / CONFIG_FILE).exists():
         return run
+    from launch.preflight import with_counts  # late: it imports torch
+
     try:
         check_same_run(with_counts(run.config), run.folder)
     except ConfigError as error:

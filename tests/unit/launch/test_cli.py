@@ -99,7 +99,7 @@ def test_a_model_path_where_nothing_is(fail: Fail) -> None:
     Path("train.jsonl").write_text(GOOD_ROW)
     Path("heldout.jsonl").write_text('{"question": "2+2?", "answer": "4"}')
     line = fail("train", dataset_config(Path("nowhere"), chat=False), *LIGHT)  # no teacher: nothing to build it from
-    assert line == "qarl: nowhere: no such model directory; download a model there"
+    assert line.startswith("qarl: nowhere: no such model directory; download a model there; ")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
@@ -382,6 +382,105 @@ def test_help_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=SHIPPED.parent, capture_output=True, text=True, timeout=60)
     assert not {"torch", "ray", "pydantic", "omegaconf"} & set(done.stdout.split())
+
+
+WITHOUT_TORCH = """
+import json, subprocess, sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from launch.cli import main
+
+for name in ("torch", "transformers", "ray", "vllm", "deepspeed", "wandb", "datasets"):
+    sys.modules[name] = None  # importing it fails
+subprocess.Popen = None  # nothing is started
+answers = []
+for argv in json.loads(sys.argv[1]):
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as err:
+        try:
+            code = main(argv)
+        except SystemExit as error:
+            code = error.code
+        except ImportError as error:
+            code = f"late: {error}"
+    answers.append([code, err.getvalue()])
+print(json.dumps(answers))
+"""
+EARLY = {
+    "train c.yaml model.path=nowhere": "nowhere: no such model directory; download a model there",
+    "train c.yaml model.path=c.yaml": "c.yaml: not a directory",
+    "train c.yaml --dry-run model.path=model task.train_path=nowhere.jsonl": "nowhere.jsonl: cannot read: No such file",
+    "train quickstart task.levels=[0]": "task.levels",
+    "chaos c.yaml model.path=nowhere": "nowhere: no such model directory",
+    "chaos quickstart --folder here": "--folder here: holds something else than a campaign",
+    "submit c.yaml model.path=nowhere --address http://127.0.0.1:1": "nowhere: no such model directory",
+    "submit quickstart --address nonsense": "'nonsense' is not a dashboard address",
+    "plan c.yaml model.path=nowhere": "nowhere: no such model directory; download a model there; `qarl plan` needs its",
+    "plan quickstart --device h9000": "argument --device: invalid choice: 'h9000' (choose from 'cpu', 'a100'",
+    "plan quickstart --response-tokens 15": "--response-tokens: 15 exceeds rollout.sampling.max_new_tokens 14",
+    "plan quickstart --prompt-tokens 51": "--prompt-tokens: 51 exceeds the 50",
+    "simulate c.yaml model.path=nowhere": "nowhere: no such model directory",
+    "simulate quickstart --device h9000": "argument --device: invalid choice: 'h9000'",
+    "simulate quickstart --response-tokens 15": "--response-tokens: 15 exceeds rollout.sampling.max_new_tokens 14",
+    "simulate quickstart --prompt-tokens 51": "--prompt-tokens: 51 exceeds the 50",
+    "simulate quickstart --devices 1": "--devices: a worker and a rank need a device each",
+    "simulate quickstart --from here": "here: is no folder of a run",
+    "eval nowhere": "nowhere.yaml: no such config file",
+    "eval here": "here: no such config file; it is a folder, and not of a run",
+    "eval quickstart --model nowhere": "nowhere: no such model folder",
+    "eval quickstart --model here": "here: holds no config.json",
+    "eval run --max-new-tokens 64": "run: the run has no final model",
+    "eval run --model model --max-new-tokens 64": "--max-new-tokens: 64 leaves no room for a prompt",
+    "export nowhere out": "nowhere: is no folder of a run",
+    "export run here": "here exists; name a new folder",
+    "export run out": "run: the run has no checkpoint yet",
+    "report nowhere": "nowhere: no such folder",
+    "report here": "here/metrics.jsonl: no metrics",
+    "dashboard here --entity me": "here: is no folder of a run",
+    "dashboard run --entity me": "run/metrics.jsonl: no metrics",
+    "split-outliers nowhere out --channels 1": "nowhere: not a directory",
+    "split-outliers model here --channels 1": "here exists",
+    "study nowhere": "nowhere.yaml: no such config file",
+    "study tbpo --arms nothing": "no arm is called nothing",
+    "study tbpo --seed 1": "unrecognized arguments: --seed 1",
+    "mismatch here": "here: holds no config.json",
+    "mismatch c.yaml": "nowhere: no such model directory",
+    "mismatch model --stale-model here": "here: holds no config.json",
+    "mismatch model --prompts nowhere.txt": "nowhere.txt: no such file",
+    "bench loop quickstart --overrides train.stepz=2": "override 'train.stepz=2': unknown key",
+    "bench steps quickstart --settings train.stepz=2": "override 'train.stepz=2': unknown key",
+    "bench steps c.yaml": "nowhere: no such model directory",
+    "bench e2e --configs c.yaml": "nowhere: no such model directory",
+    "bench publish --model here": "here: holds no config.json",
+}
+"""Commands, and what is wrong with them, in a folder that `early_answers` makes."""
+
+
+@pytest.fixture(scope="module")
+def early_answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, str]]:
+    """Exit code and stderr of each of `EARLY`, in a process that cannot import torch and the like."""
+    folder = tmp_path_factory.mktemp("early")
+    for name in ("here/full", "model", "run"):
+        (folder / name).mkdir(parents=True)
+    (folder / "c.yaml").write_text(f"inherits: quickstart\nmodel: {{path: nowhere, build: null}}\ntask: {TASK}\n")
+    for name in ("train.jsonl", "heldout.jsonl"):
+        (folder / name).touch()
+    (folder / "model" / "config.json").write_text('{"model_type": "qwen3"}')
+    (folder / "run" / "config.yaml").write_text("inherits: quickstart\n")
+    command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps([line.split() for line in EARLY])]
+    env = os.environ | {"PYTHONPATH": str(SHIPPED.parent)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(zip(EARLY, map(tuple, json.loads(done.stdout)), strict=True))
+
+
+TASK = "{kind: dataset, train_path: train.jsonl, heldout_path: heldout.jsonl}"
+
+
+@pytest.mark.parametrize("line", EARLY)
+def test_what_the_input_alone_tells_comes_before_torch(early_answers: dict[str, tuple[Any, str]], line: str) -> None:
+    code, error = early_answers[line]
+    assert code == 2, error
+    assert EARLY[line] in error
 
 
 # --- bench -----------------------------------------------------------------------------------------------------------

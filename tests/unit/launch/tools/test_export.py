@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import launch.tools.export
+import launch.tools.exported
 from launch.demo.tiny_model import make_tokenizer
 from launch.preflight import PreflightError
 from launch.tools.export import export
@@ -47,8 +47,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(to_yaml(config))
     CheckpointStore(folder / "checkpoints", 1).save(2, lambda _: None, {})
-    monkeypatch.setattr(launch.tools.export, "checkpoint_weights", lambda directory, stage: state_of(model))
-    monkeypatch.setattr(launch.tools.export, "_in_own_process", lambda sample, *args: SAMPLED)
+    monkeypatch.setattr(launch.tools.exported, "checkpoint_weights", lambda directory, stage: state_of(model))
+    monkeypatch.setattr(launch.tools.exported, "_in_own_process", lambda sample, *args: SAMPLED)
     return folder
 
 
@@ -78,7 +78,7 @@ def test_what_vllm_computes_otherwise_is_not_written(
     def sampled(sample: Callable[..., Sampled], *args: Any) -> Sampled:
         return other if sample is sample_stock else SAMPLED
 
-    monkeypatch.setattr(launch.tools.export, "_in_own_process", sampled)
+    monkeypatch.setattr(launch.tools.exported, "_in_own_process", sampled)
     with pytest.raises(PublicationError, match="1 of 16 responses of stock vLLM differ from a rollout worker's"):
         export(run, tmp_path / "out", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
@@ -87,9 +87,9 @@ def test_what_vllm_computes_otherwise_is_not_written(
 def test_weights_that_cannot_be_quantized_leave_nothing_behind(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = launch.tools.export.checkpoint_weights("", 0)
+    weights = launch.tools.exported.checkpoint_weights("", 0)
     weights["model.model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
-    monkeypatch.setattr(launch.tools.export, "checkpoint_weights", lambda directory, stage: weights)
+    monkeypatch.setattr(launch.tools.exported, "checkpoint_weights", lambda directory, stage: weights)
     with pytest.raises(KernelError, match=r"model.layers.0.mlp.up_proj"):
         export(run, tmp_path / "out", None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "run"]
@@ -109,7 +109,7 @@ def test_what_cannot_be_exported_is_told_before_anything_is_read(run: Path, tmp_
     with pytest.raises(ConfigError, match=r"out\.unproven exists: another export is at work, or was killed; remove it"):
         export(run, tmp_path / "out", None)
     (tmp_path / "out.unproven").rmdir()
-    with pytest.raises(ConfigError, match="is no run's folder"):
+    with pytest.raises(ConfigError, match="is no folder of a run"):
         export(tmp_path / "model", tmp_path / "out", None)
     with pytest.raises(PreflightError, match="vLLM has no mxfp4 kernel"):
         export(run, tmp_path / "out", QuantScheme("mxfp4"))

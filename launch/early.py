@@ -1,0 +1,63 @@
+"""What is wrong with the input, as far as it shows without torch and Ray, which take long to import.
+
+Commands check this before they import anything else. `launch/preflight.py` checks the rest.
+"""
+
+import os
+from errno import ENOENT
+from pathlib import Path
+
+from qarl.config.policy import ModelConfig
+from qarl.config.run import Config
+from qarl.config.shipped import model_sizes
+from qarl.config.task import TaskConfig
+from qarl.errors import ConfigError, DataError, ModelError
+from qarl.model_folder import config_json
+from qarl.tasks import make_task
+
+
+def check_new(folder: Path) -> None:
+    """Raises ConfigError: something is there."""
+    if folder.exists():
+        raise ConfigError(f"{folder} exists", hint="name a new folder")
+
+
+def check_model_path(config: Config, plans: bool = False) -> None:
+    """Raises ModelError: nothing is at `model.path` and nothing makes a model there, or what is there is no model.
+
+    Args:
+        plans: nothing is made; known sizes of the model are enough.
+    """
+    model = config.model
+    if Path(model.path).exists():
+        config_json(Path(model.path))
+    elif not (model.build or (model_sizes(model.path) if plans else model.fetch)):
+        raise no_model(model, config.task)
+
+
+def check_input(config: Config) -> None:
+    """Raises ModelError or DataError: model or data of a run are not there. ConfigError: its task is wrong."""
+    check_model_path(config)
+    make_task(config.task)
+    if config.task.kind == "dataset":
+        for file in (*config.task.train_path, *config.task.heldout_path.values()):
+            if not Path(file.path).exists():
+                raise DataError(f"cannot read: {os.strerror(ENOENT)}", file.path)
+
+
+def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
+    """The error for a model directory that does not exist."""
+    build = " or set model.build={}" if make_task(task).teacher else ""
+    hint = f"download a model there{build}" if config.fetch is None else "`qarl fetch` downloads it"
+    return ModelError("no such model directory", config.path, f"{hint}; `qarl plan` needs its config.json alone")
+
+
+def check_lengths(config: Config, prompt_tokens: int | None, response_tokens: int | None) -> None:
+    """Raises ConfigError: such mean lengths do not fit."""
+    rollout = config.rollout
+    longest = rollout.sampling.max_new_tokens
+    if response_tokens and response_tokens > longest:
+        raise ConfigError(f"{response_tokens} exceeds rollout.sampling.max_new_tokens {longest}", "--response-tokens")
+    if prompt_tokens and prompt_tokens > (room := rollout.max_model_len - longest):
+        what = f"{prompt_tokens} exceeds the {room} that rollout.max_model_len leaves beside the response"
+        raise ConfigError(what, "--prompt-tokens")
