@@ -1,5 +1,7 @@
 """One picklable tree of errors. Each is one line: where, what went wrong, and a hint."""
 
+import signal
+
 
 class QarlError(Exception):
     """Base of every error that qarl raises on purpose.
@@ -24,6 +26,18 @@ class QarlError(Exception):
 def first_line(error: object) -> str:
     """The first line of what an error of another library says, and its type where it says nothing."""
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+LACK_OF_MEMORY = "perhaps by the system for lack of memory, see `dmesg`"
+"""Why a process is killed that nobody here has killed."""
+
+
+def how_ended(code: int) -> str:
+    """The exit code of a process, minus the number of the signal that ended it, in words."""
+    if code >= 0:
+        return f"exited with code {code}"
+    name = signal.Signals(-code).name
+    return f"was killed by {name}, {LACK_OF_MEMORY}" if name == "SIGKILL" else f"was killed by {name}"
 
 
 AGAIN = "the same command continues from the last checkpoint, if there is one"

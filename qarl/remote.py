@@ -5,6 +5,7 @@ The one file of qarl that names Ray, and it imports Ray inside its functions onl
 
 import atexit
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from time import sleep
 from types import FrameType
 from typing import Any
 
-from qarl.errors import AGAIN, ActorError, QarlError
+from qarl.errors import AGAIN, LACK_OF_MEMORY, ActorError, QarlError, how_ended
 
 REPEAT_S = 5.0
 """The death of Ray's raylet is an error again and again, so long apart, until it ends the main thread."""
@@ -60,6 +61,23 @@ def deaths() -> tuple[type[Exception], ...]:
     from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
 
     return RayActorError, OutOfMemoryError, NodeDiedError
+
+
+def how_it_died(error: Exception) -> str:
+    """How the process of an actor ended, as far as one of `deaths` knows."""
+    from ray.exceptions import NodeDiedError, OutOfMemoryError
+
+    detail = str(error)
+    if isinstance(error, NodeDiedError):
+        return "its node is gone"
+    if isinstance(error, OutOfMemoryError):
+        return "was killed by Ray for lack of memory"
+    if "SIGTERM" in detail:
+        return how_ended(-signal.SIGTERM)
+    if code := re.search(r"exit code (\d+)", detail):
+        return how_ended(int(code[1]))
+    # Ray does not know of other signals: it sees the end of a connection.
+    return f"was killed, {LACK_OF_MEMORY}" if "End of file" in detail else type(error).__name__
 
 
 def dead(actors: Sequence[Any], timeout_s: float = 5.0) -> list[int]:

@@ -9,7 +9,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Generic, Self, TypeVar
 
-from qarl.errors import ConfigError, QarlError
+from qarl.errors import ConfigError, QarlError, how_ended
 from qarl.logs import tail
 
 START_LIMIT_S = 60.0
@@ -55,10 +55,10 @@ class ChildProcess:
             try:
                 reason = self.connection.recv_bytes().decode()
             except (EOFError, OSError):
-                reason, hint = describe(self.kill()), tail(self._log)
+                reason, hint = how_ended(self.kill()), tail(self._log)
         if reason:
             self.kill()
-            kind = KilledError if reason == describe(-signal.SIGKILL) else QarlError
+            kind = KilledError if reason == how_ended(-signal.SIGKILL) else QarlError
             raise kind(f"{self._what} process could not start: {reason}", self._where, hint)
 
     def kill(self) -> int:
@@ -120,8 +120,3 @@ class ChildProcesses(ABC, Generic[C]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def describe(code: int) -> str:
-    """An exit code in words."""
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"

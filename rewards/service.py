@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import signal
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +16,15 @@ from time import monotonic
 from typing import Any, Literal
 
 from qarl.config.reward import ComponentConfig, RewardConfig
-from qarl.errors import DataError, QarlError
+from qarl.errors import DataError, QarlError, how_ended
 from qarl.logs import log_file
 from qarl.trace import span
 from qarl.types import Prompt, Sample, Score
 from rewards.component import Response
-from rewards.process import ChildProcess, ChildProcesses, describe
+from rewards.process import ChildProcess, ChildProcesses
 
 MAX_CHUNK = 32
-KILLED = "process was killed by SIGKILL"
+KILLED = f"process {how_ended(-signal.SIGKILL)}"
 """What the system does to a process when memory is short; the sample is not to blame."""
 
 CHECKING = ("math", "numeric", "code")
@@ -212,7 +213,7 @@ class _Child(ChildProcess):
         try:
             outcome: Outcome = self.connection.recv()
         except (EOFError, OSError):
-            return unit.failed(f"process {describe(self.kill())}")
+            return unit.failed(f"process {how_ended(self.kill())}")
         self.given.popleft()
         self._start_clock()
         return outcome

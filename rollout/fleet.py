@@ -13,7 +13,7 @@ from qarl.errors import ActorError, RolloutError
 from qarl.logs import log_file, tail
 from qarl.protocols import Prover
 from qarl.quant.scheme import QuantScheme
-from qarl.remote import deaths, get
+from qarl.remote import deaths, get, how_it_died
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import WeightSource
 from rollout.dispatch import Dispatcher
@@ -218,7 +218,7 @@ class RayFleet:
         except ActorError as error:
             raise RolloutError(error.what, f"rollout worker {worker}, {method}", self._ending(worker)) from error
         except deaths() as error:
-            raise _DeadWorkerError(f"died during {method} ({type(error).__name__})") from error
+            raise _DeadWorkerError(f"died during {method} ({how_it_died(error)})") from error
 
     def _ending(self, worker: int) -> str:
         return tail(log_file(self._log_dir, "worker", worker))

@@ -14,7 +14,7 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
 from qarl.errors import AGAIN, PublicationError
-from qarl.remote import as_they_end, deaths, free_address
+from qarl.remote import as_they_end, deaths, free_address, how_it_died
 from qarl.weights.source import Channel, Tensors, TransferStep, Transport
 from qarl.weights.wire import BUCKET_BYTES, digest_of
 
@@ -117,4 +117,4 @@ class Workers:
                 cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
                 raise PublicationError(f"refused to {method} ({cause})", where) from error
             except deaths() as error:
-                raise PublicationError(f"died during {method} ({type(error).__name__})", where, AGAIN) from error
+                raise PublicationError(f"died during {method} ({how_it_died(error)})", where, AGAIN) from error

@@ -16,7 +16,7 @@ from qarl.metrics import merge
 from qarl.protocols import UpdateResult
 from qarl.quant.parity import Parity
 from qarl.quant.scheme import QuantScheme
-from qarl.remote import dead, deaths, get
+from qarl.remote import dead, deaths, get, how_it_died
 from qarl.types import TrainSequence
 from trainer.weights import SentWeights, StoredWeights, publish_to_store, rank_0s_result
 
@@ -110,5 +110,5 @@ class LearnerGroup:
             raise ActorError(error.what, f"learner ranks, {method}", log) from error
         except deaths() as error:
             logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in dead(self.ranks)]
-            what = "; ".join(filter(None, [f"a learner rank died during {method} ({type(error).__name__})", *logs]))
+            what = "; ".join(filter(None, [f"a learner rank died during {method} ({how_it_died(error)})", *logs]))
             raise QarlError(what, hint=AGAIN) from error

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from qarl.config.environment import EnvironmentConfig
-from qarl.errors import ConfigError, QarlError
+from qarl.errors import ConfigError, QarlError, how_ended
 from qarl.logs import log_file
 from qarl.trace import span
 from qarl.types import EnvironmentTurn, Prompt, Sample, Score
-from rewards.process import ChildProcess, ChildProcesses, describe
+from rewards.process import ChildProcess, ChildProcesses
 
 HERE = Path(__file__).parent
 BUILT_IN = {
@@ -166,7 +166,7 @@ class _Child(ChildProcess):
         try:
             self.connection.send_bytes(json.dumps(call).encode())
         except OSError as error:
-            raise _FaultError(f"process {describe(self.kill())}") from error
+            raise _FaultError(f"process {how_ended(self.kill())}") from error
 
     def ask(self, call: Call) -> Mapping[str, Any]:
         self.tell(call)
@@ -176,7 +176,7 @@ class _Child(ChildProcess):
         try:
             answer: Mapping[str, Any] = json.loads(self.connection.recv_bytes())
         except (EOFError, OSError) as error:
-            raise _FaultError(f"process {describe(self.kill())}") from error
+            raise _FaultError(f"process {how_ended(self.kill())}") from error
         return answer
 
 

@@ -12,16 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory, gettempdir
+from typing import NamedTuple
 
 from launch.tools.chaos.checks import differences
+from launch.tools.chaos.faults import RANK, WORKER, Injection, send
 from launch.tools.chaos.start import Start
 from qarl.errors import AGAIN
 
@@ -76,29 +79,25 @@ PHASES: dict[str, Callable[[Start], bool]] = {
 """Whether a start is in that phase; from sampling on in its second step, so that the next start has a checkpoint."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One way to disturb a run: signal `number` goes to the process whose command line has `victim`, or to the driver;
-    to its whole group where a terminal does so. `code` is promised, and `line` on stderr; with code 0 the run goes on,
-    and `line` is on stdout."""
+class Kind(NamedTuple):
+    """One way to disturb a run. `code` is promised, and `line` on stderr; with code 0 the run goes on, and `line` is on
+    stdout."""
 
-    number: signal.Signals
+    inject: Injection
     code: int
     line: str = ""
-    victim: str = ""
-    group: bool = False
 
 
-GOES_ON = Kind(signal.SIGKILL, 0)
+GOES_ON = Kind(send(signal.SIGKILL), 0)
 INTERRUPTED = f"qarl: interrupted; {AGAIN}"
 KINDS = {
-    "SIGINT": Kind(signal.SIGINT, 130, INTERRUPTED, group=True),
-    "SIGTERM": Kind(signal.SIGTERM, 130, INTERRUPTED),
-    "SIGHUP": Kind(signal.SIGHUP, 130, INTERRUPTED, group=True),
-    "driver": Kind(signal.SIGKILL, -signal.SIGKILL),
-    "rank": Kind(signal.SIGKILL, 1, "a learner rank died", victim="ray::LearnerRank"),
-    "worker": Kind(signal.SIGKILL, 0, "replacing it", victim="ray::RolloutWorker"),
-    "verifier": Kind(signal.SIGKILL, 0, victim="rewards.child"),
+    "SIGINT": Kind(send(signal.SIGINT, group=True), 130, INTERRUPTED),
+    "SIGTERM": Kind(send(signal.SIGTERM), 130, INTERRUPTED),
+    "SIGHUP": Kind(send(signal.SIGHUP, group=True), 130, INTERRUPTED),
+    "driver": Kind(send(signal.SIGKILL), -signal.SIGKILL),
+    "rank": Kind(send(signal.SIGKILL, RANK), 1, "a learner rank died"),
+    "worker": Kind(send(signal.SIGKILL, WORKER), 0, "replacing it"),
+    "verifier": Kind(send(signal.SIGKILL, "rewards.child"), 0),
 }
 
 
@@ -157,14 +156,12 @@ class Campaign:
             start, tried = begin(folder), list[Cell]()
             while waiting and not (tried and KINDS[tried[-1][0]].code) and wait(start, waiting[0][1]):
                 cell = waiting.pop(0)
-                kind = KINDS[cell[0]]
-                if found := start.find(kind.victim):
-                    (os.killpg if kind.group else os.kill)(found[0], kind.number)
+                if KINDS[cell[0]].inject(start, Random(0)):
                     tried.append(cell)
                 else:
                     self.note(name, *cell, [ABSENT])
             last = KINDS[tried[-1][0]] if tried else GOES_ON
-            if tried and tried[-1] in UNNEEDED and start.end()[0] == 0:
+            if tried and tried[-1] in UNNEEDED and start.end() == 0:
                 last = GOES_ON
             faults = check_end(start, last)
             for cell in tried:
@@ -183,7 +180,7 @@ class Campaign:
         prepare(folder, make_model(self.folder / "model"))
         first = begin(folder)
         wait(first, "Ray")  # long before its end
-        faults = check_end(begin(folder), Kind(signal.SIGKILL, 2, "is at work on this run"))
+        faults = begin(folder).faults_of_end([2], "is at work on this run")
         faults += check_end(first, GOES_ON)
         left = [path for path in (folder / "tmp").iterdir() if not path.name.startswith("torchinductor")]  # a cache
         return faults + [f"left are {left}"] * bool(left)
@@ -205,25 +202,13 @@ ABSENT = "absent"
 
 def wait(start: Start, phase: str) -> bool:
     """Whether `phase` came before the run ended."""
-    while not PHASES[phase](start):
-        if start.process.poll() is not None:
-            return False
-        time.sleep(0.02)
-    return True
+    return start.reaches(partial(PHASES[phase], start))
 
 
 def check_end(start: Start, kind: Kind) -> list[str]:
     """What is wrong with the end of a start that was interrupted as `kind` says, or was not."""
-    faults, (code, lines) = [], start.end()
-    own = [line for line in lines if line.startswith("qarl: ")]
-    if code != kind.code:
-        faults.append(f"exit code {code}, not {kind.code}: {lines[-3:]}")
-    if kind.code and kind.line and not (len(lines) == len(own) == 1 and kind.line in own[0]):
-        faults.append(f"not one line: {lines[-5:]}")
-    if not kind.code and lines:
-        faults.append(f"prints: {lines[-5:]}")
-    left = start.left()
-    return [*faults, f"left are {left}"] if left else faults
+    faults, lines = start.faults_of_end([kind.code], kind.line), start.stderr()
+    return [*faults, f"prints: {lines[-5:]}"] if lines and not kind.code else faults
 
 
 def prepare(folder: Path, model: Path) -> Path:

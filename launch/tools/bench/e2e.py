@@ -23,7 +23,7 @@ from launch.tools.child import child
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.config.shipped import config_path
-from qarl.errors import QarlError
+from qarl.errors import QarlError, how_ended
 
 TRL = "1.16.0"
 FOLDER = Path("runs", "bench")
@@ -145,7 +145,7 @@ def run(command: Sequence[str], log: Path) -> int:
             time.sleep(1)
     if process.returncode:
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
-        raise QarlError(f"exit code {process.returncode}: {last}", str(log))
+        raise QarlError(f"{how_ended(process.returncode)}: {last}", str(log))
     return largest
 
 

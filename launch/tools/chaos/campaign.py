@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,9 +131,10 @@ class Campaign:
             run.parent.mkdir(parents=True, exist_ok=True)
             start = Start(run, self.command(run), run.parent.parent)
             with ending(start):
-                code, lines = start.end()
-            if code:
-                raise QarlError(f"ends with code {code}, undisturbed: {lines[-1:]}", str(run), "make it run first")
+                faults = start.faults_of_end([0])
+            if faults:
+                what = f"undisturbed: {'; '.join(faults)}: {start.stderr()[-1:]}"
+                raise QarlError(what, str(run), "make it run first")
         return run
 
     def _disturb(self, run: Path, name: str, reference: Path) -> Iterator[Outcome]:
@@ -141,7 +142,7 @@ class Campaign:
         rng = Random(f"{self.seed} {name}")
         while True:
             start = Start(run, self.command(run), run.parent.parent)
-            last, code, lines, codes = None, None, list[str](), {0}
+            last, codes = None, {0}
             with ending(start):
                 while self._has_more() and (fault := self._inject(start, rng, is_first=last is None)):
                     self._injected += 1
@@ -149,9 +150,7 @@ class Campaign:
                         yield last
                     last = Outcome(name, *fault, problems=[])
                     codes |= set(FAULTS[last.kind].codes)  # the start may still end with an earlier one
-                with suppress(subprocess.TimeoutExpired):
-                    code, lines = start.end()
-                problems = _ending(start, codes, code, lines)
+                problems, code = start.faults_of_end(codes), start.process.returncode
             if last:
                 last.problems += problems
                 yield last
@@ -161,7 +160,7 @@ class Campaign:
                 yield Outcome(name, "", "", problems, *lost_and_doubled(run, reference))
                 return
             if not last:
-                what = f"does not resume: code {code}, {lines[-1:] if code is not None else 'hangs'}"
+                what = f"does not resume: code {code}, {start.stderr()[-1:] if code is not None else 'hangs'}"
                 yield Outcome(name, "", "", [what], has_ended=False)
                 return
 
@@ -170,11 +169,8 @@ class Campaign:
         while True:
             kind = rng.choice(self.kinds)
             phase = rng.choice(list(PHASES)[0 if is_first else 1 :])
-            has_begun = PHASES[phase](start)
-            while not has_begun():
-                if start.process.poll() is not None or start.hangs():
-                    return None
-                time.sleep(0.02)
+            if not start.reaches(PHASES[phase](start)):
+                return None
             time.sleep(rng.uniform(0, STARTING_S if phase == "starting" else JITTER_S))
             if start.process.poll() is None and FAULTS[kind].inject(start, rng):
                 return kind, phase
@@ -222,14 +218,3 @@ def own_disk(folder: Path, size: int) -> Iterator[None]:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _ending(start: Start, codes: Collection[int], code: int | None, lines: Sequence[str]) -> list[str]:
-    """What is wrong with the end of a start that may have `codes`, and has printed `lines`; no `code`: it hangs."""
-    if code is None:
-        return ["hangs"]
-    problems = [] if code in codes else [f"exit code {code}"]
-    if code > 0 and not (len(lines) == 1 and lines[0].startswith("qarl: ")):
-        problems.append(f"not one line: {lines[-3:]}")
-    left = start.left()
-    return problems + ([f"left are {left}"] if left else [])

@@ -40,14 +40,15 @@ class Fault:
     codes: tuple[int, ...] = (0,)
 
 
-def send(number: signal.Signals, words: str = "") -> Injection:
-    """A signal to one of the processes whose command line has `words`, or to the driver."""
+def send(number: signal.Signals, words: str = "", group: bool = False) -> Injection:
+    """A signal to one of the processes whose command line has `words`, or to the driver; with `group` to its whole
+    process group, as from a terminal."""
 
     def fault(start: Start, rng: Random) -> bool:
         found = start.find(words)
         with suppress(ProcessLookupError):
             if found:
-                os.kill(rng.choice(found), number)
+                (os.killpg if group else os.kill)(rng.choice(found), number)
                 return True
         return False
 

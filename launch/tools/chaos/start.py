@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -111,14 +111,37 @@ class Start:
         newest = max([self._began, *(file.stat().st_mtime for file in files)])
         return self.process.poll() is None and time.time() - newest > PATIENCE_S
 
-    def end(self) -> tuple[int, list[str]]:
-        """Exit code, and the lines on stderr, also of its guard. Raises subprocess.TimeoutExpired: it hangs."""
+    def reaches(self, phase: Callable[[], bool]) -> bool:
+        """Wait for `phase`; False when it ends before, or hangs."""
+        while not phase():
+            if self.process.poll() is not None or self.hangs():
+                return False
+            time.sleep(0.02)
+        return True
+
+    def end(self) -> int | None:
+        """Wait for its end; returns the exit code, None when it hangs."""
         while self.process.poll() is None:
             if self.hangs():
-                raise subprocess.TimeoutExpired(self.process.args, PATIENCE_S)
+                return None
             time.sleep(0.1)
-        self.left()
-        return self.process.returncode, self._err.read_text().splitlines()
+        return self.process.returncode
+
+    def faults_of_end(self, codes: Collection[int], line: str = "") -> list[str]:
+        """Wait for its end; returns what is wrong there: it hangs, has none of `codes`, leaves processes, or fails with
+        another message than one line that has `line`."""
+        code = self.end()
+        if code is None:
+            return ["hangs"]
+        left, lines = self.left(), self.stderr()  # in this order: its guard may have a line, too
+        faults = [] if code in codes else [f"exit code {code}"]
+        if code > 0 and not (len(lines) == 1 and lines[0].startswith("qarl: ") and line in lines[0]):
+            faults.append(f"not one line: {lines[-5:]}")
+        return [*faults, f"left are {left}"] if left else faults
+
+    def stderr(self) -> list[str]:
+        """The lines of it and of its guard."""
+        return self._err.read_text().splitlines()
 
     def stdout(self) -> str:
         return self._out.read_text()

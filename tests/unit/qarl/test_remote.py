@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError
 
 from qarl.errors import AGAIN, ActorError, KernelError, QarlError
-from qarl.remote import as_they_end, deaths, free_address, get, raise_when_gone
+from qarl.remote import as_they_end, deaths, free_address, get, how_it_died, raise_when_gone
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -101,8 +101,24 @@ def test_the_end_of_rays_own_process_is_an_error_that_comes_until_it_ends_us(mon
 
 
 def test_a_killed_process_is_a_death() -> None:
-    with pytest.raises(deaths()):
+    with pytest.raises(deaths()) as caught:
         get(start().die.remote())
+    assert how_it_died(caught.value) == "was killed, perhaps by the system for lack of memory, see `dmesg`"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RayActorError(error_msg="Worker exits with an exit code 4."), "exited with code 4"),
+        (RayActorError(error_msg="with an exit code 1. The process receives a SIGTERM."), "was killed by SIGTERM"),
+        (RayActorError(error_msg="The actor never ran"), "RayActorError"),
+        (OutOfMemoryError("low on memory"), "was killed by Ray for lack of memory"),
+        (NodeDiedError("gone"), "its node is gone"),
+    ],
+)
+def test_how_an_actor_died(error: Exception, told: str) -> None:
+    """The texts are Ray's."""
+    assert how_it_died(error) == told
 
 
 def test_calls_come_as_they_end() -> None:

@@ -22,7 +22,7 @@ from qarl.errors import DataError, QarlError
 from qarl.protocols import RewardService
 from qarl.types import Prompt, Sample, Score
 from rewards.exact import is_exact
-from rewards.service import ProcessRewardService
+from rewards.service import KILLED, ProcessRewardService
 
 ROOT = Path(__file__).parents[3]
 
@@ -278,8 +278,8 @@ def test_a_sample_whose_process_is_killed_is_tried_once_more(tmp_path: Path, mon
     faults: list[str] = []
     with make_service(faults, workers=2) as service:
         scores = service.score([make_sample(text) for text in ("", "killed once", "killed", "killed once too", "")])
-    assert scores == [Score(1.0), Score(1.0), Score(0.0, "process was killed by SIGKILL"), Score(1.0), Score(1.0)]
-    assert faults == ["prompt p: reward 'custom' process was killed by SIGKILL; it counts 0"]
+    assert scores == [Score(1.0), Score(1.0), Score(0.0, KILLED), Score(1.0), Score(1.0)]
+    assert faults == [f"prompt p: reward 'custom' {KILLED}; it counts 0"]
 
 
 def test_close_leaves_no_process() -> None:
@@ -313,7 +313,7 @@ import sys, time
 from qarl.config.run import RewardConfig
 from qarl.protocols import RewardService
 from qarl.types import Prompt, Sample
-from rewards.service import ProcessRewardService
+from rewards.service import KILLED, ProcessRewardService
 config = RewardConfig(kind="custom", function="toy_verifier:verify", timeout_s=1.0)
 service = ProcessRewardService(config, print)
 service.score([Sample(Prompt("p", "", sys.argv[2], (1,)), (2,), None, sys.argv[1], "stop", 0)])

@@ -57,7 +57,7 @@ def test_rows_are_the_medians_without_the_first_step(
 
 def test_a_failed_run_names_its_log_and_its_last_line(tmp_path: Path) -> None:
     log = tmp_path / "run.log"
-    with pytest.raises(QarlError, match=r"run\.log: exit code 3: no such model"):
+    with pytest.raises(QarlError, match=r"run\.log: exited with code 3: no such model"):
         e2e.run([sys.executable, "-c", "print('no such model'); raise SystemExit(3)"], log)
 
 
