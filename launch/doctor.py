@@ -19,7 +19,7 @@ import torch
 from packaging.requirements import Requirement
 
 from launch.cluster.token import token_file
-from launch.preflight import check_ray_folder, ray_folder
+from launch.early import check_ray_folder, ray_folder
 from launch.run.wandb_run import LOGIN, has_wandb_key
 from qarl.errors import ResourceError
 from qarl.numerics import processor

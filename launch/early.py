@@ -11,9 +11,12 @@ from qarl.config.policy import ModelConfig
 from qarl.config.run import Config
 from qarl.config.shipped import model_sizes
 from qarl.config.task import TaskConfig
-from qarl.errors import ConfigError, DataError, ModelError
+from qarl.errors import ConfigError, DataError, ModelError, ResourceError
 from qarl.model_folder import config_json
 from qarl.tasks import make_task
+
+LONGEST_RAY_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes of the folder in which a Ray of our own has its own."""
 
 
 def check_new(folder: Path) -> None:
@@ -36,8 +39,10 @@ def check_model_path(config: Config, plans: bool = False) -> None:
 
 
 def check_input(config: Config) -> None:
-    """Raises ModelError or DataError: model or data of a run are not there. ConfigError: its task is wrong."""
+    """Raises ModelError, DataError, ResourceError: no model, data or folder for Ray. ConfigError: a wrong task."""
     check_model_path(config)
+    if config.cluster.address is None:
+        check_ray_folder()
     make_task(config.task)
     if config.task.kind == "dataset":
         for file in (*config.task.train_path, *config.task.heldout_path.values()):
@@ -61,3 +66,20 @@ def check_lengths(config: Config, prompt_tokens: int | None, response_tokens: in
     if prompt_tokens and prompt_tokens > (room := rollout.max_model_len - longest):
         what = f"{prompt_tokens} exceeds the {room} that rollout.max_model_len leaves beside the response"
         raise ConfigError(what, "--prompt-tokens")
+
+
+def ray_folder() -> tuple[str, Path]:
+    """The folder in which a Ray of our own has its own, and the variable that names it, if any."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    return name, Path(os.environ.get(name, "/tmp"))
+
+
+def check_ray_folder() -> None:
+    """Ray has its sockets there, and their names have at most 107 bytes. Raises ResourceError."""
+    name, folder = ray_folder()
+    hint = "set RAY_TMPDIR to a short folder that you may write"
+    if len(os.fsencode(folder)) > LONGEST_RAY_FOLDER:
+        what = f"has {len(os.fsencode(folder))} bytes, of which Ray's sockets take at most {LONGEST_RAY_FOLDER}"
+        raise ResourceError(what, f"{name} {folder}", hint)
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise ResourceError("is no folder that you may write, and Ray needs one", f"{name} {folder}".strip(), hint)

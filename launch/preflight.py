@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer
-from launch.early import no_model
+from launch.early import check_ray_folder, no_model
 from launch.run.resume import saved_learner
 from launch.run.tensorboard import check_tensorboard
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
@@ -45,10 +45,6 @@ from trainer.batches import batch_file
 
 Bundle = dict[str, float]
 """Resources of one actor: CPU, and GPU where it has one."""
-
-
-LONGEST_RAY_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
-"""Bytes of the folder in which a Ray of our own has its own."""
 
 
 class PreflightError(UsageError):
@@ -240,11 +236,11 @@ def model_config(config: Config) -> Any:
     path, build = Path(config.model.path), config.model.build
     if path.exists():
         return read_config(path)
-    if build is None:
-        if sizes := model_sizes(config.model.path):
-            return read_config(sizes)
-        raise no_model(config.model, config.task)
-    return architecture(build, make_tokenizer(build.vocab_size, build.characters))
+    if build is not None:
+        return architecture(build, make_tokenizer(build.vocab_size, build.characters))
+    if sizes := model_sizes(config.model.path):
+        return read_config(sizes)
+    raise no_model(config.model, config.task)
 
 
 def checked_model(config: Config) -> Any:
@@ -286,23 +282,6 @@ def _check_kv_cache(config: Config, machine: Machine) -> None:
     if machine.device == "cpu" and machine.is_here and requested * 2**30 > machine.memory:
         what = f"the KV caches of all workers take {requested} GiB, this machine has {machine.memory / 2**30:.1f} GiB"
         raise ResourceError(what, "rollout.kv_cache_gib", "lower it")
-
-
-def ray_folder() -> tuple[str, Path]:
-    """The folder in which a Ray of our own has its own, and the variable that names it, if any."""
-    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
-    return name, Path(os.environ.get(name, "/tmp"))
-
-
-def check_ray_folder() -> None:
-    """Ray has its sockets there, and their names have at most 107 bytes. Raises ResourceError."""
-    name, folder = ray_folder()
-    hint = "set RAY_TMPDIR to a short folder that you may write"
-    if len(os.fsencode(folder)) > LONGEST_RAY_FOLDER:
-        what = f"has {len(os.fsencode(folder))} bytes, of which Ray's sockets take at most {LONGEST_RAY_FOLDER}"
-        raise ResourceError(what, f"{name} {folder}", hint)
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise ResourceError("is no folder that you may write, and Ray needs one", f"{name} {folder}".strip(), hint)
 
 
 def _check_validator(config: Config) -> None:
