@@ -39,11 +39,10 @@ def check_model_path(config: Config, plans: bool = False) -> None:
 
 
 def check_input(config: Config) -> None:
-    """Raises ModelError, DataError, ResourceError: no model, data or folder for Ray. ConfigError: a wrong task."""
+    """Raises ModelError, DataError, ResourceError: no model, data or folder for Ray."""
     check_model_path(config)
     if config.cluster.address is None:
         check_ray_folder()
-    make_task(config.task)
     if config.task.kind == "dataset":
         for file in (*config.task.train_path, *config.task.heldout_path.values()):
             if not Path(file.path).exists():

@@ -87,7 +87,7 @@ def _reachable(address: str) -> str:
 def _parts(address: str) -> tuple[str, ...]:
     """Scheme, host and port. Raises UsageError."""
     match = re.fullmatch(r"(https?://)?([^\s/:]+):(\d{1,5})/?", address)
-    if match is None:
+    if match is None or int(match[3]) > 65535:
         raise UsageError(f"'{address}' is not a dashboard address", hint="write http://host:8265")
     return match.groups(default="http://")
 

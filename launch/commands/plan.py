@@ -19,7 +19,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add = parser.add_argument
-    add("--device", choices=DEVICES, help="what the run computes on (default: that of cluster.device)")
+    add("--device", type=str.lower, choices=DEVICES, help="what the run computes on (default: that of cluster.device)")
     add("--measure", action="store_true", help="measure this machine's speed for some seconds instead of assuming it")
     add("--prompt-tokens", type=positive_int, metavar="N", help="mean length of a prompt (default: 256, or what fits)")
     add("--response-tokens", type=positive_int, metavar="N", help="mean length of a response (default: max_new_tokens)")

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="folder of a run in turn, whose speed and lengths are taken",
     )
-    add("--device", choices=DEVICES, help="as for `qarl plan`")
+    add("--device", type=str.lower, choices=DEVICES, help="as for `qarl plan`")
     add("--staleness", type=int, nargs="+", metavar="N", help="values of train.max_staleness (default: the config's)")
     add("--devices", type=positive_int, metavar="N", help="find the best split of N devices into workers and ranks")
     add("--steps", type=positive_int, default=20, help="simulated steps (default: 20)")

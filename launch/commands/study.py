@@ -22,13 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from launch.early import check_input
     from launch.tools.study.arms import RUNS, load_study, plan, results, run_study
     from launch.tools.study.report import write_study_report
 
     study = load_study(config_path(args.name, "study"), args.arms, args.seeds)
-    runs = plan(study)
+    runs, out = plan(study), args.out or Path(RUNS, study.name)
+    out.mkdir(parents=True, exist_ok=True)  # now, and not after hours
     if not args.report_only:
+        for run in runs:
+            check_input(run.config)
         run_study(runs)
     found = list(results(runs))
-    print(f"report: {write_study_report(study, runs, found, args.out or Path(RUNS, study.name))}")
+    print(f"report: {write_study_report(study, runs, found, out)}")
     return int(any(result.status == "failed" for result in found))

@@ -122,7 +122,7 @@ def read_series(run_dir: Path) -> Series:
                 series.setdefault(name, {})[row["step"]] = number(row[name], f"{run_dir / METRICS_FILE}, {name}")
     if not series:
         if not run_dir.is_dir():
-            raise DataError("no such folder", str(run_dir), "name the folder of a run, see `qarl runs`")
+            raise DataError("is no folder", str(run_dir), "name that of a run, see `qarl runs`")
         raise DataError("no metrics", where=str(run_dir / METRICS_FILE), hint="nothing has been logged yet")
     return dict(sorted(series.items()))
 

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from qarl.config.base import Node
 from qarl.config.run import Config
-from qarl.config.shipped import config_path
+from qarl.config.shipped import config_path, shipped_names
 from qarl.errors import ConfigError, first_line
 
 AnyNode = TypeVar("AnyNode", bound=Node)
@@ -57,6 +57,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: file missing or not YAML, unknown key, wrong type, contradiction; one line for each fault.
     """
     layers = [*read_layers(Path(path)), *map(_override, overrides)]
+    if layers[0][1].keys() >= {"base", "arms"}:
+        raise ConfigError("is a study, not a config", str(path), "`qarl study` runs it")
     with _reading(str(path), layers):
         plain = OmegaConf.to_container(OmegaConf.create(_merge_all(tree for _, tree in layers)), resolve=True)
     assert isinstance(plain, dict)
@@ -139,7 +141,10 @@ def _hint(path: Path, heirs: tuple[Path, ...]) -> str:
         return "it is the folder of a run; name its config.yaml"
     if path.is_dir():
         return "it is a folder, and not of a run"
-    return "the config comes first, then key=value" if "=" in path.name else "`qarl config list` names the shipped ones"
+    if "=" in path.name:
+        return "the config comes first, then key=value"
+    near = difflib.get_close_matches(path.stem.lower(), shipped_names(), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else "`qarl config list` names the shipped ones"
 
 
 def _override(item: str) -> Layer:
@@ -223,11 +228,10 @@ def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
     if what == "extra_forbidden":
         if "settings" in parts:
             return f"unknown key '{_cut(key)}', docs/rewards.md has those of each kind"
-        known = [name for name, _, _ in documentation(kind)]
-        near = [name for name in difflib.get_close_matches(key, known, n=2, cutoff=0.5) if name != key]
         if key in MOVED:
             return f"unknown key '{key}', it is now {MOVED[key]}"
-        hint = f", did you mean '{near[0]}'?" if near else ", `qarl config keys` lists the known ones"
+        near = " or ".join(f"'{name}'" for name in _nearest(key, [name for name, _, _ in documentation(kind)]))
+        hint = f", did you mean {near}?" if near else ", `qarl config keys` lists the known ones"
         return f"unknown key '{_cut(key)}'{hint}"
     if what == "missing":
         return f"{key}: required"
@@ -240,10 +244,22 @@ def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
         return f"{key}.kind: must be one of {context['expected_tags']}, not {_shown(given['kind'])}"
     if what == "union_tag_not_found":
         return f"{key}.kind: required, the name of a kind"
+    if what == "model_type":
+        return f"{key}: a section of keys, not {_shown(given)}"
     if what == "model_attributes_type" or (what.endswith("_type") and parts and parts[-1] in UNIONS):
         return f"{key}: a section of keys, among them kind, not {_shown(given)}"
     quotes = "; put it in quotes, which YAML must see" if what == "string_type" and given is not None else ""
     return f"{key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, not {_shown(given)}{quotes}"
+
+
+def _nearest(key: str, known: Sequence[str]) -> list[str]:
+    """The known keys that `key` may stand for: those that end alike, in whatever section, or the one most like it."""
+    if key.lower() in known and key.lower() != key:
+        return [key.lower()]
+    alike = [name for name in known if name.rpartition(".")[2] == key.lower().rpartition(".")[2] and name != key]
+    if alike:
+        return difflib.get_close_matches(key.lower(), alike, n=3, cutoff=0.0)
+    return difflib.get_close_matches(key.lower(), [name for name in known if name != key], n=1, cutoff=0.5)
 
 
 def _shown(value: object) -> str:

@@ -369,7 +369,7 @@ def test_an_override_that_cannot_be_read_is_named(minimal: Path, override: str, 
     ("override", "line"),
     [
         ("tracking.trackers.0=wandb", "tracking.trackers: input should be a valid list, not {'0': 'wandb'}"),
-        ("train=[1]", "train: input should be a valid dictionary"),
+        ("train=[1]", "train: a section of keys, not [1]"),
         ("run.name=007", "run.name: input should be a valid string, not 7; put it in quotes"),
         ("run.name=a/b", "run.name: string should match pattern '^[A-Za-z0-9]"),
         ("objective.kind=ppo", "objective.kind: must be one of 'tbpo', "),
@@ -484,6 +484,23 @@ def test_a_fault_names_the_file_that_has_it(tmp_path: Path, section: dict[str, A
 def test_a_fault_names_the_override_that_has_it(minimal: Path, override: str) -> None:
     write(minimal, yaml.safe_dump(MINIMAL | {"learner": {"minibatches": 4}, "train": {"prompts_per_step": 8}}))
     assert whole_error_of(minimal, ["tracking.progress=true", override]).startswith(f"override '{override}': ")
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("learner.lr", "learner.optimizer.lr' or 'model.build.sft.lr"),
+        ("gpus", ""),
+        ("TRAIN.STEPS", "train"),  # the first unknown part is told
+        ("rollout.temperature", "rollout.sampling.temperature"),
+        ("train.stepz", "train.steps"),
+        ("train.Steps", "train.steps"),
+        ("lerner", "learner"),
+    ],
+)
+def test_the_nearest_key_is_proposed(minimal: Path, key: str, nearest: str) -> None:
+    line = error_of(minimal, [f"{key}=1"])
+    assert line.endswith(f"did you mean '{nearest}'?" if nearest else "`qarl config keys` lists the known ones")
 
 
 def test_faults_of_several_overrides_and_of_the_file(minimal: Path) -> None:
