@@ -30,7 +30,7 @@ CURVES = {
     "mismatch/logp_abs_max": "|d log p| max",
     SPEED: "tokens/s",
 }
-WORKERS, RANKS, VERIFIERS = "rollout workers", "learner ranks", "verifiers"
+WORKERS, RANKS, VERIFIERS = "workers", "ranks", "verifiers"
 PHASES: Mapping[str, tuple[str, ...]] = {
     "sample": (WORKERS,),
     "reward": (VERIFIERS,),
@@ -122,7 +122,8 @@ class Terminal:
         states = [f"{who}: {seconds if who in busy else 'wait'}" for who in (WORKERS, RANKS, VERIFIERS)]
         states.append(f"driver: {'wait' if busy else seconds}")
         warnings = [Text(f"! {line}", style="yellow", overflow="ellipsis", no_wrap=True) for line in self._warnings]
-        return Group(head, curves, Text("   ".join(states), style="dim"), *warnings)
+        state = Text("   ".join(states), style="dim", overflow="ellipsis", no_wrap=True)  # a view of one height
+        return Group(head, curves, state, *warnings)
 
     def _eta(self, step: int) -> str:
         """Time left at the mean pace since this process's first step, as h:mm:ss."""

@@ -19,15 +19,15 @@ def view(monkeypatch: pytest.MonkeyPatch, **env: str) -> tuple[Terminal, io.Stri
     return Terminal("mine", 9, 0, "normal", live=True), out
 
 
-def drawn(shown: Terminal) -> str:
-    console = Console(file=io.StringIO(), width=140)
+def drawn(shown: Terminal, width: int = 140) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(shown)
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
 def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, _ = view(monkeypatch)
-    assert "rollout workers: start 0 s   learner ranks: start 0 s   verifiers: wait" in drawn(shown)
+    assert "workers: start 0 s   ranks: start 0 s   verifiers: wait" in drawn(shown)
     for step, reward in enumerate((0.0, 0.5, 1.0), start=1):
         shown.show(step, {**STEP, "reward/mean": reward})
     shown.show(3, {"eval/pass@1": 0.25})
@@ -42,9 +42,20 @@ def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pyte
     assert "▁▅█  1" in text  # round(3.5) is 4
     assert "accuracy" in text
     assert "1,870" in text
-    assert "rollout workers: wait   learner ranks: update 0 s   verifiers: wait   driver: wait" in text
+    assert "workers: wait   ranks: update 0 s   verifiers: wait   driver: wait" in text
     assert "! worker 0 died" in text
     assert "a fact" not in text
+
+
+def test_the_view_keeps_its_height_in_any_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, _ = view(monkeypatch)
+    shown.show(1, STEP)
+    heights = set()
+    for phase in (*PHASES, "pool"):
+        shown.phase(phase)
+        heights.add(drawn(shown, 60).count("\n"))
+    shown.close()
+    assert len(heights) == 1
 
 
 def test_the_driver_works_in_other_phases(monkeypatch: pytest.MonkeyPatch) -> None:
