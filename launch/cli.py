@@ -91,7 +91,9 @@ def _run(args: argparse.Namespace) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if "_ARGCOMPLETE" in os.environ:
         _complete()
-    words = [word for word in argv if not word.startswith("-")] or [*argv, ""]
+    words = [word for word in argv if not word.startswith("-")]
+    if not words or argv[0] == "--version":
+        words = [*argv, ""]
     return _parser(words[0]).parse_args(argv)
 
 

@@ -29,7 +29,7 @@ def first_line(error: object) -> str:
 
 
 LACK_OF_MEMORY = "perhaps by the system for lack of memory, see `dmesg`"
-"""Why a process is killed that nobody here has killed."""
+"""The likely reason of a SIGKILL that qarl did not send."""
 
 
 def how_ended(code: int) -> str:

@@ -77,7 +77,7 @@ def how_it_died(error: Exception) -> str:
     if code := re.search(r"exit code (\d+)", detail):
         return how_ended(int(code[1]))
     # Ray does not know of other signals: it sees the end of a connection.
-    return f"was killed, {LACK_OF_MEMORY}" if "End of file" in detail else type(error).__name__
+    return f"was killed or crashed, {LACK_OF_MEMORY}" if "End of file" in detail else type(error).__name__
 
 
 def dead(actors: Sequence[Any], timeout_s: float = 5.0) -> list[int]:

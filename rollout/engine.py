@@ -192,12 +192,12 @@ class VLLMEngine:
         """
         if self._held is None:
             raise RolloutError("cannot sample before weights were loaded", where=f"rollout worker {self._worker}")
+        for request in requests.values():
+            if (length := len(request.prompt.token_ids)) >= self._longest:
+                what = f"a prompt of {length} tokens leaves no room for a response in {self._longest}"
+                raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len")
         self._waiting |= requests
-        try:
-            self._begin()
-        except RolloutError:
-            self.abort(requests)
-            raise
+        self._begin()
 
     def step(self) -> dict[int, Sample]:
         """Compute the next token of every running request; returns the samples that are finished then, by number."""
@@ -283,21 +283,19 @@ class VLLMEngine:
     def _begin(self) -> None:
         """Give vLLM those requests, in order, whose longest responses fit in its KV cache beside all that run.
 
+        Partial requests come last, because a publication is checked, and may be awaited, while they wait and run.
+
         vLLM itself begins as many as have room now. When the cache is full later, it drops the keys and values of a
         response, and prefills its tokens so far: that rounds otherwise than it decoded them.
         """
         while self._waiting:
-            number, request = next(iter(self._waiting.items()))
+            number, request = min(self._waiting.items(), key=lambda item: item[1].partial)
             ids = list(request.prompt.token_ids)
             blocks = self._blocks_of(len(ids) + request.max_new_tokens)
             if sum(running.blocks for running in self._running.values()) + blocks > self._blocks:
                 return
-            try:
-                (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": ids}])
-                self._llm.llm_engine.add_request(str(number), prompt, _params(request))
-            except ValueError as error:  # a prompt that does not fit
-                what = first_line(error)
-                raise RolloutError(what, f"rollout worker {self._worker}", "raise rollout.max_model_len") from error
+            (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": ids}])
+            self._llm.llm_engine.add_request(str(number), prompt, _params(request))
             del self._waiting[number]
             self._running[number] = _Running(request, blocks)
 
@@ -306,11 +304,15 @@ class VLLMEngine:
         if fitting := self._blocks // self._blocks_of(tokens):
             return fitting
         what = f"the KV cache of {self._blocks * self._block} tokens holds no sequence of {tokens}"
-        hint = "give it more memory, or lower rollout.max_model_len"
+        hint = "raise rollout.kv_cache_gib or rollout.gpu_memory_utilization, or lower rollout.max_model_len"
         raise ResourceError(what, f"rollout worker {self._worker}", hint)
 
     def _blocks_of(self, tokens: int) -> int:
-        return -(-min(tokens, self._llm.llm_engine.model_config.max_model_len) // self._block)
+        return -(-min(tokens, self._longest) // self._block)
+
+    @property
+    def _longest(self) -> int:
+        return int(self._llm.llm_engine.model_config.max_model_len)
 
     def _received(self) -> Bucket:
         return self._llm.collective_rpc("qarl_received")[0]

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError("no metrics", str(args.run_dir / METRICS_FILE), "nothing has been logged yet")
     from launch.run.workspace import make_workspace, save  # late: wandb is slow to import
 
-    tables = {row["table"] for row in read_log(args.run_dir / SAMPLES_FILE)}
+    tables = {row["table"] for row in read_log(args.run_dir / SAMPLES_FILE) if isinstance(row.get("table"), str)}
     workspace = make_workspace(args.entity, project, names, tables)
     if args.preview:
         from launch.run.preview import preview

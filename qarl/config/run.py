@@ -242,7 +242,7 @@ class Config(Node):
     @property
     def worker_capacity(self) -> int:
         """Unfinished requests below which a worker gets another group."""
-        if self.rollout.partial:  # no request waits in the engine, and those that check a publication find places free
+        if self.rollout.partial:  # those that check a publication find places free, where the KV cache has room for all
             return self.rollout.max_num_seqs - PROBE_PROMPTS - self.train.largest_group + 1
         # Half as many more wait in the engine, for the places of those that are finished before their group is.
         return self.rollout.max_num_seqs * 3 // 2

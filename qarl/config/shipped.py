@@ -10,7 +10,8 @@ def config_path(name: str, folder: str = "", beside: Path = Path()) -> Path:
     path = beside / os.path.expanduser(name)  # unlike pathlib's it leaves an unknown user as it is
     if path.suffix in {".yaml", ".yml"} or path.exists():
         return path
-    return Path(str(files("configs"))) / folder / f"{name.removeprefix(f'{folder}/')}.yaml"
+    stem = name.removeprefix(f"{folder}/") if folder else name
+    return Path(str(files("configs"))) / folder / f"{stem}.yaml"
 
 
 def shipped_names() -> list[str]:

@@ -285,6 +285,7 @@ def test_config_keys_explains_every_key(capsys: pytest.CaptureFixture[str]) -> N
 def test_config_path_prefers_files(tmp_path: Path) -> None:
     assert config_path("quickstart") == SHIPPED / "quickstart.yaml"
     assert config_path("mine.yaml") == Path("mine.yaml")
+    assert config_path("/data/mine") == Path("/data/mine.yaml")
     (tmp_path / "quickstart").touch()
     assert config_path("quickstart") == Path("quickstart")
 
@@ -592,7 +593,8 @@ def test_a_shell_completes_commands_options_and_configs(tmp_path: Path) -> None:
     assert {"quickstart", "quickstart_augment"} <= complete(tmp_path, "qarl train quick")
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("more", [(), ("train",)])
+def test_the_version(capsys: pytest.CaptureFixture[str], more: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main(["--version"])
+        main(["--version", *more])
     assert capsys.readouterr().out == f"qarl {metadata.version('qarl')}\n"

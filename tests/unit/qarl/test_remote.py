@@ -103,7 +103,7 @@ def test_the_end_of_rays_own_process_is_an_error_that_comes_until_it_ends_us(mon
 def test_a_killed_process_is_a_death() -> None:
     with pytest.raises(deaths()) as caught:
         get(start().die.remote())
-    assert how_it_died(caught.value) == "was killed, perhaps by the system for lack of memory, see `dmesg`"
+    assert how_it_died(caught.value) == "was killed or crashed, perhaps by the system for lack of memory, see `dmesg`"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -39,8 +39,6 @@ class LLM:
     renderer = SimpleNamespace(render_cmpl=lambda prompts: [prompts[0]["prompt_token_ids"]])
 
     def add_request(self, number: str, prompt: list[int], request: SampleRequest) -> None:
-        if len(prompt) >= LONGEST:
-            raise ValueError("the prompt is too long")
         self.begun.append(int(number))
         self.needs[number] = -(-min(len(prompt) + request.max_new_tokens, LONGEST) // BLOCK)
         self.most = max(self.most, sum(self.needs.values()))
@@ -107,10 +105,22 @@ def test_a_request_begins_as_soon_as_its_turn_has_room() -> None:
     assert llm.begun == [0, 1, 2, 3]
 
 
+def test_a_check_of_a_publication_begins_before_partial_responses() -> None:
+    llm = LLM()
+    engine = engine_of(llm)
+    partial = replace(request(40, 24), partial=True)
+    engine.add({0: partial, 1: partial, 2: partial, 3: partial})
+    engine.add({4: request(20, 20)})
+    engine.step()  # one ends
+    assert llm.begun == [0, 1]
+    engine.step()
+    assert llm.begun[2] == 4
+
+
 def test_a_prompt_that_is_too_long_leaves_nothing_of_its_group() -> None:
     engine = engine_of(llm := LLM())
     engine.add({0: request(8, 8)})
-    with pytest.raises(RolloutError, match="too long"):
+    with pytest.raises(RolloutError, match="a prompt of 64 tokens leaves no room for a response in 64"):
         engine.add({1: request(8, 8), 2: request(64, 8)})
     assert list(engine._running) == [0]
     assert list(llm.needs) == ["0"]

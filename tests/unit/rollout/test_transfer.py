@@ -95,7 +95,10 @@ def test_every_worker_gets_vllms_calls_and_a_rank_of_its_own(settings: dict[str,
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("die", "rollout worker 0: died during receive (was killed, perhaps by the system for lack of memory"),
+        (
+            "die",
+            "rollout worker 0: died during receive (was killed or crashed, perhaps by the system for lack of memory",
+        ),
         ("refuse", "rollout worker 0: refused to receive (ValueError: no such tensor)"),
     ],
 )

@@ -82,22 +82,23 @@ def _order(call: str) -> int:
     )
 
 
+@pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, ["scontrol requeue 412345"]), (signal.SIGTERM, [])])
 @pytest.mark.parametrize(
-    ("sent", "code", "requeued"),
-    [(signal.SIGUSR1, 130, ["scontrol requeue 412345"]), (signal.SIGTERM, 130, [])],
+    ("env", "begun"), [({"QARL_TEST_SLOW": "1"}, "qarl train"), ({"QARL_TEST_WAIT": "3"}, "--head")]
 )
 def test_slurm_queues_a_run_again_that_the_time_limit_interrupts(
-    job: dict[str, str], sent: signal.Signals, code: int, requeued: list[str]
+    job: dict[str, str], sent: signal.Signals, requeued: list[str], env: dict[str, str], begun: str
 ) -> None:
-    process = start({**job, "QARL_TEST_SLOW": "1"}, "quickstart")
+    process = start(job | env, "quickstart")
     calls = Path(job["SLURM_SUBMIT_DIR"]) / "calls"
-    while not calls.exists() or "qarl train" not in calls.read_text():
+    while not calls.exists() or begun not in calls.read_text():
         assert process.poll() is None
         time.sleep(0.02)
     time.sleep(0.2)  # the stand-in sets its trap
     process.send_signal(sent)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == code, output
+    assert process.returncode == 130, output
+    assert "did not start" not in output
     assert [line for line in calls.read_text().splitlines() if line.startswith("scontrol")] == requeued
 
 

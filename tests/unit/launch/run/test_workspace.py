@@ -21,7 +21,7 @@ def sections(model: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 def test_the_workspace_has_a_panel_for_each_metric_by_section(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **dict.fromkeys(NAMES, 0.5)}) + "\n")
-    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "table": "samples"}) + "\n")
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "table": "samples"}) + '\n{"step": 2}\n')
     config = validate({"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_project": "p"}}, "test")
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     file = tmp_path / "workspace.json"
