@@ -98,7 +98,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Each command tells of what it does not know itself, with its own usage; half an option is none."""
+    """Each command reports its unknown arguments with its own usage; abbreviated options are refused."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)

@@ -1,4 +1,4 @@
-"""What is wrong with the input, as far as it shows without torch and Ray, which take long to import.
+"""Errors in the input that can be found without torch and Ray, which take long to import.
 
 Commands check this before they import anything else. `launch/preflight.py` checks the rest.
 """

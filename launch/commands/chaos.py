@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     check_input(config)
     seconds, in_turn = 60 * args.minutes, config.train.max_staleness == 0
     campaign = Campaign(args.folder, partial(_command, args), args.faults, seconds, args.seed, in_turn, args.kinds)
-    import torch  # late: what is above needs it not
+    import torch  # late: the checks above do not need it
 
     campaign.is_exact &= not torch.cuda.is_available()  # on a GPU a resumed run may round otherwise
     for line in campaign.run():

@@ -82,7 +82,7 @@ def validate_as(kind: type[AnyNode], tree: dict[str, Any], where: str, layers: S
         origins = [_origin(message, layers) or where for message in messages]
         if len(set(origins)) == 1:
             raise ConfigError("; ".join(messages), where=origins[0]) from None
-        told = [text if of == where else f"{text} (in {of})" for text, of in zip(messages, origins, strict=True)]
+        told = [m if origin == where else f"{m} (in {origin})" for m, origin in zip(messages, origins, strict=True)]
         raise ConfigError("; ".join(told), where=where if where in origins else "") from None
 
 
@@ -272,7 +272,7 @@ def _cut(text: str, longest: int = 80) -> str:
 
 
 def _origin(message: str, layers: Sequence[Layer]) -> str:
-    """The layer that last set the key with which the message begins, or another one that it names; "" when none did."""
+    """Name of the last layer that sets the key at the start of `message`, or another key in it; "" when none does."""
     found = re.findall(r"^[^ :']+|\b[a-z_]+(?:\.[a-z_]+)+\b", message)
     if unknown := re.match(r"unknown key '([^']+)", message):
         found = [unknown[1]]  # the others are proposals

@@ -251,7 +251,7 @@ class Planner:
         samples = -(-load.samples // load.workers)
         fitting = engine.sequences(load.prompt_tokens + load.longest)
         slots = min(rollout.max_num_seqs, samples, fitting)
-        fault = self._scheme_fault(scheme) or ("" if slots else "its weights leave no room for a KV cache")
+        fault = self._scheme_fault(scheme) or ("" if slots else "no longest sequence fits its KV cache")
         if variant.format_ and variant.format_.arithmetic not in self._device.rates:
             fault = fault or f"no {variant.format_.arithmetic} rate is known for {self._device.name}"
         estimate = Estimate(
