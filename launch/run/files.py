@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
@@ -18,8 +17,9 @@ SUMMARY_FILE = "summary.json"
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that whoever reads it finds the old content or the new one, even after a loss of power."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with suppress(FileNotFoundError):
+        os.close(os.open(path, os.O_WRONLY))  # a folder, or links in a circle, are told with their name
+    path = path.resolve()  # a link stays, and what it names is written
     part = path.with_name(f"{path.name}.part")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -94,6 +94,18 @@ def test_a_long_name_of_a_run(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_that_cannot_be_written_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    for name in ("loop", "folder"):
+        with pytest.raises(OSError, match=f"{name}'$"):
+            write_whole(tmp_path / name, "text")
+    (tmp_path / "link").symlink_to("file")
+    write_whole(tmp_path / "link", "text")
+    assert (tmp_path / "file").read_text() == "text"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder", "link", "loop"]
+
+
 def test_a_file_has_its_old_content_or_the_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     write_whole(file, "old")
