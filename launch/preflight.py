@@ -28,6 +28,7 @@ from qarl.errors import ConfigError, QarlError, ResourceError, UsageError
 from qarl.hooks import check_call, load_function
 from qarl.model_folder import check_folder, meta_model, read_config
 from qarl.numerics.engine_limits import check_engine_model
+from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.profile import apply_profile
 from qarl.numerics.shards import EXACT_ON_CPU
 from qarl.objectives.custom import check_objective
@@ -127,7 +128,8 @@ def faults(config: Config, machine: Machine) -> list[QarlError]:
     for scheme in schemes_of(config.rollout):
         found += scheme_faults(config, scheme, model, machine)
     found += stop_faults(config, model.config.vocab_size)
-    return found + _failures(partial(check_numerics, config, model, machine.device))
+    check = partial(check_longest, config, model.config, machine.device)
+    return found + _failures(partial(check_numerics, config, model, machine.device), check)
 
 
 def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
@@ -282,6 +284,23 @@ def _check_kv_cache(config: Config, machine: Machine) -> None:
     if machine.device == "cpu" and machine.is_here and requested * 2**30 > machine.memory:
         what = f"the KV caches of all workers take {requested} GiB, this machine has {machine.memory / 2**30:.1f} GiB"
         raise ResourceError(what, "rollout.kv_cache_gib", "lower it")
+
+
+def check_longest(config: Config, shape: Any, device: str) -> None:
+    """Raises ResourceError: the KV cache of an engine on CPU has no room for one sequence of the longest length.
+
+    Args:
+        shape: the transformers config of the model. With sliding windows only the engine knows.
+    """
+    if device != "cpu" or getattr(shape, "sliding_window", None):
+        return
+    rollout, heads = config.rollout, getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    token = 2 * shape.num_hidden_layers * heads * width * getattr(torch, config.model.dtype).itemsize
+    blocks = rollout.kv_cache_gib * rollout.tensor_parallel_size * 2**30 // (token * BLOCK_SIZE) - 1  # one stays empty
+    if blocks * BLOCK_SIZE < rollout.max_model_len:
+        what = f"holds no sequence of rollout.max_model_len {rollout.max_model_len}"
+        raise ResourceError(what, f"rollout.kv_cache_gib {rollout.kv_cache_gib}", "raise it, or lower the other")
 
 
 def _check_validator(config: Config) -> None:

@@ -17,13 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import check_model
-from launch.preflight import Machine, bundles, check_numerics, faults, scheme_faults, setting_faults
+from launch.preflight import Machine, bundles, check_longest, check_numerics, faults, scheme_faults, setting_faults
 from qarl.config.derived import choose_counts
 from qarl.config.io import load_config, validate
 from qarl.config.run import Config, DebugConfig
 from qarl.config.schedule import schemes_of
 from qarl.config.shipped import config_path
-from qarl.errors import ConfigError, ModelError
+from qarl.errors import ConfigError, ModelError, ResourceError
 from qarl.model_folder import meta_model
 from rollout.engine import engine_env
 
@@ -215,6 +215,24 @@ def test_kv_caches_fit_the_memory() -> None:
     assert texts(config, Machine("cpu", memory=10 * 2**30, is_here=True)) == []
     [fault] = texts(config, Machine("cpu", memory=9 * 2**30, is_here=True))
     assert fault == "rollout.kv_cache_gib: the KV caches of all workers take 10 GiB, this machine has 9.0 GiB; lower it"
+
+
+def test_a_kv_cache_holds_the_longest_sequence() -> None:
+    def settings(longest: int) -> Config:
+        rollout = {"kv_cache_gib": 4, "max_model_len": longest}
+        return make_settings(rollout=rollout, learner={"max_tokens_per_micro_batch": longest})
+
+    shape = AutoConfig.for_model("llama", num_hidden_layers=32, num_attention_heads=32, hidden_size=4096)
+    longest = (4 * 2**30 // (2 * 32 * 4096 * 2 * 128) - 1) * 128  # 63 blocks of 128 tokens, of 512 KiB each
+    check_longest(settings(longest), shape, "cpu")
+    more = settings(longest + 1)
+    with pytest.raises(
+        ResourceError, match=r"^rollout\.kv_cache_gib 4: holds no sequence of rollout\.max_model_len 8065;"
+    ):
+        check_longest(more, shape, "cpu")
+    check_longest(more, shape, "cuda")  # vLLM measures what is free there
+    shape.sliding_window = 4096
+    check_longest(more, shape, "cpu")
 
 
 @pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
