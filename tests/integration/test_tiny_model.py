@@ -262,7 +262,8 @@ def test_nothing_there_and_nothing_to_build(tmp_path: Path) -> None:
     path = tmp_path / "none"
     with pytest.raises(ModelError) as caught:
         tiny_model.ensure_model(config_at(path, None), TASK, 0, quiet)
-    assert str(caught.value) == f"{path}: no such model directory; download a model there or set model.build={{}}"
+    hint = "download a model there or set model.build={}; `qarl plan` needs its config.json alone"
+    assert str(caught.value) == f"{path}: no such model directory; {hint}"
     task = DatasetTaskConfig(train_path="t", heldout_path="h")
     with pytest.raises(ModelError, match="needs training prompts, or a task with a teacher, not dataset"):
         tiny_model.ensure_model(config_at(path), task, 0, quiet)
