@@ -289,8 +289,7 @@ def _check_kv_cache(config: Config, machine: Machine) -> None:
 def check_longest(config: Config, shape: Any, device: str) -> None:
     """Raises ResourceError: the KV cache of an engine on CPU has no room for one sequence of the longest length.
 
-    Args:
-        shape: the transformers config of the model. With sliding windows only the engine knows.
+    `shape` is the transformers config of the model. Nothing is said of one with sliding windows: only the engine knows.
     """
     if device != "cpu" or getattr(shape, "sliding_window", None):
         return
@@ -300,7 +299,8 @@ def check_longest(config: Config, shape: Any, device: str) -> None:
     blocks = rollout.kv_cache_gib * rollout.tensor_parallel_size * 2**30 // (token * BLOCK_SIZE) - 1  # one stays empty
     if blocks * BLOCK_SIZE < rollout.max_model_len:
         what = f"holds no sequence of rollout.max_model_len {rollout.max_model_len}"
-        raise ResourceError(what, f"rollout.kv_cache_gib {rollout.kv_cache_gib}", "raise it, or lower the other")
+        where = f"rollout.kv_cache_gib {rollout.kv_cache_gib}"
+        raise ResourceError(what, where, "raise it, or lower rollout.max_model_len")
 
 
 def _check_validator(config: Config) -> None:

@@ -283,16 +283,16 @@ class VLLMEngine:
     def _begin(self) -> None:
         """Give vLLM those requests, in order, whose longest responses fit in its KV cache beside all that run.
 
-        Partial requests come last, because a publication is checked, and may be awaited, while they wait and run.
-
+        Partial requests come last: they may run while the others check a publication, for which the run waits.
         vLLM itself begins as many as have room now. When the cache is full later, it drops the keys and values of a
         response, and prefills its tokens so far: that rounds otherwise than it decoded them.
         """
-        while self._waiting:
-            number, request = min(self._waiting.items(), key=lambda item: item[1].partial)
+        free = self._blocks - sum(running.blocks for running in self._running.values())
+        for number, request in sorted(self._waiting.items(), key=lambda item: item[1].partial):
             ids = list(request.prompt.token_ids)
             blocks = self._blocks_of(len(ids) + request.max_new_tokens)
-            if sum(running.blocks for running in self._running.values()) + blocks > self._blocks:
+            free -= blocks
+            if free < 0:
                 return
             (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": ids}])
             self._llm.llm_engine.add_request(str(number), prompt, _params(request))
