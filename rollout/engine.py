@@ -1,6 +1,7 @@
 """vLLM behind the Engine protocol: samples with log-probs, and loads published weights in place, all or nothing."""
 
 import json
+import math
 import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor, distributed
 
 from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, QarlError, ResourceError, RolloutError, first_line
-from qarl.numerics.engine_ops import BLOCK_SIZE
+from qarl.numerics.engine_ops import BLOCK_SIZE, same_prefill_tokens
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
@@ -78,23 +79,26 @@ class _Running:
     """Which version sampled each token, up to the last load."""
 
 
-def _params(request: SampleRequest) -> Any:
+def _params(request: SampleRequest, longest_shared: float) -> Any:
     """vLLM's parameters of a request, of which it gives the finished output only; of a `partial` one also what there
     is after each step.
 
-    A partial request does not read the prefix cache. When its response goes on, the tokens so far are to be prefilled,
-    and the cache may hold them as another response has decoded them: that rounds differently in long contexts.
+    A prompt of more than `longest_shared` tokens does not read the prefix cache, because what follows the cached
+    beginning would be rounded differently than in the learner, which prefills the whole prompt. Neither does a partial
+    request: when its response goes on, the tokens so far are to be prefilled, and the cache may hold them as another
+    response has decoded them.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    too_long = len(request.prompt.token_ids) > longest_shared
     return SamplingParams(
         temperature=request.temperature,
         max_tokens=request.max_new_tokens,
         seed=request.seed,
         logprobs=0,
         ignore_eos=request.ignore_eos,
-        skip_reading_prefix_cache=request.partial or not request.reuse_cache,
+        skip_reading_prefix_cache=request.partial or not request.reuse_cache or too_long,
         stop=list(request.stop),
         stop_token_ids=list(request.stop_token_ids),
         top_p=request.top_p,
@@ -177,6 +181,8 @@ class VLLMEngine:
         cache = self._llm.llm_engine.vllm_config.cache_config
         self._block, self._blocks = cache.block_size, cache.num_gpu_blocks - 1  # vLLM leaves one empty
         self._at_once = min(self._fitting(config.max_model_len), config.max_num_seqs)
+        width = self._llm.model_config.get_head_size()
+        self._longest_shared = same_prefill_tokens(width, config.max_model_len) if device == "cpu" else math.inf
 
     @property
     def version(self) -> int:
@@ -295,7 +301,7 @@ class VLLMEngine:
             if free < 0:
                 return
             (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": ids}])
-            self._llm.llm_engine.add_request(str(number), prompt, _params(request))
+            self._llm.llm_engine.add_request(str(number), prompt, _params(request, self._longest_shared))
             del self._waiting[number]
             self._running[number] = _Running(request, blocks)
 

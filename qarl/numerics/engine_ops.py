@@ -14,10 +14,12 @@ from torch import Tensor
 
 from qarl.errors import KernelError
 from qarl.numerics.flat import Row
+from qarl.numerics.processor import threads
 from qarl.numerics.vllm_patch import patch_cpu
 
 BLOCK_SIZE = 128  # tokens of a KV-cache block; the engine uses the same
 DECODE_CHUNK = 64  # one-token requests of one call
+TILE_MULTIPLE = 32  # keys of attention's tiles
 EXPERT_CHUNK = 2048  # tokens of one call; the op counts its scratch memory in int32
 
 
@@ -44,8 +46,9 @@ class PagedLayout:
     """How the tokens of a flat batch lie in the engine's paged cache, and in which requests it computed them.
 
     The engine prefills a prompt in one request and then decodes token by token. Beyond about 480 tokens prefill and
-    decode tile differently, so each response token is a one-token request here too. Every response has cache blocks of
-    its own, which hold a copy of the keys and values of its prompt: a prompt ends within a block.
+    decode tile differently, so each response token is a one-token request here too. How a prefill is tiled depends on
+    the number of threads, too, and so it runs on one, like the engine. Every response has cache blocks of its own,
+    which hold a copy of the keys and values of its prompt: a prompt ends within a block.
 
     Args:
         rows: per response, where its tokens lie in the flat batch.
@@ -86,24 +89,43 @@ class PagedLayout:
         for call in self._calls:
             q = q_NHD[call.tokens]
             out = torch.empty_like(q)
-            ops().cpu_attention_with_kv_cache(
-                query=q,
-                key_cache=k_cache,
-                value_cache=v_cache,
-                output=out,
-                query_start_loc=call.starts,
-                seq_lens=call.seq_lens,
-                scale=scale,
-                causal=True,
-                alibi_slopes=None,
-                sliding_window=-1,
-                block_table=call.block_table,
-                softcap=0,
-                scheduler_metadata=call.schedule(heads, kv_heads, dim, q.dtype, isa),
-                s_aux=None,
-            )
+            with threads(torch.get_num_threads() if call.decodes else 1):
+                ops().cpu_attention_with_kv_cache(
+                    query=q,
+                    key_cache=k_cache,
+                    value_cache=v_cache,
+                    output=out,
+                    query_start_loc=call.starts,
+                    seq_lens=call.seq_lens,
+                    scale=scale,
+                    causal=True,
+                    alibi_slopes=None,
+                    sliding_window=-1,
+                    block_table=call.block_table,
+                    softcap=0,
+                    scheduler_metadata=call.schedule(heads, kv_heads, dim, q.dtype, isa),
+                    s_aux=None,
+                )
             out_NHD[call.tokens] = out
         return out_NHD
+
+
+def same_prefill_tokens(head_dim: int, longest: int) -> int:
+    """Tokens of the longest context, up to `longest`, that the engine's attention computes alike in every prefill here.
+
+    It goes over the keys in tiles: the larger the L2 cache and the fewer the queries of a call, the longer. Beyond one
+    tile, a prompt whose beginning is in the prefix cache gets other bits than one that is prefilled as a whole.
+    Measured: one prefill beside a decoding of all tokens, in float32, whose tiles are shorter than those of bfloat16.
+    """
+    total = longest + 2048  # queries enough for the shortest tiles
+    generator = torch.Generator().manual_seed(0)
+    q_NHD, k_NGD, v_NGD = torch.randn(3, total, 1, head_dim, generator=generator)
+    prefilled, decoded = (
+        PagedLayout([Row(0, prompt, prompt, total - prompt, True)]).attend(q_NHD, k_NGD, v_NGD, head_dim**-0.5)
+        for prompt in (total, 1)
+    )
+    differs_N = (prefilled != decoded).flatten(1).any(1)[:longest]
+    return int(differs_N.int().argmax()) // TILE_MULTIPLE * TILE_MULTIPLE if differs_N.any() else longest
 
 
 Request = tuple[int, int, int, int]
@@ -116,6 +138,7 @@ class _Call:
     def __init__(self, requests: Sequence[Request], table: Tensor) -> None:
         self.tokens = torch.cat([torch.arange(first, first + count) for _, first, count, _ in requests])
         counts = torch.tensor([count for _, _, count, _ in requests])
+        self.decodes = bool((counts == 1).all())
         self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(torch.int32)
         self.seq_lens = torch.tensor([context for *_, context in requests], dtype=torch.int32)
         self.block_table = table[[row for row, *_ in requests]].contiguous()

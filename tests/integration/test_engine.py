@@ -122,6 +122,16 @@ def test_mismatch_is_zero_where_attention_prefills_otherwise_than_it_decodes(
     assert own.abs_max > 0.0 or not prefills_otherwise
 
 
+def test_responses_that_share_a_long_prompt_have_no_mismatch(
+    large_heads: tuple[VLLMEngine, Policy], prefills_otherwise: bool
+) -> None:
+    """Those that took the prompt's beginning from the prefix cache would round its end differently."""
+    engine, policy = large_heads
+    engine.load(publish(policy.model, SCHEME, 1))
+    asked = [dataclasses.replace(r, seed=seed) for r in requests(3, 20, before=720) for seed in range(3)]
+    assert gap(policy, engine.generate(asked)).abs_max == 0.0
+
+
 def test_a_full_kv_cache_changes_no_bit(
     large_heads: tuple[VLLMEngine, Policy], prefills_otherwise: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
