@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -181,12 +182,16 @@ class VLLMEngine:
         cache = self._llm.llm_engine.vllm_config.cache_config
         self._block, self._blocks = cache.block_size, cache.num_gpu_blocks - 1  # vLLM leaves one empty
         self._at_once = min(self._fitting(config.max_model_len), config.max_num_seqs)
-        width = self._llm.model_config.get_head_size()
-        self._longest_shared = same_prefill_tokens(width, config.max_model_len) if device == "cpu" else math.inf
 
     @property
     def version(self) -> int:
         return -1 if self._held is None else self._held.manifest.version
+
+    @cached_property
+    def _longest_shared(self) -> float:
+        """Tokens of the longest prompt that may be read from the prefix cache."""
+        config = self._llm.model_config
+        return same_prefill_tokens(config.get_head_size(), config.max_model_len) if self._device == "cpu" else math.inf
 
     def info(self) -> WorkerInfo:
         return WorkerInfo(self._worker, self._device, self._kernels, socket.gethostname(), os.getpid(), self._at_once)
