@@ -58,7 +58,8 @@ class LLM:
 
 def engine_of(llm: LLM) -> VLLMEngine:
     engine, held = object.__new__(VLLMEngine), SimpleNamespace(manifest=SimpleNamespace(version=1))
-    vars(engine).update(_llm=llm, _held=held, _waiting={}, _running={}, _block=BLOCK, _blocks=BLOCKS, _worker=0)
+    room = {"_block": BLOCK, "_blocks": BLOCKS, "_longest_shared": LONGEST}
+    vars(engine).update(_llm=llm, _held=held, _waiting={}, _running={}, _worker=0, **room)
     return engine
 
 
