@@ -69,7 +69,7 @@ def request(prompt: int, tokens: int) -> SampleRequest:
 
 @pytest.fixture(autouse=True, scope="module")
 def _without_vllm() -> Any:
-    with patch("rollout.engine._params", lambda request: request):
+    with patch("rollout.engine._params", lambda request, longest_shared: request):
         yield
 
 
