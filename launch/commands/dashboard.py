@@ -1,4 +1,4 @@
-"""Write the W&B workspace of a project: panels for all metrics of a run, by section, and a comparison of runs.
+"""Write the W&B workspace of a project: panels for all metrics of a run but histograms, by section, and a comparison of runs.
 
 The runs may be synced later: the panels show every run of the project."""
 
@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("no entity", "--entity", "the user or team that has the project")
     project = config_of_run(args.run_dir).tracking.wandb_project
     rows = read_log(args.run_dir / METRICS_FILE)
+    # W&B draws a histogram on the page of a run, but in no panel of a project.
     names = {name for row in rows for name, value in row.items() if not isinstance(value, dict)} - {"step", "time"}
     if not names:
         raise DataError("no metrics", str(args.run_dir / METRICS_FILE), "nothing has been logged yet")

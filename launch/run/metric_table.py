@@ -56,6 +56,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ("actor/seq_ratio_max_dev_first_minibatch", "", "", "the same before the first optimizer step: 0 when exact"),
         ("actor/seq_ratio_eff_sample_size", "share", "", "effective sample size of the sequence ratios"),
         ("actor/seq_mismatch_weight_mean", "", "", "mean of the weights that correct the mismatch, by sequence"),
+        ("actor/seq_mismatch_weight_hist", "histogram", "", "sequences by these weights"),
         ("actor/seq_mismatch_weight_*", "share", "", "weights that were capped or masked; effective sample size"),
         ("actor/token_mismatch_weight_*", "share", "", "tokens whose mismatch weight was capped or masked"),
         ("actor/entropy", "nats", "", "entropy of the policy, mean over tokens"),

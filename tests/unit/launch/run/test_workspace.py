@@ -7,10 +7,13 @@ import wandb
 
 from launch.cli import main
 from launch.run import workspace
+from launch.run.metric_table import rows
 from launch.run.workspace import make_workspace, save
 from qarl.config.io import to_yaml, validate
 from qarl.errors import ResourceError
 
+TREE = {"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_project": "p"}}
+CONFIG = validate(TREE, "test")
 NAMES = ["response_length/max", "reward/mean", "mismatch/q1_k3_kl", "mismatch/k3_kl", "mine/own", "eval/pass@1"]
 
 
@@ -22,8 +25,7 @@ def sections(model: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 def test_the_workspace_has_a_panel_for_each_metric_by_section(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **dict.fromkeys(NAMES, 0.5)}) + "\n")
     (tmp_path / "samples.jsonl").write_text(json.dumps({"step": 1, "table": "samples"}) + '\n{"step": 2}\n')
-    config = validate({"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_project": "p"}}, "test")
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    (tmp_path / "config.yaml").write_text(to_yaml(CONFIG))
     file = tmp_path / "workspace.json"
     assert main(["dashboard", str(tmp_path), "--entity", "team", "--json", str(file)]) == 0
     model = json.loads(file.read_text())
@@ -40,6 +42,20 @@ def test_the_workspace_has_a_panel_for_each_metric_by_section(tmp_path: Path) ->
     assert "k3" in meanings["config"]["value"]
     assert "logp_abs_max" not in meanings["config"]["value"]  # the run does not log it
     assert [panel["view_type"] for panel in found["samples"]] == ["Weave"]
+
+
+def test_every_metric_of_the_table_but_histograms_has_a_panel(tmp_path: Path) -> None:
+    units = {row.name.replace("[1-4]", "1").replace("*", "x"): row.unit for row in rows()}
+    histograms = {name for name, unit in units.items() if unit == "histogram"}
+    logged = {name: {"edges": [0.0, 1.0], "counts": [3]} if name in histograms else 0.5 for name in units}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, **logged}) + "\n")
+    (tmp_path / "config.yaml").write_text(to_yaml(CONFIG))
+    assert main(["dashboard", str(tmp_path), "--json", str(tmp_path / "workspace.json")]) == 0
+    found = sections(json.loads((tmp_path / "workspace.json").read_text()))
+    del found["compare runs"]
+    drawn = [name for panels in found.values() for panel in panels for name in panel["config"].get("metrics") or ()]
+    assert sorted(drawn) == sorted(units.keys() - histograms)
+    assert histograms == {"actor/seq_mismatch_weight_hist"}
 
 
 def test_a_workspace_that_cannot_be_saved_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
