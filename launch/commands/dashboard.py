@@ -1,4 +1,4 @@
-"""Write the W&B workspace of a project: panels for all metrics of a run but histograms, by section, and a comparison of runs.
+"""Write the W&B workspace of a project: panels for the metrics of a run, by section, and a comparison of runs.
 
 The runs may be synced later: the panels show every run of the project."""
 

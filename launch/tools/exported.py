@@ -3,9 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +13,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from launch.preflight import Machine, check, checked_model, engine_faults
-from launch.tools.child import end_with_parent
+from launch.tools.child import own_process
 from qarl.config.run import Config
 from qarl.errors import CheckpointError, PublicationError, first_line
 from qarl.quant.linear import requantize
@@ -85,8 +83,8 @@ def _prove(config: Config, policy: Policy, scheme: QuantScheme, folder: Path, de
 def _in_own_process(sample: Callable[..., Sampled], *args: Any) -> Sampled:
     """A process holds one engine."""
     try:
-        with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
-            return process.submit(sample, *args).result()
+        with own_process() as call:
+            return list(call(sample, *args))
     except (BrokenProcessPool, RuntimeError, ValueError, OSError) as error:
         what = f"vLLM cannot run what was exported: {first_line(error)}"
         raise PublicationError(what, "export", "nothing was written") from error

@@ -7,8 +7,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from launch.cluster.token import confine_own_ray
 from launch.demo.tiny_model import make_tokenizer
 from launch.tools.bench.compare import HEADER, Case, compare
+from launch.tools.child import own_process
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, KernelError
 from qarl.quant.formats import engine_kernels, format_of
@@ -50,8 +49,8 @@ def bench(hidden: int, layers: int, rounds: int, model: Path | None) -> Iterator
     for scheme in SCHEMES:
         try:
             engine_kernels(scheme, "cpu")
-            with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                rows, size = process.submit(measure, scheme, hidden, layers, rounds, model).result()
+            with own_process() as call:
+                rows, size = call(measure, scheme, hidden, layers, rounds, model)
         except (ConfigError, KernelError) as error:
             sizes.append(f"{scheme.label}: left out: {error}")
             continue

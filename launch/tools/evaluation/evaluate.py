@@ -6,12 +6,10 @@ With default settings it samples what the run's last evaluation samples, token b
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +22,7 @@ from launch.run.environments import converse, start_rewards
 from launch.run.files import write_whole
 from launch.run.prompts import load_prompts
 from launch.run.resume import input_digests
-from launch.tools.child import end_with_parent
+from launch.tools.child import own_process
 from launch.tools.evaluation.report import Reader, results
 from launch.tools.evaluation.settings import Sampling
 from qarl.config.policy import RolloutConfig
@@ -155,14 +153,15 @@ def _row(scheme: QuantScheme, sample: Sample, score: Score, index: int) -> Row:
 class _Engine:
     """One engine in a process of its own, which holds no second one."""
 
-    def __init__(self, process: ProcessPoolExecutor, name: str) -> None:
-        self._process, self._name = process, name
+    def __init__(self, call: Callable[..., Any], name: str) -> None:
+        self._call, self._name = call, name
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         try:
-            return self._process.submit(_generate, list(requests)).result()
+            return list(self._call(_generate, list(requests)))
         except BrokenProcessPool as error:
-            raise RolloutError(f"the engine of {self._name} died", hint="the same command continues") from error
+            what = f"the engine of {self._name} died: {error}"
+            raise RolloutError(what, hint="the same command continues") from error
 
 
 _ENGINE: list[VLLMEngine] = []
@@ -190,14 +189,14 @@ def _engine(config: Config, scheme: QuantScheme, device: str) -> Iterator[Any]:
     policy = Policy(path, getattr(torch, dtype), scheme, "stock", kernel="reference")
     weights = publish(policy.model, scheme, 0)
     del policy
-    with TemporaryDirectory() as folder, ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
+    with TemporaryDirectory() as folder, own_process() as call:
         write_engine_config(Path(folder), path, scheme)
-        engine = _Engine(process, scheme.label)
         try:
-            process.submit(_start, Path(folder), config.rollout, scheme, dtype, device, weights).result()
+            call(_start, Path(folder), config.rollout, scheme, dtype, device, weights)
         except BrokenProcessPool as error:
-            raise RolloutError(f"the engine of {scheme.label} died", hint="is there memory for it?") from error
-        yield engine
+            what = f"the engine of {scheme.label} died while it started: {error}"
+            raise RolloutError(what, hint="a smaller rollout.kv_cache_gib takes less memory") from error
+        yield _Engine(call, scheme.label)
 
 
 def _settings(config: Config, sampling: Sampling, prompts: Sequence[Prompt]) -> dict[str, Any]:

@@ -7,11 +7,9 @@ engine, so each scheme and dtype has a process of its own.
 import os
 import random
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, get_args
@@ -21,7 +19,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from launch.demo.tiny_model import make_parent
-from launch.tools.child import end_with_parent
+from launch.tools.child import own_process
 from launch.tools.mismatch.report import JSON_FILE, Cell, Gap, write_report
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, DataError, KernelError, RolloutError
@@ -106,7 +104,7 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
             print(f"{name}: left out: {error}", flush=True)
             reason = error
         except BrokenProcessPool as error:
-            raise RolloutError(f"the process of {name} died", hint="fewer --num-sequences take less memory") from error
+            raise RolloutError(f"{name}: {error}", hint="fewer --num-sequences take less memory") from error
         else:
             write_report(out, cells)
     if not cells:
@@ -115,8 +113,8 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
 
 
 def _in_own_process(comparison: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:
-    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
-        return process.submit(measure, comparison, scheme, dtype, prompts).result()
+    with own_process() as call:
+        return list(call(measure, comparison, scheme, dtype, prompts))
 
 
 def measure(comparison: Comparison, scheme: QuantScheme, dtype: str, prompts: Sequence[Prompt]) -> list[Cell]:

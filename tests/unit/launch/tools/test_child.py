@@ -7,23 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from launch.tools.child import child
+from launch.tools.child import child, own_process
 
 ROOT = Path(__file__).parents[4]
 CODE = """
 import os, time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from launch.tools.child import end_with_parent
+from launch.tools.child import own_process
 
 if __name__ == "__main__":
-    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
-        print(process.submit(os.getpid).result(), flush=True)
-        process.submit(time.sleep, 60).result()
+    with own_process() as call:
+        print(call(os.getpid), flush=True)
+        call(time.sleep, 60)
 """
 
 
@@ -43,6 +43,19 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
         time.sleep(0.1)
     os.kill(number, signal.SIGKILL)
     raise AssertionError("the child goes on")
+
+
+@pytest.mark.parametrize(
+    ("end", "argument", "told"),
+    [(os._exit, 3, "exited with code 3"), (signal.raise_signal, 9, "was killed by SIGKILL")],
+)
+def test_a_call_tells_how_its_process_ended(end: Callable[[int], None], argument: int, told: str) -> None:
+    with own_process() as call:
+        assert call(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            call(divmod, 7, 0)
+        with pytest.raises(BrokenProcessPool, match=f"its process {told}"):
+            call(end, argument)
 
 
 def test_an_interrupted_tool_ends_its_child(tmp_path: Path) -> None:

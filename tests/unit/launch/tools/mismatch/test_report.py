@@ -188,8 +188,8 @@ def test_lengths_that_nobody_named_fit_the_model(
 
 
 def test_a_process_that_dies_is_told(asked: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mismatch, "_in_own_process", Mock(side_effect=BrokenProcessPool))
-    with patch.dict(os.environ), pytest.raises(RolloutError, match="the process of w8a8_int8 bfloat16 died"):
+    monkeypatch.setattr(mismatch, "_in_own_process", Mock(side_effect=BrokenProcessPool("its process is gone")))
+    with patch.dict(os.environ), pytest.raises(RolloutError, match="w8a8_int8 bfloat16: its process is gone; fewer"):
         run(asked, tmp_path)
 
 
