@@ -49,6 +49,13 @@ def check_input(config: Config) -> None:
                 raise DataError(f"cannot read: {os.strerror(ENOENT)}", file.path)
 
 
+def check_run_folder(folder: Path) -> None:
+    """Raises ConfigError: no run can write there."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise ConfigError("is no folder that you may write", str(there), "change run.dir or run.name")
+
+
 def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
     """The error for a model directory that does not exist."""
     build = " or set model.build={}" if make_task(task).teacher else ""

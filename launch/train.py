@@ -177,7 +177,8 @@ class _Job:
             if info.at_once < (most := self._config.rollout.max_num_seqs):
                 self._log(
                     f"rollout worker {info.worker}: its KV cache holds {info.at_once} sequences of "
-                    f"rollout.max_model_len, fewer than rollout.max_num_seqs {most}; others wait"
+                    f"rollout.max_model_len, fewer than rollout.max_num_seqs {most}; others wait "
+                    "(a larger rollout.kv_cache_gib holds more)"
                 )
 
     def _check_numerics(self, learner: LearnerGroup) -> bool:

@@ -23,14 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from launch.early import check_input
-    from launch.tools.study.arms import RUNS, load_study, plan, results, run_study
+    from launch.tools.study.arms import RUNS, has_ended, load_study, plan, results, run_study
     from launch.tools.study.report import write_study_report
+    from qarl.errors import ConfigError
 
     study = load_study(config_path(args.name, "study"), args.arms, args.seeds)
     runs, out = plan(study), args.out or Path(RUNS, study.name)
-    out.mkdir(parents=True, exist_ok=True)  # now, and not after hours
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # now, and not after hours
+    except OSError as error:
+        raise ConfigError(f"cannot be made: {error.strerror}", f"--out {out}", "name a folder") from error
     if not args.report_only:
-        for run in runs:
+        for run in (run for run in runs if not has_ended(run)):
             check_input(run.config)
         run_study(runs)
     found = list(results(runs))

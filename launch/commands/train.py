@@ -34,10 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from launch.early import check_input
+    from launch.early import check_input, check_run_folder
 
     config = read_config(args)
     check_input(config)
+    check_run_folder(config.run.folder)
     _ray_environment(config)
     if args.dry_run:
         from launch.dry_run import dry_run

@@ -62,7 +62,7 @@ def ensure_model(config: ModelConfig, task: TaskConfig, seed: int, log: Log, pro
 
 
 def check_model(config: ModelConfig, task: TaskConfig, prompts: Sequence[Prompt] = ()) -> None:
-    """Raises ModelError as `ensure_model` does, and ConfigError for bad levels; builds nothing.
+    """Raises ModelError as `ensure_model` does, and ConfigError for a bad task; builds nothing.
 
     Without `prompts` it does not tell which ones an existing model was shown.
     """
@@ -85,7 +85,7 @@ def build(config: ModelConfig, task: TaskConfig, seed: int, log: Log, prompts: S
     Raises:
         ModelError: there is neither a teacher nor a prompt, something is at the path already, it cannot be written, or
             the vocabulary is too small.
-        ConfigError: `model.build` is not set, or bad levels.
+        ConfigError: `model.build` is not set, or a bad task.
     """
     tiny, target, teacher = build_section(config), Path(config.path), _teacher(task, prompts)
     if teacher is None:
@@ -256,7 +256,7 @@ def save(
 
 
 def _teacher(task: TaskConfig, prompts: Sequence[Prompt]) -> Teacher | None:
-    """The task's own, or one that shows the answers of `prompts`. Raises ConfigError for bad levels."""
+    """The task's own, or one that shows the answers of `prompts`. Raises ConfigError for a bad task."""
     return make_task(task).teacher or (PromptsTeacher(prompts) if prompts else None)
 
 

@@ -45,7 +45,8 @@ def _history(run_dir: Path) -> Iterator[Mapping[str, Any]]:
         command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise DataError(f"W&B cannot read it: {done.stderr.strip().splitlines()[-1:]}", str(path))
+            reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+            raise DataError(f"W&B cannot read it: {reason}", str(path))
         for record in map(json.loads, done.stdout.splitlines()):
             if record["type"] == "history":
                 item = record["history"]["item"]

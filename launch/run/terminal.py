@@ -10,7 +10,7 @@ from typing import Literal
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 Verbosity = Literal["quiet", "normal", "verbose"]
@@ -30,7 +30,7 @@ CURVES = {
     "mismatch/logp_abs_max": "|d log p| max",
     SPEED: "tokens/s",
 }
-WORKERS, RANKS, VERIFIERS = "workers", "ranks", "verifiers"
+WORKERS, RANKS, VERIFIERS, DRIVER = "workers", "ranks", "verifiers", "driver"
 PHASES: Mapping[str, tuple[str, ...]] = {
     "sample": (WORKERS,),
     "reward": (VERIFIERS,),
@@ -109,21 +109,21 @@ class Terminal:
     def __rich__(self) -> RenderableType:
         """The live view of this moment."""
         now = time.monotonic()
-        head = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=self._total, completed=self._step, width=28)
+        head = Table.grid(Column(), Column(max_width=28), Column(no_wrap=True), padding=(0, 2))
+        bar = ProgressBar(total=self._total, completed=self._step)  # it takes the width that is left
         spent = timedelta(seconds=round(now - self._began))
-        head.add_row(self._name, bar, f"step {self._step}/{self._total}", f"{spent} spent", f"ETA {self._remaining}")
+        times = f"step {self._step}/{self._total}  {spent} spent  ETA {self._remaining}"
+        head.add_row(_cut(self._name), bar, times)
         curves = Table.grid(padding=(0, 2))
         for name, label in CURVES.items():
             if values := self._values[name]:
                 curves.add_row(label, Text(sparkline(values), style="cyan"), _short(values[-1]))
-        busy = PHASES.get(self._phase, ())
-        seconds = f"{self._phase.replace('_', ' ')} {now - self._since:.0f} s"
-        states = [f"{who}: {seconds if who in busy else 'wait'}" for who in (WORKERS, RANKS, VERIFIERS)]
-        states.append(f"driver: {'wait' if busy else seconds}")
-        warnings = [Text(f"! {line}", style="yellow", overflow="ellipsis", no_wrap=True) for line in self._warnings]
-        state = Text("   ".join(states), style="dim", overflow="ellipsis", no_wrap=True)  # a view of one height
-        return Group(head, curves, state, *warnings)
+        busy = PHASES.get(self._phase, (DRIVER,))
+        waiting = [who for who in (WORKERS, RANKS, VERIFIERS, DRIVER) if who not in busy]
+        state = f"{self._phase.replace('_', ' ')} {now - self._since:.0f} s: {', '.join(busy)}"
+        state += f"   (waiting: {', '.join(waiting)})"
+        warnings = [_cut(f"! {line}", "yellow") for line in self._warnings]
+        return Group(head, *[curves] * bool(curves.rows), _cut(state, "dim"), *warnings)
 
     def _eta(self, step: int) -> str:
         """Time left at the mean pace since this process's first step, as h:mm:ss."""
@@ -134,6 +134,11 @@ class Terminal:
         first_step, first_time = self._first
         seconds = (now - first_time) / (step - first_step) * (self._total - step)
         return str(timedelta(seconds=round(seconds)))
+
+
+def _cut(text: str, style: str = "") -> Text:
+    """One line, cut where it has no room: the view keeps its height."""
+    return Text(text, style, overflow="ellipsis", no_wrap=True)
 
 
 def sparkline(values: Iterable[float]) -> str:

@@ -10,6 +10,8 @@ from qarl.config.base import Count, Node, PathText
 
 Weight = Annotated[float, Field(gt=0.0, le=1e9)]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
+Level = Annotated[int, Field(ge=1, le=4000)]
+"""Digits of a sorting problem; Python converts no longer numbers."""
 MOST_PROMPTS = 10_000_000
 """Generated prompts, which are all held in memory."""
 
@@ -23,8 +25,12 @@ class SortingTaskConfig(Node):
     kind: Literal["sorting"] = "sorting"
     num_prompts: Annotated[int, Field(ge=1, le=MOST_PROMPTS)] = 2048
     """Training prompts generated for the pool."""
-    levels: list[int] = [2, 3, 4, 5, 6, 8, 10, 12]
+    levels: Annotated[list[Level], Field(min_length=1)] = [2, 3, 4, 5, 6, 8, 10, 12]
     """Digits per problem; each level is a difficulty."""
+
+    def contradictions(self) -> Iterator[str]:
+        if len(set(self.levels)) < len(self.levels):
+            yield f"task.levels: {self.levels} names a level twice"
 
 
 class TemplateConfig(Node):

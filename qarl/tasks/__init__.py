@@ -27,6 +27,6 @@ def no_tokenizer(text: str) -> Sequence[int]:
 def make_task(config: TaskConfig, encode: Encode = no_tokenizer, special: re.Pattern[str] = NOTHING) -> Task:
     """The task that `config` describes; `special` finds the special tokens that no question may hold.
 
-    Raises ConfigError: bad levels, template or generators, or a function that cannot be used.
+    Raises ConfigError: bad template or generators, or a function that cannot be used.
     """
     return KINDS[config.kind](config, encode, special)

@@ -154,12 +154,17 @@ def run_study(runs: Sequence[PlannedRun], log: Callable[[str], None] = print) ->
     """Run every planned run that has not ended, one after the other; `results` reads their outcomes."""
     for number, run in enumerate(runs, start=1):
         where = f"[{number}/{len(runs)}] {run.config.run.name}"
-        if _status(run)[0] in {"done", "diverged"}:
+        if has_ended(run):
             log(f"{where}: has ended before")
             continue
         log(f"{where}: running, see {run.folder / LOG_FILE}")
         _train(run)
         log(f"{where}: {': '.join(filter(None, _status(run)))}")
+
+
+def has_ended(run: PlannedRun) -> bool:
+    """Whether the run is done, or has diverged: it is not run again."""
+    return _status(run)[0] in {"done", "diverged"}
 
 
 def results(runs: Sequence[PlannedRun]) -> Iterator[RunResult]:

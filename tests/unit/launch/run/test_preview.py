@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from launch.cli import main
+from launch.run.preview import _history
 from launch.run.tracking import METRICS_FILE, RunTracker
 from qarl.config.io import to_yaml, validate
+from qarl.errors import DataError
 from qarl.types import Prompt, Sample, Score
 from tests.support.browser import look
 from tests.support.records import row_of
@@ -64,6 +66,14 @@ def test_the_panels_of_a_workspace_are_drawn_from_the_file_of_wandb(run_dir: Pat
     assert found["head"][0].endswith("panels; 2 of them have no data in this run's W&B files")
     assert found["head"].count("eval/pass@1") == 2  # of the sections "compare runs" and "eval"
     assert not found["wide"]
+
+
+def test_a_file_that_wandb_cannot_read_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "wandb" / "run-1" / "run-1.wandb"
+    file.parent.mkdir(parents=True)
+    file.write_text("nonsense")
+    with pytest.raises(DataError, match=r"run-1\.wandb: W&B cannot read it: \w[^\n]*$"):
+        list(_history(tmp_path))
 
 
 @pytest.mark.usefixtures("as_from_a_shell")

@@ -27,7 +27,7 @@ def drawn(shown: Terminal, width: int = 140) -> str:
 
 def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, _ = view(monkeypatch)
-    assert "workers: start 0 s   ranks: start 0 s   verifiers: wait" in drawn(shown)
+    assert drawn(shown).splitlines()[1:] == ["start 0 s: workers, ranks   (waiting: verifiers, driver)"]
     for step, reward in enumerate((0.0, 0.5, 1.0), start=1):
         shown.show(step, {**STEP, "reward/mean": reward})
     shown.show(3, {"eval/pass@1": 0.25})
@@ -42,7 +42,7 @@ def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pyte
     assert "▁▅█  1" in text  # round(3.5) is 4
     assert "accuracy" in text
     assert "1,870" in text
-    assert "workers: wait   ranks: update 0 s   verifiers: wait   driver: wait" in text
+    assert "update 0 s: ranks   (waiting: workers, verifiers, driver)" in text
     assert "! worker 0 died" in text
     assert "a fact" not in text
 
@@ -58,11 +58,21 @@ def test_the_view_keeps_its_height_in_any_phase(monkeypatch: pytest.MonkeyPatch)
     assert len(heights) == 1
 
 
+def test_a_narrow_view_loses_the_bar_and_the_name_before_the_numbers() -> None:
+    shown = Terminal("a-very-long-name-of-a-run", 1200, 1000, "normal", live=False)
+    shown.phase("update")
+    for width in (60, 140):
+        head, state = drawn(shown, width).splitlines()
+        assert head.endswith("step 1000/1200  0:00:00 spent  ETA -")
+        assert ("…" in head) == (width == 60)
+        assert state == "update 0 s: ranks   (waiting: workers, verifiers, driver)"
+
+
 def test_the_driver_works_in_other_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, out = view(monkeypatch)
     assert out.getvalue() == ""  # nothing is hidden before the first phase
     shown.phase("pool")
-    assert "driver: pool 0 s" in drawn(shown)
+    assert "pool 0 s: driver   (waiting: workers, ranks, verifiers)" in drawn(shown)
     shown.close()
     shown.close()
     assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1

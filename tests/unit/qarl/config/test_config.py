@@ -212,6 +212,12 @@ def test_wrong_type_or_range_names_its_key(key: str, value: Any) -> None:
     assert repr(value) in str(caught.value)
 
 
+@pytest.mark.parametrize("levels", [[], [0, 2], [-1], [3, 3], [4001]])
+def test_impossible_levels(levels: list[int]) -> None:
+    with pytest.raises(ConfigError, match=r"task\.levels"):
+        validate(with_value("task.levels", levels), "test")
+
+
 def test_a_whole_number_is_a_float_too() -> None:
     assert validate(with_value("rollout.timeout_s", 60), "test").rollout.timeout_s == 60.0
 

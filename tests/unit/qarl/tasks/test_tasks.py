@@ -91,12 +91,6 @@ def test_another_seed_gives_other_problems() -> None:
     assert sorting.generate([6], 20, 0, False) != sorting.generate([6], 20, 1, False)
 
 
-@pytest.mark.parametrize("levels", [[], [0, 2], [-1], [3, 3]])
-def test_impossible_levels(levels: list[int]) -> None:
-    with pytest.raises(ConfigError, match=r"task\.levels"):
-        sorting.generate(levels, 1, 0, False)
-
-
 @given(st.lists(st.lists(st.integers(), max_size=8), max_size=5), st.integers(0, 50))
 def test_take_evenly(streams: list[list[int]], n: int) -> None:
     taken = take_evenly([iter([(i, x) for x in stream]) for i, stream in enumerate(streams)], n)
