@@ -197,12 +197,12 @@ def test_a_folder_of_other_settings_is_not_taken_over() -> None:
 
 
 def test_arms_that_have_ended_need_no_model(trainer: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = write(STUDY.replace("train.steps=4", "train.steps=4, 'model={path: nowhere}'"))
+    path = write(STUDY.replace("train.steps=4", "train.steps=4, model.path=nowhere, model.build=null"))
     run_study(plan(load_study(path)), lambda line: None)
     assert cli.main(["study", str(path)]) == 0
     Path("runs/studies/bands/bands-band-seed0/summary.json").unlink()
     assert cli.main(["study", str(path)]) == 2
-    assert "nowhere: no such model directory" in capsys.readouterr().err
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_the_command_writes_the_report(trainer: Path, capsys: pytest.CaptureFixture[str]) -> None:
