@@ -289,8 +289,6 @@ def test_places_where_no_model_can_be_made(tmp_path: Path) -> None:
         tiny_model.build(config_at(tmp_path), TASK, 0, quiet)
     with pytest.raises(ModelError, match=r"model\.build\.vocab_size: 10 is too small"):
         tiny_model.build(config_at(tmp_path / "m", TinyModelConfig(vocab_size=10)), TASK, 0, quiet)
-    with pytest.raises(ConfigError, match=r"task\.levels"):
-        tiny_model.build(config_at(tmp_path / "m"), SortingTaskConfig(levels=[]), 0, quiet)
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
