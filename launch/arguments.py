@@ -44,6 +44,12 @@ def schemes() -> "dict[str, QuantScheme]":
     return {scheme.label: scheme for scheme in found}
 
 
+def add_formats(add: Callable[..., object], option: str, text: str, **settings: object) -> None:
+    """Add an option that takes the label of a scheme, or several."""
+    known = schemes()
+    add(option, choices=known, metavar="FORMAT", help=f"{text}, of {', '.join(known)}", **settings)
+
+
 def path_text(text: str) -> str:
     """Raises ArgumentTypeError: it is empty, longer than file systems take, or not Unicode."""
     from qarl.config.base import usable_path

@@ -6,7 +6,8 @@ from contextlib import ExitStack, closing
 
 import ray
 
-from launch.preflight import Machine, bundles, learner_kernel, model_config, preflight, with_counts
+from launch.machine import Machine, bundles, with_counts
+from launch.preflight import learner_kernel, model_config, preflight
 from launch.run.environments import start_rewards
 from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts

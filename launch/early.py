@@ -6,12 +6,13 @@ Commands check this before they import anything else. `launch/preflight.py` chec
 import os
 from errno import ENOENT
 from pathlib import Path
+from typing import Any
 
 from qarl.config.policy import ModelConfig
 from qarl.config.run import Config
 from qarl.config.shipped import model_sizes
 from qarl.config.task import TaskConfig
-from qarl.errors import ConfigError, DataError, ModelError, ResourceError
+from qarl.errors import ConfigError, DataError, ResourceError
 from qarl.model_folder import config_json
 from qarl.tasks import make_task
 
@@ -32,10 +33,9 @@ def check_model_path(config: Config, plans: bool = False) -> None:
         plans: nothing is made; known sizes of the model are enough.
     """
     model = config.model
-    if Path(model.path).exists():
-        config_json(Path(model.path))
-    elif not (model.build or (model_sizes(model.path) if plans else model.fetch)):
-        raise no_model(model, config.task)
+    is_made = model.build or (model_sizes(model.path) if plans else model.fetch)
+    if Path(model.path).exists() or not is_made:
+        read_model(model, config.task)
 
 
 def check_input(config: Config) -> None:
@@ -56,11 +56,14 @@ def check_run_folder(folder: Path) -> None:
         raise ConfigError("is no folder that you may write", str(there), "change run.dir or run.name")
 
 
-def no_model(config: ModelConfig, task: TaskConfig) -> ModelError:
-    """The error for a model directory that does not exist."""
-    build = " or set model.build={}" if make_task(task).teacher else ""
-    hint = f"download a model there{build}" if config.fetch is None else "`qarl fetch` downloads it"
-    return ModelError("no such model directory", config.path, f"{hint}; `qarl plan` needs its config.json alone")
+def read_model(config: ModelConfig, task: TaskConfig) -> dict[str, Any]:
+    """The config.json of the model at `model.path`. Raises ModelError, whose hint says how to get a model there."""
+    path, hint = Path(config.path), ""
+    if not path.exists():
+        build = " or set model.build={}" if make_task(task).teacher else ""
+        hint = "`qarl fetch` downloads it" if config.fetch else f"download a model there{build}"
+        hint = "`qarl train` builds it" if config.build else f"{hint}; `qarl plan` needs its config.json alone"
+    return config_json(path, hint)
 
 
 def check_lengths(config: Config, prompt_tokens: int | None, response_tokens: int | None) -> None:

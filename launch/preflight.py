@@ -5,20 +5,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer
-from launch.early import check_ray_folder, no_model
-from launch.run.resume import saved_learner
+from launch.early import check_ray_folder, read_model
+from launch.machine import Machine, bundles, find_machine
 from launch.run.tensorboard import check_tensorboard
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
 from qarl.config.run import TRACKERS, Config
@@ -27,7 +24,7 @@ from qarl.config.shipped import model_sizes
 from qarl.errors import ConfigError, QarlError, ResourceError, UsageError
 from qarl.hooks import check_call, load_function
 from qarl.model_folder import check_folder, meta_model, read_config
-from qarl.numerics.engine_limits import check_engine_model
+from qarl.numerics.engine_limits import check_engine_model, kv_bytes, sequences_in_cache
 from qarl.numerics.engine_ops import BLOCK_SIZE
 from qarl.numerics.profile import apply_profile
 from qarl.numerics.shards import EXACT_ON_CPU
@@ -44,38 +41,9 @@ from rewards.endpoint import api_key
 from rewards.kinds import check_component
 from trainer.batches import batch_file
 
-Bundle = dict[str, float]
-"""Resources of one actor: CPU, and GPU where it has one."""
-
 
 class PreflightError(UsageError):
     """The input cannot make a run: a line for each fault."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a run computes on; infinite counts where they are not known.
-
-    Attributes:
-        device: "cpu" or "cuda".
-        cpus, gpus: of this machine, or of the whole cluster.
-        memory: bytes of main memory, likewise.
-        is_here: whether the actors run on this machine, whose processor decides on kernels.
-    """
-
-    device: str
-    cpus: float = inf
-    gpus: float = inf
-    memory: float = inf
-    is_here: bool = False
-
-    @staticmethod
-    def of(config: Config, cpus: float, gpus: float, memory: float) -> Machine:
-        """With the device that `cluster.device` says: "auto" takes CUDA where there is a GPU."""
-        device = config.cluster.device
-        if device == "auto":
-            device = "cuda" if gpus >= 1 else "cpu"
-        return Machine(device, cpus, gpus, memory, is_here=config.cluster.address is None)
 
 
 def preflight(config: Config) -> Machine:
@@ -88,27 +56,6 @@ def preflight(config: Config) -> Machine:
     machine = find_machine(config)
     check(faults(config, machine))
     return machine
-
-
-def find_machine(config: Config) -> Machine:
-    """This machine, or the cluster of `cluster.address`, which is joined. Raises ResourceError: none answers."""
-    if config.cluster.address is None:
-        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        return Machine.of(config, float(os.cpu_count() or 1), float(torch.cuda.device_count()), memory)
-    import ray  # slow to import
-
-    from launch.cluster.connect import connect
-
-    connect(config)
-    found = ray.cluster_resources()
-    return Machine.of(config, found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", 0.0))
-
-
-def with_counts(config: Config) -> Config:
-    """`config` with the counts that are "auto" chosen for this machine; a run that continues keeps its ranks and their
-    threads."""
-    device = Machine.of(config, 1.0, float(torch.cuda.device_count()), inf).device
-    return choose_counts(config, device, os.cpu_count() or 1, saved_learner(config))
 
 
 def check(found: list[QarlError]) -> None:
@@ -236,31 +183,18 @@ def model_config(config: Config) -> Any:
     Raises ModelError when there is none, or the model is quantized already.
     """
     path, build = Path(config.model.path), config.model.build
-    if path.exists():
-        return read_config(path)
-    if build is not None:
+    if not path.exists() and build is not None:
         return architecture(build, make_tokenizer(build.vocab_size, build.characters))
-    if sizes := model_sizes(config.model.path):
+    if not path.exists() and (sizes := model_sizes(config.model.path)):
         return read_config(sizes)
-    raise no_model(config.model, config.task)
+    read_model(config.model, config.task)
+    return read_config(path)
 
 
 def checked_model(config: Config) -> Any:
     """The model on the meta device; of a folder that exists everything is checked. Raises ModelError."""
     path = Path(config.model.path)
     return check_folder(path) if path.exists() else meta_model(model_config(config))
-
-
-def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
-    """Resources of each rollout worker and of each learner rank."""
-    gpus = 0.5 if config.cluster.colocate else 1.0
-    shards = config.rollout.tensor_parallel_size
-    worker: Bundle = {"CPU": config.rollout.num_cpus_per_worker * shards}
-    rank: Bundle = {"CPU": config.learner.num_cpus_per_rank}
-    if device == "cuda":
-        worker["GPU"], rank["GPU"] = gpus * shards, gpus
-    workers = 0 if config.debug.train_from else config.rollout.num_workers  # saved batches need no engine
-    return [worker] * workers, [rank] * config.learner.num_ranks
 
 
 def _check_tracker(name: str) -> None:
@@ -293,11 +227,10 @@ def check_longest(config: Config, shape: Any, device: str) -> None:
     """
     if device != "cpu" or getattr(shape, "sliding_window", None):
         return
-    rollout, heads = config.rollout, getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    token = 2 * shape.num_hidden_layers * heads * width * getattr(torch, config.model.dtype).itemsize
-    blocks = rollout.kv_cache_gib * rollout.tensor_parallel_size * 2**30 // (token * BLOCK_SIZE) - 1  # one stays empty
-    if blocks * BLOCK_SIZE < rollout.max_model_len:
+    rollout = config.rollout
+    token = kv_bytes(shape, getattr(torch, config.model.dtype).itemsize) // rollout.tensor_parallel_size
+    blocks = rollout.kv_cache_gib * 2**30 // (token * BLOCK_SIZE)
+    if not sequences_in_cache(blocks, BLOCK_SIZE, rollout.max_model_len):
         what = f"holds no sequence of rollout.max_model_len {rollout.max_model_len}"
         where = f"rollout.kv_cache_gib {rollout.kv_cache_gib}"
         raise ResourceError(what, where, "raise it, or lower rollout.max_model_len")

@@ -17,7 +17,8 @@ from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.doctor import start_lines
-from launch.preflight import Machine, preflight, with_counts
+from launch.machine import Machine, with_counts
+from launch.preflight import preflight
 from launch.run.environments import converse, start_rewards
 from launch.run.files import only_writer
 from launch.run.folder import RunFolder

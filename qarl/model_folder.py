@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DOWNLOAD = "download the model again"
+ANY_FOLDER = "give a Hugging Face model folder"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order in which transformers looks for them; each may be in shards that an index lists."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -67,12 +68,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def config_json(folder: Path) -> dict[str, Any]:
-    """The content of config.json. Raises ModelError: there is none, or the model is quantized already."""
+def config_json(folder: Path, hint: str = ANY_FOLDER) -> dict[str, Any]:
+    """The content of config.json. Raises ModelError: there is none, or the model is quantized already.
+
+    `hint`: what to do when there is no such folder.
+    """
     if not folder.is_dir():
-        raise ModelError("not a directory", str(folder), "give a Hugging Face model folder")
+        raise ModelError("not a directory" if folder.exists() else "no such model directory", str(folder), hint)
     if not (folder / "config.json").is_file():
-        raise ModelError("holds no config.json", str(folder), "give a Hugging Face model folder")
+        raise ModelError("holds no config.json", str(folder), ANY_FOLDER)
     config = read_json(folder / "config.json")
     found = config.get("quantization_config") or config.get("compression_config")
     if found or (folder / "hf_quant_config.json").exists():

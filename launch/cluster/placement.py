@@ -9,7 +9,7 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from launch.preflight import bundles
+from launch.machine import bundles
 from qarl.config.run import Config
 from qarl.errors import ResourceError
 from qarl.logs import log_file

@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import add_overrides, number_in, path, path_text, positive_int, schemes
+from launch.arguments import add_formats, add_overrides, number_in, path, path_text, positive_int, schemes
 
 EXAMPLES = """\
   qarl eval runs/quickstart
@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
     add = parser.add_argument
     add("--model", type=path, help="a Hugging Face model folder in place of the run's")
-    formats = f"formats to compare, of {', '.join(schemes())} (default: that of the rollouts)"
-    add("--formats", nargs="+", choices=schemes(), metavar="FORMAT", help=formats)
+    add_formats(add, "--formats", "formats to compare (default: that of the rollouts)", nargs="+")
     add("--num-prompts", type=positive_int, help="held-out prompts (default: eval.final_num_prompts)")
     add("--num-samples", type=positive_int, help="responses to each (default: eval.num_samples)")
     add("--max-new-tokens", type=positive_int, help="longest response (default: as in training)")

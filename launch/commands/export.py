@@ -2,7 +2,7 @@
 
 import argparse
 
-from launch.arguments import path, schemes
+from launch.arguments import add_formats, path, schemes
 
 EXAMPLES = """\
   qarl export runs/quickstart exported
@@ -12,12 +12,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of the run")
     parser.add_argument("out", metavar="OUT", type=path, help="a new folder for the model")
-    parser.add_argument(
-        "--format",
-        choices=schemes(),
-        metavar="FORMAT",
-        help=f"format of the weights, of {', '.join(schemes())}; none for plain ones (default: that of the rollouts)",
-    )
+    add_formats(parser.add_argument, "--format", "format of the weights (default: that of the rollouts)")
 
 
 def run(args: argparse.Namespace) -> int:

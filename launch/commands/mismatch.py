@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from launch.arguments import number_in, path, path_text, positive_int, schemes
+from launch.arguments import add_formats, number_in, path, path_text, positive_int, schemes
 from qarl.config.shipped import config_path
 
 EXAMPLES = """\
@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a Hugging Face folder, or a config: its model, built when it does not exist",
     )
-    formats = f"formats to test, of {', '.join(schemes())} (default: w8a8_int8)"
-    add("--scheme", nargs="+", default=["w8a8_int8"], choices=schemes(), metavar="FORMAT", help=formats)
+    add_formats(add, "--scheme", "formats to test (default: w8a8_int8)", nargs="+", default=["w8a8_int8"])
     add("--ignore", nargs="*", default=["lm_head"], metavar="LAYER", help="layers to keep in full precision")
     dtypes = ["bfloat16", "float32"]
     add("--dtype", nargs="+", default=dtypes[:1], choices=dtypes, help="model dtypes to test (default: bfloat16)")

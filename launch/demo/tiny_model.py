@@ -14,7 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from launch.early import no_model
+from launch.early import read_model
 from qarl.config.policy import ModelConfig, SFTConfig, TinyModelConfig
 from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, ModelError
@@ -67,12 +67,10 @@ def check_model(config: ModelConfig, task: TaskConfig, prompts: Sequence[Prompt]
     Without `prompts` it does not tell which ones an existing model was shown.
     """
     path = Path(config.path)
-    if path.exists():
-        config_json(path)
+    if path.exists() or config.build is None:
+        read_model(config, task)
         if config.build is not None and (path / RECIPE).is_file():
             _check_recipe(path, _recipe(config, _teacher(task, prompts)))
-    elif config.build is None:
-        raise no_model(config, task)
     else:
         make_task(task)
 

@@ -9,6 +9,7 @@ from launch.early import check_new
 from launch.run.resume import config_of_run
 from qarl.config.schedule import scheme_at
 from qarl.errors import CheckpointError, ConfigError
+from qarl.model_folder import config_json
 from qarl.quant.scheme import QuantScheme
 from trainer.checkpoint import CheckpointStore
 
@@ -21,6 +22,7 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
 
     Raises:
         ConfigError: `run_dir` is no run's, or `out` exists.
+        ModelError: the model that the run began with is not at its path.
         PreflightError: vLLM has no kernel of the scheme here, or none for the model's experts.
         CheckpointError: the run has no whole checkpoint, or one of another model.
         PublicationError: the folder cannot be written, or vLLM cannot load it, or computes something else from it.
@@ -37,8 +39,7 @@ def export(run_dir: Path, out: Path, scheme: QuantScheme | None) -> str:
     step = max(1, state["step"])
     of_run = scheme_at(config.rollout, step)
     scheme = of_run if scheme is None else QuantScheme.of(scheme.name, config.rollout.ignore, scheme.group_size)
-    if not Path(config.model.path).is_dir():
-        raise ConfigError(f"{config.model.path} is not here", "model.path", "start this where the run was started")
+    config_json(Path(config.model.path), "start this where the run was started")
     from launch.tools.exported import write_proven  # late: it imports torch
 
     write_proven(config, directory, scheme, part, out)

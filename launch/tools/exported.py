@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from launch.preflight import Machine, check, checked_model, engine_faults
+from launch.machine import Machine
+from launch.preflight import check, checked_model, engine_faults
 from launch.tools.child import own_process
 from qarl.config.run import Config
 from qarl.errors import CheckpointError, PublicationError, first_line

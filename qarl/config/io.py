@@ -100,11 +100,6 @@ def _escaped(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
-def documentation(kind: type[Node] = Config) -> Iterator[tuple[str, str, str]]:
-    """(key, default, description) of every field, depth first."""
-    yield from _document(kind, "")
-
-
 def read_layers(path: Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
     """What the file inherits, the first one first, and the file itself; nothing resolved or validated.
 
@@ -273,14 +268,12 @@ def _cut(text: str, longest: int = 80) -> str:
 
 def _origin(message: str, layers: Sequence[Layer]) -> str:
     """Name of the last layer that sets the key at the start of `message`, or another key in it; "" when none does."""
-    found = re.findall(r"^[^ :']+|\b[a-z_]+(?:\.[a-z_]+)+\b", message)
-    if unknown := re.match(r"unknown key '([^']+)", message):
-        found = [unknown[1]]  # the others are proposals
+    unknown = re.match(r"unknown key '([^']+)", message)  # the other keys of such a message are proposals
+    found = [unknown[1]] if unknown else re.findall(r"^[^ :']+|\b[a-z_]+(?:\.[a-z_]+)+\b", message)
     keys = [key.split(".") for key in found]
-    section = keys[0][:-1] if keys else []  # of a key that nobody set: whoever chose its kind
-    for wanted in (keys, [section] if section else []):
+    for wanted in (keys, [key[:-1] for key in keys[:1]]):  # last, of a key that nobody set, who chose its section
         for name, tree in reversed(layers):
-            if any(_has(tree, key) for key in wanted):
+            if any(key and _has(tree, key) for key in wanted):
                 return name
     return ""
 
@@ -289,7 +282,8 @@ def _has(tree: Any, key: list[str]) -> bool:
     return not key or (isinstance(tree, dict) and key[0] in tree and _has(tree[key[0]], key[1:]))
 
 
-def _document(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+def documentation(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(key, default, description) of every field, depth first."""
     seen: set[str] = set()
     for name, field in model.model_fields.items():
         key = prefix + name
@@ -298,7 +292,7 @@ def _document(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
         description = field.description or ("Which kind; the other keys depend on it." if name == "kind" else "")
         yield key, shown, " ".join(description.split())
         for section in _sections(field.annotation):
-            for row in _document(section, key + "."):
+            for row in documentation(section, key + "."):
                 if row[0] not in seen:
                     seen.add(row[0])
                     yield row

@@ -27,6 +27,24 @@ def longest_context(config: Any) -> float:
     return longest * (rope.get("factor") or 1.0) if scaled else longest
 
 
+def key_value_heads(config: Any) -> int:
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def kv_bytes(config: Any, dtype_bytes: int) -> int:
+    """Bytes of the keys and values of one token in all layers."""
+    return 2 * int(config.num_hidden_layers) * key_value_heads(config) * head_width(config) * dtype_bytes
+
+
+def sequences_in_cache(blocks: int, block: int, length: int) -> int:
+    """Sequences of `length` tokens that a KV cache of so many blocks of `block` tokens holds. vLLM leaves one empty."""
+    return max(0, blocks - 1) // -(-length // block)
+
+
 def check_engine_model(config: Any, max_model_len: int, device: str, shards: int = 1) -> None:
     """Raises ModelError or ConfigError when vLLM cannot run a model of this transformers config on `device`, with an
     engine of `shards` processes."""
@@ -36,13 +54,12 @@ def check_engine_model(config: Any, max_model_len: int, device: str, shards: int
         raise ModelError(
             f"qarl publishes the weights of {known}, not of {config.model_type}", where, "see docs/models.md"
         )
-    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    width = getattr(config, "head_dim", None)
-    if width is None and config.hidden_size % heads:
+    heads, kv_heads = config.num_attention_heads, key_value_heads(config)
+    if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
         raise ModelError(f"{heads} heads do not divide its width of {config.hidden_size}", where)
-    if kv_heads and heads % kv_heads:
+    if heads % kv_heads:
         raise ModelError(f"{kv_heads} key/value heads do not divide {heads} query heads", where)
-    width = width or config.hidden_size // heads
+    width = head_width(config)
     if device == "cpu" and width not in CPU_HEAD_DIMS:
         widths = ", ".join(map(str, CPU_HEAD_DIMS))
         raise ModelError(f"vLLM on CPU has no attention for heads of width {width}, only of {widths}", where)
@@ -59,9 +76,7 @@ def _check_shards(config: Any, shards: int) -> None:
     if config.model_type not in DIVIDED_MODELS:
         what = f"the learner follows divided layers of {', '.join(DIVIDED_MODELS)}, not of {config.model_type}"
         raise ConfigError(what, where, "set it to 1")
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    counts = {"heads": heads, "key/value heads": kv_heads, "features of the MLP": config.intermediate_size}
-    for what, count in counts.items():
+    heads = {"heads": config.num_attention_heads, "key/value heads": key_value_heads(config)}
+    for what, count in {**heads, "features of the MLP": config.intermediate_size}.items():
         if count % shards:
             raise ConfigError(f"{shards} does not divide the model's {count} {what}", where)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qarl.numerics import engine_ops, processor
 from qarl.numerics.dense import DenseWeight
+from qarl.numerics.engine_limits import head_width
 from qarl.numerics.layers import Rotate
 from qarl.numerics.moe import Experts
 from qarl.quant.experts import QuantizedExperts
@@ -110,8 +111,7 @@ def _dense(random: Any, m: int, n: int, k: int, dtype: torch.dtype) -> tuple[Ten
 
 
 def _rope(config: Any, dtype: torch.dtype, random: Any) -> tuple[Tensor, Tensor]:
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    tokens, heads = 64, config.num_attention_heads
+    tokens, heads, dim = 64, config.num_attention_heads, head_width(config)
     angles = torch.arange(tokens).float()[:, None] * (1e4 ** (-torch.arange(0, dim, 2).float() / dim))
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     q = random(tokens, heads, dim).to(dtype)

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.minimal import Mailer, publish, train_step
 from launch.demo.tiny_model import make_tokenizer
-from launch.preflight import Machine, faults
+from launch.machine import Machine
+from launch.preflight import faults
 from launch.run.prompts import load_prompts
 from qarl.config.io import load_config
 from qarl.config.run import Config

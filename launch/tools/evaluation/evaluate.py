@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from launch.preflight import Machine, check, checked_model, engine_faults, judge_faults, stop_faults
+from launch.machine import Machine
+from launch.preflight import check, checked_model, engine_faults, judge_faults, stop_faults
 from launch.run.environments import converse, start_rewards
 from launch.run.files import write_whole
 from launch.run.prompts import load_prompts

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.early import read_model
 from launch.run.resume import CONFIG_FILE
 from qarl.config.io import load_config
 from qarl.config.run import Config
@@ -29,19 +30,19 @@ def config_of(what: str, overrides: Sequence[str], model: Path | None = None) ->
     """The config of a run, or of that name, with the model to evaluate: `model`, or a run's final one, or the one that
     a config starts from.
 
-    Raises ConfigError: there is no such config, or no model.
+    Raises ConfigError, ModelError: there is no such config, or no model.
     """
     run = Path(what)
     is_run = (run / CONFIG_FILE).is_file()
     config = load_config(run / CONFIG_FILE if is_run else config_path(what), overrides)
     path = model or (run / "final" if is_run else Path(config.model.path))
-    if not path.is_dir():
-        if is_run and not model:
+    if model or is_run:
+        if not model and not path.is_dir():
             hint = f"qarl export {run} MODEL --format none, then qarl eval {run} --model MODEL"
             raise ConfigError("the run has no final model", str(run), hint)
-        hint = "name a model folder with --model, or make the config's own: `qarl fetch`, `qarl train`"
-        raise ConfigError("no such model folder", str(path), hint)
-    config_json(path)
+        config_json(path)
+    else:
+        read_model(config.model, config.task)
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(path), "build": None})})
 
 

@@ -6,6 +6,7 @@ R ranks, P parameters, b bytes of the model's dtype.
 from dataclasses import dataclass
 
 from launch.tools.plan.shapes import Matrix, Shapes
+from qarl.numerics.engine_limits import sequences_in_cache
 from qarl.quant.format import Format
 
 BUCKET = 500_000_000
@@ -180,8 +181,8 @@ class EngineMemory:
         return max(0, self.kv_cache // (self.kv_per_token * self.block)) * self.block
 
     def sequences(self, length: int) -> int:
-        """Sequences of `length` tokens that the KV cache holds. vLLM leaves one block empty."""
-        return max(0, self.tokens // self.block - 1) // -(-length // self.block)
+        """Sequences of `length` tokens that the KV cache holds."""
+        return sequences_in_cache(self.tokens // self.block, self.block, length)
 
 
 def working_bytes(shapes: Shapes, batched_tokens: int, sequences: int) -> int:

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import torch
 
-from launch.preflight import Machine, check_numerics, learner_kernel, scheme_faults, setting_faults
+from launch.machine import Machine
+from launch.preflight import check_numerics, learner_kernel, scheme_faults, setting_faults
 from launch.tools.plan import memory, speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.layers import layer_rows

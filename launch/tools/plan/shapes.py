@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from qarl.errors import ModelError
+from qarl.numerics.engine_limits import head_width, key_value_heads, kv_bytes
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Shapes:
     heads: int
     kv_heads: int
     head_dim: int
+    kv_bytes: int
+    """Of the keys and values of one token."""
     intermediate: int
     """Features between the MLP's matrices that one token computes, of all experts that it uses."""
     active_experts: int
@@ -67,11 +70,6 @@ class Shapes:
     def active_parameters(self) -> int:
         """Parameters that one token uses, the embedding's rows it does not look up included."""
         return self.parameters - sum(m.n * m.k * (m.copies - m.active) for m in self.matrices)
-
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of keys and values of one token: 2 x layers x KV heads x head width x bytes."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype_bytes
 
 
 def shapes_of(model: Any) -> Shapes:
@@ -100,8 +98,9 @@ def shapes_of(model: Any) -> Shapes:
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        kv_heads=key_value_heads(config),
+        head_dim=head_width(config),
+        kv_bytes=kv_bytes(config, embedding.element_size()),
         intermediate=max(per_token),
         active_experts=max((m.active for m in matrices if m.copies > 1), default=0),
         head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),

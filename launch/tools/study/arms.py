@@ -141,7 +141,7 @@ def _plan_run(study: Study, arm: str, seed: int) -> PlannedRun:
         raise ConfigError(error.what, f"{study.path}, arm {arm}", error.hint) from error
     if not (run.folder / CONFIG_FILE).exists():
         return run
-    from launch.preflight import with_counts  # late: it imports torch
+    from launch.machine import with_counts  # late: it imports torch
 
     try:
         check_same_run(with_counts(run.config), run.folder)

@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import check_model
-from launch.preflight import Machine, bundles, check_longest, check_numerics, faults, scheme_faults, setting_faults
+from launch.machine import Machine, bundles
+from launch.preflight import check_longest, check_numerics, faults, scheme_faults, setting_faults
 from qarl.config.derived import choose_counts
 from qarl.config.io import load_config, validate
 from qarl.config.run import Config, DebugConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.preflight import with_counts
+from launch.machine import with_counts
 from launch.run.resume import changed_inputs, check_same_run, input_digests
 from qarl.config.io import to_yaml, validate
 from qarl.config.run import Config

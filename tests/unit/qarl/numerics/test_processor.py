@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from launch.preflight import Machine, engine_faults, faults, model_config
+from launch.machine import Machine
+from launch.preflight import engine_faults, faults, model_config
 from launch.train import _Job
 from qarl.config.io import load_config
 from qarl.config.schedule import schemes_of

@@ -135,7 +135,7 @@ def test_schemes_side_by_side_on_the_same_samples(run_dir: Path, capsys: pytest.
         (["runs/quickstart", "--max-new-tokens", "500"], "--max-new-tokens: 500 leaves no room for a prompt"),
         (["runs/quickstart", "--out", "runs/quickstart"], "--out: runs/quickstart holds something else"),
         (["unfinished"], "unfinished: the run has no final model; qarl export unfinished MODEL --format none"),
-        (["quickstart", "--model", "nowhere"], "nowhere: no such model folder; name a model folder with --model"),
+        (["quickstart", "--model", "nowhere"], "nowhere: no such model directory; give a Hugging Face model folder"),
         (["nothing"], "nothing"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from launch import cli
-from launch.preflight import with_counts
+from launch.machine import with_counts
 from launch.tools.study.arms import RunResult, Status, Study, StudyConfig, load_study, plan, results, run_study
 from launch.tools.study.report import (
     collapsed,

@@ -1,0 +1,75 @@
+"""What a run computes on: this machine or a cluster, and the share of it that each actor gets."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from math import inf
+
+import torch
+
+from launch.run.resume import saved_learner
+from qarl.config.derived import choose_counts
+from qarl.config.run import Config
+
+Bundle = dict[str, float]
+"""Resources of one actor: CPU, and GPU where it has one."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on; infinite counts where they are not known.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        cpus, gpus: of this machine, or of the whole cluster.
+        memory: bytes of main memory, likewise.
+        is_here: whether the actors run on this machine, whose processor decides on kernels.
+    """
+
+    device: str
+    cpus: float = inf
+    gpus: float = inf
+    memory: float = inf
+    is_here: bool = False
+
+    @staticmethod
+    def of(config: Config, cpus: float, gpus: float, memory: float) -> Machine:
+        """With the device that `cluster.device` says: "auto" takes CUDA where there is a GPU."""
+        device = config.cluster.device
+        if device == "auto":
+            device = "cuda" if gpus >= 1 else "cpu"
+        return Machine(device, cpus, gpus, memory, is_here=config.cluster.address is None)
+
+
+def find_machine(config: Config) -> Machine:
+    """This machine, or the cluster of `cluster.address`, which is joined. Raises ResourceError: none answers."""
+    if config.cluster.address is None:
+        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        return Machine.of(config, float(os.cpu_count() or 1), float(torch.cuda.device_count()), memory)
+    import ray  # slow to import
+
+    from launch.cluster.connect import connect
+
+    connect(config)
+    found = ray.cluster_resources()
+    return Machine.of(config, found.get("CPU", 0.0), found.get("GPU", 0.0), found.get("memory", 0.0))
+
+
+def with_counts(config: Config) -> Config:
+    """`config` with the counts that are "auto" chosen for this machine; a run that continues keeps its ranks and their
+    threads."""
+    device = Machine.of(config, 1.0, float(torch.cuda.device_count()), inf).device
+    return choose_counts(config, device, os.cpu_count() or 1, saved_learner(config))
+
+
+def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:
+    """Resources of each rollout worker and of each learner rank."""
+    gpus = 0.5 if config.cluster.colocate else 1.0
+    shards = config.rollout.tensor_parallel_size
+    worker: Bundle = {"CPU": config.rollout.num_cpus_per_worker * shards}
+    rank: Bundle = {"CPU": config.learner.num_cpus_per_rank}
+    if device == "cuda":
+        worker["GPU"], rank["GPU"] = gpus * shards, gpus
+    workers = 0 if config.debug.train_from else config.rollout.num_workers  # saved batches need no engine
+    return [worker] * workers, [rank] * config.learner.num_ranks
