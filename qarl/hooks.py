@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,9 +75,8 @@ def _run(file: Path) -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         module = sys.modules[title] = importlib.util.module_from_spec(spec)
-        try:
+        with ExitStack() as stack:
+            stack.callback(sys.modules.pop, title)  # half a module must not stay
             spec.loader.exec_module(module)
-        except BaseException:  # whatever the user's file raises: half a module must not stay
-            del sys.modules[title]
-            raise
+            stack.pop_all()
     return sys.modules[title]

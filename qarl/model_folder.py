@@ -43,7 +43,7 @@ def reading(folder: Path, part: str) -> Iterator[None]:
             yield
     except QarlError:
         raise
-    except Exception as error:  # a damaged file makes transformers, tokenizers and safetensors raise whatever it hits
+    except Exception as error:  # tokenizers raises plain Exception, transformers whatever a damaged file leads to
         raise _damaged(folder, part, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

@@ -38,7 +38,7 @@ class Component:
     def check(self, response: Response) -> None:
         """Raises ValueError when no response could be judged by the answer of this row. `response` has no text."""
 
-    def judge(self, responses: Sequence[Response]) -> Sequence[float | Exception]:
+    def judge(self, responses: Sequence[Response]) -> Sequence[float | BaseException]:
         """One finite reward a response, or what was raised; as many at once as its config's `at_once` says."""
         raise NotImplementedError
 

@@ -89,17 +89,11 @@ class Endpoint:
             ) from error
 
 
-def at_once(call: Callable[[Any], float], items: Sequence[Any]) -> list[float | Exception]:
+def at_once(call: Callable[[Any], float], items: Sequence[Any]) -> list[float | BaseException]:
     """`call` of every item, in threads: its value, or what it raised."""
-
-    def attempt(item: Any) -> float | Exception:
-        try:
-            return call(item)
-        except Exception as error:  # noqa: BLE001 - it costs this item only
-            return error
-
     with ThreadPoolExecutor(len(items)) as pool:
-        return list(pool.map(attempt, items))
+        futures = [pool.submit(call, item) for item in items]
+    return [future.exception() or future.result() for future in futures]
 
 
 def chat_url(base_url: str) -> str:

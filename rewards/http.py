@@ -17,7 +17,7 @@ class Http(Component):
     def start(self) -> None:
         self._endpoint.check_reachable()
 
-    def judge(self, responses: Sequence[Response]) -> Sequence[float | Exception]:
+    def judge(self, responses: Sequence[Response]) -> Sequence[float | BaseException]:
         return at_once(self._reward, responses)
 
     def _reward(self, response: Response) -> float:

@@ -32,7 +32,7 @@ class Judge(Component):
         self._replies.open()
         self._endpoint.check_reachable()
 
-    def judge(self, responses: Sequence[Response]) -> Sequence[float | Exception]:
+    def judge(self, responses: Sequence[Response]) -> Sequence[float | BaseException]:
         return at_once(self._score, responses)
 
     def _score(self, response: Response) -> float:

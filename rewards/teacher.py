@@ -53,8 +53,10 @@ class Teacher(Validator):
                     self._results[question] = self._judge(question)
                 except TeacherError as error:
                     self._results[question] = error
-                except Exception as error:  # noqa: BLE001 - otherwise the thread dies and the queue waits forever
-                    self._results[question] = TeacherError(f"the request failed: {error!r}", where=self._endpoint.url)
+                except Exception as error:  # noqa: BLE001 - else the thread dies, and the question waits forever
+                    fault = TeacherError(f"the request failed: {error!r}", where=self._endpoint.url)
+                    fault.__cause__ = error
+                    self._results[question] = fault
 
     def _judge(self, question: str) -> Verdict:
         body = {

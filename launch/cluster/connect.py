@@ -73,7 +73,7 @@ def _connect(address: str | None) -> None:
         try:
             ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
         except Exception as error:
-            # Ray raises a plain one when its processes start too slowly; what is none of these is a mistake of ours.
+            # Ray raises a plain Exception when its processes start too slowly. Anything else is a mistake of ours.
             if type(error) is not Exception and not isinstance(error, (OSError, RuntimeError, ValueError, RayError)):
                 raise
             hint = "see RAY_TMPDIR, and whether other programs take all cores"

@@ -82,14 +82,12 @@ def _lock(file: Path) -> int:
     """The locked file, opened. Raises BlockingIOError: another process has locked it."""
     while True:
         lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
+        with ExitStack() as stack:
+            stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):
+            if file.exists() and os.path.samestat(os.fstat(lock), file.stat()):  # else its owner has just removed it
+                stack.pop_all()
                 return lock
-        except BaseException:  # Ctrl-C, too: the file is open
-            os.close(lock)
-            raise
-        os.close(lock)  # its owner has removed it meanwhile
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,9 @@ def child(command: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
     with (
         log.open("wb") as file,
         psutil.Popen(command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL) as process,
+        ExitStack() as stack,
     ):
-        try:
-            yield process
-        except BaseException:  # Ctrl-C, too
-            process.terminate()
-            process.wait()
-            raise
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
+        yield process
+        stack.pop_all()

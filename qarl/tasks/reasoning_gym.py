@@ -20,6 +20,8 @@ DRAWS = 4
 """Problems drawn for each that is requested: many repeat themselves, or are held out."""
 MOST_NAMES = 12
 """Of generators or settings, in an error."""
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What generators raise for settings that they do not take: each checks them in its own way."""
 OWN_SETTINGS = {"seed", "size"}
 """Settings that are not the user's."""
 
@@ -132,7 +134,7 @@ def _check(dataset: GymDatasetConfig, where: str) -> None:
             raise ConfigError(what, f"{where}.settings", _nearest(setting, known))
     try:
         next(_entries(dataset, 0, 1))
-    except Exception as error:  # each generator checks its settings in its own way, mostly with assert
+    except REFUSALS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{dataset.name} refuses them: {reason}", f"{where}.settings") from error
 

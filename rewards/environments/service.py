@@ -75,16 +75,17 @@ class EnvironmentService(ChildProcesses["_Child"]):
         slots = range(len(self._children))
         shares = [[number for number in calls if number % len(slots) == slot] for slot in slots]
         self._is_interrupted = False
-        with ThreadPoolExecutor(len(slots)) as threads:
-            try:
-                parts = list(threads.map(lambda share: self._serve(share, calls), shares))
-            except BaseException:  # Ctrl-C, or a process that cannot start: the threads must end soon
-                self._is_interrupted = True
-                for child in self._children:
-                    child.end()
-                raise
+        with ThreadPoolExecutor(len(slots)) as threads, contextlib.ExitStack() as stack:
+            stack.callback(self._interrupt)  # at Ctrl-C, or when a process cannot start: the threads must end soon
+            parts = list(threads.map(lambda share: self._serve(share, calls), shares))
+            stack.pop_all()
         answers = {number: turn for part in parts for number, turn in part.items()}
         return {number: answers[number] for number in calls}
+
+    def _interrupt(self) -> None:
+        self._is_interrupted = True
+        for child in self._children:
+            child.end()
 
     def _serve(self, share: Sequence[int], calls: Mapping[int, Call]) -> dict[int, EnvironmentTurn]:
         """The answers of one process, one after the other."""
