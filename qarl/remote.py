@@ -21,6 +21,7 @@ from typing import Any
 
 from qarl.errors import AGAIN, LACK_OF_MEMORY, ActorError, QarlError, how_ended
 
+KNOWN_S = 5.0
 REPEAT_S = 5.0
 """The death of Ray's raylet is an error again and again, so long apart, until it ends the main thread."""
 GUARD = """
@@ -80,12 +81,12 @@ def how_it_died(error: Exception) -> str:
     return f"was killed or crashed, {LACK_OF_MEMORY}" if "End of file" in detail else type(error).__name__
 
 
-def dead(actors: Sequence[Any], timeout_s: float = 5.0) -> list[int]:
-    """Numbers of those `actors` whose process is known to be gone within `timeout_s`."""
+def dead(actors: Sequence[Any]) -> list[int]:
+    """Numbers of those `actors` whose process is known to be gone within `KNOWN_S`."""
     import ray
 
     calls = [actor.__ray_ready__.remote() for actor in actors]
-    ended, _ = ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
+    ended, _ = ray.wait(calls, num_returns=len(calls), timeout=KNOWN_S)
     gone = []
     for call in ended:
         try:

@@ -19,6 +19,8 @@ class Products:
         calls: share of the demonstrations that call the calculator; the others answer at once.
     """
 
+    answer = staticmethod(with_mistakes)
+
     def __init__(self, lowest: int, highest: int, num_prompts: int, calls: float) -> None:
         self._lowest, self._highest, self._num_prompts, self._calls = lowest, highest, num_prompts, calls
         self.teacher = self
@@ -52,9 +54,6 @@ class Products:
         call = f"({question.rstrip('=')})"
         yield question, with_mistakes(call, swap_prob, rng)
         yield f"{question}{call}<eos>{answer}=", with_mistakes(answer, swap_prob, rng)
-
-    def answer(self, right: str, swap_prob: float, rng: random.Random) -> str:
-        return with_mistakes(right, swap_prob, rng)
 
     def _question(self, rng: random.Random) -> str:
         return f"{rng.randint(self._lowest, self._highest)}*{rng.randint(self._lowest, self._highest)}="

@@ -42,12 +42,12 @@ def saved_learner(config: Config) -> LearnerConfig | None:
     return load_config(file).learner if config.run.resume and os.path.isfile(file) else None
 
 
-def config_of_run(run_dir: Path, overrides: Sequence[str] = ()) -> Config:
+def config_of_run(run_dir: Path) -> Config:
     """The config of the run in `run_dir`. Raises ConfigError: it is no folder of a run, or its config is wrong."""
     file = run_dir / CONFIG_FILE
     if not file.is_file():
         raise ConfigError(f"is no folder of a run, it has no {CONFIG_FILE}", str(run_dir), "see `qarl runs`")
-    return load_config(file, overrides)
+    return load_config(file)
 
 
 def check_same_run(config: Config, run_dir: Path) -> Config:

@@ -1,7 +1,9 @@
 """What every section of the configuration is made of. Free of torch."""
 
 import os
+import re
 from collections.abc import Iterator
+from math import inf
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
@@ -59,6 +61,23 @@ def _url(text: str) -> str:
     return text
 
 
+def _regex(least: float, most: float, groups: str) -> AfterValidator:
+    def check(pattern: str) -> str:
+        try:
+            found = re.compile(pattern).groups
+        except re.error as error:
+            reason = str(error).replace(": ", ", ")
+            raise ValueError(f"must be a regular expression ({reason})") from error
+        if not least <= found <= most:
+            raise ValueError(f"must be a regular expression with {groups} group ((?:...) makes none)")
+        return pattern
+
+    return AfterValidator(check)
+
+
+Regex = Annotated[str, _regex(0, inf, "any")]
+OneGroup = Annotated[str, _regex(1, 1, "one")]
+AtMostOneGroup = Annotated[str, _regex(0, 1, "at most one")]
 Url = Annotated[str, Field(pattern=r"^https?://[!-~]+$"), AfterValidator(_url)]
 
 

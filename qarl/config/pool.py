@@ -1,23 +1,11 @@
 """The keys of the prompt pool. `docs/prompt_pool.md` says what they do together."""
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qarl.config.base import Count, Fraction, Node, PositiveFloat, PositiveInt, Seconds, Share, Url
-
-
-def _pattern_faults(pattern: str, key: str) -> Iterator[str]:
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        yield f"{key}: not a regular expression: {error}"
-    else:
-        if groups != 1:
-            yield f"{key}: requires a regular expression with one group, this one has {groups}"
-
+from qarl.config.base import Count, Fraction, Node, OneGroup, PositiveFloat, PositiveInt, Seconds, Share, Url
 
 BOXED = r"\\boxed\{((?:[^{}]|\{[^{}]*\})+)\}"
 """What stands in LaTeX's \\boxed{}, with braces nested once."""
@@ -79,11 +67,8 @@ class VoteConfig(Node):
     """Answers of the policy, sampled with the next step's rollouts."""
     threshold: Share = 0.5
     """Share of these answers that must agree."""
-    answer_pattern: str = BOXED
+    answer_pattern: OneGroup = BOXED
     """Regular expression whose one group is the answer; its last match in a reply counts."""
-
-    def contradictions(self) -> Iterator[str]:
-        return _pattern_faults(self.answer_pattern, "pool.augment.validator.answer_pattern")
 
 
 class TeacherConfig(Node):
@@ -101,7 +86,7 @@ class TeacherConfig(Node):
         "\n\n{question}"
     )
     """Text of the request to the teacher; `{question}` is replaced."""
-    answer_pattern: str = BOXED
+    answer_pattern: OneGroup = BOXED
     """Regular expression whose one group is the answer; its last match counts, and none refuses the problem."""
     max_tokens: PositiveInt = 2048
     """Longest reply."""
@@ -113,7 +98,6 @@ class TeacherConfig(Node):
     """Requests at once."""
 
     def contradictions(self) -> Iterator[str]:
-        yield from _pattern_faults(self.answer_pattern, "pool.augment.validator.answer_pattern")
         if "{question}" not in self.prompt:
             yield "pool.augment.validator.prompt: {question} does not occur in it"
 
@@ -131,7 +115,7 @@ class AugmentConfig(Node):
     )
     """Text of the request to the policy. `{question}` and `{answer}` are the parent's, `{beginning}` is the first half
     of its question. When the template ends with `{beginning}`, the policy continues it; `pattern` reads both."""
-    pattern: str = r"<problem>(.+?)</problem>"
+    pattern: OneGroup = r"<problem>(.+?)</problem>"
     """Regular expression whose one group is the new question; it must match the reply exactly once."""
     ngram: PositiveInt = 8
     """Words of the n-grams by which two questions are compared; shorter questions are compared whole."""
@@ -149,7 +133,6 @@ class AugmentConfig(Node):
     """Who finds a new problem's answer, or refuses it."""
 
     def contradictions(self) -> Iterator[str]:
-        yield from _pattern_faults(self.pattern, "pool.augment.pattern")
         if not any(name in self.template for name in ("{question}", "{beginning}")):
             yield "pool.augment.template: neither {question} nor {beginning} occurs in it"
 

@@ -1,13 +1,12 @@
 """Keys of the reward: components, whose weighted sum trains the policy. docs/rewards.md has an example of each kind."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
-from qarl.config.base import Count, Node, NonNegativeFloat, PathOrEmpty, PositiveInt, Seconds, Url
+from qarl.config.base import Count, Node, NonNegativeFloat, OneGroup, PathOrEmpty, PositiveInt, Regex, Seconds, Url
 
 Kind = Literal[
     "exact",
@@ -47,19 +46,10 @@ class NumericSettings(Node):
 
 
 class RegexSettings(Node):
-    pattern: str = Field(default=...)
+    pattern: Regex = Field(default=...)
     """Regular expression; `.` also matches line ends. Required."""
     whole: bool = False
     """Match the whole response, not a part of it."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, pattern: str) -> str:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"is not a regular expression ({error})") from error
-        return pattern
 
 
 class FormatSettings(Node):
@@ -134,8 +124,8 @@ class JudgeSettings(EndpointSettings):
     """Its name there. Required."""
     template: str = Field(default=...)
     """The question to the judge; `{prompt}`, `{response}` and `{answer}` are replaced. Required."""
-    pattern: str = r"(?i)score[^\w-]*(-?\d+(?:\.\d+)?)"
-    """Regular expression; the group of its last match in the reply is the score."""
+    pattern: OneGroup = r"(?i)score[^\w-]*(-?\d+(?:\.\d+)?)"
+    """Regular expression; the one group of its last match in the reply is the score."""
     lowest: float = 0.0
     """Score that makes the reward 0; lower ones count as this one."""
     highest: float = 10.0
@@ -146,17 +136,6 @@ class JudgeSettings(EndpointSettings):
     """File of replies (SQLite), which later runs and all verifier processes use; empty keeps them in each process."""
     budget: Count = 0
     """Most requests, of all runs with one `cache` file (without a file: of each verifier process); 0 for no limit."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _one_group(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"is not a regular expression ({error})") from error
-        if groups != 1:
-            raise ValueError(f"has {groups} groups, and the score is the one")
-        return pattern
 
     def contradictions(self) -> Iterator[str]:
         if self.lowest >= self.highest:

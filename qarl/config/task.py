@@ -1,12 +1,11 @@
 """Keys of the tasks."""
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from qarl.config.base import Count, Node, PathText
+from qarl.config.base import AtMostOneGroup, Count, Node, PathText
 
 Weight = Annotated[float, Field(gt=0.0, le=1e9)]
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$", max_length=100)]
@@ -177,20 +176,9 @@ class ReasoningGymTaskConfig(TemplateConfig):
     `levels` counts as several. Required."""
     num_prompts: Annotated[int, Field(ge=1, le=MOST_PROMPTS)] = 2048
     """Training prompts generated for the pool. Held-out prompts come from other seeds and are no training prompts."""
-    answer_pattern: str = ""
+    answer_pattern: AtMostOneGroup = ""
     """Regular expression; the answer is its last match in the response, or that match's first group. Empty takes the
     whole response without white space around it."""
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _pattern_compiles(cls, pattern: str) -> str:
-        try:
-            groups = re.compile(pattern).groups
-        except re.error as error:
-            raise ValueError(f"task.answer_pattern: not a regular expression: {error}") from None
-        if groups > 1:
-            raise ValueError(f"task.answer_pattern: has {groups} groups, but the answer is one; write (?:...)")
-        return pattern
 
 
 TaskConfig = Annotated[

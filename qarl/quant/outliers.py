@@ -45,11 +45,11 @@ def split_outliers(model: Any, channels: int) -> None:
 
 
 @torch.no_grad()
-def add_outliers(model: Any, bits: int, channels: int = 2) -> None:
+def add_outliers(model: Any, bits: int) -> None:
     """Give a small model the outlier channels that large ones have, in place, without changing what it computes.
 
-    In every layer the largest `channels` inputs of the attention, of the MLP and of its down-projection become 2^bits
-    times as large, and the weights that read them are divided by it: exact in binary floating point. On a grid that
+    In every layer the two largest inputs of the attention, of the MLP and of its down-projection become 2^bits times
+    as large, and the weights that read them are divided by it: exact in binary floating point. On a grid that
     the largest input sets, the others lose up to `bits` bits. `model` has Llama's or Qwen3's layers, the MLP without
     biases.
 
@@ -63,7 +63,7 @@ def add_outliers(model: Any, bits: int, channels: int = 2) -> None:
             (layer.post_attention_layernorm.weight, (mlp.gate_proj.weight, mlp.up_proj.weight)),
             (mlp.up_proj.weight, (mlp.down_proj.weight,)),
         ):
-            largest = writer.view(len(writer), -1).norm(dim=1).topk(channels).indices
+            largest = writer.view(len(writer), -1).norm(dim=1).topk(2).indices
             writer[largest] *= 2.0**bits
             for reader in readers:
                 reader[:, largest] /= 2.0**bits

@@ -49,6 +49,8 @@ class SortingTask(Task):
 class SortingTeacher:
     """Sorts digits, with occasional mistakes."""
 
+    answer = staticmethod(with_mistakes)
+
     def __init__(self, levels: Sequence[int]) -> None:
         self.settings = {"levels": list(levels)}
 
@@ -61,9 +63,6 @@ class SortingTeacher:
             if not is_heldout(right):
                 demos.append((f"{digits}=", self.answer(right, swap_prob, rng)))
         return demos
-
-    def answer(self, right: str, swap_prob: float, rng: random.Random) -> str:
-        return with_mistakes(right, swap_prob, rng)
 
 
 def solve(digits: str) -> str:

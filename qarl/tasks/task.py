@@ -50,12 +50,23 @@ class Teacher(Protocol):
         ...
 
 
+def with_mistakes(right: str, swap_prob: float, rng: random.Random) -> str:
+    """`right` in which, from the left, each neighbouring pair of characters is swapped with `swap_prob`."""
+    chars = list(right)
+    for i in range(len(chars) - 1):
+        if rng.random() < swap_prob:
+            chars[i], chars[i + 1] = chars[i + 1], chars[i]
+    return "".join(chars)
+
+
 class PromptsTeacher:
     """Shows the answers of prompts, with mistakes: what a task without a teacher of its own demonstrates.
 
     Args:
         prompts: training prompts, of which each demonstration is one at random.
     """
+
+    answer = staticmethod(with_mistakes)
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
         self._prompts = prompts
@@ -65,18 +76,6 @@ class PromptsTeacher:
     def demonstrations(self, n: int, swap_prob: float, rng: random.Random) -> list[tuple[str, str]]:
         chosen = rng.choices(self._prompts, k=n)
         return [(prompt.text, self.answer(prompt.answer, swap_prob, rng)) for prompt in chosen]
-
-    def answer(self, right: str, swap_prob: float, rng: random.Random) -> str:
-        return with_mistakes(right, swap_prob, rng)
-
-
-def with_mistakes(text: str, swap_prob: float, rng: random.Random) -> str:
-    """`text` in which, from the left, each neighbouring pair of characters is swapped with `swap_prob`."""
-    chars = list(text)
-    for i in range(len(chars) - 1):
-        if rng.random() < swap_prob:
-            chars[i], chars[i + 1] = chars[i + 1], chars[i]
-    return "".join(chars)
 
 
 class Task(ABC):

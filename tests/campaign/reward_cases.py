@@ -59,7 +59,7 @@ COMPONENTS: list[tuple[str, Words]] = [
     ("[{kind: judge}]", ("base_url", "model", "template")),
     (judge(url="ftp://x"), ("base_url",)),
     ("[{kind: judge, settings: {base_url: 'http://x', model: m, template: hello}}]", ("template", "{response}")),
-    (judge(", pattern: score"), ("pattern", "0 groups")),
+    (judge(", pattern: score"), ("pattern", "one group")),
     (judge(", pattern: '('"), ("pattern",)),
     (judge(", lowest: 5, highest: 5"), ("lowest", "highest")),
     (judge(", concurrency: 0"), ("concurrency",)),

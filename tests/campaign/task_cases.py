@@ -94,7 +94,7 @@ GYMS: list[tuple[str, Words]] = [
     ("datasets: [{name: ''}]", ("name",)),
     ("datasets: [{}]", ("name",)),
     ("datasets: [{name: chain_sum}], answer_pattern: '('", ("task.answer_pattern",)),
-    ("datasets: [{name: chain_sum}], answer_pattern: '(a)(b)'", ("task.answer_pattern", "2 groups")),
+    ("datasets: [{name: chain_sum}], answer_pattern: '(a)(b)'", ("task.answer_pattern", "one group")),
     ("datasets: [{name: chain_sum}], num_prompts: 0", ("task.num_prompts",)),
     ("datasets: [{name: chain_sum}], chat: true", ("task.chat",)),
 ]

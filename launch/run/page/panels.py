@@ -28,8 +28,8 @@ class Panel:
     ordered: bool = False
 
 
-def _named(prefix: str, names: Sequence[str], suffix: str = "") -> dict[str, str]:
-    return {f"{prefix}{name}{suffix}": name.replace("_", " ") for name in names}
+def _named(prefix: str, names: Sequence[str]) -> dict[str, str]:
+    return {f"{prefix}{name}": name.replace("_", " ") for name in names}
 
 
 PANELS = (

@@ -86,7 +86,7 @@ def test_contradictions(section: dict[str, Any], what: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        ("regex", {"pattern": "("}, "pattern: is not a regular expression (missing ), unterminated subpattern at "),
+        ("regex", {"pattern": "("}, "pattern: must be a regular expression (missing ), unterminated subpattern at "),
         ("regex", {}, "pattern: required"),
         ("numeric", {"absolute": "much"}, "absolute: input should be a valid number, not 'much'"),
         ("overlong", {"limit": 1, "cache": 2}, "cache: 2 exceeds limit 1"),
