@@ -27,7 +27,7 @@ class Engine(Protocol):
         ...
 
     def step(self) -> dict[int, Sample]:
-        """Go on with every request by one token; returns the samples that are finished then, by number."""
+        """Sample the next token of every request; returns the samples that are finished then, by number."""
         ...
 
     def abort(self, numbers: Iterable[int]) -> None:
@@ -45,9 +45,9 @@ class Engine(Protocol):
     def load(self, weights: WeightSource) -> None:
         """Load `weights`, all or nothing, and check that the engine holds them.
 
-        Only partial requests may be running. They go on under the new weights, which compute the keys and values of
-        prompt and response so far again, as one prompt. Raises PublicationError when the weights differ from their
-        manifest, or the engine does not hold them after the load; the engine then holds the previous version.
+        Only partial requests may be running. They go on under the new weights: the engine prefills prompt and response
+        so far again, as one prompt. Raises PublicationError when the weights differ from their manifest, or the engine
+        does not hold them after the load; the engine then holds the previous version.
         """
         ...
 
@@ -88,7 +88,7 @@ class Fleet(Protocol):
         ...
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
-        """One sample per request, in order, before what else waits."""
+        """One sample per request, in order. They are sampled before all groups that wait."""
         ...
 
     def busy_share(self) -> float:

@@ -72,8 +72,8 @@ class SampleRequest:
 @dataclass(frozen=True)
 class Score:
     """What a response is worth: `reward` is the weighted sum of its components, and trains the policy; `success` in
-    [0, 1] says how right it is, and None that the reward does. When a component failed, `error` says why, and it
-    counts 0. `components` are the rewards of all components by name, nan where one does not judge the row.
+    [0, 1] says how right it is; None takes the reward for it. When a component failed, `error` says why, and its reward
+    is 0. `components` are the rewards of all components by name, nan where one does not judge the row.
     """
 
     reward: float
@@ -205,7 +205,7 @@ class TrainSequence:
     @property
     def turns(self) -> list[tuple[int, int]]:
         """Start and end (one past the last) of every run of response tokens that one version sampled without a given
-        token between them. Before each the engine prefilled everything before it, as a prompt."""
+        token between them. At the start of each the engine prefilled all tokens before it as one prompt."""
         edges = {0, len(self.response_ids)}
         for values_T in (self.sampled_T, self.versions_T):
             edges |= set() if values_T is None else set((np.flatnonzero(np.diff(values_T)) + 1).tolist())
@@ -232,7 +232,7 @@ class TrainSequence:
         return first + sum(len(self.prompt_ids) + end for _, end in later)
 
     def at_sampled(self, values_T: npt.NDArray[Scalar], version: int | None = None) -> npt.NDArray[Scalar]:
-        """The values of those response tokens that were sampled, by weights `version` where it is given."""
+        """The values of the sampled response tokens; with `version`, of those that this weight version sampled."""
         if version is not None:
             versions_T = np.full(len(values_T), self.version) if self.versions_T is None else self.versions_T
             return values_T[(versions_T == version) & (True if self.sampled_T is None else self.sampled_T)]

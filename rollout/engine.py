@@ -73,21 +73,19 @@ def _reason(error: Exception) -> str:
 class _Running:
     request: SampleRequest
     blocks: int
-    """Of the KV cache, that the longest response takes with its prompt."""
+    """Blocks of the KV cache for the prompt and its longest response."""
     tokens: int = 0
-    """That the response has so far; counted where the request is `partial`."""
+    """Tokens of the response so far; counted for `partial` requests only."""
     versions: list[int] = field(default_factory=list)
     """Which version sampled each token, up to the last load."""
 
 
 def _params(request: SampleRequest, longest_shared: float) -> Any:
-    """vLLM's parameters of a request, of which it gives the finished output only; of a `partial` one also what there
-    is after each step.
+    """vLLM's parameters of a request. vLLM gives its output when it is finished; that of a `partial` one at each step.
 
-    A prompt of more than `longest_shared` tokens does not read the prefix cache, because what follows the cached
-    beginning would be rounded differently than in the learner, which prefills the whole prompt. Neither does a partial
-    request: when its response goes on, the tokens so far are to be prefilled, and the cache may hold them as another
-    response has decoded them.
+    A prompt of more than `longest_shared` tokens does not read the prefix cache: vLLM would round what follows the
+    cached beginning otherwise than the learner, which prefills the whole prompt. Nor does a partial request: when its
+    response goes on, its tokens so far must be prefilled, and the cache may hold them as another response decoded them.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -292,11 +290,11 @@ class VLLMEngine:
         self._llm.collective_rpc("qarl_load", args=(tensors, self._scheme))
 
     def _begin(self) -> None:
-        """Give vLLM those requests, in order, whose longest responses fit in its KV cache beside all that run.
+        """Give vLLM requests, in order, while their longest responses fit in its KV cache beside all that run.
 
-        Partial requests come last: they may run while the others check a publication, for which the run waits.
-        vLLM itself begins as many as have room now. When the cache is full later, it drops the keys and values of a
-        response, and prefills its tokens so far: that rounds otherwise than it decoded them.
+        Partial requests come last: the others may check a publication, for which the run waits. vLLM itself would begin
+        as many as have room now. When the cache is full later, it drops the keys and values of a response and prefills
+        its tokens, which rounds differently from decoding them.
         """
         free = self._blocks - sum(running.blocks for running in self._running.values())
         for number, request in sorted(self._waiting.items(), key=lambda item: item[1].partial):

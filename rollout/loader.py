@@ -27,8 +27,8 @@ class WeightLoader:
     def qarl_take(self, weights: WeightSource, scheme: QuantScheme, selection: Selection | None) -> list[Exception]:
         """Load `weights` in place, and compare the selected layers with what the engine then computes.
 
-        Returns what went wrong, in a list: of an error that another process raises or returns, vLLM keeps the text
-        alone, and it takes the answers of the processes behind it for those of the next call.
+        Returns the error in a list, which is empty for none. Were it raised in another process, vLLM would keep its
+        text alone, and take the answers of the processes after that one for answers to the next call.
         """
         try:
             self.qarl_load(unpack(weights), scheme)

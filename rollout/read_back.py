@@ -35,9 +35,8 @@ Parts = dict[str, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which layers are read back: those with a tensor that `previous`, what the engine held before the load, has not;
-    and of the others, in the order of publication, every `every`-th from number `turn` on.
-    """
+    """Which layers are read back: those with a tensor that differs from `previous`, which the engine held before the
+    load; and of the others, in the order of publication, every `every`-th from number `turn` on."""
 
     previous: Manifest
     every: int

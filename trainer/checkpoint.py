@@ -47,7 +47,7 @@ class CheckpointStore:
         finally:
             shutil.rmtree(part, ignore_errors=True)  # of a checkpoint that failed; it would fill the disk
         folders = self._complete()
-        end = folders.index(final) + 1  # a run goes back behind damaged ones only
+        end = folders.index(final) + 1  # later ones are damaged: the run went back behind them
         for old in folders[: max(0, end - self._keep)] + folders[end:]:
             shutil.rmtree(old)
 

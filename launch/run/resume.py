@@ -36,8 +36,8 @@ RESUMABLE_CHANGES = (
 
 
 def saved_learner(config: Config) -> LearnerConfig | None:
-    """Settings of the learner of the run that `config` continues, whose ranks and threads sum gradients in an order of
-    their own. None when it begins."""
+    """The learner section of the run that `config` continues: other numbers of ranks or threads would sum gradients in
+    another order. None when the run begins."""
     file = config.run.folder / CONFIG_FILE
     return load_config(file).learner if config.run.resume and os.path.isfile(file) else None
 

@@ -24,8 +24,8 @@ class WandbTracker(Tracker):
     """Weights & Biases; `tracking.wandb_mode` says how. Raises ResourceError when it cannot start the run.
 
     Args:
-        logged: rows of the metrics from before an interrupt. W&B has them, so that they are not sent again when they
-            are made again; the last one may not have arrived, and is.
+        logged: rows of the metrics from before an interrupt. W&B has all but perhaps the last one. When a resumed run
+            makes them again, only that one is sent.
     """
 
     def __init__(self, config: Config, run_dir: Path, start_step: int, logged: Sequence[Mapping[str, Any]]) -> None:

@@ -161,8 +161,8 @@ def _override(item: str) -> Layer:
 
 @contextmanager
 def _reading(where: str, layers: Sequence[Layer] = ()) -> Iterator[None]:
-    """Whatever a text may lead to while it is read, and a name while it is looked up, as a ConfigError, which names the
-    one of `layers` that it comes from, where that is known."""
+    """Turns what reading a file or an override raises into a ConfigError, which names the one of `layers` that the
+    fault comes from, where that is known."""
     try:
         yield
     except RecursionError as error:

@@ -125,8 +125,8 @@ class SamplingConfig(Node):
     max_new_tokens: PositiveInt = 256
     """Longest response, in tokens."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    """Texts that end a response, as the end token does. The response's text ends before them; its tokens, from which
-    the learner learns, end with the token that completed one."""
+    """Texts that end a response. The response's text ends before the stop text; its tokens, from which the learner
+    learns, end with the token that completed the stop text."""
     stop_token_ids: list[Count] = []
     """Tokens that end a response, besides the model's end token."""
 
@@ -170,7 +170,8 @@ class StragglersConfig(Node):
     give their prompts back to the pool; long responses are then seen less often. `keep`: a later step takes them, if
     they are not older than `train.max_staleness` then; other groups fill their places."""
     times_median: Annotated[float, Field(gt=1.0)] = 3.0
-    """A group is a straggler after this many times the median of its step's groups, once half of them are there."""
+    """A group is a straggler when it takes more than this many times the median of its step's groups. None is one until
+    half of the groups have finished."""
     after_s: Seconds | None = None
     """A time in seconds in place of `times_median`."""
 
@@ -183,7 +184,7 @@ class RolloutConfig(Node):
     ignore: list[str] = ["lm_head"]
     """Linear layers that stay in high precision on both sides: module names or `re:` patterns. Routers always do."""
     schedule: list[PrecisionStage] = []
-    """Progressive precision (Bit-by-Bit): later stages, for example int8 first, then int4. Empty keeps `scheme`."""
+    """Progressive precision (Bit-by-Bit): stages after `scheme`, for example int4 after int8. Empty keeps `scheme`."""
     num_workers: AutoCount = 0
     """Rollout actors, one engine each. `auto` (0) takes 1 on GPU or with `cluster.address`. On this machine's CPU it
     takes one for each core, at most 8 and at most the prompts of a minibatch; each reserves half a CPU, because workers
@@ -196,9 +197,9 @@ class RolloutConfig(Node):
     """How published weights travel. `object_store`: through Ray's store in host memory, on any device. `nccl`: vLLM's
     broadcast to workers on other GPUs. `ipc`: vLLM reads the learner's memory on the GPU that both share."""
     read_back_every: PositiveInt = 8
-    """A worker compares what its engine computes with what was published: all layers in every N-th publication (N is
-    this number); in the others the layers that changed, and every N-th of the rest, in turn. The learner checks
-    responses of 16 tokens then, and of 4 in the others."""
+    """Workers compare what their engines compute with what was published. In every N-th publication (N is this number)
+    they compare all layers, and the learner checks responses of 16 tokens. In the others they compare the layers that
+    changed and, in turn, every N-th of the rest, and the learner checks responses of 4 tokens."""
     max_model_len: PositiveInt = 1024
     """Longest prompt + response of the engine, in tokens."""
     max_num_seqs: PositiveInt = 64

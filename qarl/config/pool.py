@@ -108,7 +108,7 @@ class AugmentConfig(Node):
     per_step: Count = 0
     """New problems requested from the policy in each step, each from a different prompt of the draw; 0 for none."""
     reach: Fraction = 0.25
-    """Only prompts that were measured and whose success rate is within this of `pool.target` serve as parents."""
+    """A parent has been drawn and scored, and its success rate differs from `pool.target` by at most this."""
     template: str = (
         "Here is a problem:\n\n{question}\n\nWrite one new problem that is about as hard, with other numbers and "
         "another story. Put it between <problem> and </problem> and do not solve it."

@@ -242,9 +242,9 @@ class Config(Node):
     @property
     def worker_capacity(self) -> int:
         """Unfinished requests below which a worker gets another group."""
-        if self.rollout.partial:  # those that check a publication find places free, where the KV cache has room for all
+        if self.rollout.partial:  # leave places for the requests that check a publication
             return self.rollout.max_num_seqs - PROBE_PROMPTS - self.train.largest_group + 1
-        # Half as many more wait in the engine, for the places of those that are finished before their group is.
+        # Some wait in the engine: they take the places of requests that finish before the rest of their group.
         return self.rollout.max_num_seqs * 3 // 2
 
     def contradictions(self) -> Iterator[str]:
@@ -266,8 +266,8 @@ class Config(Node):
                 )
         if advantage.estimator == "batch" and advantage.drop_zero_variance:
             yield (
-                "advantage.drop_zero_variance: by the estimator `batch` groups of equal rewards have an advantage; "
-                "set it to false"
+                "advantage.drop_zero_variance: with `advantage.estimator: batch` a group of equal rewards has an "
+                "advantage; set it to false"
             )
         if train.dynamic_sampling and not advantage.drop_zero_variance:
             yield "train.dynamic_sampling: it replaces dropped groups, and advantage.drop_zero_variance is false"
