@@ -18,7 +18,7 @@ from qarl.numerics import engine_ops
 from qarl.numerics.dense import DenseWeight
 from qarl.numerics.moe import Experts
 from qarl.numerics.shards import input_slice
-from qarl.quant.experts import PARTS
+from qarl.quant.experts import stacked
 from qarl.quant.formats import format_of
 from qarl.quant.kernels import choose_kernel
 from qarl.quant.scheme import FUSED, KernelKind, QuantScheme
@@ -188,22 +188,18 @@ def _compare_experts(name: str, layer: Any, parts: Parts, scheme: QuantScheme) -
 
     Low-bit experts on GPU are skipped: the learner has no op that rounds as the engine's does. The probe covers them.
     """
-    experts = range(layer.global_num_experts)
-
-    def stacked(kind: str) -> tuple[Tensor, Tensor]:
-        gate, up, down = (torch.stack([parts[f"{expert}.{part}"][kind] for expert in experts]) for part in PARTS)
-        return torch.cat((gate, up), dim=1), down
-
-    gate_up, down = stacked("weight")
+    experts = layer.global_num_experts
+    gate_up, down = stacked(parts, "weight", experts)
     on_cpu = down.device.type == "cpu"
     if scheme.quantizes and not on_cpu:
         return
-    ids_T1 = torch.arange(len(experts)).repeat_interleave(EXPERT_ROWS)[:, None].to(down.device, torch.int32)
+    ids_T1 = torch.arange(experts).repeat_interleave(EXPERT_ROWS)[:, None].to(down.device, torch.int32)
     x_TE = torch.randn(len(ids_T1), layer.hidden_size, generator=torch.Generator().manual_seed(0))
     x_TE = x_TE.to(layer.params_dtype).to(down.device)
     router_weights_T1 = torch.ones(len(ids_T1), 1, device=down.device)
     if scheme.quantizes:
-        learner_TE = engine_ops.Int8Experts((gate_up, down), stacked("weight_scale"))(x_TE, ids_T1, router_weights_T1)
+        scales = stacked(parts, "weight_scale", experts)
+        learner_TE = engine_ops.Int8Experts((gate_up, down), scales)(x_TE, ids_T1, router_weights_T1)
     else:
         stack = SimpleNamespace(gate_up_proj=nn.Parameter(gate_up, False), down_proj=nn.Parameter(down, False))
         learner_TE = Experts(stack, engine=on_cpu).mix(x_TE, ids_T1, router_weights_T1)

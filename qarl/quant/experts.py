@@ -39,6 +39,12 @@ def expert_weights(stack: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"{expert}.{part}", weight
 
 
+def stacked(parts: dict[str, Quantized], key: str, experts: int) -> tuple[Tensor, Tensor]:
+    """The tensors called `key` of all experts as two stacks: gate and up [X, 2I, ...], down [X, E, ...]."""
+    gate, up, down = (torch.stack([parts[f"{expert}.{part}"][key] for expert in range(experts)]) for part in PARTS)
+    return torch.cat((gate, up), dim=1), down
+
+
 def covers_experts(scheme: QuantScheme, name: str, stack: Any) -> bool:
     """Whether the experts of the stack called `name` are quantized.
 
@@ -131,7 +137,9 @@ class QuantizedExperts(Experts):
         if not self.engine:
             return super().mix(x_NE, ids_NK, weights_NK)
         if self._packed is None:
-            self._packed = engine_ops.Int8Experts(*map(self._stacked, ("weight", "weight_scale")))
+            parts, experts = self.parts(), len(self.down_proj)
+            weights, scales = (stacked(parts, key, experts) for key in ("weight", "weight_scale"))
+            self._packed = engine_ops.Int8Experts(weights, scales)
         return self._packed(x_NE, ids_NK, weights_NK)
 
     def contribution(self, expert: int, x_NE: Tensor, weight_N: Tensor, gate_up_FE: Tensor, down_EI: Tensor) -> Tensor:
@@ -152,9 +160,3 @@ class QuantizedExperts(Experts):
         expert, _, name = part.partition(".")
         fused = self.down_proj if name == "down_proj" else self.gate_up_proj
         return fused[int(expert)].detach().abs().amax()
-
-    def _stacked(self, key: str) -> tuple[Tensor, Tensor]:
-        """The tensors called `key` of all experts: gate and up [X, 2I, ...], down [X, E, ...]."""
-        experts, parts = range(len(self.down_proj)), self.parts()
-        gate, up, down = (torch.stack([parts[f"{expert}.{part}"][key] for expert in experts]) for part in PARTS)
-        return torch.cat((gate, up), dim=1), down

@@ -96,21 +96,12 @@ def test_a_model_path_where_nothing_is(fail: Fail) -> None:
     line = fail("train", "quickstart", *LIGHT, "model.path=nowhere", "model.build=null")
     assert line.startswith("qarl: nowhere: no such model directory; ")
     assert "set model.build={}" in line
-    Path("train.jsonl").write_text(GOOD_ROW)
-    Path("heldout.jsonl").write_text('{"question": "2+2?", "answer": "4"}')
-    line = fail("train", dataset_config(Path("nowhere"), chat=False), *LIGHT)  # no teacher: nothing to build it from
-    assert line.startswith("qarl: nowhere: no such model directory; download a model there; ")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_model_path_that_is_no_model(fail: Fail, model_dir: Path, missing: str) -> None:
     (model_dir / missing).unlink()
     assert f"{model_dir}: holds no " in fail("train", "quickstart", *LIGHT, f"model.path={model_dir}")
-
-
-def test_a_model_path_that_is_a_file(fail: Fail) -> None:
-    Path("file").touch()
-    assert "file: not a directory" in fail("train", "quickstart", *LIGHT, "model.path=file")
 
 
 GOOD_ROW = '{"question": "1+1?", "answer": "2"}'

@@ -1,4 +1,4 @@
-"""Mismatch between learner and sampler, and the reduction of metrics."""
+"""Mismatch between learner and sampler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qarl.metrics import Metric, maximum, mean, merge
 from qarl.mismatch import Mismatch, by_quartile, quartiles
 
 LOGPROBS = arrays(np.float32, st.integers(1, 8), elements=st.floats(-20, 0, width=32))
@@ -189,29 +188,3 @@ def test_a_gap_that_grows_with_position_shows_in_its_quartile() -> None:
 def test_quartiles_of_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="different lengths"):
         by_quartile([np.zeros(0, np.float32)], [np.zeros(1, np.float32)])
-
-
-def test_merge_by_each_metrics_own_reduction() -> None:
-    parts = [
-        {"loss": mean(6.0, 3), "worst": maximum(-2.0), "tokens": Metric(5.0, reduction="sum")},
-        {"loss": mean(2.0, 1), "worst": maximum(-7.0), "tokens": Metric(8.0, reduction="sum"), "once": mean(1.0, 2)},
-    ]
-    assert merge(parts) == {"loss": 2.0, "worst": -2.0, "tokens": 13.0, "once": 0.5}
-    assert merge([]) == {}
-
-
-def test_mean_of_nothing_is_left_out() -> None:
-    assert merge([{"a": mean(0.0, 0)}, {"a": mean(0.0, 0), "b": mean(3.0, 1)}]) == {"b": 3.0}
-
-
-def test_two_reductions_of_one_name() -> None:
-    with pytest.raises(ValueError, match="metric a has two reductions"):
-        merge([{"a": mean(1.0, 1)}, {"a": maximum(1.0)}])
-
-
-@given(values=st.lists(st.tuples(st.floats(-10, 10), st.integers(1, 5)), min_size=1, max_size=6))
-@settings(deadline=None)
-def test_mean_is_weighted(values: list[tuple[float, int]]) -> None:
-    merged = merge({"a": mean(value * weight, weight)} for value, weight in values)
-    numbers, weights = zip(*values, strict=True)
-    assert merged["a"] == pytest.approx(np.average(numbers, weights=weights), rel=1e-9, abs=1e-9)
