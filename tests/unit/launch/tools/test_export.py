@@ -75,7 +75,7 @@ def test_plain_weights_and_other_formats(run: Path, tmp_path: Path) -> None:
 def test_what_vllm_computes_otherwise_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: Sampled
 ) -> None:
-    def sampled(device: str, rollout: Any, sample: Callable[..., Sampled], *args: Any) -> Sampled:
+    def sampled(sample: Callable[..., Sampled], *args: Any) -> Sampled:
         return other if sample is sample_stock else SAMPLED
 
     monkeypatch.setattr(launch.tools.exported, "_in_own_process", sampled)
