@@ -161,8 +161,8 @@ class Learner(Protocol):
 class Environments(Protocol):
     """What answers the policy between its turns: one environment for each conversation."""
 
-    def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
-        """Begin one conversation for each prompt, numbered from 0; all earlier ones end.
+    def reset(self, prompts: Mapping[int, Prompt]) -> dict[int, EnvironmentTurn]:
+        """Begin one conversation for each prompt, under a number that no other one has.
 
         What an environment gives here replaces the prompt. A failure raises nothing: it is in the turn's `error`.
         """
@@ -170,6 +170,10 @@ class Environments(Protocol):
 
     def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
         """What follows on a response, by number of the conversation."""
+        ...
+
+    def end(self, numbers: Iterable[int]) -> None:
+        """These conversations are over."""
         ...
 
     def close(self) -> None: ...

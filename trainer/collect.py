@@ -253,8 +253,9 @@ class Collector:
     def _check_versions(self, samples: Sequence[Sample], version: int) -> None:
         """Raises PublicationError: samples of weights that the engines should not have."""
         found = {one for sample in samples for one in sample.versions}
-        in_turn, mixes = not self._config.train.max_staleness, len(found) > 1 and not self._config.rollout.partial
-        if mixes or any(one > version or (in_turn and one < version) for one in found):
+        in_turn = not self._config.train.max_staleness
+        may_mix = self._config.rollout.partial or self._config.environment.kind != "none"
+        if (len(found) > 1 and not may_mix) or any(one > version or (in_turn and one < version) for one in found):
             raise PublicationError(f"samples of weight versions {sorted(found - {version})} at version {version}")
 
 

@@ -307,12 +307,8 @@ class Config(Node):
             yield "rollout.stragglers.kind: a group that is kept becomes stale; set train.max_staleness, or return it"
         if rollout.partial:
             yield from self._partial_contradictions()
-        for key, is_set in {
-            "environment.kind": self.environment.kind != "none",
-            "rollout.transport": rollout.transport != "object_store",
-        }.items():
-            if train.max_staleness and is_set:
-                yield f"{key}: works in turn with learning only; leave it at its default, or train.max_staleness at 0"
+        if train.max_staleness and rollout.transport != "object_store":
+            yield "rollout.transport: works in turn with learning only; use object_store, or train.max_staleness 0"
 
     def _partial_contradictions(self) -> Iterator[str]:
         if self.worker_capacity < 1:
@@ -320,31 +316,25 @@ class Config(Node):
                 f"rollout.max_num_seqs: {self.rollout.max_num_seqs} may not hold what samples with rollout.partial, a "
                 f"group of {self.train.largest_group} and the {PROBE_PROMPTS} prompts that check a publication"
             )
-        versions = 1 + self.train.max_staleness
-        tokens = versions * self.rollout.max_model_len
-        if versions == 1:
+        if not self.train.max_staleness:
             yield "rollout.partial: a response of two versions is stale; set train.max_staleness to 1 or more"
-        elif self.learner.max_tokens_per_micro_batch < tokens:
-            # What one version sampled is computed with all before it.
-            yield (
-                f"learner.max_tokens_per_micro_batch: {self.learner.max_tokens_per_micro_batch} may not hold one "
-                f"response of rollout.partial; (1 + train.max_staleness) x rollout.max_model_len is {tokens}"
-            )
 
     def _environment_contradictions(self) -> Iterator[str]:
-        if self.environment.kind == "none":
-            return
-        # A turn is computed with all before it, in the engine and in the learner.
-        tokens = self.environment.max_turns * self.rollout.max_model_len
-        if self.learner.max_tokens_per_micro_batch < tokens:
+        # A turn is computed with all before it, in the engine and in the learner, and so is what one version sampled.
+        has_turns = self.environment.kind != "none"
+        rows = self.environment.max_turns if has_turns else 1
+        rows += self.train.max_staleness if self.rollout.partial else 0
+        tokens = rows * self.rollout.max_model_len
+        if rows > 1 and self.learner.max_tokens_per_micro_batch < tokens:
             yield (
                 f"learner.max_tokens_per_micro_batch: {self.learner.max_tokens_per_micro_batch} may not hold one "
-                f"conversation, environment.max_turns times rollout.max_model_len is {tokens}"
+                f"response; (environment.max_turns, plus train.max_staleness if rollout.partial) x "
+                f"rollout.max_model_len is {tokens}"
             )
+        if not has_turns:
+            return
         if self.pool.augment.per_step:
             yield "pool.augment.per_step: the policy writes no problems for an environment; set it to 0"
-        if self.rollout.stragglers.kind != "wait":
-            yield "rollout.stragglers.kind: conversations advance in rounds, all at once; set it to wait"
         if self.reward.components:
             yield "reward.components: the environment gives the reward; leave them out"
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,23 +39,25 @@ class EnvironmentService(ChildProcesses["_Child"]):
 
     def __init__(self, config: EnvironmentConfig, on_fault: Callable[[str], None], log_dir: Path | None = None) -> None:
         self._config, self._on_fault, self._log_dir = config, on_fault, log_dir
-        self._prompts: list[Prompt] = []
+        self._prompts: dict[int, Prompt] = {}
         self._calls: dict[int, list[Call]] = {}
         self._homes: dict[int, _Child] = {}
         super().__init__(config.num_workers)
 
-    def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
-        """Begin one conversation for each prompt, numbered from 0; earlier ones end."""
-        self._end_all()
-        self._prompts = list(prompts)
-        calls = {
-            number: {"do": "reset", "id": number, "prompt": _plain(prompt)} for number, prompt in enumerate(prompts)
-        }
-        return list(self._ask(calls).values())
+    def reset(self, prompts: Mapping[int, Prompt]) -> dict[int, EnvironmentTurn]:
+        """Begin one conversation for each prompt, under its number."""
+        self._prompts |= prompts
+        return self._ask({i: {"do": "reset", "id": i, "prompt": _plain(prompt)} for i, prompt in prompts.items()})
 
     def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
         """What follows on a response in each of these conversations."""
         return self._ask({i: {"do": "step", "id": i, "response": text} for i, text in responses.items()})
+
+    def end(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            del self._prompts[number], self._calls[number]
+            with contextlib.suppress(_FaultError):  # it is over anyway
+                self._homes.pop(number).tell({"do": "end", "id": number})
 
     def try_reset(self, prompt: Prompt) -> None:
         """Begin and end a conversation on `prompt`. Raises ConfigError: that cannot be done."""
@@ -119,12 +121,6 @@ class EnvironmentService(ChildProcesses["_Child"]):
 
     def _start(self, slot: int) -> "_Child":
         return _Child(self._config, log_file(self._log_dir, "environment", slot))
-
-    def _end_all(self) -> None:
-        for number, child in self._homes.items():
-            with contextlib.suppress(_FaultError):  # it is over anyway
-                child.tell({"do": "end", "id": number})
-        self._calls, self._homes = {}, {}
 
 
 class EnvironmentRewards:

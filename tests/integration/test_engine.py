@@ -35,7 +35,7 @@ from rollout.dispatch import Dispatcher
 from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
-from tests.support.real_engine import SCHEME, conversations, gap, partial_samples, perturbed, requests, stock_vllm
+from tests.support.real_engine import SCHEME, conversing, gap, partial_samples, perturbed, requests, stock_vllm
 from trainer.batching import Batch
 from trainer.checkpoint import CheckpointStore
 from trainer.loop import Trainer
@@ -163,11 +163,26 @@ def test_mismatch_is_zero_over_the_turns_of_a_conversation(
     engine, policy = large_heads
     engine.load(publish(policy.model, SCHEME, 1))
     asked = requests(3, tokens, before=before)
-    samples = conversations(engine, [*asked, *(dataclasses.replace(r, seed=9) for r in asked)], turns, given)
+    samples = conversing(engine, turns, given).sample([*asked, *(dataclasses.replace(r, seed=9) for r in asked)])
     assert [len(TrainSequence.of(sample).turns) for sample in samples] == [turns] * 6
     assert gap(policy, samples).abs_max == 0.0
     if prefills_otherwise or not before:
         assert (gap(policy, samples, as_one=True).abs_max > 0.0) == (before > 0)
+
+
+def test_weights_that_come_between_two_turns_leave_every_turn_exact(large_heads: tuple[VLLMEngine, Policy]) -> None:
+    engine, policy = large_heads
+    policies = {version: perturbed(policy, seed=version) for version in (1, 2)}
+    talks = conversing(engine, turns=3, given=7)
+    engine.load(publish(policies[1].model, SCHEME, 1))
+    talks.submit([requests(3, 40, before=700)])
+    engine.load(publish(policies[2].model, SCHEME, 2))
+    assert talks.poll(0.0) == talks.poll(0.0) == {}
+    (samples,) = talks.poll(0.0).values()
+    assert [sample.versions for sample in samples] == [[1, 2]] * 3
+    assert [len(TrainSequence.of(sample).turns) for sample in samples] == [3] * 3
+    assert [gap(own, samples, version).abs_max for version, own in policies.items()] == [0.0, 0.0]
+    assert gap(policies[2], samples, 1).abs_max > 0.0
 
 
 @pytest.mark.parametrize(("tokens", "steps", "before"), [(60, 20, 0), (220, 90, 640)])
@@ -393,7 +408,7 @@ def test_other_architectures_and_formats_are_exact(
     other.load(publish(policy.model, form, 0))
     few = requests(4, 24) if scheme == "w4a8" else requests(24, 80)  # torch's W4A8 kernel is slow on x86
     assert gap(policy, [*other.generate(few), *other.generate(few[:1])]).abs_max == 0.0
-    assert gap(policy, conversations(other, requests(3, 24), turns=3, given=5)).abs_max == 0.0
+    assert gap(policy, conversing(other, turns=3, given=5).sample(requests(3, 24))).abs_max == 0.0
     again = perturbed(policy, form)
     other.load(publish(again.model, form, 1))
     assert gap(again, other.generate(few)).abs_max == 0.0

@@ -22,7 +22,7 @@ from qarl.metrics import Metrics, maximum, mean
 from qarl.protocols import Prover, UpdateResult
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
-from qarl.types import AugmentOutcome, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
+from qarl.types import AugmentOutcome, EnvironmentTurn, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
 from qarl.weights.source import Channel, Manifest, PublishedTensor, PublishedWeights, TransferStep, WeightSource
 
 if TYPE_CHECKING:
@@ -341,6 +341,38 @@ class FakeRank:
 
     def save(self, directory: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FakeEnvironments:
+    """`Environments` that give "7" and a quarter of the reward after every response; `rules` are other answers, by
+    number and turn. Refuses numbers that are not open, and such that were."""
+
+    def __init__(self, rules: Mapping[tuple[int, int], EnvironmentTurn] | None = None) -> None:
+        self._rules, self.heard = rules or {}, list[dict[int, str]]()
+        self.turns: dict[int, int] = {}
+        self.open: set[int] = set()
+
+    def reset(self, prompts: Mapping[int, Prompt]) -> dict[int, EnvironmentTurn]:
+        assert self.turns.keys().isdisjoint(prompts)
+        self.open |= prompts.keys()
+        self.turns |= dict.fromkeys(prompts, 0)
+        return {number: self._rules.get((number, 0), EnvironmentTurn()) for number in prompts}
+
+    def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
+        assert responses.keys() <= self.open
+        self.heard.append(dict(responses))
+        self.turns |= {number: self.turns[number] + 1 for number in responses}
+        return {number: self.answer(number, self.turns[number], text) for number, text in responses.items()}
+
+    def answer(self, number: int, turn: int, response: str) -> EnvironmentTurn:
+        return self._rules.get((number, turn), EnvironmentTurn("7", 0.25))
+
+    def end(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self.open.remove(number)
+
+    def close(self) -> None:
+        pass
 
 
 def even_length(sample: Sample) -> float:

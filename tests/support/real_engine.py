@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,11 +49,14 @@ class Parrot:
     def __init__(self, tokens: int) -> None:
         self._tokens, self._rng = tokens, np.random.default_rng(1)
 
-    def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
-        return [EnvironmentTurn() for _ in prompts]
+    def reset(self, prompts: Mapping[int, Prompt]) -> dict[int, EnvironmentTurn]:
+        return dict.fromkeys(prompts, EnvironmentTurn())
 
     def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
         return {i: EnvironmentTurn(self._rng.integers(4, 256, self._tokens + i).tolist()) for i in responses}
+
+    def end(self, numbers: Iterable[int]) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -71,10 +74,10 @@ class OneEngine(FakeFleet):
         return [replace(sample, finish_reason="stop") for sample in samples]
 
 
-def conversations(engine: VLLMEngine, asked: Sequence[SampleRequest], turns: int, given: int) -> list[Sample]:
-    """Conversations of at most 1,024 tokens, `given` or more of them between two turns."""
+def conversing(engine: VLLMEngine, turns: int, given: int) -> ConversingFleet:
+    """For conversations of at most 1,024 tokens, `given` or more of them between two turns."""
     encoder = TurnEncoder(make_tokenizer(256), SortingTaskConfig())
-    return ConversingFleet(OneEngine(engine), Parrot(given), encoder, turns, 1024).sample(asked)
+    return ConversingFleet(OneEngine(engine), Parrot(given), encoder, turns, 1024)
 
 
 def partial_samples(

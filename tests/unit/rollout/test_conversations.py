@@ -12,26 +12,7 @@ from qarl.config.task import SortingTaskConfig
 from qarl.tasks.turns import TurnEncoder
 from qarl.types import EnvironmentTurn, Prompt, Sample, SampleRequest, Score, TrainSequence
 from rollout.conversations import ConversingFleet
-from tests.support.fakes import FakeEngine, FakeFleet
-
-
-class Environments:
-    """Gives "7" and a quarter of the reward after every response; `rules` are other answers, by number and turn."""
-
-    def __init__(self, rules: Mapping[tuple[int, int], EnvironmentTurn]) -> None:
-        self._rules, self.heard = rules, list[dict[int, str]]()
-
-    def reset(self, prompts: Sequence[Prompt]) -> list[EnvironmentTurn]:
-        self.heard = []
-        return [self._rules.get((number, 0), EnvironmentTurn()) for number in range(len(prompts))]
-
-    def step(self, responses: Mapping[int, str]) -> dict[int, EnvironmentTurn]:
-        self.heard.append(dict(responses))
-        turn = len(self.heard)
-        return {number: self._rules.get((number, turn), EnvironmentTurn("7", 0.25)) for number in responses}
-
-    def close(self) -> None:
-        pass
+from tests.support.fakes import FakeEngine, FakeEnvironments, FakeFleet, make_weights
 
 
 class Engine(FakeEngine):
@@ -47,22 +28,33 @@ class Engine(FakeEngine):
                 np.array([-1.0, -2.0], np.float32)[: r.max_new_tokens],
                 str(r.seed % 10),
                 "length" if r.seed in self.cut or r.max_new_tokens < 2 else "stop",
-                version=3,
+                version=self.version,
             )
             for r in requests
         ]
 
 
-def converse(
-    rules: Mapping[tuple[int, int], EnvironmentTurn], count: int = 1, longest: int = 50, cut: Sequence[int] = ()
-) -> tuple[list[Sample], FakeFleet, Environments]:
+def conversing(
+    rules: Mapping[tuple[int, int], EnvironmentTurn], longest: int = 50, cut: Sequence[int] = ()
+) -> tuple[ConversingFleet, FakeFleet, FakeEnvironments]:
     engine = Engine(0)
     engine.cut = cut
-    fleet, environments = FakeFleet([engine]), Environments(rules)
+    fleet, environments = FakeFleet([engine]), FakeEnvironments(rules)
     encoder = TurnEncoder(make_tokenizer(64), SortingTaskConfig())
-    requests = [SampleRequest(Prompt(f"p{i}", "", "", (1, 5)), i, 1.0, 9) for i in range(count)]
-    talks = ConversingFleet(fleet, environments, encoder, max_turns=3, max_model_len=longest)
-    return talks.sample(requests), fleet, environments
+    return ConversingFleet(fleet, environments, encoder, 3, longest), fleet, environments
+
+
+def requests(count: int) -> list[SampleRequest]:
+    return [SampleRequest(Prompt(f"p{i}", "", "", (1, 5)), i, 1.0, 9) for i in range(count)]
+
+
+def converse(
+    rules: Mapping[tuple[int, int], EnvironmentTurn], count: int = 1, longest: int = 50, cut: Sequence[int] = ()
+) -> tuple[list[Sample], FakeFleet, FakeEnvironments]:
+    talks, fleet, environments = conversing(rules, longest, cut)
+    samples = talks.sample(requests(count))
+    assert not environments.open
+    return samples, fleet, environments
 
 
 def test_a_conversation_is_its_turns_and_what_was_given_between() -> None:
@@ -97,6 +89,27 @@ def test_open_conversations_are_one_batch_each_round() -> None:
     assert [len(requests) for requests in fleet.requests] == [3, 2, 2]
     assert [sample.num_sampled for sample in samples] == [6, 2, 6]
     assert [sample.score for sample in samples] == [Score(0.75), Score(1.0), Score(0.75)]
+
+
+def test_groups_come_as_they_finish_and_weights_come_between_turns() -> None:
+    """Conversations of one, two and three turns; the weights change after the second."""
+    over = EnvironmentTurn(done=True)
+    talks, fleet, environments = conversing({(0, 1): over, (2, 2): over})
+    talks.load(make_weights(4))
+    one, two, three = requests(3)
+    assert talks.submit([[one], [two, three], [two]]) == [0, 1, 2]
+    assert [len(group) for group in talks.poll(0.0).values()] == [1]
+    talks.abort([2])
+    assert environments.open == {1, 2}
+    talks.load(make_weights(5))
+    assert talks.poll(0.0) == {}
+    ((number, samples),) = talks.poll(0.0).items()
+    assert (number, [sample.versions for sample in samples], samples[0].version) == (1, [[4, 5], [4]], 5)
+    assert TrainSequence.of(samples[0]).turns == [(0, 2), (3, 5), (6, 8)]
+    assert samples[0].versions_T is not None
+    assert samples[0].versions_T.tolist() == [4, 4, 4, 4, 4, 4, 5, 5]
+    assert not environments.open
+    assert fleet.finished == {}
 
 
 def test_a_response_that_was_cut_off_is_heard_and_is_the_last() -> None:
@@ -144,7 +157,7 @@ def test_an_environment_may_give_the_prompt() -> None:
 def test_without_its_prompt_there_is_one_response_of_reward_zero(turn: EnvironmentTurn) -> None:
     (sample,), fleet, environments = converse({(0, 0): turn})
     assert len(fleet.requests) == 1
-    assert environments.heard == [{}]
+    assert environments.heard == []
     assert sample.prompt.token_ids == (1, 5)
     assert sample.score is not None
     assert sample.score.error

@@ -16,17 +16,30 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from launch.demo.tiny_model import make_tokenizer
+from qarl.config.task import SortingTaskConfig
 from qarl.errors import ConfigError
 from qarl.protocols import Prover, UpdateResult
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Sample, SampleRequest, Score, TrainSequence
+from qarl.tasks.turns import TurnEncoder
+from qarl.types import EnvironmentTurn, Sample, SampleRequest, Score, TrainSequence
 from qarl.weights.source import PublishedWeights, WeightSource
-from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, Killed, logprobs
+from rollout.conversations import ConversingFleet
+from tests.support.fakes import FakeEnvironments, FakeFleet, FakeLearner, FakeRewards, Killed, even_length, logprobs
 from tests.support.runs import AUGMENT, GROUP, PROMPTS, Run, make_config, right_half
 from trainer.checkpoint import CheckpointStore
 
+ENCODER = TurnEncoder(make_tokenizer(64), SortingTaskConfig())
+TALK = {"environment": {"kind": "guess"}, "learner": {"max_tokens_per_micro_batch": 4 * 1024}}
 few = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 fewer = settings(max_examples=12)
+
+
+class Environments(FakeEnvironments):
+    """The more a response says, the longer its conversation goes on."""
+
+    def answer(self, number: int, turn: int, response: str) -> EnvironmentTurn:
+        return EnvironmentTurn("7", 0.25, done=len(response) < 3)
 
 
 class SlowFleet(FakeFleet):
@@ -41,6 +54,7 @@ class SlowFleet(FakeFleet):
             dict[int, list[Sample]](),
         )
         self.asked: dict[int, Sequence[SampleRequest]] = {}
+        self.environments = Environments()
 
     def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
         numbers = list(range(self._next, self._next + len(groups)))
@@ -109,7 +123,7 @@ class OneCaller(FakeRewards):
     """Refuses a second caller at the same time, as the real service would have to."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(lambda sample: even_length(sample) if sample.score is None else sample.score.reward)
         self._lock = Lock()
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
@@ -119,7 +133,10 @@ class OneCaller(FakeRewards):
         return super().score(samples)
 
 
-def stale_config(max_staleness: int, **sections: dict[str, Any]) -> Any:
+def stale_config(max_staleness: int, talks: bool = False, **sections: dict[str, Any]) -> Any:
+    """`talks`: with an environment."""
+    sections["learner"] = {"max_tokens_per_micro_batch": 9 * 1024}
+    sections |= {"environment": {"kind": "guess"}} if talks else {}
     train = {"steps": 6, "max_staleness": max_staleness, "checkpoint_every": 1} | sections.pop("train", {})
     advantage = {"drop_zero_variance": train.get("dynamic_sampling", 0) > 0}
     return make_config(train=train, advantage=advantage, mismatch={"proof_steps": 99}, **sections)
@@ -127,7 +144,12 @@ def stale_config(max_staleness: int, **sections: dict[str, Any]) -> Any:
 
 def run_of(folder: Path, config: Any, seed: int, kill_after: int | None = None) -> Run:
     fleet, learner, rewards = SlowFleet(seed), CheckedLearner(), OneCaller()
-    return Run(folder, config, fleet=fleet, learner=learner, rewards=rewards, kill_after=kill_after)
+    talks: Any = fleet
+    if config.environment.kind != "none":
+        talks = ConversingFleet(fleet, fleet.environments, ENCODER, config.environment.max_turns, 32)
+    run = Run(folder, config, fleet=talks, learner=learner, rewards=rewards, kill_after=kill_after)
+    run.fleet = fleet
+    return run
 
 
 def versions_of(sequence: TrainSequence) -> list[int]:
@@ -142,20 +164,26 @@ def check(run: Run, max_staleness: int) -> None:
             assert versions == sorted(versions)
             assert versions[-1] == sequence.version
             assert {step - 1 - version for version in versions} <= set(range(max_staleness + 1))
-    seeds = [request.seed for requests in run.fleet.requests for request in requests if request.prompt in PROMPTS]
-    assert len(seeds) == len(set(seeds)), "a sample was asked for twice"
+    training = {prompt.id for prompt in PROMPTS}
+    asked = [request for requests in run.fleet.requests for request in requests if request.prompt.id in training]
+    assert len({request.seed for request in asked}) == len(asked), "a sample was asked for twice"
     flights = [prompt_id for prompt_id, _ in run.trainer._collector.in_flight()]
     assert sorted(flights) == sorted(set(flights)) == run.pool.state_dict()["in_flight"]
+    assert len(run.fleet.environments.open) <= len(flights) * GROUP
     assert sum(record.visits for record in run.pool._records.values()) * GROUP == run.trainer.progress.rollouts
 
 
 @few
-@given(st.integers(0, 5), st.integers(0, 10**6), st.sampled_from(["wait", "keep", "return"]), st.booleans())
-def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind: str, partial: bool) -> None:
+@given(
+    st.integers(0, 5), st.integers(0, 10**6), st.sampled_from(["wait", "keep", "return"]), st.booleans(), st.booleans()
+)
+def test_nothing_is_lost_doubled_or_too_old(
+    max_staleness: int, seed: int, kind: str, partial: bool, talks: bool
+) -> None:
     if kind == "keep" and not max_staleness:
         kind = "wait"
     rollout = {"stragglers": {"kind": kind, "after_s": 1e-3}, "partial": partial and max_staleness > 0}
-    config = stale_config(max_staleness, rollout=rollout, learner={"max_tokens_per_micro_batch": 6 * 1024})
+    config = stale_config(max_staleness, talks, rollout=rollout)
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
@@ -169,18 +197,23 @@ def test_nothing_is_lost_doubled_or_too_old(max_staleness: int, seed: int, kind:
     assert run.values("mismatch/logp_abs_max") in ([], [0.0] * len(run.steps("mismatch/logp_abs_max")))
     counts = run.values("staleness/continued"), run.values("staleness/segments")
     sequences = [[s for minibatch in update for s in minibatch] for update in run.learner.minibatches]
+    flat = [s for of_step in sequences for s in of_step]
     if kind == "wait" and max_staleness:
-        assert counts[0] == [sum(len(s.turns) > 1 for s in of_step) for of_step in sequences]
-        assert counts[1] == [sum(len(s.turns) for s in of_step) for of_step in sequences]
+        versions = [[len(set(versions_of(s))) for s in of_step] for of_step in sequences]
+        assert counts[0] == [sum(count > 1 for count in of_step) for of_step in versions]
+        assert counts[1] == list(map(sum, versions))
+    if talks and not (partial and max_staleness):  # what was sampled is what each turn was asked to follow on
+        asked = {request.prompt.token_ids for requests in run.fleet.requests for request in requests}
+        assert {(s.prompt_ids + s.response_ids)[: len(s.prompt_ids) + a] for s in flat for a, _ in s.turns} <= asked
+    if talks and kind == "wait":
+        assert not run.fleet.environments.open
 
 
 @fewer
 @given(st.integers(1, 5), st.integers(0, 10**6), st.integers(1, 3), st.booleans())
 def test_dynamic_sampling_loses_and_doubles_nothing(max_staleness: int, seed: int, refills: int, partial: bool) -> None:
     train = {"dynamic_sampling": refills, "checkpoint_every": 6}
-    config = stale_config(
-        max_staleness, train=train, rollout={"partial": partial}, learner={"max_tokens_per_micro_batch": 6 * 1024}
-    )
+    config = stale_config(max_staleness, train=train, rollout={"partial": partial})
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
@@ -207,9 +240,9 @@ def test_dynamic_sampling_takes_groups_of_later_steps_in_the_order_of_the_draws(
 @given(st.integers(1, 4), st.integers(0, 10**6), st.booleans())
 def test_the_policy_writes_problems_while_sampling_runs_ahead(max_staleness: int, seed: int, partial: bool) -> None:
     """A request of a later step goes out when all earlier ones are read, and each problem comes to one end."""
-    rollout, learner = {"partial": partial}, {"max_tokens_per_micro_batch": 6 * 1024}
+    rollout = {"partial": partial}
     pool, train = {"augment": AUGMENT, "cooldown_steps": 0}, {"steps": 8, "checkpoint_every": 8}
-    config = stale_config(max_staleness, train=train, pool=pool, rollout=rollout, learner=learner)
+    config = stale_config(max_staleness, train=train, pool=pool, rollout=rollout)
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
@@ -222,12 +255,13 @@ def test_the_policy_writes_problems_while_sampling_runs_ahead(max_staleness: int
 
 
 @fewer
-@given(st.integers(1, 4), st.integers(0, 10**6), st.booleans())
-def test_no_sample_outlives_a_switch_of_the_precision(max_staleness: int, seed: int, partial: bool) -> None:
+@given(st.integers(1, 4), st.integers(0, 10**6), st.booleans(), st.booleans())
+def test_no_sample_outlives_a_switch_of_the_precision(
+    max_staleness: int, seed: int, partial: bool, talks: bool
+) -> None:
     rollout = {"schedule": [{"from_step": 3, "scheme": "w4a16"}, {"from_step": 5, "scheme": "w4a8"}]}
-    learner = {"max_tokens_per_micro_batch": 6 * 1024}
     rollout, train = rollout | {"partial": partial}, {"checkpoint_every": 6}
-    config = stale_config(max_staleness, rollout=rollout, learner=learner, train=train)
+    config = stale_config(max_staleness, talks, rollout=rollout, train=train)
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
@@ -240,11 +274,11 @@ def test_no_sample_outlives_a_switch_of_the_precision(max_staleness: int, seed: 
 
 
 @few
-@given(st.integers(1, 4), st.integers(0, 10**6), st.integers(0, 2), st.data())
+@given(st.integers(1, 4), st.integers(0, 10**6), st.integers(0, 2), st.booleans(), st.data())
 def test_a_killed_run_resumes_what_was_in_flight(
-    max_staleness: int, seed: int, refills: int, data: st.DataObject
+    max_staleness: int, seed: int, refills: int, talks: bool, data: st.DataObject
 ) -> None:
-    config = stale_config(max_staleness, train={"dynamic_sampling": refills})
+    config = stale_config(max_staleness, talks, train={"dynamic_sampling": refills})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with contextlib.suppress(Killed):
@@ -310,7 +344,7 @@ def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None
     ("sections", "key"),
     [
         ({"train": {"max_staleness": 1}, "rollout": {"transport": "nccl"}}, "rollout.transport"),
-        ({"train": {"max_staleness": 1}, "environment": {"kind": "guess"}}, "environment.kind"),
+        ({"train": {"max_staleness": 1}, "rollout": {"partial": True}, **TALK}, "learner.max_tokens_per_micro_batch"),
         ({"rollout": {"stragglers": {"kind": "keep"}}}, "rollout.stragglers.kind"),
         ({"rollout": {"partial": True}}, "rollout.partial"),
         ({"train": {"max_staleness": 1}, "rollout": {"partial": True, "max_num_seqs": 7}}, "rollout.max_num_seqs"),

@@ -33,7 +33,9 @@ def test_the_environment_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     config_file.write_text(blocks("yaml")[0])
     monkeypatch.chdir(tmp_path)
     with EnvironmentService(load_config(config_file).environment, pytest.fail) as service:
-        assert service.reset([Prompt("p", "3+4=", "7", (1,))] * 2) == [EnvironmentTurn()] * 2
+        assert service.reset(dict.fromkeys(range(2), Prompt("p", "3+4=", "7", (1,)))) == dict.fromkeys(
+            range(2), EnvironmentTurn()
+        )
         assert service.step({0: "5", 1: "5"}) == {0: EnvironmentTurn("2="), 1: EnvironmentTurn("2=")}
         assert service.step({0: "7", 1: "x"}) == {0: EnvironmentTurn(None, 1.0, True), 1: EnvironmentTurn("7=")}
         assert service.step({1: "8"}) == {1: EnvironmentTurn(None, 0.0, True)}

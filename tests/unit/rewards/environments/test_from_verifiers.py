@@ -83,7 +83,7 @@ def start(folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: object) -> 
 def test_a_tool_is_called_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service, prompts = start(tmp_path, monkeypatch, which="tools", max_turns=4)
     with service:
-        first, *_ = service.reset(prompts)
+        first, *_ = service.reset(dict(enumerate(prompts))).values()
         assert isinstance(first.given, dict)
         assert first.given["messages"] == [{"role": "user", "content": "0 + 3?"}]
         assert [tool["function"]["name"] for tool in first.given["tools"]] == ["add"]
@@ -102,7 +102,7 @@ def test_a_tool_is_called_and_answers(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_shipped_environment_scores_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     service, prompts = start(tmp_path, monkeypatch, which="gym")
     with service:
-        first, *_ = service.reset(prompts)
+        first, *_ = service.reset(dict(enumerate(prompts))).values()
         assert isinstance(first.given, dict)
         question = first.given["messages"][-1]["content"].partition("problem: ")[2].rstrip("= ")
         turns = service.step({0: f"<answer>{eval(question)}</answer>", 1: "<answer>none</answer>"})

@@ -66,24 +66,37 @@ def faults() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def service(toy: str, faults: list[str]) -> Iterator[EnvironmentService]:
+def shared(toy: str, faults: list[str]) -> Iterator[EnvironmentService]:
     config = EnvironmentConfig(kind="custom", function=toy, timeout_s=2.0, num_workers=2)
     with EnvironmentService(config, faults.append) as made:
         yield made
 
 
-def prompts(count: int) -> list[Prompt]:
-    return [Prompt(f"p{i}", f"text{i}", "", (1,)) for i in range(count)]
+@pytest.fixture
+def service(shared: EnvironmentService) -> Iterator[EnvironmentService]:
+    yield shared
+    shared.end(list(shared._homes))
+
+
+def prompts(count: int) -> dict[int, Prompt]:
+    return {i: Prompt(f"p{i}", f"text{i}", "", (1,)) for i in range(count)}
 
 
 def test_each_conversation_has_an_environment_of_its_own(service: EnvironmentService) -> None:
     given = Prompt("q", "t", "", (1,), metadata={"given": [{"role": "user", "content": "hi"}]})
-    first = service.reset([*prompts(3), given])
-    assert first == [EnvironmentTurn()] * 3 + [EnvironmentTurn([{"role": "user", "content": "hi"}])]
+    first = service.reset({**prompts(3), 7: given})
+    assert first == {
+        **dict.fromkeys(range(3), EnvironmentTurn()),
+        7: EnvironmentTurn([{"role": "user", "content": "hi"}]),
+    }
     assert service.step({2: "a", 0: "b"}) == {2: EnvironmentTurn("text2|a", 0.25), 0: EnvironmentTurn("text0|b", 0.25)}
     assert service.step({0: "bye"}) == {0: EnvironmentTurn("text0|b|bye", 0.25, done=True)}
+    service.end([0])
     service.reset(prompts(1))
-    assert service.step({0: "c"})[0].given == "text0|c"
+    assert service.step({0: "c", 2: "d"}) == {
+        0: EnvironmentTurn("text0|c", 0.25),
+        2: EnvironmentTurn("text2|a|d", 0.25),
+    }
 
 
 @pytest.mark.parametrize(
@@ -136,7 +149,7 @@ def test_an_interruption_does_not_wait_for_the_calls(toy: str) -> None:
         service.reset(prompts(3))
         with pytest.raises(KeyboardInterrupt):
             service.step({0: "raise", 1: "hang", 2: "hang"})
-        assert service.reset(prompts(1)) == [EnvironmentTurn()]  # a new process
+        assert service.reset({3: prompts(1)[0]}) == {3: EnvironmentTurn()}  # a new process
 
 
 def test_what_cannot_start_says_why(toy: str, tmp_path: Path) -> None:
