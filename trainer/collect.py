@@ -148,7 +148,7 @@ class Collector:
         """Forget all that is in flight, and return its prompts to the pool; returns how many groups that were."""
         self._fleet.abort([number for number, samples in self._asked.items() if not samples])
         self._asked, numbers = {}, list(self._flights)
-        self._give_back("train/too_old", numbers)
+        self._forget(numbers)
         return len(numbers)
 
     def advance(self) -> bool:
@@ -213,9 +213,12 @@ class Collector:
         return (due or list(self._flights.values()))[:count]
 
     def _give_back(self, why: str, numbers: Sequence[int]) -> None:
-        if not numbers:
-            return
-        self._given_back[why] += len(numbers)
+        if numbers:
+            self._given_back[why] += len(numbers)
+            self._forget(numbers)
+
+    def _forget(self, numbers: Sequence[int]) -> None:
+        """Return the prompts of these groups to the pool."""
         self._fleet.abort([number for number in numbers if not self._flights[number].samples])
         self._pool.abort([self._flights.pop(number).prompt.id for number in numbers])
 

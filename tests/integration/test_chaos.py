@@ -14,7 +14,6 @@ from qarl.errors import AGAIN
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-KINDS = ("worker killed", "verifier killed", "driver killed")
 A_DEAD_RAYLET = """
 import psutil, time
 from launch.cluster.connect import connect
@@ -34,13 +33,24 @@ print("shut down")
 """
 
 
-def test_a_run_survives_a_few_faults(tmp_path: Path) -> None:
-    own = ["train.steps=10", f"model.path={tmp_path}/model", "--folder", str(tmp_path / "chaos"), "--faults", "3"]
-    command = [sys.executable, "-m", "launch.cli", "chaos", "chaos", *own, "--kinds", *KINDS]
+@pytest.mark.parametrize(
+    ("max_staleness", "kinds"), [(0, ("worker killed", "verifier killed", "driver killed")), (1, ("driver killed",))]
+)
+def test_a_run_survives_a_few_faults(tmp_path: Path, max_staleness: int, kinds: tuple[str, ...]) -> None:
+    """In turn with the bits of an undisturbed run; one step off with every step and prompt once, none too old."""
+    own = ["train.steps=10", f"train.max_staleness={max_staleness}", f"model.path={tmp_path}/model"]
+    own += ["--folder", str(tmp_path / "chaos"), "--faults", "3"]
+    command = [sys.executable, "-m", "launch.cli", "chaos", "chaos", *own, "--kinds", *kinds]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])["all"]
     assert counts == {"injected": 3, "survived": 3, "lost": 0, "doubled": 0}
+    for metrics in tmp_path.glob("chaos/run-*/runs/chaos/metrics.jsonl"):
+        rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+        ages = [row["staleness/age_max"] for row in rows if "staleness/age_max" in row]
+        assert len(ages) == (10 if max_staleness else 0)
+        assert all(age <= max_staleness for age in ages)
+        assert all(row.get("mismatch/logp_abs_max", 0.0) == 0.0 for row in rows)
 
 
 def test_the_end_of_a_raylet_is_one_error() -> None:

@@ -280,6 +280,17 @@ def test_groups_come_as_they_finish_and_aborted_ones_do_not(make_fleet: MakeFlee
     assert fleet.poll(0.0) == {}
 
 
+def test_a_switch_of_scheme_follows_groups_that_were_aborted(make_fleet: MakeFleet) -> None:
+    made = make_fleet(1)
+    before = made.fleet.infos()[0].pid
+    made.fleet.abort(made.fleet.submit([REQUESTS[:3], REQUESTS[3:], REQUESTS[:2]]))
+    made.fleet.switch(QuantScheme("w4a16"))
+    made.load(2, theta=5.0)
+    assert content(made.fleet.sample(REQUESTS)) == expected(5.0, 2)
+    assert made.fleet.infos()[0].pid != before
+    assert made.notes == []  # the end of the old engine is no death
+
+
 def test_weights_wait_for_what_runs_and_what_waits_gets_them(make_fleet: MakeFleet) -> None:
     made = make_fleet(1)
     made.fleet._dispatcher = Dispatcher(1, capacity=1)

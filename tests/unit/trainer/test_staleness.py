@@ -259,14 +259,16 @@ def test_the_policy_writes_problems_while_sampling_runs_ahead(max_staleness: int
 def test_no_sample_outlives_a_switch_of_the_precision(
     max_staleness: int, seed: int, partial: bool, talks: bool
 ) -> None:
-    rollout = {"schedule": [{"from_step": 3, "scheme": "w4a16"}, {"from_step": 5, "scheme": "w4a8"}]}
-    rollout, train = rollout | {"partial": partial}, {"checkpoint_every": 6}
+    rollout: dict[str, Any] = {"schedule": [{"from_step": 3, "scheme": "w4a16"}, {"from_step": 5, "scheme": "w4a8"}]}
+    rollout |= {"partial": partial, "stragglers": {"kind": "keep", "after_s": 1e6}}
+    train = {"checkpoint_every": 6}
     config = stale_config(max_staleness, talks, rollout=rollout, train=train)
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
     check(run, max_staleness)
     assert len(run.fleet.switches) == 2
+    assert run.values("train/too_old") == [0.0] * 6  # what a switch gives back is none of them
     assert run.trainer.progress.rollouts == 6 * 4 * GROUP
     for step, update in enumerate(run.learner.minibatches, 1):
         stage = max(first for first in (1, 3, 5) if first <= step)
