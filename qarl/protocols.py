@@ -130,10 +130,13 @@ class UpdateResult:
 class Learner(Protocol):
     """The policy being trained."""
 
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[npt.NDArray[np.float32]]:
+    def score(
+        self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
+    ) -> list[npt.NDArray[np.float32]]:
         """Log-probs (nats) of each sequence's response tokens, without gradient.
 
         `aligned=False` scores with plain transformers in the model dtype: it shows the gap that alignment removes.
+        `version` scores with the weights that were published as it; with `mismatch.stale_share` the learner keeps them.
         """
         ...
 

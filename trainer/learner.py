@@ -38,6 +38,7 @@ from qarl.weights.source import MakeSender, Manifest, WeightSender
 from qarl.weights.wire import in_buckets, make_manifest
 from trainer.batching import Batch, micro_batches, pad, prox_of
 from trainer.deepspeed_files import TAG, UNREADABLE, plain_data_only, saved_ranks, universal_copy
+from trainer.kept_weights import KeptWeights
 from trainer.policy import Policy, PolicyOutput
 from trainer.rendezvous import join_ranks, set_environment
 from trainer.weights import StoredWeights, store
@@ -117,6 +118,7 @@ class LearnerRank:
         if config.learner.gradient_checkpointing:
             self._policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._engine = _deepspeed_engine(self._policy, config, self._device, universal)
+        self._kept = KeptWeights(self._policy)
 
     def parity(self) -> list[Parity]:
         """How this process's arithmetic compares with the engine's ops."""
@@ -129,11 +131,13 @@ class LearnerRank:
         return processor_note(schemes_of(self._config.rollout), self._device)
 
     @span("score")
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> dict[int, Logprobs]:
-        """Log-probs of the `sequences` that this rank computes, by index."""
+    def score(
+        self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
+    ) -> dict[int, Logprobs]:
+        """Log-probs of the `sequences` that this rank computes, by index; by the weights of a kept `version`."""
         policy = self._policy if aligned else self._stock_policy(QuantScheme("none"))
         rows: dict[int, Logprobs] = {}
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if version is None else self._kept.of(version):
             for indices in self._micro_batches(sequences):
                 batch = Batch.of([sequences[i] for i in indices or [0]], self._device)
                 logp_BT = policy(batch).logprobs_BT.cpu()  # an idle rank computes too: sharding is collective
@@ -173,6 +177,8 @@ class LearnerRank:
     def publish(self, version: int) -> StoredWeights | None:
         """Put the current weights, in the engine's format, into Ray's object store; rank 0 returns them."""
         self._trace_until(version)
+        if self._config.mismatch.stale_share:
+            self._kept.keep(version, oldest=version - self._config.train.max_staleness)
         if self._rank == 0:
             buckets = in_buckets(self._published_tensors(), copy=False)
             return store(buckets, version, self._scheme.label)
@@ -221,7 +227,7 @@ class LearnerRank:
         is_universal = saved_ranks(directory) not in (0, self._world_size)
         if is_universal != self._engine.load_universal_checkpoint():  # it loads one kind only
             self._engine.destroy()
-            del self._policy, self._engine
+            del self._policy, self._engine, self._kept
             gc.collect()  # before the next one is built: there may be no room for two
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()

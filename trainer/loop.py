@@ -22,8 +22,12 @@ sampled while this one is learned, and are up to as many versions older than the
 evaluation, and every `train.checkpoint_every` steps a checkpoint, comes between two steps.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -35,7 +39,7 @@ from qarl.config.schedule import scheme_at
 from qarl.error_tokens import error_token_metrics, worst
 from qarl.errors import CheckpointError
 from qarl.metrics import Value
-from qarl.mismatch import Mismatch
+from qarl.mismatch import Logprobs, Mismatch
 from qarl.prompts.augment import Augmenter
 from qarl.prompts.pool import Pool
 from qarl.protocols import Fleet, Learner, RewardService, Tracker
@@ -195,20 +199,40 @@ class Trainer:
 
     def _prove(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
         """Give every record log pi_prox: the learner's, which the proof compares with the sampler's, or, once they are
-        proven equal, the sampler's. Tokens of older weights prove nothing: prox and sampler are two versions."""
+        proven equal, the sampler's. A share of what older weights sampled is compared with the learner of then."""
         sampler = [record.sequence.sampler_logprobs_T for record in records]
         is_stale = any(record.sample.versions != [step - 1] for record in records)
         if not is_stale and self._proof.trusts_sampler(step):
             return with_prox(records, sampler), {}
         with timer("prox"):
             prox = self._while_sampling(lambda: self._learner.score([record.sequence for record in records]))
+            earlier = self._rescored(records, step)
         metrics: dict[str, float] = {}
         ours, theirs = (at_sampled(records, values, version=step - 1) for values in (prox, sampler))
+        if self._config.mismatch.stale_share:
+            metrics["mismatch/stale_compared"] = float(len(earlier))
+            ours, theirs = [*ours, *(own for own, _ in earlier)], [*theirs, *(other for _, other in earlier)]
         if any(map(len, theirs)):
-            metrics = self._proof.observe(ours, theirs, step)
+            metrics |= self._proof.observe(ours, theirs, step)
         if self._config.train.max_staleness:
             metrics |= staleness_metrics(records, prox, step)
         return with_prox(records, prox), metrics
+
+    def _rescored(self, records: Sequence[Record], step: int) -> list[tuple[Logprobs, Logprobs]]:
+        """Log-probs by the weights that sampled, of learner and sampler, for `mismatch.stale_share` of what is stale:
+        of the tokens of one older version in a response."""
+        config, found = self._config, list[tuple[Logprobs, Logprobs]]()
+        stale = [(record, version) for record in records for version in record.sample.versions if version < step - 1]
+        count = math.ceil(config.mismatch.stale_share * len(stale))
+        chosen = Random(derive_seed(config.seed, "stale", step)).sample(stale, count)
+        for version, pairs in groupby(sorted(chosen, key=itemgetter(1)), key=itemgetter(1)):
+            sequences = [record.sequence for record, _ in pairs]
+            scores = self._while_sampling(partial(self._learner.score, sequences, version=version))
+            found += [
+                (sequence.at_sampled(score_T, version), sequence.at_sampled(sequence.sampler_logprobs_T, version))
+                for sequence, score_T in zip(sequences, scores, strict=True)
+            ]
+        return found
 
     def _diagnose(self, records: list[Record], step: int, timer: Timer) -> tuple[list[Record], dict[str, float]]:
         """Measure what the unaligned model would give, and error tokens, which `error_tokens.mode: mask` masks."""

@@ -52,10 +52,12 @@ class LearnerGroup:
         """A warning about rank 0's processor, or an empty string."""
         return self._all("processor_note")[0]
 
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[Logprobs]:
+    def score(
+        self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
+    ) -> list[Logprobs]:
         if not sequences:
             return []
-        by_rank: list[dict[int, Logprobs]] = self._all("score", ray.put(list(sequences)), aligned)
+        by_rank: list[dict[int, Logprobs]] = self._all("score", ray.put(list(sequences)), aligned, version)
         merged = {index: row for rows in by_rank for index, row in rows.items()}
         return [merged[index] for index in range(len(sequences))]
 

@@ -75,6 +75,12 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ("mismatch/ess", "share", "", "effective sample size of the weights learner / sampler"),
         ("mismatch/logp_abs_above_*", "share", "", "tokens whose |d log p| is above the bound in the name"),
         ("mismatch/q[1-4]_*", "", "", "the same statistics of the first to the last quarter of each response"),
+        (
+            "mismatch/stale_compared",
+            "count",
+            "",
+            "parts of responses that were compared with the learner of the older version that sampled them",
+        ),
         ("mismatch/unaligned_*", "", "", "the same statistics with the plain model as learner, for comparison"),
         ("mismatch/probe_logp_abs_max", "nats", "min", "largest |d log p| on the probe after a publication"),
     ),

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qarl.config.base import Count, Node, NonNegativeFloat, PathText, PositiveFloat, PositiveInt, Seconds
+from qarl.config.base import Count, Fraction, Node, NonNegativeFloat, PathText, PositiveFloat, PositiveInt, Seconds
 from qarl.config.environment import EnvironmentConfig
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
@@ -114,6 +114,9 @@ class MismatchConfig(Node):
     """Steps in a row of max |d log p| == 0 after which `learner.prox: auto` takes the sampler's log-probs."""
     proof_every: PositiveInt = 10
     """After the proof, the learner still scores all samples in every N-th step, to check it again; N is this number."""
+    stale_share: Fraction = 0.0
+    """With `train.max_staleness`: share of a step's stale responses that the learner also scores with the weights that
+    sampled them, for `mismatch/*`. It keeps a copy of each version in the host's memory for this."""
     unaligned_every: Count = 0
     """Also score samples with the plain unaligned model every N steps, for comparison; 0 for never."""
     unaligned_sequences: PositiveInt = 64
@@ -307,6 +310,8 @@ class Config(Node):
             yield "rollout.stragglers.kind: a group that is kept becomes stale; set train.max_staleness, or return it"
         if rollout.partial:
             yield from self._partial_contradictions()
+        if self.mismatch.stale_share and (not train.max_staleness or self.learner.zero_stage == 3):
+            yield "mismatch.stale_share: needs train.max_staleness, and a learner.zero_stage below 3; or set it to 0"
         if train.max_staleness and rollout.transport != "object_store":
             yield "rollout.transport: works in turn with learning only; use object_store, or train.max_staleness 0"
 

@@ -352,7 +352,9 @@ def test_a_corrupted_scale_stops_the_run(
     """The training loop over the real engine and the real policy; the second publication has one wrong scale."""
 
     class Learner(FakeLearner):
-        def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[np.ndarray]:
+        def score(
+            self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
+        ) -> list[np.ndarray]:
             with torch.no_grad():
                 logp_BT = policy(Batch.of(sequences, torch.device("cpu"))).logprobs_BT
             return [logp_BT[row, : len(s.response_ids)].numpy() for row, s in enumerate(sequences)]

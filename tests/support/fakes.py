@@ -261,12 +261,16 @@ class FakeLearner:
         self.unaligned: list[int] = []
         self.switches: list[QuantScheme] = []
         self.minibatches: list[list[list[TrainSequence]]] = []
+        self.thetas: dict[int, float] = {}  # by version
 
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[npt.NDArray[np.float32]]:
+    def score(
+        self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
+    ) -> list[npt.NDArray[np.float32]]:
         self.scored.append(aligned)
         self.unaligned += [] if aligned else [len(sequences)]
         shift = np.float32(0.0 if aligned else 0.5)
-        return [logprobs(self.theta, sequence.response_ids) + shift for sequence in sequences]
+        theta = self.theta if version is None else self.thetas[version]
+        return [logprobs(theta, sequence.response_ids) + shift for sequence in sequences]
 
     def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
         self.minibatches.append([list(minibatch) for minibatch in minibatches])
@@ -278,6 +282,7 @@ class FakeLearner:
         )
 
     def publish(self, version: int) -> PublishedWeights:
+        self.thetas[version] = self.theta
         return make_weights(version, self.theta)
 
     def switch(self, scheme: QuantScheme) -> bool:
@@ -310,7 +315,9 @@ class FakeRank:
         if self.fault == NO_MODEL:
             raise ModelError(self.fault)
 
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool) -> dict[int, npt.NDArray[np.float32]]:
+    def score(
+        self, sequences: Sequence[TrainSequence], aligned: bool, version: int | None
+    ) -> dict[int, npt.NDArray[np.float32]]:
         mine = range(self.rank, len(sequences), self.world_size)
         scale = np.float32(-1 if aligned else -2)
         return {i: scale * np.array(sequences[i].response_ids, np.float32) for i in mine}

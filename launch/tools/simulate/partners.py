@@ -29,7 +29,9 @@ class SimulatedLearner:
         self.ages: list[Counter[int]] = []
         """For each step with an update, how many of its sequences have which age, in versions."""
 
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[npt.NDArray[np.float32]]:
+    def score(
+        self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
+    ) -> list[npt.NDArray[np.float32]]:
         self._compute(self._tokens(sequences) * self._rates.score_s)
         return [sequence.sampler_logprobs_T for sequence in sequences]
 

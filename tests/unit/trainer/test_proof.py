@@ -110,7 +110,9 @@ class ScoringOnly(Learner):
 
     scored = 0
 
-    def score(self, sequences: Sequence[TrainSequence], aligned: bool = True) -> list[Logprobs]:
+    def score(
+        self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
+    ) -> list[Logprobs]:
         self.scored += len(sequences)
         return [np.full(len(sequence.response_ids), -1.0, np.float32) for sequence in sequences]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from qarl.protocols import Prover, UpdateResult
 from qarl.quant.scheme import QuantScheme
 from qarl.tasks.turns import TurnEncoder
 from qarl.types import EnvironmentTurn, Sample, SampleRequest, Score, TrainSequence
-from qarl.weights.source import PublishedWeights, WeightSource
+from qarl.weights.source import WeightSource
 from rollout.conversations import ConversingFleet
 from tests.support.fakes import FakeEnvironments, FakeFleet, FakeLearner, FakeRewards, Killed, even_length, logprobs
 from tests.support.runs import AUGMENT, GROUP, PROMPTS, Run, make_config, right_half
@@ -98,14 +99,6 @@ class SlowFleet(FakeFleet):
 class CheckedLearner(FakeLearner):
     """Checks that what it learns from has pi_prox of its own weights, and log-probs of the sampler's version."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.thetas: dict[int, float] = {}
-
-    def publish(self, version: int) -> PublishedWeights:
-        self.thetas[version] = self.theta
-        return super().publish(version)
-
     def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
         for sequence in [sequence for minibatch in minibatches for sequence in minibatch]:
             ids, prox_T = sequence.response_ids, sequence.prox_logprobs_T
@@ -137,9 +130,10 @@ def stale_config(max_staleness: int, talks: bool = False, **sections: dict[str, 
     """`talks`: with an environment."""
     sections["learner"] = {"max_tokens_per_micro_batch": 9 * 1024}
     sections |= {"environment": {"kind": "guess"}} if talks else {}
+    sections["mismatch"] = {"proof_steps": 99} | sections.get("mismatch", {})
     train = {"steps": 6, "max_staleness": max_staleness, "checkpoint_every": 1} | sections.pop("train", {})
     advantage = {"drop_zero_variance": train.get("dynamic_sampling", 0) > 0}
-    return make_config(train=train, advantage=advantage, mismatch={"proof_steps": 99}, **sections)
+    return make_config(train=train, advantage=advantage, **sections)
 
 
 def run_of(folder: Path, config: Any, seed: int, kill_after: int | None = None) -> Run:
@@ -175,15 +169,18 @@ def check(run: Run, max_staleness: int) -> None:
 
 @few
 @given(
-    st.integers(0, 5), st.integers(0, 10**6), st.sampled_from(["wait", "keep", "return"]), st.booleans(), st.booleans()
+    *(st.integers(0, 5), st.integers(0, 10**6), st.sampled_from(["wait", "keep", "return"])),
+    *(st.booleans(), st.booleans(), st.sampled_from([0.0, 0.4, 1.0])),
 )
 def test_nothing_is_lost_doubled_or_too_old(
-    max_staleness: int, seed: int, kind: str, partial: bool, talks: bool
+    max_staleness: int, seed: int, kind: str, partial: bool, talks: bool, share: float
 ) -> None:
     if kind == "keep" and not max_staleness:
         kind = "wait"
     rollout = {"stragglers": {"kind": kind, "after_s": 1e-3}, "partial": partial and max_staleness > 0}
-    config = stale_config(max_staleness, talks, rollout=rollout)
+    config = stale_config(
+        max_staleness, talks, rollout=rollout, mismatch={"stale_share": share if max_staleness else 0}
+    )
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(Path(folder), config, seed)
         run.trainer.run()
@@ -194,7 +191,7 @@ def test_nothing_is_lost_doubled_or_too_old(
     ages = run.values("staleness/age_max")
     assert len(ages) == (6 if max_staleness else 0) or kind == "return"
     assert all(age <= max_staleness for age in ages)
-    assert run.values("mismatch/logp_abs_max") in ([], [0.0] * len(run.steps("mismatch/logp_abs_max")))
+    assert set(run.values("mismatch/logp_abs_max")) <= {0.0}
     counts = run.values("staleness/continued"), run.values("staleness/segments")
     sequences = [[s for minibatch in update for s in minibatch] for update in run.learner.minibatches]
     flat = [s for of_step in sequences for s in of_step]
@@ -202,6 +199,10 @@ def test_nothing_is_lost_doubled_or_too_old(
         versions = [[len(set(versions_of(s))) for s in of_step] for of_step in sequences]
         assert counts[0] == [sum(count > 1 for count in of_step) for of_step in versions]
         assert counts[1] == list(map(sum, versions))
+    if share and max_staleness:
+        steps = zip(run.steps("actor/updates"), sequences, strict=True)
+        stale = [sum(v < step - 1 for s in of_step for v in set(versions_of(s))) for step, of_step in steps]
+        assert run.values("mismatch/stale_compared") == [math.ceil(share * count) for count in stale]
     if talks and not (partial and max_staleness):  # what was sampled is what each turn was asked to follow on
         asked = {request.prompt.token_ids for requests in run.fleet.requests for request in requests}
         assert {(s.prompt_ids + s.response_ids)[: len(s.prompt_ids) + a] for s in flat for a, _ in s.turns} <= asked
@@ -348,6 +349,11 @@ def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None
         ({"train": {"max_staleness": 1}, "rollout": {"transport": "nccl"}}, "rollout.transport"),
         ({"train": {"max_staleness": 1}, "rollout": {"partial": True}, **TALK}, "learner.max_tokens_per_micro_batch"),
         ({"rollout": {"stragglers": {"kind": "keep"}}}, "rollout.stragglers.kind"),
+        ({"mismatch": {"stale_share": 0.1}}, "mismatch.stale_share"),
+        (
+            {"train": {"max_staleness": 1}, "mismatch": {"stale_share": 0.1}, "learner": {"zero_stage": 3}},
+            "mismatch.stale_share",
+        ),
         ({"rollout": {"partial": True}}, "rollout.partial"),
         ({"train": {"max_staleness": 1}, "rollout": {"partial": True, "max_num_seqs": 7}}, "rollout.max_num_seqs"),
         ({"train": {"max_staleness": 4}, "rollout": {"partial": True}}, "learner.max_tokens_per_micro_batch"),
