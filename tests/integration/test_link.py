@@ -19,7 +19,7 @@ import pytest
 from launch.tools.chaos.campaign import ending
 from launch.tools.chaos.checks import differences, lost_and_doubled
 from launch.tools.chaos.faults import RANK, WORKER
-from launch.tools.chaos.start import Start
+from launch.tools.chaos.start import LEFT_AFTER_S, Start
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -165,6 +165,16 @@ def wait_for_steps(start: Start, steps: int) -> None:
         time.sleep(0.05)
 
 
+def check(run: Path, undisturbed: Path, nodes: Nodes) -> None:
+    """It has the bits of the undisturbed run, and has left no actor."""
+    assert differences(run, undisturbed) == []
+    assert lost_and_doubled(run, undisturbed) == ([], [])
+    ended = time.monotonic()
+    while (left := nodes.processes(WORKER) + nodes.processes(RANK)) and time.monotonic() - ended < LEFT_AFTER_S:
+        time.sleep(0.1)
+    assert not left
+
+
 def test_a_run_survives_a_link_that_is_cut_then_slow_and_its_workers_node_lost(nodes: Nodes, undisturbed: Path) -> None:
     model = undisturbed.parents[1] / "model"
     start = nodes.train(model, "rollout.num_cpus_per_worker=2")
@@ -183,6 +193,21 @@ def test_a_run_survives_a_link_that_is_cut_then_slow_and_its_workers_node_lost(n
             time.sleep(0.1)
         nodes.start_far()  # the worker starts there again
         assert start.faults_of_end([0]) == []
-    assert differences(start.run, undisturbed) == []
-    assert lost_and_doubled(start.run, undisturbed) == ([], [])
-    assert not nodes.processes(WORKER) + nodes.processes(RANK)
+    check(start.run, undisturbed, nodes)
+
+
+def test_a_run_whose_ranks_node_is_lost_ends_and_resumes(nodes: Nodes, undisturbed: Path) -> None:
+    model = undisturbed.parents[1] / "model"
+    start = nodes.train(model, "learner.num_cpus_per_rank=2")
+    with ending(start):
+        wait_for_steps(start, 2)
+        nodes.link("down")
+        assert start.faults_of_end([1]) == []
+        nodes.link("up")
+    while nodes.far_lives():
+        time.sleep(0.1)
+    nodes.start_far()
+    again = nodes.train(model, "learner.num_cpus_per_rank=2")
+    with ending(again):
+        assert again.faults_of_end([0]) == []
+    check(again.run, undisturbed, nodes)
