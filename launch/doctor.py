@@ -132,7 +132,7 @@ def machine() -> Finding:
         "AVX-512": processor.has_avx512(),
         "VNNI": processor.has_vnni(),
         "bfloat16": processor.has_bfloat16_gemm(),
-        "AMX": torch.cpu._is_amx_tile_supported(),
+        "AMX": processor.has_amx(),
     }
     formats = [name for name, format_ in FORMATS.items() if format_.runs("cpu", avx512=parts["AVX-512"])]
     has = ", ".join(part for part, there in parts.items() if there) or "no AVX-512"

@@ -291,7 +291,7 @@ class LearnerConfig(Node):
     gradient_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of the float32 GEMMs that give the gradients of linear layers, by the names of
     `torch.set_float32_matmul_precision`: `medium` multiplies bfloat16 copies and sums in float32, where the processor
-    has units for it. No log-prob depends on it. `learner.numerics: stock` leaves dense layers to torch."""
+    can (on CPU: AMX). No log-prob depends on it. `learner.numerics: stock` leaves dense layers to torch."""
     calculate_entropy: bool = True
     """Log `actor/entropy`, for one more pass over the logits."""
     prox: Literal["auto", "recompute"] = "auto"

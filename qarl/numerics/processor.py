@@ -27,6 +27,11 @@ def has_bfloat16_gemm() -> bool:
     return torch.cpu._is_avx512_bf16_supported()
 
 
+def has_amx() -> bool:
+    """Whether oneDNN has AMX here. torch's own question is answered with no in a process that runs vLLM's kernels."""
+    return bool(torch.cpu.get_capabilities().get("amx_tile"))
+
+
 @contextmanager
 def threads(number: int) -> Iterator[None]:
     """Torch on `number` threads within, and on as many as before afterwards."""

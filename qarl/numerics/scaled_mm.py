@@ -6,9 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from qarl.numerics import processor
-
-FEWEST_ROWS = 4  # of a GEMM on a processor without AVX-512
+FEWEST_ROWS = 4  # of a GEMM
 
 
 @contextmanager
@@ -26,10 +24,11 @@ def without_onednn() -> Iterator[None]:
 
 
 def enough_rows(q_x_MK: Tensor) -> Tensor:
-    """With zero rows up to a fewest number, on processors without AVX-512.
+    """With zero rows up to a fewest number.
 
-    MKL sums one to three rows in an order of their own there, and a token would not have one value in any batch.
+    MKL's AVX2 kernels, which it takes on AMD's processors, too, sum one to three rows in an order of their own, and a
+    token would not have one value in any batch.
     """
-    if processor.has_avx512() or len(q_x_MK) >= FEWEST_ROWS:
+    if len(q_x_MK) >= FEWEST_ROWS:
         return q_x_MK
     return torch.cat((q_x_MK, q_x_MK.new_zeros(FEWEST_ROWS - len(q_x_MK), q_x_MK.shape[1])))

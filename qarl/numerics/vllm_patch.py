@@ -6,7 +6,7 @@
    Upstream: vllm-project/vllm#48312 (weight reload correctness for RL).
 3. The engine's fp8 GEMM, which is `torch._scaled_mm`, runs with oneDNN off (`scaled_mm.py` says why).
    torch's own GEMM, from MKL, takes its place, as on hosts without AMX; MKL_CBWR makes MKL give a token one value in
-   any batch. On hosts without AVX-512 that takes at least four rows, so that fewer are filled up.
+   any batch of at least four rows, to which fewer are filled up.
 4. Experts without quantization are laid out for the CPU kernel at the first load only: after an in-place reload it
    reads checkpoint layout as its own, silently. They are laid out at every load. Upstream: as 2.
 5. vLLM offers its int8 experts on x86 only with AMX, which 1. takes away. The kernel has an AVX512-VNNI path, and its
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from qarl.errors import KernelError
-from qarl.numerics import processor
 from qarl.numerics.scaled_mm import enough_rows, without_onednn
 
 CHECKED_VERSIONS = ("0.32.0",)
@@ -79,7 +78,7 @@ def patch_cpu_engine() -> None:
     def apply_to_enough_rows(self: Any, *, A: torch.Tensor, **rest: Any) -> torch.Tensor:
         return apply(self, A=enough_rows(A), **rest)  # it drops the added rows itself
 
-    Kernel.apply_scaled_mm = without_onednn()(apply if processor.has_avx512() else apply_to_enough_rows)
+    Kernel.apply_scaled_mm = without_onednn()(apply_to_enough_rows)
     setup = Experts._setup_kernel
 
     def setup_and_lay_out(self: Any, layer: Any, w13: torch.Tensor, w2: torch.Tensor) -> None:

@@ -147,7 +147,7 @@ def test_without_a_bfloat16_gemm_float32_copies_are_multiplied(monkeypatch: pyte
     assert torch.equal(matmul(a, b), (a.float() @ b.float()).bfloat16())
 
 
-@pytest.mark.skipif(not processor.has_bfloat16_gemm(), reason="this processor has no bfloat16 GEMM")
+@pytest.mark.skipif(not processor.has_amx(), reason="oneDNN multiplies bfloat16 copies on processors with AMX alone")
 def test_gradients_may_be_products_of_bfloat16_copies() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(300, 512), torch.randn(512, 256)
