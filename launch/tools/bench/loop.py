@@ -18,6 +18,7 @@ MODES = {
     "in turn": ["train.max_staleness=0"],
     "one step off": ["train.max_staleness=1"],
     "staleness 4": ["train.max_staleness=4", "rollout.stragglers.kind=keep"],
+    "partial rollouts": ["train.max_staleness=4", "rollout.stragglers.kind=keep", "rollout.partial=true"],
 }
 HEADER = (
     "| mode | steps an hour | step, s | workers idle | learner idle | age, mean | ESS | pass@1 |\n"
