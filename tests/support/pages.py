@@ -37,7 +37,7 @@ RULES = (
     Rule(r"qarl train (guess|calculator|three_tasks)", "parse", "minutes"),
     Rule(r"qarl (eval|export|report|trace) runs/quickstart", "run"),
     Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
-    Rule(r"python -m launch\.demo\.minimal", "run"),
+    Rule(r"python -m launch\.demo\.minimal", "run", SMALL),
     Rule(r"pytest -q tests/unit", "run"),
     Rule(r"qarl ", "parse", "has no rule of its own"),
     Rule(r"pytest -m (gpu|slow)|python -m (venv|tests\.)", "skip", "run by name, for minutes"),
