@@ -1,6 +1,7 @@
 """`qarl bench loop`: a run in turn, one step off, and with samples up to four versions old, on the same work.
 
 Each run has the same number of steps, and so of rollouts. The first step of each warms it up and does not count.
+Continued: how many responses of a step new weights had interrupted.
 """
 
 import json
@@ -21,8 +22,8 @@ MODES = {
     "partial rollouts": ["train.max_staleness=4", "rollout.stragglers.kind=keep", "rollout.partial=true"],
 }
 HEADER = (
-    "| mode | steps an hour | step, s | workers idle | learner idle | age, mean | ESS | pass@1 |\n"
-    "|---|---:|---:|---:|---:|---:|---:|---:|"
+    "| mode | steps an hour | step, s | workers idle | learner idle | age, mean | ESS | continued | pass@1 |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -51,7 +52,8 @@ def _row(mode: str, rows: Sequence[dict[str, float]]) -> str:
     step = median(row["timing_s/step"] for row in measured)
     idle = [f"{fmean(row[f'perf/{role}_idle'] for row in measured):.0%}" for role in ("workers", "learner")]
     stale = [
-        fmean(row.get(f"staleness/{name}", other) for row in measured) for name, other in (("age_mean", 0), ("ess", 1))
+        fmean(row.get(f"staleness/{name}", other) for row in measured)
+        for name, other in (("age_mean", 0), ("ess", 1), ("continued", 0))
     ]
     accuracy = [row["eval/pass@1"] for row in rows if "eval/pass@1" in row][-1]
     cells = [f"{3600 / step:.0f}", f"{step:.2f}", *idle, *(f"{value:.2f}" for value in stale), f"{accuracy:.3f}"]
