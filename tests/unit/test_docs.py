@@ -148,3 +148,10 @@ def test_every_folder_has_a_line_in_the_tree() -> None:
     tree = page.partition("## Where things lie")[2].partition("###")[0]
     folders = {file.parent.name for package in PACKAGES for file in (ROOT / package).glob("**/*.py")}
     assert {folder for folder in folders if f"{folder}/" not in tree} == set()
+
+
+@pytest.mark.parametrize("findings", sorted(ROOT.glob("docs/studies/*.findings.md")), ids=lambda path: path.stem)
+def test_a_study_says_what_its_findings_say(findings: Path) -> None:
+    """`qarl study NAME --report-only` writes the page anew, with them."""
+    page = findings.with_name(findings.name.replace(".findings", ""))
+    assert findings.read_text().strip() in page.read_text()
