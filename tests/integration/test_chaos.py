@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from qarl.errors import AGAIN
+from tests.support.small_run import PYTHONPATH
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def test_a_run_survives_a_few_faults(tmp_path: Path, max_staleness: int, kinds: 
 
 def test_the_end_of_a_raylet_is_one_error() -> None:
     """Ray's next put would end the process without a word."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    env = os.environ | {"PYTHONPATH": PYTHONPATH, "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run([sys.executable, "-c", A_DEAD_RAYLET], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith(f"Ray's raylet has died; {AGAIN}\n"), done.stdout + done.stderr
     assert done.stdout.endswith("shut down\n")  # Ray prints, too; a run puts that into its log

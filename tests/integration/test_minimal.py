@@ -8,12 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.small_run import PYTHONPATH
 
 
 def test_a_mistyped_key_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch.demo.minimal", "train.stepz=2"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert "did you mean 'train.steps'?" in done.stderr.splitlines()[-1]
@@ -23,7 +23,7 @@ def test_a_mistyped_key_is_one_line(tmp_path: Path) -> None:
 def test_two_steps_in_one_process(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch.demo.minimal", "train.steps=2", "train.prompts_per_step=4"]
     command += [f"model.path={tiny_models['qwen3']}", "model.build=null", "task.num_prompts=16", "task.levels=[2,3]"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}  # it must set its own
+    env = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "2"}  # it must set its own
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+PYTHONPATH = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+"""Of processes that a test starts."""
 SMALL = """
 task: {num_prompts: 16, levels: [2, 3]}
 train: {steps: 2, prompts_per_step: 4, group_size: 4, checkpoint_every: 2}
@@ -23,7 +25,7 @@ def train(folder: Path, model: Path, section: str, *overrides: str) -> subproces
     start = f"inherits: {ROOT}/configs/quickstart.yaml\nmodel: {{path: {model}, build: null}}\n"
     (folder / "mine.yaml").write_text(start + SMALL + section)
     command = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main())", "train"]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    env = os.environ | {"PYTHONPATH": PYTHONPATH}
     return subprocess.run(
         [*command, "mine.yaml", *overrides], cwd=folder, env=env, capture_output=True, text=True, timeout=300
     )
