@@ -1,8 +1,9 @@
 """`qarl bench e2e`: whole steps of qarl and of TRL's GRPOTrainer on the same work, in turn, on this machine.
 
 Both get the model, the dtype, the prompts, and the numbers of rollouts, tokens and minibatches of a qarl config. qarl
-runs as configured, with its diagnostics; TRL as documented, in an environment of its own, without gradient
-checkpointing, which would slow it. The first step of each run warms it up and does not count.
+runs as configured, with its diagnostics, but learns from all rollouts and multiplies in full precision, as TRL does
+(`SAME_WORK`); TRL as documented, in an environment of its own, without gradient checkpointing, which would slow it.
+The first step of each run warms it up and does not count.
 """
 
 import json
@@ -28,7 +29,10 @@ from qarl.errors import QarlError, how_ended
 TRL = "1.16.0"
 FOLDER = Path("runs", "bench")
 MARK = "qarl-bench "
-HEADER = "| work | | step, s | sampling, s | tokens a step | memory, GiB | speed |\n|---|---|---:|---:|---:|---:|---:|"
+SAME_WORK = ("advantage.drop_zero_variance=false", "learner.gradient_precision=highest")
+HEADER = (
+    "| work | | step, s | sampling, s | rest, s | tokens a step | memory, GiB |\n|---|---|---:|---:|---:|---:|---:|"
+)
 
 
 @dataclass(frozen=True)
@@ -56,20 +60,27 @@ def bench(configs: Sequence[str], overrides: Sequence[str], steps: int, rounds: 
             ours = qarl_steps(name, overrides, steps, number)
             theirs = trl_steps(python, name, overrides, steps, number)
             ratios.append(median(theirs.step) / median(ours.step))
-            yield row(name, "qarl", ours, f"{ratios[-1]:.2f}")
-            yield row(name, "TRL", theirs, "1")
+            yield row(name, "qarl", ours, theirs)
+            yield row(name, "TRL", theirs, theirs)
         yield f"{name}: {median(ratios):.2f} times TRL's speed ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def row(work: str, what: str, steps: Steps, speed: str) -> str:
-    """A table row; `speed` is TRL's seconds a step by these."""
-    times = f"{median(steps.step):.2f} | {median(steps.sample):.2f} | {mean(steps.tokens):.0f}"
-    return f"| {work} | {what} | {times} | {steps.memory / 2**30:.2f} | {speed} |"
+def row(work: str, what: str, steps: Steps, trl: Steps) -> str:
+    """A table row; in brackets TRL's figure by this one."""
+    cells = [f"{ours:.2f} ({theirs / ours:.2f})" for ours, theirs in zip(_figures(steps), _figures(trl), strict=True)]
+    cells.insert(3, f"{mean(steps.tokens):.0f}")
+    return f"| {work} | {what} | {' | '.join(cells)} |"
+
+
+def _figures(steps: Steps) -> list[float]:
+    """Seconds of a step, of its sampling and of the rest, and GiB."""
+    rest = [step - sample for step, sample in zip(steps.step, steps.sample, strict=True)]
+    return [median(steps.step), median(steps.sample), median(rest), steps.memory / 2**30]
 
 
 def qarl_steps(name: str, overrides: Sequence[str], steps: int, number: int) -> Steps:
     """A run of `qarl train` without evaluations and checkpoints."""
-    rows, memory = qarl_run(name, overrides, steps, FOLDER / f"{Path(name).stem}-qarl-{number}.log")
+    rows, memory = qarl_run(name, [*overrides, *SAME_WORK], steps, FOLDER / f"{Path(name).stem}-qarl-{number}.log")
     train = load_config(config_path(name), overrides).train
     tokens = [row["response_length/mean"] * train.prompts_per_step * train.group_size for row in rows]
     return Steps([row["timing_s/step"] for row in rows], [row["timing_s/sample"] for row in rows], tokens, memory)

@@ -50,8 +50,8 @@ def test_rows_are_the_medians_without_the_first_step(
     monkeypatch.setattr(e2e, "trl_environment", lambda: Path("python"))
     assert main(["bench", "e2e", "--configs", str(config_file), "--steps", "3", "--rounds", "1"]) == 0
     out = capsys.readouterr().out
-    assert f"| {config_file} | qarl | 3.00 | 1.50 | 2048 | 1.00 | 2.00 |" in out
-    assert f"| {config_file} | TRL | 6.00 | 3.00 | 7 | 2.00 | 1 |" in out
+    assert f"| {config_file} | qarl | 3.00 (2.00) | 1.50 (2.00) | 1.50 (2.00) | 2048 | 1.00 (2.00) |" in out
+    assert f"| {config_file} | TRL | 6.00 (1.00) | 3.00 (1.00) | 3.00 (1.00) | 7 | 2.00 (1.00) |" in out
     assert "2.00 times TRL's speed (2.00 to 2.00)" in out
 
 
