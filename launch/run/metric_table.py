@@ -93,7 +93,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ("staleness/ess", "share", "", "effective sample size of the weights pi_prox / sampler"),
     ),
     "quant": (
-        ("quant/codes_changed", "share", "", "low-bit codes that an update changed"),
+        ("quant/codes_changed", "share", "", "low-bit codes that an update changed; an aligned learner logs it"),
         ("quant/update_below_grid", "share", "", "weights that an update moved by less than half a grid step"),
     ),
     "pool": (
