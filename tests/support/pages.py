@@ -34,12 +34,11 @@ RULES = (
     Rule(r"qarl (submit|up)|ray |sbatch |kubectl |docker ", "skip", "needs a cluster, a cloud or a container daemon"),
     Rule(r"qarl train quickstart", "run", SMALL),
     Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor|runs|--version)", "run"),
-    Rule(r"qarl train (guess|calculator|three_tasks)", "parse", "minutes"),
-    Rule(r"qarl (eval|export|report|trace) runs/quickstart", "run"),
+    Rule(r"qarl train (guess|calculator|three_tasks|smollm2_gsm8k)|qarl chaos", "parse", "minutes"),
+    Rule(r"qarl (eval|export|report|trace|dashboard) runs/quickstart|qarl simulate quickstart", "run"),
     Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
     Rule(r"python -m launch\.demo\.minimal", "run", SMALL),
     Rule(r"pytest -q tests/unit", "run"),
-    Rule(r"qarl ", "parse", "has no rule of its own"),
     Rule(r"pytest -m (gpu|slow)|python -m (venv|tests\.)", "skip", "run by name, for minutes"),
 )
 
