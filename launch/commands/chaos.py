@@ -1,8 +1,8 @@
 """Inject faults into real runs of a config, at random points, and count what they come to.
 
 Workers, ranks, the driver, verifiers and Ray are killed, interrupted, stopped or slowed down, the disk is full, the
-newest checkpoint is damaged. The run is started again until it has ended. Then no step of its log and no prompt of its
-pool is lost or doubled, no process is left, and a synchronous run has the bits of one that nobody has disturbed.
+newest checkpoint is damaged. The run is started again until it has ended. Then no step, response or draw is lost or
+doubled, no process is left, and a synchronous run has the bits of one that nobody has disturbed.
 
 Only processes that this command has started are disturbed. Where it may mount, each run gets a small disk in memory."""
 

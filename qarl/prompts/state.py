@@ -117,7 +117,7 @@ def _parse(state: Mapping[str, Any], by_id: Mapping[str, Prompt]) -> Saved:
     lineage = Forest()
     for child, parent, difficulty in state["lineage"]:
         lineage.link(child, parent, difficulty)
-    columns = [_unpack(kind, state["columns"][name], len(ids)) for name, kind in COLUMNS.items()]
+    columns = [unpack(kind, state["columns"][name], len(ids)) for name, kind in COLUMNS.items()]
     return Saved(
         rng=rng,
         records=[_record(known[prompt_id], *values) for prompt_id, *values in zip(ids, *columns, strict=True)],
@@ -152,7 +152,7 @@ def _check_ids(ids: set[str], by_id: Mapping[str, Prompt]) -> None:
         raise CheckpointError(what, WHERE, hint="resume with the task data that the run began with")
 
 
-def _unpack(kind: str, text: str, length: int) -> array[Any]:
+def unpack(kind: str, text: str, length: int) -> array[Any]:
     """A column as `columns` wrote it. Raises ValueError when it is damaged."""
     column: array[Any] = array(kind)
     column.frombytes(base64.b64decode(text, validate=True))

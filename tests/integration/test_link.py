@@ -168,7 +168,7 @@ def wait_for_steps(start: Start, steps: int) -> None:
 def check(run: Path, undisturbed: Path, nodes: Nodes) -> None:
     """It has the bits of the undisturbed run, and has left no actor."""
     assert differences(run, undisturbed) == []
-    assert lost_and_doubled(run, undisturbed) == ([], [])
+    assert lost_and_doubled(run, undisturbed) == ({}, {})
     ended = time.monotonic()
     while (left := nodes.processes(WORKER) + nodes.processes(RANK)) and time.monotonic() - ended < LEFT_AFTER_S:
         time.sleep(0.1)

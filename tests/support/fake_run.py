@@ -1,11 +1,14 @@
 """A run without Ray or torch, for `qarl chaos`: a driver with children that have the names of a real run's.
 
 `python tests/support/fake_run.py RUN [FAULT]`. FAULT breaks it: it `doubles` its last step, `leaves` a process behind,
-or `differs` in its weights.
+`differs` in its weights, `loses` the result of a prompt, `forgets` a prompt in flight or asks for it `again`, `scores`
+a group twice (`retells`: the pool takes the second result, too), `skips` a group of its last step, or `swaps` the
+results of two prompts.
 """
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -14,9 +17,17 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from pathlib import Path
 
 STEPS = 6
+PROMPTS, GROUP_SIZE = ["a", "b", "c"], 4
+CONFIG = f"""
+model: {{path: m}}
+task: {{kind: sorting}}
+learner: {{minibatches: 1}}
+train: {{prompts_per_step: 2, group_size: {GROUP_SIZE}}}
+"""
 NAMES = {"worker": "ray::RolloutWorker", "rank": "ray::LearnerRank"}
 NAMES |= {"raylet": "/raylet/raylet", "verifier": "rewards.child"}
 NEEDED = ("rank", "raylet")
@@ -47,11 +58,38 @@ def steps_done(run: Path) -> int:
     return done
 
 
-def save(run: Path, step: int) -> None:
+def responses(step: int, fault: str) -> int:
+    """Of all steps until this one."""
+    return 2 * GROUP_SIZE * step - GROUP_SIZE * (fault == "skips" and step == STEPS)
+
+
+def state_of(step: int, fault: str) -> dict[str, object]:
+    """Each step takes the groups of a and b, while c is in flight until the end."""
+    is_last = step == STEPS
+    visits = [step, step, 0]
+    if is_last:
+        visits[0] -= fault == "swaps"
+        visits[1] += (fault in ("retells", "swaps")) - (fault in ("loses", "skips"))
+    in_flight = [["c", 0]] * (not is_last or fault == "forgets")
+    return {
+        "step": step,
+        "progress": {"step": step, "rollouts": responses(step, fault)},
+        "pool": {
+            "ids": PROMPTS,
+            "columns": {"visits": base64.b64encode(array("q", visits).tobytes()).decode()},
+            "in_flight": ["c"] * len(in_flight),
+            "archive": {},
+            "gauges": {"unknown_results": int(fault == "scores"), "evicted": 0, "reinserted": 0},
+        },
+        "in_flight": [] if fault == "forgets" else in_flight * (2 if fault == "again" else 1),
+    }
+
+
+def save(run: Path, step: int, fault: str) -> None:
     final = run / "checkpoints" / f"step_{step:06d}"
     part = final.with_suffix(".part")
     part.mkdir(parents=True)
-    state = json.dumps({"step": step, "pool": {"ids": ["a", "b"]}})
+    state = json.dumps(state_of(step, fault))
     (part / "state.json").write_text(state)
     (part / "manifest.json").write_text(state)
     time.sleep(0.03)
@@ -67,6 +105,7 @@ def main(run: Path, fault: str) -> int:
     if fault == "leaves":
         subprocess.Popen(["sleep", "30"])
     (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "config.yaml").write_text(CONFIG)
     done = steps_done(run)
     for step in range(done + 1, STEPS + 1):
         say(run, "worker-0", "loads weights version")
@@ -78,10 +117,10 @@ def main(run: Path, fault: str) -> int:
                 if role in NEEDED:
                     return 1
                 children[role] = child(NAMES[role])
-        row = json.dumps({"step": step, "training/rollouts": step, "time": time.time()}) + "\n"
+        row = json.dumps({"step": step, "training/rollouts": responses(step, fault), "time": time.time()}) + "\n"
         with (run / "metrics.jsonl").open("a") as file:
             file.write(row * (2 if fault == "doubles" and step == STEPS else 1))
-        save(run, step)
+        save(run, step, fault)
     (run / "final").mkdir(exist_ok=True)
     (run / "final" / "model.safetensors").write_bytes(os.urandom(9) if fault == "differs" else b"weights")
     (run / "samples.jsonl").touch()

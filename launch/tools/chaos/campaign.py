@@ -32,8 +32,8 @@ class Outcome:
     kind: str
     phase: str
     problems: list[str]
-    lost: list[str] = field(default_factory=list)
-    doubled: list[str] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+    doubled: dict[str, int] = field(default_factory=dict)
     has_ended: bool = True
 
     @property
@@ -93,8 +93,8 @@ class Campaign:
                     self.outcomes.append(outcome)
                     with self._file.open("a") as file:
                         file.write(json.dumps(asdict(outcome)) + "\n")
-                    told = [*outcome.problems, *(f"lost {x}" for x in outcome.lost)]
-                    told += [f"doubled {x}" for x in outcome.doubled]
+                    told = [*outcome.problems, *(f"lost {what} ({n})" for what, n in outcome.lost.items())]
+                    told += [f"doubled {what} ({n})" for what, n in outcome.doubled.items()]
                     what = f"{outcome.kind}, {outcome.phase}" if outcome.kind else "the whole run"
                     yield f"{name}: {what}: {'; '.join(told) or 'right'}"
 
@@ -110,7 +110,7 @@ class Campaign:
             for kind in FAULTS
         }
         total = {key: sum(counts[key] for counts in kinds.values()) for key in ("injected", "survived")}
-        total |= {key: sum(len(getattr(run, key)) for run in runs) for key in ("lost", "doubled")}
+        total |= {key: sum(sum(getattr(run, key).values()) for run in runs) for key in ("lost", "doubled")}
         phases = dict(Counter(outcome.phase for outcome in self.outcomes if outcome.kind))
         counts = {"runs": len(runs), "runs_right": len(right), "runs_not_ended": sum(not run.has_ended for run in runs)}
         return {"kinds": kinds, "phases": phases, "all": total, **counts}
@@ -182,9 +182,9 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = {**summary["kinds"], "all": summary["all"]}
     lines += [f"{kind:20s}{counts['injected']:9d}{counts['survived']:9d}" for kind, counts in rows.items()]
     total = summary["all"]
-    lines.append(f"steps and prompts: {total['lost']} lost, {total['doubled']} doubled")
+    lines.append(f"steps, responses and draws: {total['lost']} lost, {total['doubled']} doubled")
     lines.append(f"runs: {summary['runs']}, {summary['runs_right']} of them right")
-    lines.append(f"runs that did not end, in which no steps and prompts are counted: {summary['runs_not_ended']}")
+    lines.append(f"runs that did not end, in which nothing of this is counted: {summary['runs_not_ended']}")
     return "\n".join(lines)
 
 
