@@ -47,9 +47,10 @@ class ExactnessProof:
         self._exact_steps = 0  # steps in a row whose max |d log p| was 0
 
     def reset(self, reason: str) -> None:
-        """Start the count of exact steps again; `reason` is logged when the sampler was trusted until now."""
-        if self._learner.prox == "auto" and self.is_made:
-            self._log(f"{reason}: the sampler's log-probs are no longer trusted")
+        """Start the count of exact steps again; `reason` is logged when that ends a proof."""
+        if self.is_made:
+            trusted = self._learner.prox == "auto"
+            self._log(reason + (": the sampler's log-probs are no longer trusted" if trusted else ""))
         self._exact_steps = 0
 
     def observe(self, learner: Sequence[Logprobs], sampler: Sequence[Logprobs], step: int) -> dict[str, float]:
@@ -59,9 +60,13 @@ class ExactnessProof:
         """
         bounds = self._config.token_bounds
         mismatch = Mismatch.between(learner, sampler, bounds)
-        if self._exact and self._exact_steps and mismatch.abs_max != 0:
-            self._log(f"step {step}: the mismatch is no longer zero, max |d log p| {mismatch.abs_max:.2e}")
-        self._exact_steps = self._exact_steps + 1 if mismatch.abs_max == 0 else 0
+        if mismatch.abs_max == 0:
+            self._exact_steps += 1
+        else:
+            line = f"step {step}: the mismatch is no longer zero, max |d log p| {mismatch.abs_max:.2e}"
+            if self._exact and self._exact_steps and not self.is_made:  # the end of a proof is logged on every host
+                self._log(line)
+            self.reset(line)
         self._check_bounds(mismatch, step)
         metrics = mismatch.metrics()
         for number, part in by_quartile(learner, sampler, bounds).items():

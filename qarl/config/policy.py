@@ -297,7 +297,7 @@ class LearnerConfig(Node):
     prox: Literal["auto", "recompute"] = "auto"
     """Where pi_prox comes from. `recompute`: an aligned forward before every update. `auto`: the sampler's own
     log-probs, one forward less, once this run has proven them equal in `mismatch.proof_steps` steps. The proof is made
-    again every `mismatch.proof_every` steps and after a restart; it ends when a step's mismatch is not zero, or when
-    the first minibatch of a step shows a ratio other than 1."""
+    again every `mismatch.proof_every` steps and after a restart; it ends, with a line in the log, when a step's
+    mismatch is not zero, or when the first minibatch of a step shows a ratio other than 1."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW."""

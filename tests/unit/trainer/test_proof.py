@@ -55,6 +55,31 @@ def test_a_mismatch_after_an_exact_step_is_logged_where_exactness_is_promised() 
     assert loose.lines == []
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("gap", [1e-6, float("nan")])
+@pytest.mark.parametrize(
+    ("prox", "ending"), [("auto", ": the sampler's log-probs are no longer trusted"), ("recompute", "")]
+)
+def test_the_end_of_a_proof_is_logged_whatever_is_promised(exact: bool, gap: float, prox: str, ending: str) -> None:
+    """A host that promises nothing may prove it, too: its parity check or its first probe differed."""
+    proof = Proof(prox=prox, exact=exact)
+    proof.see(0, 0, gap)
+    (line,) = proof.lines
+    assert line.startswith("step 3: the mismatch is no longer zero, max |d log p| ")
+    assert line.endswith(("e-06" if gap < 1 else "nan") + ending)
+    proof.see(gap)
+    assert len(proof.lines) == 1  # there is none to end
+
+
+def test_a_probe_that_differs_does_not_silence_the_end_of_a_later_proof() -> None:
+    proof = Proof()
+    proof.probe({0: 0.25}, version=0)
+    assert proof.see(0, 0)
+    assert not proof.see(1e-6)
+    assert len(proof.lines) == 2
+    assert proof.lines[1].endswith("the sampler's log-probs are no longer trusted")
+
+
 def test_a_reset_says_why_when_it_ends_trust() -> None:
     proof = Proof()
     proof.see(0)
