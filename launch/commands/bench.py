@@ -13,7 +13,8 @@ EXAMPLES = """\
   qarl bench loop long_sorter --steps 8
   qarl bench steps smollm2_chain_sum --settings '' learner.prox=recompute
   qarl bench e2e --configs quickstart --steps 5"""
-ROWS = [f"model.dtype={dtype}{rest}" for dtype in ("float32", "bfloat16") for rest in (" rollout.scheme=none", "")]
+DTYPES = ("float32", "bfloat16 learner.zero_stage=1")  # DeepSpeed refuses stage 0 in bfloat16
+ROWS = [f"model.dtype={dtype}{rest}" for dtype in DTYPES for rest in (" rollout.scheme=none", "")]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from launch.cli import main
+from launch.commands.bench import ROWS
 from launch.demo.tiny_model import make_tokenizer
 from launch.tools.bench import steps
 from launch.tools.plan.devices import device_called
 from launch.tools.plan.timing import ModelTimes
+from qarl.config.io import load_config
 from qarl.config.shipped import config_path
 from tests.support.numerics_models import tiny_model
 
@@ -48,3 +50,11 @@ def test_a_row_for_each_settings_with_the_plans_estimate(
     assert f"| 1.00 ({plan.rollout_s:.2f}) | 2.00 ({plan.learner_s:.2f}) | 0.50 ({plan.publication_s:.2f}) |" in own
     assert " | 2.00 (1.50) | " in own
     assert " | 2.00 (1.75) | " in recompute  # with a forward for pi_prox
+
+
+@pytest.mark.parametrize("settings", ROWS)
+@pytest.mark.parametrize("name", ["quickstart", "smollm2_chain_sum"])
+def test_the_default_rows_are_configs_of_the_shipped_recipes(name: str, settings: str) -> None:
+    config = load_config(config_path(name), settings.split())
+    assert settings.startswith(f"model.dtype={config.model.dtype}")
+    assert ("rollout.scheme=none" in settings) == (config.rollout.scheme == "none")
