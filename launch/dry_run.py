@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing
 
 import ray
 
-from launch.machine import Machine, bundles, with_counts
+from launch.machine import Machine, bundles, counts_line, with_counts
 from launch.preflight import learner_kernel, model_config, preflight
 from launch.run.environments import start_rewards
 from launch.run.folder import RunFolder
@@ -57,6 +57,7 @@ def describe(config: Config, machine: Machine) -> Iterator[str]:
     yield (
         f"machine: {device}, {machine.cpus:g} CPUs, {machine.gpus:g} GPUs, {machine.memory / 2**30:.1f} GiB of memory"
     )
+    yield counts_line(config, device)
     yield f"numerics: {numerics_of(config, device)}"
     for scheme in schemes_of(config.rollout):
         engine = ", ".join(engine_kernels(scheme, device, experts)) or "full precision"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 
 import torch
 
 from launch.run.resume import saved_learner
 from qarl.config.derived import choose_counts
 from qarl.config.run import Config
+from qarl.config.shipped import model_sizes
+from qarl.errors import ModelError
+from qarl.model_folder import config_json
 
 Bundle = dict[str, float]
 """Resources of one actor: CPU, and GPU where it has one."""
@@ -60,7 +64,36 @@ def with_counts(config: Config) -> Config:
     """`config` with the counts that are "auto" chosen for this machine; a run that continues keeps its ranks and their
     threads."""
     device = Machine.of(config, 1.0, float(torch.cuda.device_count()), inf).device
-    return choose_counts(config, device, os.cpu_count() or 1, saved_learner(config))
+    return choose_counts(config, device, os.cpu_count() or 1, saved_learner(config), _width(config))
+
+
+def _width(config: Config) -> int | None:
+    """Features of the model; None where they are not known: it will be fetched, or `preflight` refuses it."""
+    path, build = config.model.path, config.model.build
+    if not os.path.exists(path) and build is not None:
+        return build.hidden_size
+    folder = Path(path) if os.path.exists(path) else model_sizes(path)
+    try:
+        found = config_json(folder).get("hidden_size") if folder else None
+    except ModelError:
+        return None
+    return found if isinstance(found, int) else None
+
+
+def counts_line(config: Config, device: str) -> str:
+    """How many actors a run has, and on CPU how many threads compute in each."""
+    workers, ranks = (len(actors) for actors in bundles(config, device))
+    parts = [_number(ranks, "rank"), *([_number(workers, "rollout worker")] if workers else [])]
+    if device == "cpu":
+        shards = config.rollout.tensor_parallel_size
+        engine = "1 thread" if shards == 1 else f"{shards} processes of 1 thread"
+        each = (_number(config.learner.num_threads, "thread"), engine)
+        parts = [f"{part} x {threads}" for part, threads in zip(parts, each, strict=False)]
+    return "learner: " + ", ".join(parts)
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
 def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:

@@ -17,7 +17,7 @@ from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.doctor import start_lines
-from launch.machine import Machine, with_counts
+from launch.machine import Machine, counts_line, with_counts
 from launch.preflight import preflight
 from launch.run.environments import converse, start_rewards
 from launch.run.files import only_writer
@@ -71,7 +71,7 @@ def _run(config: Config, folder: RunFolder, log: Callable[[str], None], verbosit
         check_login(config)
         fetch_missing(config, log)
         machine = preflight(config)
-        for line in start_lines():
+        for line in (*start_lines(), counts_line(config, machine.device)):
             log(line)
         task, prompts, heldout = load_prompts(config, log)
         pool = fill_pool(config, prompts, log)

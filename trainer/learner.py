@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from qarl.config.derived import kernel_of, numerics_of, rank_threads
+from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError, QarlError, first_line
@@ -99,7 +99,7 @@ class LearnerRank:
         set_gradient_precision(config.learner.gradient_precision)
         self._start_engine()
         if device == "cpu":
-            torch.set_num_threads(rank_threads(config.learner, self._policy.model.config.hidden_size))
+            torch.set_num_threads(max(1, config.learner.num_threads))
         self._reference: Policy | None = None
         if config.objective.kl_coef:  # as it computed before training, low precision included: the KL starts at 0
             self._reference = self._make_policy(

@@ -17,31 +17,48 @@ MOST_THREADS = 8
 MOST_CORES = 64
 """Cores that learner ranks are started for."""
 NARROW = 256
-"""Models of fewer features are faster on one thread: at 192 a second one took longer to wake than to work."""
+"""Models of fewer features get one thread: at 192 a second one took longer to wake than to work."""
 
 
-def choose_counts(config: Config, device: str, cores: float, saved: LearnerConfig | None = None) -> Config:
+def choose_counts(
+    config: Config, device: str, cores: float, saved: LearnerConfig | None = None, width: int | None = None
+) -> Config:
     """`config` with numbers of rollout workers, of learner ranks and of their threads in place of "auto".
 
     On CPU sampling and learning take turns, so both use every core of a machine: a worker on each, and a rank with a
-    thread on each, which exchanges no gradients. Workers and ranks are at most as many as a minibatch has groups. Each
-    reserves half a CPU, unless the config says otherwise, and less where there are more of them than cores.
+    thread on each, which exchanges no gradients. With `train.max_staleness` they run at the same time and divide the
+    cores: workers take half, or what a given learner leaves, and ranks the rest; each has one at least. There are at
+    most as many workers as a step has groups, and as many ranks as a minibatch has. Each reserves half a CPU, unless
+    the config says otherwise, and less where there are more of them than cores.
 
     Args:
         saved: the learner of the run that this one continues, whose ranks and threads stay; None when it begins.
+        width: features of the model, where they are known.
     """
-    groups = config.train.prompts_per_step // config.learner.minibatches
     here = device == "cpu" and config.cluster.address is None
-    engines = cores / config.rollout.tensor_parallel_size  # for which there are cores
-    workers = int(max(1, min(engines, MOST_WORKERS, groups))) if here else 1
-    ranks = max(1, min(ceil(min(cores, MOST_CORES) / MOST_THREADS), groups)) if here else 1
-    rollout = _chosen(config.rollout, "num_workers", "num_cpus_per_worker", workers, engines if here else 0)
-    number = (saved and saved.num_ranks) or ranks
-    learner = _chosen(config.learner, "num_ranks", "num_cpus_per_rank", number, cores if here else 0)
-    threads = min(MOST_THREADS, cores / learner.num_ranks) if here else learner.num_cpus_per_rank
-    chosen = (saved and saved.num_threads) or max(1, int(threads))
-    learner = learner.model_copy(update={"num_threads": learner.num_threads or chosen})
+    ranks, threads = ((given or kept) for given, kept in zip(_given(config.learner), _given(saved), strict=True))
+    if not threads and width is not None and width < NARROW:
+        threads = 1
+    free = left = cores
+    if config.train.max_staleness:
+        free = cores - max(1, ranks) * max(1, threads)
+        free = free if threads else min(cores / 2, free)
+    shards = config.rollout.tensor_parallel_size
+    workers = int(max(1, min(free / shards, MOST_WORKERS, config.train.prompts_per_step))) if here else 1
+    rollout = _chosen(config.rollout, "num_workers", "num_cpus_per_worker", workers, cores / shards if here else 0)
+    if config.train.max_staleness:
+        left = max(1, cores - rollout.num_workers * shards)
+    groups, most = config.train.prompts_per_step // config.learner.minibatches, min(left, MOST_CORES)
+    fitting = int(max(1, min(ceil(most / MOST_THREADS), most / max(1, threads), groups))) if here else 1
+    learner = _chosen(config.learner, "num_ranks", "num_cpus_per_rank", ranks or fitting, cores if here else 0)
+    each = min(MOST_THREADS, left / learner.num_ranks) if here else learner.num_cpus_per_rank
+    learner = learner.model_copy(update={"num_threads": threads or max(1, int(each))})
     return config.model_copy(update={"rollout": rollout, "learner": learner})
+
+
+def _given(learner: LearnerConfig | None) -> tuple[int, int]:
+    """Ranks and threads; 0 for those that are not given."""
+    return (learner.num_ranks, learner.num_threads) if learner else (0, 0)
 
 
 def _chosen(section: N, number: str, cpus: str, chosen: int, cores: float) -> N:
@@ -50,11 +67,6 @@ def _chosen(section: N, number: str, cpus: str, chosen: int, cores: float) -> N:
         return section
     reserved = {cpus: 0.5 * min(1.0, cores / chosen)} if cores and cpus not in section.model_fields_set else {}
     return section.model_copy(update={number: chosen, **reserved})
-
-
-def rank_threads(learner: LearnerConfig, hidden_size: int) -> int:
-    """Threads that a rank on CPU computes with, for a model of this width."""
-    return 1 if hidden_size < NARROW else max(1, learner.num_threads)
 
 
 def numerics_of(config: Config, device: str) -> Numerics:

@@ -187,8 +187,9 @@ class RolloutConfig(Node):
     """Progressive precision (Bit-by-Bit): stages after `scheme`, for example int4 after int8. Empty keeps `scheme`."""
     num_workers: AutoCount = 0
     """Rollout actors, one engine each. `auto` (0) takes 1 on GPU or with `cluster.address`. On this machine's CPU it
-    takes one for each core, at most 8 and at most the prompts of a minibatch; each reserves half a CPU, because workers
-    and learner ranks compute in turn."""
+    takes one for each core, because workers and learner ranks compute in turn; with `train.max_staleness` > 0 they
+    compute at the same time, and workers take half of the cores, or those that a learner of given ranks and threads
+    leaves. At most 8, and at most the prompts of a step; each reserves half a CPU."""
     tensor_parallel_size: PositiveInt = 1
     """Processes of one engine, among which vLLM divides every layer; each has a core, or a GPU, of its own. The learner
     computes in the same parts. On CPU at most 2. For Llama, Qwen2 and Qwen3 in `none` and `w8a8_int8`, with
@@ -273,14 +274,16 @@ class LearnerConfig(Node):
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage."""
     num_ranks: AutoCount = 0
-    """Learner ranks (data parallel). `auto` (0): one for every eight cores of this machine, one elsewhere; a run that
+    """Learner ranks (data parallel). `auto` (0): one for every eight cores of this machine, one elsewhere; with
+    `train.max_staleness` > 0 the cores of the workers do not count. At most the prompts of a minibatch. A run that
     continues keeps its number, unless it is given another: gradients are then summed in another order."""
     num_cpus_per_rank: CPUs = 1.0
     """CPUs that one rank reserves."""
     num_threads: AutoCount = 0
-    """Threads of a rank on CPU; a model of fewer than 256 features uses one, which is faster. `auto` (0): the cores of
-    this machine divided by its ranks, at most 8; on a cluster `num_cpus_per_rank`. No log-prob depends on it, but the
-    order in which gradients are summed does, so a run that continues keeps its number, unless it is given another."""
+    """Threads of a rank on CPU. `auto` (0): one for a model of fewer than 256 features, which is faster. For others the
+    cores of this machine divided by its ranks, at most 8, with `train.max_staleness` > 0 without the cores of the
+    workers; on a cluster `num_cpus_per_rank`. No log-prob depends on it, but the order in which gradients are summed
+    does, so a run that continues keeps its number, unless it is given another."""
     minibatches: PositiveInt = 4
     """Optimizer steps per batch; each takes whole groups."""
     max_tokens_per_micro_batch: PositiveInt = 4096

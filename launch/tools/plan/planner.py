@@ -20,7 +20,7 @@ from launch.tools.plan.memory import EngineMemory, LearnerMemory, Variant
 from launch.tools.plan.result import Estimate, Plan, Speeds, Times
 from launch.tools.plan.shapes import shapes_of
 from launch.tools.plan.timing import time_model
-from qarl.config.derived import choose_counts, numerics_of, rank_threads
+from qarl.config.derived import choose_counts, numerics_of
 from qarl.config.run import PROBE_PROMPTS, Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
@@ -68,7 +68,7 @@ class Planner:
         response_tokens: int | None = None,
         measure: bool = False,
     ) -> None:
-        config = choose_counts(config, device.kind, os.cpu_count() or 1)
+        config = choose_counts(config, device.kind, os.cpu_count() or 1, width=model.hidden_size)
         rollout, train = config.rollout, config.train
         longest = rollout.sampling.max_new_tokens
         self._config, self._device = config, device
@@ -306,7 +306,7 @@ class Planner:
             rounding_bytes=gemm.rounding_bytes if gemm else (0, 0),
             prox=learner.prox == "recompute" or not learner.aligned,
             checkpointing=learner.gradient_checkpointing,
-            cores=1 if self._on_cuda else rank_threads(learner, self._model_config.hidden_size),
+            cores=1 if self._on_cuda else learner.num_threads,
         )
 
     def _by_batch(self, scheme: QuantScheme) -> dict[int, float]:

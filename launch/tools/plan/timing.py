@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from launch.tools.plan.speed import Load
-from qarl.config.derived import kernel_of, numerics_of, rank_threads
+from qarl.config.derived import kernel_of, numerics_of
 from qarl.config.run import Config
 from qarl.errors import QarlError
 from qarl.numerics.dense import set_gradient_precision
@@ -98,7 +98,7 @@ def _parts(
     learned = [Batch.of(rows, policy.device) for rows in parts if rows]
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
 
-    rank = rank_threads(config.learner, model.hidden_size)
+    rank = config.learner.num_threads
     set_gradient_precision(config.learner.gradient_precision)
 
     def score(batches: list[Batch], cores: int) -> None:

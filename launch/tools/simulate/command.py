@@ -17,7 +17,7 @@ from launch.tools.plan.command import choose_device, table_of
 from launch.tools.plan.planner import Planner
 from launch.tools.simulate.rates import Measured, Rates, calibrated, lognormal, rates_of
 from launch.tools.simulate.simulate import Outcome, run
-from qarl.config.derived import choose_counts, rank_threads
+from qarl.config.derived import choose_counts
 from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.errors import ConfigError
@@ -50,7 +50,8 @@ class Simulator:
     def simulate(self, config: Config) -> Outcome:
         """Raises ConfigError: the plan of this config has a fault."""
         device = choose_device(config, self.device)
-        config = choose_counts(config, device.kind, os.cpu_count() or 1)
+        width = model_config(config).hidden_size
+        config = choose_counts(config, device.kind, os.cpu_count() or 1, width=width)
         if self.run_dir is None:
             return self._run(config, self._rates(config, self._lengths(config)))
         before = config_of_run(self.run_dir)
@@ -99,7 +100,7 @@ class Simulator:
     def _run(self, config: Config, rates: Rates) -> Outcome:
         device, threads, processors = choose_device(config, self.device), 1, math.inf
         if device.kind == "cpu" and config.cluster.address is None:
-            threads = rank_threads(config.learner, model_config(config).hidden_size)
+            threads = config.learner.num_threads
             processors = float(os.cpu_count() or 1)
         elif config.cluster.colocate:
             processors = float(config.rollout.num_workers)

@@ -15,7 +15,7 @@ LIGHT = ["rollout.num_cpus_per_worker=0.1", "learner.num_cpus_per_rank=0.1"]
 
 
 def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    overrides = ["rollout.num_workers=2", "learner.num_ranks=1", *LIGHT]
+    overrides = ["rollout.num_workers=2", "learner.num_ranks=1", "learner.num_threads=3", *LIGHT]
     assert main(["train", "quickstart", "cluster.device=cpu", "--dry-run", *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run: runs/quickstart, from the beginning"
@@ -25,6 +25,7 @@ def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.Capture
         "learner rank 0: 0.1 CPU",
     ]
     assert any(line.startswith("machine: cpu, ") for line in lines)
+    assert "learner: 1 rank x 3 threads, 2 rollout workers x 1 thread" in lines
     scheme = "scheme: w8a8_int8, engine kernels CPUInt8ScaledMMLinearKernel, learner"  # none for experts
     assert any(line.startswith(scheme) for line in lines)
     assert any(line.startswith("plan: ") for line in lines)
