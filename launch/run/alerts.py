@@ -19,7 +19,7 @@ class Alerts:
     def __init__(self, config: Config) -> None:
         self._bound, self._drop = config.mismatch.warn_above, config.tracking.alert_reward_drop
         self._rewards = deque[float](maxlen=WINDOW)
-        self._best = 0.0
+        self._best: float | None = None
         self._active = set[str]()
 
     def observe(self, step: int, values: Mapping[str, float]) -> Iterator[Alert]:
@@ -35,9 +35,10 @@ class Alerts:
             self._rewards.append(values["reward/mean"])
             if len(self._rewards) == WINDOW:
                 mean = fmean(self._rewards)
-                self._best = max(self._best, mean)
-                text = f"step {step}: mean reward {mean:.3f} over {WINDOW} steps, after {self._best:.3f} at best"
-                yield from self._once("reward collapse", text, mean < (1 - self._drop) * self._best)
+                best = self._best = mean if self._best is None else max(self._best, mean)
+                text = f"step {step}: mean reward {mean:.3f} over {WINDOW} steps, after {best:.3f} at best"
+                # A share of a reward below 0 says nothing.
+                yield from self._once("reward collapse", text, best > 0 and mean < (1 - self._drop) * best)
 
     def _once(self, title: str, text: str, is_so: bool) -> Iterator[Alert]:
         if is_so and title not in self._active:

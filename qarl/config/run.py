@@ -150,7 +150,7 @@ class TrackingConfig(Node):
     table_max_rows: PositiveInt = 4000
     """Most rows of all tables of a run; a line says when no more are kept."""
     alert_reward_drop: Annotated[float, Field(gt=0, lt=1)] | None = 0.5
-    """Alert when the mean reward of 8 steps has lost this share of its highest value; null never does."""
+    """Alert when the mean reward of 8 steps has lost this share of its highest value above 0; null never does."""
     progress: bool = True
     """A live view of the run where the output is a terminal."""
 

@@ -27,3 +27,13 @@ def test_a_collapse_of_the_reward_is_told_once_until_it_recovers() -> None:
     assert found == [WINDOW + half, 3 * WINDOW + half]
     never = Alerts(config(tracking={"alert_reward_drop": None}))
     assert not any(list(never.observe(step, {"reward/mean": reward})) for step, reward in enumerate(rewards))
+
+
+def test_a_reward_below_0_is_no_collapse() -> None:
+    rising = [-5.0 + 0.1 * step for step in range(6 * WINDOW)]
+    alerts = Alerts(config())
+    assert not any(list(alerts.observe(step, {"reward/mean": reward})) for step, reward in enumerate(rising))
+    fallen = [*[-2.0] * WINDOW, *[1.0] * WINDOW, *[-2.0] * WINDOW]
+    alerts = Alerts(config())
+    found = [step for step, reward in enumerate(fallen) for _ in alerts.observe(step, {"reward/mean": reward})]
+    assert found == [2 * WINDOW + 1]
