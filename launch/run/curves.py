@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from launch.run.metric_table import overall_figures
 from qarl.prompts.augment import REASONS
 from qarl.prompts.stats import BINS
 
@@ -98,7 +99,7 @@ def _draw_reward(ax: Axes, series: Series) -> None:
 
 
 def _draw_accuracy(controls: Mapping[str, float], ax: Axes, series: Series) -> None:
-    overall = {n.removeprefix("eval/"): v for n, v in series.items() if n.startswith("eval/") and n.count("/") == 1}
+    overall = {name.removeprefix("eval/"): series[name] for name in overall_figures(series)}
     _lines(ax, overall, marker="o")
     if overall:
         for style, (name, value) in zip(cycle(STYLES[1:]), controls.items(), strict=False):

@@ -3,7 +3,7 @@
 Dashboard, report and docs/metrics.md follow it. `python -m launch.run.metric_table` prints that page.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -14,6 +14,8 @@ Row = tuple[str, str, Best, str]
 """Name, unit, which value is the best one ("" where none is), description. `*` in a name stands for any text."""
 OTHER = "other"
 """The section of metrics that the table does not have, such as those of your own objective."""
+HELD_OUT = "eval/num_prompts"
+"""The one metric of an evaluation that is a count, and no figure of the policy."""
 
 SECTIONS: dict[str, tuple[Row, ...]] = {
     "reward": (
@@ -36,7 +38,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ("eval/greedy", "share", "max", "right samples of the held-out prompts at temperature 0"),
         ("eval/mean_reward", "", "max", "mean reward of the samples of the held-out prompts"),
         ("eval/*/pass@1", "share", "max", "right samples of one level, or of one held-out set"),
-        ("eval/num_prompts", "count", "", "held-out prompts of the evaluation"),
+        (HELD_OUT, "count", "", "held-out prompts of the evaluation"),
     ),
     "objective": (
         ("actor/loss", "", "", "the loss, averaged over the step's minibatches"),
@@ -191,6 +193,11 @@ def position(name: str) -> int:
     found = list(rows())
     row = describe(name)
     return found.index(row) if row else len(found)
+
+
+def overall_figures(names: Iterable[str]) -> list[str]:
+    """Those metrics that are a figure of the policy over all held-out prompts of an evaluation."""
+    return [name for name in names if name.startswith("eval/") and name.count("/") == 1 and name != HELD_OUT]
 
 
 def rows() -> Iterator[Described]:

@@ -31,7 +31,7 @@ def preview(workspace: Any, run_dir: Path) -> str:
     empty = [(panel["title"], panel["section"]) for panel in panels if not panel["lines"] and not panel["rows"]]
     tables = [("Panels without data", ("panel", "section"), empty)] if empty else []
     lead = f"{len(panels)} panels; {len(empty)} of them have no data in this run's W&B files"
-    run = PageRun(run_dir.name, lead, series, tables, {}, None, [])
+    run = PageRun(run_dir.name, lead, series, tables, {}, [])
     return build_page([run], f"W&B workspace {workspace.name}", panels)
 
 

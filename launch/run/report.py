@@ -15,11 +15,9 @@ from rich.text import Text
 from launch.run.curves import Series, draw_curves
 from launch.run.files import SUMMARY_FILE, write_whole
 from launch.run.page.build import PageRun, build_page
-from launch.run.resume import CONFIG_FILE
 from launch.run.spans import newest_step, read_spans
 from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, number, read_log
-from qarl.config.io import read_tree, validate_as
-from qarl.config.run import Config, EvalConfig
+from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import DataError
 from qarl.types import WorkerInfo
@@ -152,10 +150,6 @@ def write_page(run_dirs: Sequence[Path], out: Path, summaries: Sequence[Summary 
 
 def _page_run(run_dir: Path, summary: Summary | None) -> PageRun:
     series = read_series(run_dir)
-    config_file, prompts = run_dir / CONFIG_FILE, None
-    if config_file.is_file():  # its other sections may be of an older version
-        settings = validate_as(EvalConfig, read_tree(config_file).get("eval") or {}, str(config_file))
-        prompts = (settings.final_num_prompts, settings.num_prompts)
     last = max(max(points) for points in series.values())
     lead = f"not ended, step {last} is the last so far"
     if summary:
@@ -169,7 +163,6 @@ def _page_run(run_dir: Path, summary: Summary | None) -> PageRun:
         series,
         tables,
         controls,
-        prompts,
         samples,
         newest_step(read_spans(run_dir)),
     )

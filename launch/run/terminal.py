@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from launch.run.metric_table import overall_figures
+
 Verbosity = Literal["quiet", "normal", "verbose"]
 LOSS = "actor/loss"
 FIRST_RATIO = "actor/seq_ratio_max_dev_first_minibatch"
@@ -155,7 +157,7 @@ def _short(value: float) -> str:
 
 
 def _held_out(values: Mapping[str, float]) -> str:
-    overall = {n.removeprefix("eval/"): v for n, v in values.items() if n.startswith("eval/") and n.count("/") == 1}
+    overall = {name.removeprefix("eval/"): values[name] for name in overall_figures(values)}
     if overall.get("mean_reward") == overall.get("pass@1"):  # no reward is a part
         overall.pop("mean_reward", None)
     return "  ".join(f"{name} {value:.3f}" for name, value in overall.items())

@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from launch.run.metric_table import describe
+from launch.run.metric_table import HELD_OUT, describe
 from launch.run.page.panels import PANELS, drawn
 
 Series = Mapping[str, Mapping[int, float]]
@@ -29,9 +29,8 @@ LARGEST = 1e30
 class PageRun:
     """What the page shows of one run.
 
-    `controls` are levels of held-out accuracy by name, `prompts` the number of held-out prompts of an evaluation: at
-    the first and last step, and at the others; None when it is not known. `samples` are rows of samples.jsonl,
-    `trace` is what `newest_step` returns.
+    `controls` are levels of held-out accuracy by name, `samples` rows of samples.jsonl, `trace` is what `newest_step`
+    returns.
     """
 
     name: str
@@ -39,7 +38,6 @@ class PageRun:
     series: Series
     tables: Tables
     controls: Mapping[str, float]
-    prompts: tuple[int, int] | None
     samples: Sequence[Mapping[str, Any]]
     trace: Mapping[str, Any] | None = None
 
@@ -101,20 +99,20 @@ def _columns(points: Mapping[int, float]) -> list[list[Any]]:
 
 
 def _intervals(run: PageRun) -> dict[str, list[list[float]]]:
-    """Metric -> [low, high] of each evaluation: Wilson's 95% interval of a share of the held-out prompts."""
-    if run.prompts is None:
-        return {}
-    ends, others = run.prompts
+    """Metric -> [step, low, high] of each evaluation: Wilson's 95% interval of a share of the held-out prompts.
+
+    An evaluation without `eval/num_prompts` has none: older runs did not log it.
+    """
+    counts = run.series.get(HELD_OUT, {})
     found = {}
     for name in ("eval/pass@1", "eval/greedy"):
         points = run.series.get(name, {})
-        last = max(points, default=0)
-        shown = _columns(points)[0]
-        found[name] = [wilson(points[step], ends if step in (0, last) else others) for step in shown]
+        shown = [step for step in _columns(points)[0] if counts.get(step, 0) >= 1]
+        found[name] = [[step, *wilson(points[step], counts[step])] for step in shown]
     return found
 
 
-def wilson(share: float, count: int, z: float = 1.96) -> list[float]:
+def wilson(share: float, count: float, z: float = 1.96) -> list[float]:
     """The score interval of a share of `count` (Wilson 1927); samples of one prompt count as one."""
     centre, scale = share + z * z / (2 * count), 1 + z * z / count
     half = z * math.sqrt(max(0.0, share * (1 - share)) / count + z * z / (4 * count * count))

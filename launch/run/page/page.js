@@ -65,7 +65,7 @@ function seriesOf({ panel, stacked, runs }) {
       const dash = several ? DASHES[line % DASHES.length] : DASHES[Math.floor(line / COLOURS.length)];
       found.push({ ...base, ...style, lineStyle: { width: 1.8, type: dash } });
       const interval = run.intervals[name];
-      if (panel.scale === "share" && interval && interval.length) found.push(...band(label, base, interval, colour));
+      if (panel.scale === "share" && interval && interval.length) found.push(...band(label, interval, colour));
     });
     if (panel.title === "Held-out accuracy") Object.entries(run.controls).forEach(([name, level]) => found.push(control(run, name, level)));
   }
@@ -73,12 +73,11 @@ function seriesOf({ panel, stacked, runs }) {
 }
 
 // Two stacked lines: the lower bound without a fill, and the width of the interval with one.
-function band(label, base, interval, colour) {
-  const steps = base.data.map(([step]) => step);
+function band(label, interval, colour) {
   const line = { type: "line", stack: `interval ${label}`, symbol: "none", lineStyle: { opacity: 0 }, silent: true, tooltip: { show: false }, animation: false, interval: true };
   return [
-    { ...line, name: `${label} low`, data: interval.map(([low], i) => [steps[i], low]) },
-    { ...line, name: `${label} width`, data: interval.map(([low, high], i) => [steps[i], high - low]), areaStyle: { color: colour, opacity: 0.16 } },
+    { ...line, name: `${label} low`, data: interval.map(([step, low]) => [step, low]) },
+    { ...line, name: `${label} width`, data: interval.map(([step, low, high]) => [step, high - low]), areaStyle: { color: colour, opacity: 0.16 } },
   ];
 }
 

@@ -69,7 +69,9 @@ def test_schedule_of_evaluations_tables_and_checkpoints(tmp_path: Path) -> None:
     assert run.steps("eval/pass@1") == [0, 2, 4, 5]
     held_out = [requests for requests in run.fleet.requests if requests[0].prompt in HELDOUT]
     assert [len(requests) for requests in held_out] == [9 * 3, 5 * 3, 5 * 3, 9 * 3]  # 2 samples and a greedy one
-    assert {f"eval/{name}": value for name, value in final.items()} == run.tracker.rows[-1][1]
+    logged = {"eval/num_prompts": 9.0, **{f"eval/{name}": value for name, value in final.items()}}
+    assert logged == run.tracker.rows[-1][1]
+    assert run.values("eval/num_prompts") == [9.0, 5.0, 5.0, 9.0]
     assert run.trainer.progress.eval_before["pass@1"] == run.values("eval/pass@1")[0]
     assert run.tracker.tables == [(3, 4 * GROUP, "samples")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000004", "step_000005"]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.run.metric_table import OTHER, describe, page, rows, section_of
+from launch.run.metric_table import OTHER, describe, overall_figures, page, rows, section_of
 from tests.support.fakes import FakeEngine
 from tests.support.runs import AUGMENT, Run, make_config
 
@@ -31,3 +31,8 @@ def test_the_row_that_comes_first_describes_a_metric() -> None:
 def test_docs_have_the_table() -> None:
     if (DOCS / "metrics.md").read_text() != page():
         pytest.fail("docs/metrics.md is old: python -m launch.run.metric_table > docs/metrics.md")
+
+
+def test_the_number_of_prompts_is_no_figure_of_the_policy() -> None:
+    names = ["eval/pass@1", "eval/num_prompts", "eval/level_02/pass@1", "eval/greedy", "reward/mean"]
+    assert overall_figures(names) == ["eval/pass@1", "eval/greedy"]

@@ -44,6 +44,7 @@ def make_run(folder: Path, steps: int = 54) -> Path:
         gain = 1 - math.exp(-step / 20)
         if step % 12 == 0 or step == steps:
             row |= {"eval/greedy": 0.86 + 0.09 * gain, "eval/pass@1": 0.41 + 0.4 * gain}
+            row |= {"eval/num_prompts": 512.0 if step in (0, 54) else 256.0}
             row |= {"eval/pass@4": 0.75 + 0.2 * gain, "eval/level_06/pass@1": 0.5 * gain}
         if step:
             row |= {"reward/mean": 0.4 + 0.4 * gain + rng.normal(0, 0.03), "perf/tokens_per_s": 1250.0}
@@ -80,13 +81,12 @@ def test_a_page_shows_runs_side_by_side_also_those_that_go_on(
         folder.mkdir()
         make_run(folder, steps=3)
     write_report(first, SUMMARY)
-    (second / "config.yaml").write_text("eval: {num_prompts: 50, final_num_prompts: 200}\nof_old: 1\n")
     assert main(["report", str(first), str(second)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "comparison.html")
     page = (tmp_path / "comparison.html").read_text()
     assert "<title>sort &lt;demo&gt; and second</title>" in page
     assert "not ended, step 3 is the last so far" in page
-    assert '"eval/greedy":[[0.8' in page  # an interval
+    assert '"eval/greedy":[[0,0.8' in page  # an interval
     assert main(["report", str(second), "--out", str(tmp_path / "new" / "one.html")]) == 0
     assert "<title>second</title>" in (tmp_path / "new" / "one.html").read_text()
     assert not (second / "curves.png").exists()

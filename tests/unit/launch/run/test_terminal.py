@@ -113,6 +113,12 @@ def test_how_much_is_said(capsys: pytest.CaptureFixture[str], verbosity: termina
     assert "later" not in said.err
 
 
+def test_the_number_of_prompts_is_no_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Terminal("mine", 9, 0, "normal", live=False)
+    shown.show(3, {"eval/pass@1": 0.25, "eval/num_prompts": 256.0})
+    assert capsys.readouterr().out.splitlines() == ["step 3/9  held-out  pass@1 0.250"]
+
+
 def test_a_sparkline_spans_its_values() -> None:
     assert sparkline([0, 1, 2, 7]) == "▁▂▃█"
     assert sparkline([5, 5]) == "▁▁"

@@ -28,7 +28,7 @@ def run_of(name: str, trace: dict[str, Any] | None = None, **series: list[float]
     samples = [{**ROW, "step": step, "reward": reward} for step in (2, 4) for reward in (0.0, 1.0)]
     samples += [{**ROW, "step": 4, "table": "error_tokens", "response": "bad", "tokens": ["b", "ad"]}]
     tables = [("Run", ("", ""), [("name", name), ("kernels", "<none>")])]
-    return PageRun(name, "w8a8_int8, 4 steps", values, tables, {"teacher": 0.4}, (512, 256), samples, trace)
+    return PageRun(name, "w8a8_int8, 4 steps", values, tables, {"teacher": 0.4}, samples, trace)
 
 
 TRACE = {"step": 4, "seconds": 2.0, "rows": ["driver", "rank 0, idle 75%"]}
@@ -97,19 +97,26 @@ def test_panels_without_a_metric_are_left_out() -> None:
 def test_long_runs_are_thinned() -> None:
     points = {step: float(step) for step in range(1, 3 * MAX_POINTS + 1)}
     samples = [{**ROW, "step": step, "reward": 1.0} for step in range(2 * MAX_SAMPLES)]
-    run = PageRun("long", "", {"reward/mean": points}, [], {}, None, samples)
+    run = PageRun("long", "", {"reward/mean": points}, [], {}, samples)
     (shown,) = data_of(build_page([run], "long"))["runs"]
     steps, values = shown["series"]["reward/mean"]
     assert len(steps) == MAX_POINTS + 1
     assert (steps[0], steps[-1], values[-1]) == (1, 3 * MAX_POINTS, 3.0 * MAX_POINTS)
     assert [row["step"] for row in shown["samples"]] == list(range(MAX_SAMPLES, 2 * MAX_SAMPLES))
-    assert shown["intervals"] == {}
+    assert shown["intervals"] == {"eval/pass@1": [], "eval/greedy": []}
 
 
 def test_the_interval_is_wilsons() -> None:
     """Against statsmodels' proportion_confint(45, 50, method="wilson") and (0, 20)."""
     assert wilson(0.9, 50) == pytest.approx([0.78640, 0.95652], abs=1e-4)
     assert wilson(0.0, 20) == pytest.approx([0.0, 0.16112], abs=1e-4)
+
+
+def test_an_interval_is_of_as_many_prompts_as_its_evaluation_had() -> None:
+    points = {"eval/pass@1": {0: 0.5, 12: 0.5, 24: 0.5}, "eval/num_prompts": {0: 100.0, 24: 25.0}}
+    run = PageRun("goes on", "", points, [], {}, [])
+    (shown,) = data_of(build_page([run], "one"))["runs"]
+    assert shown["intervals"]["eval/pass@1"] == [[0, *wilson(0.5, 100)], [24, *wilson(0.5, 25)]]
 
 
 SCRIPT = Path(__file__).with_name("in_browser.js").read_text()
