@@ -141,14 +141,17 @@ def write_report(run_dir: Path, summary: Summary) -> None:
 def write_page(run_dirs: Sequence[Path], out: Path, summaries: Sequence[Summary | None]) -> None:
     """Write one page that shows the runs side by side; a run that has not ended has no summary.
 
-    Raises DataError: a run has no metrics, or damaged ones.
+    Runs of one name are called by their paths. Raises DataError: a run has no metrics, or damaged ones.
     """
-    runs = [_page_run(run_dir, summary) for run_dir, summary in zip(run_dirs, summaries, strict=True)]
+    pairs = list(zip(run_dirs, summaries, strict=True))
+    names = [summary.run if summary else run_dir.name for run_dir, summary in pairs]
+    shown = [str(path) if names.count(name) > 1 else name for name, path in zip(names, run_dirs, strict=True)]
+    runs = [_page_run(name, *pair) for name, pair in zip(shown, pairs, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, build_page(runs, " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"))
 
 
-def _page_run(run_dir: Path, summary: Summary | None) -> PageRun:
+def _page_run(name: str, run_dir: Path, summary: Summary | None) -> PageRun:
     series = read_series(run_dir)
     last = max(max(points) for points in series.values())
     lead = f"not ended, step {last} is the last so far"
@@ -158,7 +161,7 @@ def _page_run(run_dir: Path, summary: Summary | None) -> PageRun:
     tables = list(_tables(summary)) if summary else []
     samples = read_log(run_dir / SAMPLES_FILE)
     return PageRun(
-        summary.run if summary else run_dir.name,
+        name,
         lead,
         series,
         tables,

@@ -66,12 +66,12 @@ PANELS = (
         {f"mismatch/q{q}_logp_abs_mean": f"quarter {q}" for q in range(1, 5)},
         scale="log",
     ),
+    Panel("Codes changed", "Low-bit codes that an update changed.", "share", {"quant/codes_changed": "codes changed"}),
     Panel(
-        "Quantized weights",
-        "Codes that an update changed, and updates that are smaller than half a grid step.",
+        "Updates below the grid",
+        "Weights that an update moved by less than half a grid step.",
         "share",
-        {"quant/codes_changed": "codes changed", "quant/update_below_grid": "update below the grid"},
-        scale="share",
+        {"quant/update_below_grid": "update below the grid"},
     ),
     Panel(
         "Clipped, by branch",

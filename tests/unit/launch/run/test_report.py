@@ -14,7 +14,7 @@ from rich.console import Console
 
 from launch.cli import main
 from launch.run.curves import draw_curves, draw_pool
-from launch.run.report import Summary, read_series, read_summary, render_summary, write_report
+from launch.run.report import Summary, read_series, read_summary, render_summary, write_page, write_report
 from qarl.errors import DataError
 from qarl.prompts.stats import BINS
 
@@ -90,6 +90,16 @@ def test_a_page_shows_runs_side_by_side_also_those_that_go_on(
     assert main(["report", str(second), "--out", str(tmp_path / "new" / "one.html")]) == 0
     assert "<title>second</title>" in (tmp_path / "new" / "one.html").read_text()
     assert not (second / "curves.png").exists()
+
+
+def test_runs_of_one_name_are_called_by_their_paths(tmp_path: Path) -> None:
+    folders = [tmp_path / seed / "quickstart" for seed in ("seed0", "seed1")] + [tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        make_run(folder, steps=3)
+    write_page(folders, tmp_path / "page.html", [None, None, None])
+    names = re.findall("<h2>([^<]*)</h2>", (tmp_path / "page.html").read_text().partition("<script")[0])
+    assert names[:3] == [str(folders[0]), str(folders[1]), "other"]
 
 
 def test_picture_is_a_png_with_something_in_every_panel(tmp_path: Path) -> None:

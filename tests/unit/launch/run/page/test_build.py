@@ -94,6 +94,16 @@ def test_panels_without_a_metric_are_left_out() -> None:
     assert data["metrics"]["reward/mean"] == "mean reward of the responses of a step"
 
 
+def test_shares_of_unlike_sizes_have_axes_of_their_own() -> None:
+    """Few codes change, and almost every update is below the grid: one axis would show two flat lines."""
+    run = run_of("one", quant__codes_changed=[5e-4, 4e-3], quant__update_below_grid=[0.998, 0.991])
+    panels = data_of(build_page([run], "one"))["panels"]
+    assert [(list(panel["lines"]), panel["scale"]) for panel in panels] == [
+        (["quant/codes_changed"], "linear"),
+        (["quant/update_below_grid"], "linear"),
+    ]
+
+
 def test_long_runs_are_thinned() -> None:
     points = {step: float(step) for step in range(1, 3 * MAX_POINTS + 1)}
     samples = [{**ROW, "step": step, "reward": 1.0} for step in range(2 * MAX_SAMPLES)]
