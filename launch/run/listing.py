@@ -15,16 +15,18 @@ from launch.run.resume import CONFIG_FILE
 from launch.run.tracking import METRICS_FILE, number, read_log
 from qarl.config.io import read_tree
 from qarl.config.run import TrainConfig
+from qarl.errors import ConfigError, DataError
 
 DEPTH = 3
 """Folders of runs within folders, such as those of studies."""
-STYLES = {"running": "green", "stopped": "yellow", "done": ""}
+STYLES = {"running": "green", "stopped": "yellow", "done": "", "damaged": "red"}
 
 
 @dataclass(frozen=True)
 class ListedRun:
     """`state` is "running", "done", or "stopped": it has not ended, and no process works on it on this machine.
 
+    It is "damaged" where config or metrics cannot be read: no other figure of the run is known but its age.
     `accuracy` is the newest `eval/pass@1`, None before the first evaluation; `age_s` are the seconds since its last row
     of metrics, or since its start.
     """
@@ -38,7 +40,7 @@ class ListedRun:
 
 
 def find_runs(folder: Path) -> list[ListedRun]:
-    """Every run below `folder`, the one that logged last first. Raises DataError: the metrics of one are damaged."""
+    """Every run below `folder`, the one that logged last first."""
     patterns = ["/".join(["*"] * depth + [CONFIG_FILE]) for depth in range(1, DEPTH + 1)]
     paths = [file.parent for pattern in patterns for file in folder.glob(pattern)]
     found = [_listed(path, folder) for path in paths if not path.name.startswith(".")]
@@ -46,14 +48,19 @@ def find_runs(folder: Path) -> list[ListedRun]:
 
 
 def _listed(path: Path, folder: Path) -> ListedRun:
+    name, config, metrics = str(path.relative_to(folder)), path / CONFIG_FILE, path / METRICS_FILE
+    try:
+        rows = read_log(metrics)
+        accuracies = [number(row["eval/pass@1"], str(metrics)) for row in rows if "eval/pass@1" in row]
+        train = read_tree(config).get("train")
+    except (ConfigError, DataError):
+        file = metrics if metrics.is_file() else config
+        return ListedRun(name, "damaged", 0, 0, None, max(0.0, time.time() - file.stat().st_mtime))
     state = "done" if (path / SUMMARY_FILE).is_file() else "stopped"
-    rows = read_log(path / METRICS_FILE)
-    accuracies = [number(row["eval/pass@1"], f"{path / METRICS_FILE}") for row in rows if "eval/pass@1" in row]
-    file = path / METRICS_FILE if rows else path / CONFIG_FILE
-    train = read_tree(path / CONFIG_FILE).get("train")
+    file = metrics if rows else config
     steps = train.get("steps") if isinstance(train, dict) else None
     return ListedRun(
-        name=str(path.relative_to(folder)),
+        name=name,
         state="running" if is_locked(path) else state,
         step=max((row["step"] for row in rows), default=0),
         steps=steps if isinstance(steps, int) else TrainConfig().steps,
@@ -74,5 +81,6 @@ def render_runs(runs: Sequence[ListedRun]) -> RenderableType:
         age = f"{timedelta(seconds=round(run.age_s))} ago"
         style = STYLES[run.state]
         state = f"[{style}]{run.state}[/{style}]" if style else run.state
-        table.add_row(run.name, state, f"{run.step}/{run.steps}", accuracy, age)
+        step = "-" if run.state == "damaged" else f"{run.step}/{run.steps}"
+        table.add_row(run.name, state, step, accuracy, age)
     return table

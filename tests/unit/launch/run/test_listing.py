@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,25 @@ def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "no runs\n"
     assert main(["runs", str(tmp_path / "nowhere")]) == 2
     assert "nowhere: is no folder; name the folder that holds the runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("metrics.jsonl", '{"step": 1, "eval\n'),
+        ("metrics.jsonl", '{"step": 1, "eval/pass@1": "high"}\n'),
+        ("config.yaml", "train: {steps: ["),
+    ],
+)
+def test_a_damaged_run_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, text: str) -> None:
+    for name in ("good", "bad"):
+        make(tmp_path / name, 4, [{"step": 3}], 60)
+    (tmp_path / "bad" / file).write_text(text)
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(run["name"], run["state"], run["step"]) for run in found} == {
+        ("good", "stopped", 3),
+        ("bad", "damaged", 0),
+    }
+    assert main(["runs", str(tmp_path)]) == 0
+    assert re.search(r"bad +damaged +- +- ", capsys.readouterr().out)
