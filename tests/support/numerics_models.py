@@ -48,11 +48,20 @@ def layout(lengths: list[int]) -> BatchLayout:
     return BatchLayout(flat_rows([(number,) for number in range(len(lengths))], [n - 1 for n in lengths]), paged=False)
 
 
-def log_probs(model: Any, ids_BT: Tensor, lengths: list[int]) -> Tensor:
-    """Log-probs of the real tokens but the first of each sequence: [N]."""
+def log_probs(model: Any, ids_BT: Tensor, lengths: list[int], prompt: int = 0) -> Tensor:
+    """Log-probs of the real tokens but the first of each sequence: [N].
+
+    `prompt`: tokens of each sequence's prompt, which portable numerics compute once for neighbours; 0 shares none.
+    """
     mask_BT = torch.arange(ids_BT.shape[1]) < torch.tensor(lengths)[:, None]
     if isinstance(model.model.norm, Norm):
-        hidden = hidden_states(model.model, ids_BT[mask_BT], layout(lengths))
+        first = max(1, prompt)
+        keys = [ids[:prompt].tolist() if prompt else [number] for number, ids in enumerate(ids_BT)]
+        rows = flat_rows(keys, [length - first for length in lengths])
+        parts = zip(rows, ids_BT, lengths, strict=True)
+        flat_N = torch.cat([ids[0 if row.owns_prompt else first : length] for row, ids, length in parts])
+        hidden = hidden_states(model.model, flat_N, BatchLayout(rows, paged=False))
+        hidden = hidden[torch.cat([row.tokens() for row in rows])]
         hidden_BTE = hidden.new_zeros(*mask_BT.shape, hidden.shape[1]).masked_scatter(mask_BT[..., None], hidden)
     else:
         hidden_BTE = model.model(input_ids=ids_BT, use_cache=False, attention_mask=mask_BT)[0]
@@ -62,3 +71,10 @@ def log_probs(model: Any, ids_BT: Tensor, lengths: list[int]) -> Tensor:
 
 def batch() -> tuple[Tensor, list[int]]:
     return torch.randint(0, 64, (3, 12), generator=torch.manual_seed(1)), [12, 7, 2]
+
+
+def groups() -> tuple[Tensor, list[int], int]:
+    """Two responses to each of two prompts of four tokens; and that number."""
+    ids_BT = torch.randint(0, 64, (4, 12), generator=torch.manual_seed(1))
+    ids_BT[1, :4], ids_BT[3, :4] = ids_BT[0, :4], ids_BT[2, :4]
+    return ids_BT, [12, 7, 5, 9], 4

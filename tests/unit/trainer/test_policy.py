@@ -26,14 +26,15 @@ from trainer.policy import Policy, entropy_of
 CPU = torch.device("cpu")
 PLAIN, W8A8 = QuantScheme("none"), QuantScheme()
 KINDS = ("qwen3", "qwen2", "llama", "qwen3_moe")
-LENGTHS = [(3, 5), (6, 1), (1, 4)]  # prompt, response
+LENGTHS = [(3, (5, 2)), (6, (1, 3)), (1, (4, 4))]  # prompt, two responses to it
 
 
 def sequences() -> list[TrainSequence]:
     rng = np.random.default_rng(0)
     return [
-        TrainSequence(tuple(rng.integers(4, 256, p)), tuple(rng.integers(4, 256, r)), np.zeros(r, np.float32))
-        for p, r in LENGTHS
+        TrainSequence(prompt, tuple(rng.integers(4, 256, length)), np.zeros(length, np.float32))
+        for prompt, lengths in ((tuple(rng.integers(4, 256, p)), r) for p, r in LENGTHS)
+        for length in lengths
     ]
 
 
@@ -68,7 +69,7 @@ def response_log_probs(path: Path, temperature: float) -> list[Tensor]:
 def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
     tiny_models: dict[str, Path], mode: Literal["value", "gradient"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.policy.DENSE_ROWS", 4)  # ten tokens: three chunks
+    monkeypatch.setattr("trainer.policy.DENSE_ROWS", 4)  # nineteen tokens: five chunks
     monkeypatch.setattr("trainer.policy.Policy.head_elements", 0)
     learner = policy(tiny_models["qwen3"], "portable", temperature=0.7)
     plain_BT, none = learner(batch())
@@ -111,10 +112,33 @@ def test_log_probs_are_transformers(
     with torch.no_grad():
         logp_BT = policy(tiny_models[kind], numerics, temperature=temperature)(batch()).logprobs_BT
     assert logp_BT.dtype == torch.float32
-    assert logp_BT.shape == (3, 5)
+    assert logp_BT.shape == (6, 5)
     for row, expected in enumerate(response_log_probs(tiny_models[kind], temperature)):
         torch.testing.assert_close(logp_BT[row, : len(expected)].double(), expected, rtol=0, atol=1e-4)
         assert not logp_BT[row, len(expected) :].any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("numerics", ["portable", "engine"])
+def test_gradients_are_transformers_where_responses_share_a_prompt(
+    tiny_models: dict[str, Path], kind: str, numerics: Numerics
+) -> None:
+    """A shared prompt's gradient is the sum over its responses; transformers computes each alone, padded."""
+    data = batch()
+    assert [row.owns_prompt for row in data.rows] == [True, False] * 3
+    weight_S = torch.linspace(-1, 1, int(data.mask_BT.sum()))
+
+    def gradients(numerics: Numerics) -> dict[str, Tensor]:
+        learner = policy(tiny_models[kind], numerics)
+        (learner(data).logprobs_BT[data.mask_BT] * weight_S).sum().backward()
+        return {name: parameter.grad for name, parameter in learner.named_parameters() if parameter.grad is not None}
+
+    expected, found = gradients("stock"), gradients(numerics)
+    assert found.keys() == expected.keys()
+    for name, grad in found.items():
+        size = expected[name].abs().max()
+        assert size > 0, name
+        assert (grad - expected[name]).abs().max() < 1e-4 * size, name
 
 
 @pytest.mark.parametrize("scheme", [PLAIN, W8A8], ids=lambda scheme: scheme.name)

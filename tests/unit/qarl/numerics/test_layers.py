@@ -20,17 +20,19 @@ from qarl.numerics.flat import Row, flat_rows
 from qarl.numerics.layers import BatchLayout, DecoderLayer, Norm, Rotary, Rotate, attend, causal_attention
 from qarl.numerics.processor import cut_off, round_as_engine
 from qarl.numerics.profile import apply_profile
-from tests.support.numerics_models import KINDS, batch, layout, log_probs, portable, tiny_model
+from tests.support.numerics_models import KINDS, batch, groups, layout, log_probs, portable, tiny_model
 
 CPU = torch.device("cpu")
 # A sum of some tens of float32 products of order one: relative errors of 2^-24 each.
 FLOAT32: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 
-def gradients(model: Any) -> dict[str, Tensor]:
-    ids_BT, lengths = batch()
+Sequences = tuple[Tensor, list[int]] | tuple[Tensor, list[int], int]
+
+
+def gradients(model: Any, sequences: Sequences | None = None) -> dict[str, Tensor]:
     model.zero_grad()
-    logp_N = log_probs(model, ids_BT, lengths)
+    logp_N = log_probs(model, *(sequences or batch()))
     (logp_N * torch.linspace(-1, 1, len(logp_N))).sum().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -228,15 +230,16 @@ def test_flat_attention_and_its_gradient(dtype: torch.dtype, paged: bool) -> Non
 # Whole models
 
 
+@pytest.mark.parametrize("sequences", [batch(), groups()], ids=["alone", "sharing prompts"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_model_is_transformers_to_float32(kind: str) -> None:
+def test_model_is_transformers_to_float32(kind: str, sequences: Sequences) -> None:
     stock, ours = tiny_model(kind), portable(tiny_model(kind))
     assert all(isinstance(layer, DecoderLayer) for layer in ours.model.layers)
-    expected = log_probs(stock, *batch())
+    expected = log_probs(stock, *sequences)
     assert expected.std() > 0.5  # a flat model would hide differences
     # The same float32 operations, some in another order.
-    torch.testing.assert_close(log_probs(ours, *batch()), expected, rtol=0, atol=1e-4)
-    expected_grads, grads = gradients(stock), gradients(ours)
+    torch.testing.assert_close(log_probs(ours, *sequences), expected, rtol=0, atol=1e-4)
+    expected_grads, grads = gradients(stock, sequences), gradients(ours, sequences)
     assert grads.keys() == expected_grads.keys()
     for name, grad in grads.items():
         size = expected_grads[name].abs().max()
