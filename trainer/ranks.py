@@ -30,7 +30,8 @@ class LearnerGroup:
         ranks: handles of `LearnerRank` actors, rank 0 first.
         transfer: returns the handles of the rollout workers that weights are sent to; None publishes through the object
             store.
-        timeout_s: longest wait for a transfer, in seconds.
+        timeout_s: longest wait for a call, in seconds.
+        transfer_timeout_s: the same for a transfer.
         log_dir: folder of the ranks' logs, which messages name; None for no logs.
     """
 
@@ -38,10 +39,12 @@ class LearnerGroup:
         self,
         ranks: Sequence[Any],
         transfer: Callable[[], list[Any]] | None = None,
-        timeout_s: float = 600.0,
+        timeout_s: float = 3600.0,
+        transfer_timeout_s: float = 600.0,
         log_dir: Path | None = None,
     ) -> None:
-        self.ranks, self._transfer, self._timeout_s, self._log_dir = list(ranks), transfer, timeout_s, log_dir
+        self.ranks, self._transfer, self._log_dir = list(ranks), transfer, log_dir
+        self._timeout_s, self._transfer_timeout_s = timeout_s, transfer_timeout_s
         self._all("start")
 
     def parity(self) -> list[Parity]:
@@ -70,15 +73,15 @@ class LearnerGroup:
     def publish(self, version: int) -> StoredWeights | SentWeights:
         with self._readable_errors("publish"):
             if self._transfer is None:
-                return publish_to_store(self.ranks, version)
+                return publish_to_store(self.ranks, version, self._timeout_s)
             workers = self._transfer()
             calls = [rank.send.remote(version, workers) for rank in self.ranks]
             try:
-                manifest = rank_0s_result(calls, self._timeout_s)
+                manifest = rank_0s_result(calls, self._transfer_timeout_s)
             except GetTimeoutError as error:  # NCCL waits forever for a worker that has died
-                what = f"did not end within {self._timeout_s:g} s"
+                what = f"did not end within {self._transfer_timeout_s:g} s"
                 raise PublicationError(what, f"transfer of weights version {version}", AGAIN) from error
-        return SentWeights(manifest, tuple(self.ranks))
+        return SentWeights(manifest, tuple(self.ranks), self._timeout_s)
 
     def switch(self, scheme: QuantScheme) -> bool:
         self._all("switch", scheme)
@@ -101,7 +104,7 @@ class LearnerGroup:
 
     def _all(self, method: str, *args: Any) -> list[Any]:
         with self._readable_errors(method):
-            return get([getattr(rank, method).remote(*args) for rank in self.ranks])
+            return get([getattr(rank, method).remote(*args) for rank in self.ranks], self._timeout_s)
 
     @contextmanager
     def _readable_errors(self, method: str) -> Iterator[None]:
@@ -110,6 +113,11 @@ class LearnerGroup:
         except ActorError as error:
             log = tail(log_file(self._log_dir, "rank", 0))
             raise ActorError(error.what, f"learner ranks, {method}", log) from error
+        except GetTimeoutError as error:
+            logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in range(len(self.ranks))]
+            what = "; ".join(filter(None, [f"did not end within {self._timeout_s:g} s", *logs]))
+            hint = f"{AGAIN}; raise learner.timeout_s if the ranks were at work"
+            raise QarlError(what, f"learner ranks, {method}", hint) from error
         except deaths() as error:
             logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in dead(self.ranks)]
             what = "; ".join(filter(None, [f"a learner rank died during {method} ({how_it_died(error)})", *logs]))

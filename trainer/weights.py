@@ -42,10 +42,12 @@ class SentWeights:
 
     manifest: Manifest
     ranks: tuple[Any, ...]
+    timeout_s: float
+    """Longest wait for a rank that is asked."""
 
     def buckets(self) -> Iterator[Bucket]:
         try:
-            stored = publish_to_store(self.ranks, self.manifest.version)
+            stored = publish_to_store(self.ranks, self.manifest.version, self.timeout_s)
         except (RayError, ActorError) as error:
             raise PublicationError(f"the learner does not give its weights ({type(error).__name__})") from error
         return stored.buckets()
@@ -61,13 +63,16 @@ def store(buckets: Iterable[Bucket], version: int, scheme: str) -> StoredWeights
     return StoredWeights(make_manifest(version, scheme, digests), tuple(refs))
 
 
-def publish_to_store(ranks: Sequence[Any], version: int) -> StoredWeights:
-    """Let the learner ranks with these handles, rank 0 first, put their current weights into the object store."""
-    weights: StoredWeights = rank_0s_result([rank.publish.remote(version) for rank in ranks])
+def publish_to_store(ranks: Sequence[Any], version: int, timeout_s: float) -> StoredWeights:
+    """Let the learner ranks with these handles, rank 0 first, put their current weights into the object store.
+
+    Raises what `rank_0s_result` does.
+    """
+    weights: StoredWeights = rank_0s_result([rank.publish.remote(version) for rank in ranks], timeout_s)
     return weights
 
 
-def rank_0s_result(calls: Sequence[Any], timeout_s: float | None = None) -> Any:
+def rank_0s_result(calls: Sequence[Any], timeout_s: float) -> Any:
     """What rank 0 returned, once all ranks have ended. `calls` has one reference for each rank, rank 0 first.
 
     Raises:

@@ -95,7 +95,8 @@ class Placement:
                 for rank in range(count)
             ],
             transfer=None if make_sender is None else receivers,
-            timeout_s=config.rollout.timeout_s,
+            timeout_s=config.learner.timeout_s,
+            transfer_timeout_s=config.rollout.timeout_s,
             log_dir=self._log_dir,
         )
 

@@ -23,7 +23,7 @@ RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),
     *("debug.save_batches", "debug.profile_steps"),
     *("run.resume", "rollout.num_workers", "rollout.num_cpus_per_worker"),
-    *("learner.num_ranks", "learner.num_threads", "learner.num_cpus_per_rank"),
+    *("learner.num_ranks", "learner.num_threads", "learner.num_cpus_per_rank", "learner.timeout_s"),
     *("rollout.timeout_s", "rollout.max_restarts", "reward.timeout_s"),
     "rollout.read_back_every",
     *(

@@ -284,6 +284,9 @@ class LearnerConfig(Node):
     cores of this machine divided by its ranks, at most 8, with `train.max_staleness` > 0 without the cores of the
     workers; on a cluster `num_cpus_per_rank`. No log-prob depends on it, but the order in which gradients are summed
     does, so a run that continues keeps its number, unless it is given another."""
+    timeout_s: Seconds = 3600.0
+    """Ranks that do not end a call (start, score, update, publication, checkpoint) within this time hang: the run ends
+    with an error, and the same command continues it from the last checkpoint."""
     minibatches: PositiveInt = 4
     """Optimizer steps per batch; each takes whole groups."""
     max_tokens_per_micro_batch: PositiveInt = 4096

@@ -111,6 +111,7 @@ FAULTS = {
     "worker hangs": Fault(send(signal.SIGSTOP, WORKER)),
     "worker slow": Fault(slow),
     "rank killed": Fault(send(signal.SIGKILL, RANK), FAILED),
+    "rank hangs": Fault(send(signal.SIGSTOP, RANK), FAILED),
     "driver killed": Fault(send(signal.SIGKILL), KILLED),
     "verifier killed": Fault(send(signal.SIGKILL, "rewards.child")),
     "raylet killed": Fault(send(signal.SIGKILL, "/raylet/raylet"), FAILED),

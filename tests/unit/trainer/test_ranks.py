@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,10 +77,34 @@ def test_a_worker_that_starts_later_reads_the_weights_that_were_sent(group: Lear
 
 
 def test_a_transfer_that_hangs_ends(lost: LearnerGroup) -> None:
-    sending = LearnerGroup(lost.ranks, transfer=lambda: [], timeout_s=1.0)
+    sending = LearnerGroup(lost.ranks, transfer=lambda: [], transfer_timeout_s=1.0)
     with pytest.raises(PublicationError, match="transfer of weights version 7: did not end within 1 s") as caught:
         sending.publish(7)
     assert caught.value.hint == AGAIN
+
+
+def test_a_rank_that_hangs_ends_every_call(lost: LearnerGroup, tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    log.write_text("was busy\n")
+    limited = LearnerGroup(lost.ranks, timeout_s=1.0, log_dir=tmp_path)
+    sent = LearnerGroup(lost.ranks, transfer=lambda: ["a worker"], timeout_s=1.0).publish(7)
+    pid = ray.get(lost.ranks[0].__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    sequences = [TrainSequence((1,), (1,), np.zeros(1, np.float32))]
+    calls = {
+        "update": lambda: limited.update([sequences]),
+        "score": lambda: limited.score(sequences),
+        "publish": lambda: limited.publish(1),
+        "start": lambda: LearnerGroup(lost.ranks, timeout_s=1.0, log_dir=tmp_path),
+    }
+    for method, call in calls.items():
+        with pytest.raises(QarlError) as caught:
+            call()
+        assert str(caught.value).startswith(f"learner ranks, {method}: did not end within 1 s; its log {log} ends with")
+        assert caught.value.hint == f"{AGAIN}; raise learner.timeout_s if the ranks were at work"
+    with pytest.raises(PublicationError, match="the learner does not give its weights"):
+        sent.buckets()
+    os.kill(pid, signal.SIGCONT)
 
 
 def test_a_dead_rank_shows_its_log_and_says_how_to_go_on(lost: LearnerGroup, tmp_path: Path) -> None:
