@@ -43,15 +43,26 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("prox", "unaligned", "update", "table", "checkpoint", "export"), (RANKS,)),
 }
 """Who is at work in a phase of the run. In any other one the driver is, and all wait for it."""
+LONG = {
+    "start": "starting rollout workers and learner",
+    "evaluate": "evaluating on the held-out prompts",
+    "controls": "evaluating the controls",
+    "export": "exporting the model",
+}
+"""What a line says when such a phase begins and no live view shows it: it may take minutes with a large model."""
 
 
 class Terminal:
     """Lines and the live view of a run. The live view begins with the first phase, or step, and ends with `close`.
 
+    A run that samples `ahead` keeps workers and verifiers at work in all phases: they are never said to wait.
     `quiet` shows warnings only; `verbose` shows the log of all libraries, too, and no live view.
     """
 
-    def __init__(self, name: str, total: int, start_step: int, verbosity: Verbosity, live: bool) -> None:
+    def __init__(
+        self, name: str, total: int, start_step: int, verbosity: Verbosity, live: bool, ahead: bool = False
+    ) -> None:
+        self._ahead = ahead
         self._total, self._step, self._verbosity = total, start_step, verbosity
         self._name, self._began = name, time.monotonic()
         self._console = Console()
@@ -80,7 +91,10 @@ class Terminal:
     def phase(self, name: str) -> None:
         """The run begins another phase."""
         self._phase, self._since = name, time.monotonic()
-        if self._live and not self._live.is_started:
+        if self._live is None:
+            if name in LONG:
+                self.note(LONG[name])
+        elif not self._live.is_started:
             self._live.start()
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
@@ -122,6 +136,8 @@ class Terminal:
                 curves.add_row(label, Text(sparkline(values), style="cyan"), _short(values[-1]))
         busy = PHASES.get(self._phase, (DRIVER,))
         waiting = [who for who in (WORKERS, RANKS, VERIFIERS, DRIVER) if who not in busy]
+        if self._ahead:
+            waiting = [who for who in waiting if who not in (WORKERS, VERIFIERS)]
         state = f"{self._phase.replace('_', ' ')} {now - self._since:.0f} s: {', '.join(busy)}"
         state += f"   (waiting: {', '.join(waiting)})"
         warnings = [_cut(f"! {line}", "yellow") for line in self._warnings]

@@ -56,7 +56,8 @@ class RunTracker(Tracker):
         self._trackers = list(_make(config, run_dir, start_step))
         self._rows_left = config.tracking.table_max_rows - _lines(run_dir / SAMPLES_FILE)
         self._alerts = Alerts(config)
-        self._terminal = Terminal(config.run.name, total_steps, start_step, verbosity, config.tracking.progress)
+        ahead, live = config.train.max_staleness > 0, config.tracking.progress
+        self._terminal = Terminal(config.run.name, total_steps, start_step, verbosity, live, ahead)
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,7 @@
 import io
 import logging
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -47,6 +48,15 @@ def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pyte
     assert "a fact" not in text
 
 
+def test_nobody_who_samples_ahead_is_said_to_wait() -> None:
+    shown = Terminal("mine", 9, 0, "normal", live=False, ahead=True)
+    for phase in PHASES:
+        shown.phase(phase)
+        waiting = drawn(shown).partition("(waiting: ")[2]
+        assert waiting.strip(" )\n")
+        assert not {"workers", "verifiers"} & set(re.findall(r"\w+", waiting))
+
+
 def test_the_view_keeps_its_height_in_any_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, _ = view(monkeypatch)
     shown.show(1, STEP)
@@ -86,6 +96,39 @@ def test_colours_are_left_out_when_asked(monkeypatch: pytest.MonkeyPatch, env: d
     shown.phase("sample")
     shown.close()
     assert ("\x1b[36m" in out.getvalue()) == coloured
+
+
+def test_a_log_says_when_something_long_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once for each time that it begins; a live view shows the phase itself, and steps have lines of their own."""
+    phases = (
+        "start_ray",
+        "start",
+        "publish",
+        "evaluate",
+        "sample",
+        "update",
+        "evaluate",
+        "export",
+        "controls",
+        "report",
+    )
+    plain = Terminal("mine", 9, 0, "normal", live=False)
+    for phase in phases:
+        plain.phase(phase)
+    assert capsys.readouterr().out.splitlines() == [
+        "starting rollout workers and learner",
+        "evaluating on the held-out prompts",
+        "evaluating on the held-out prompts",
+        "exporting the model",
+        "evaluating the controls",
+    ]
+    shown, out = view(monkeypatch)
+    for phase in phases:
+        shown.phase(phase)
+    shown.close()
+    assert "on the held-out prompts" not in out.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,21 @@ def test_a_terminal_shows_a_live_view_when_wanted(
     assert "|d log p| max" in text
 
 
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_workers_wait_for_updates_only_where_they_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: int
+) -> None:
+    out = io.StringIO()
+    made = Console(file=out, force_terminal=True, force_interactive=True, width=120)
+    monkeypatch.setattr(terminal, "Console", lambda: made)
+    sections = {"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_mode": "disabled"}}
+    tracker = RunTracker(validate({**sections, "train": {"max_staleness": staleness}}, "test"), tmp_path, 0, 3)
+    tracker.phase("update")
+    tracker.close()
+    assert ("waiting: workers, verifiers" in out.getvalue()) == (staleness == 0)
+    assert "update 0 s: ranks" in out.getvalue()
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     """Records of the one .wandb file in `folder`, read by W&B's own tool."""
     (file,) = folder.glob("run-*.wandb")
