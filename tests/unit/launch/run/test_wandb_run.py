@@ -21,7 +21,7 @@ def test_the_agent_of_a_sweep_runs_the_command_of_the_docs(tmp_path: Path, monke
     sweep = yaml.safe_load(text)
     chosen = {name: {"value": value["values"][0]} for name, value in sweep["parameters"].items()}
     *command, macro = sweep["command"]
-    assert command[:2] == ["qarl", "train"]
+    assert command[:2] == [sweep["program"], "train"] == ["qarl", "train"]  # the agent reads `program` in any case
     filled = create_sweep_command_args({"args": chosen})[macro.strip("${}")]
     config = load_config(config_path(command[2]), [*command[3:], *filled])
     assert config.run.name == "sweep-abc123"
