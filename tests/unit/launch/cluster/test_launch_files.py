@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import time
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,24 @@ def test_the_image_has_the_locked_versions_and_is_nobody_special() -> None:
     assert text.index("USER 1000") < text.index("ENTRYPOINT")
     assert "HEALTHCHECK" in text
     assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2])
+def test_an_unhealthy_container_says_1(tmp_path: Path, code: int) -> None:
+    """Docker reserves 2, with which `qarl doctor` ends when it finds something bad."""
+    for file in (ROOT / "launch/docker").glob("Dockerfile*"):
+        checks = re.findall(r"^HEALTHCHECK .*? CMD (.*)$", file.read_text(), re.MULTILINE)
+        assert len(checks) == (file.suffix != ".dockerignore")
+        for check in checks:
+            (tmp_path / "qarl").write_text(f"#!/bin/sh\nexit {code}\n")
+            (tmp_path / "qarl").chmod(0o755)
+            done = subprocess.run(["/bin/sh", "-c", check], env={"PATH": str(tmp_path)}, check=False)
+            assert done.returncode == min(code, 1)
+
+
+@pytest.mark.parametrize("ignored", [".gitignore", "launch/docker/Dockerfile.dockerignore"])
+def test_the_token_of_a_job_gets_into_no_commit_and_no_image(ignored: str) -> None:
+    (name,) = re.findall(r"RAY_AUTH_TOKEN_PATH=\$PWD/(\S+)", (FILES / "slurm.sbatch").read_text())
+    name = name.replace("$SLURM_JOB_ID", "17")
+    patterns = [line.removeprefix("**/") for line in (ROOT / ignored).read_text().splitlines()]
+    assert any(fnmatchcase(name, pattern) for pattern in patterns)
