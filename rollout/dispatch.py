@@ -17,6 +17,8 @@ class Dispatcher:
         self._sizes: dict[int, int] = {}
         self._waiting: deque[int] = deque()
         self._given: list[list[int]] = [[] for _ in range(num_workers)]
+        self._worker: dict[int, int] = {}  # of each group that one has
+        self._loads = [0] * num_workers
 
     def add(self, number: int, size: int, first: bool = False) -> None:
         """Take in a group of `size` requests, behind all that wait, or `first`."""
@@ -29,16 +31,18 @@ class Dispatcher:
     def assign(self) -> Iterator[tuple[int, int]]:
         """(group, worker) for all groups that workers have room for."""
         while self._waiting:
-            worker = min(range(len(self._given)), key=self.load)
-            if self.load(worker) >= self._capacity:
+            worker = min(range(len(self._loads)), key=self._loads.__getitem__)
+            if self._loads[worker] >= self._capacity:
                 return
             number = self._waiting.popleft()
             self._given[worker].append(number)
+            self._worker[number] = worker
+            self._loads[worker] += self._sizes[number]
             yield number, worker
 
     def load(self, worker: int) -> int:
         """Unfinished requests of a worker."""
-        return sum(self._sizes[number] for number in self._given[worker])
+        return self._loads[worker]
 
     def given(self, worker: int) -> list[int]:
         """Groups that a worker has, oldest first."""
@@ -46,12 +50,16 @@ class Dispatcher:
 
     def remove(self, number: int) -> None:
         """A group is finished, or nobody wants it any more."""
-        del self._sizes[number]
-        for groups in (self._waiting, *self._given):
-            if number in groups:
-                groups.remove(number)
+        size, worker = self._sizes.pop(number), self._worker.pop(number, None)
+        if worker is None:
+            self._waiting.remove(number)
+        else:
+            self._given[worker].remove(number)
+            self._loads[worker] -= size
 
     def lose(self, worker: int) -> None:
         """A worker has died: its groups wait again, before all others."""
-        self._waiting.extendleft(reversed(self._given[worker]))
-        self._given[worker] = []
+        lost, self._given[worker], self._loads[worker] = self._given[worker], [], 0
+        for number in lost:
+            del self._worker[number]
+        self._waiting.extendleft(reversed(lost))

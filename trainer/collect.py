@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby, islice
 from operator import itemgetter
 from statistics import fmean, median, pstdev
@@ -66,8 +66,10 @@ class _Flight:
     samples: list[Sample] = field(default_factory=list)
     group: Group | None = None
     """With its scores."""
+    is_checked: bool = False
+    """Its weight versions were those that engines may have had when it came."""
 
-    @property
+    @cached_property
     def version(self) -> int:
         """The oldest one that sampled a token of the group."""
         return min(sample.versions[0] for sample in self.samples)
@@ -197,18 +199,21 @@ class Collector:
             self._asked = {}
         with timer("reward"):
             self.wait_for_scores()
-        self._flights = {number: flight for number, flight in self._flights.items() if flight not in due}
+        taken = set(due)
+        self._flights = {number: flight for number, flight in self._flights.items() if flight not in taken}
         return due
 
     def _due(self, count: int, step: int) -> list[_Flight]:
         """The groups that `step` waits for. Stragglers are not among them, nor groups that are too old."""
         for flight in self._flights.values():
-            self._check_versions(flight.samples, step - 1)
+            if flight.samples and not flight.is_checked:
+                self._check_versions(flight.samples, step - 1)
+                flight.is_checked = True
         limit = step - 1 - self._config.train.max_staleness
         self._give_back("train/too_old", [n for n, f in self._flights.items() if f.samples and f.version < limit])
-        late = self._late()
+        late = dict.fromkeys(self._late())
         if self._config.rollout.stragglers.kind == "return":
-            self._give_back("train/stragglers", late)
+            self._give_back("train/stragglers", list(late))
         due = [flight for number, flight in self._flights.items() if number not in late]
         return (due or list(self._flights.values()))[:count]
 
