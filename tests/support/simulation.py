@@ -19,7 +19,8 @@ def rates(**changes: Any) -> Rates:
         "decode_s": lambda batch: 1e-6,
         "lengths": [LENGTH],
         **dict.fromkeys(
-            ("prefill_s", "score_s", "update_s", "optimizer_s", "exchange_s", "publish_s", "driver_s"), 0.0
+            ("prefill_s", "score_s", "unaligned_s", "update_s", "optimizer_s", "exchange_s", "publish_s", "driver_s"),
+            0.0,
         ),
     }
     return Rates(**free | changes)

@@ -32,7 +32,7 @@ class SimulatedLearner:
     def score(
         self, sequences: Sequence[TrainSequence], aligned: bool = True, version: int | None = None
     ) -> list[npt.NDArray[np.float32]]:
-        self._compute(self._tokens(sequences) * self._rates.score_s)
+        self._compute(self._tokens(sequences) * (self._rates.score_s if aligned else self._rates.unaligned_s))
         return [sequence.sampler_logprobs_T for sequence in sequences]
 
     def update(self, minibatches: Sequence[Sequence[TrainSequence]]) -> UpdateResult:
@@ -76,13 +76,13 @@ def _oldest(sequence: TrainSequence) -> int:
 
 
 class SimulatedRewards:
-    """A `RewardService`: half of the responses to an informative prompt are right, and all to any other."""
+    """A `RewardService`: half of the responses to an informative prompt are right, and all to any other. What they cost
+    is in `Rates.driver_s`."""
 
-    def __init__(self, world: World, rates: Rates) -> None:
-        self._world, self._rates, self._random = world, rates, Random(0)
+    def __init__(self, rates: Rates) -> None:
+        self._rates, self._random = rates, Random(0)
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        self._world.spend(len(samples) * self._rates.driver_s)
         return [Score(float(not self._differs(sample.prompt) or self._random.random() < 0.5)) for sample in samples]
 
     def _differs(self, prompt: Prompt) -> bool:
@@ -94,11 +94,19 @@ class SimulatedRewards:
 
 
 class StepTracker(Tracker):
-    """Keeps the metrics of each step."""
+    """Keeps the metrics of each step, and lets the driver's own work take its time.
 
-    def __init__(self, learner: SimulatedLearner) -> None:
-        self._learner = learner
+    Args:
+        driver_s: seconds of it in a step, spent before the update.
+    """
+
+    def __init__(self, world: World, learner: SimulatedLearner, driver_s: float) -> None:
+        self._world, self._learner, self._driver_s = world, learner, driver_s
         self.steps: list[dict[str, float]] = []
+
+    def phase(self, name: str) -> None:
+        if name == "update":
+            self._world.spend(self._driver_s, processors=1.0)
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
         if "timing_s/step" in metrics:

@@ -16,7 +16,7 @@ MOST_TOKENS = 512
 """Tokens of the longest simulated response: of longer ones a token stands for several, which makes no difference."""
 FEW_SAMPLES = 100
 """Responses below which a run's sample tables are too few to draw lengths from."""
-STAGES = ("sample", "prox", "update", "publish")
+STAGES = ("sample", "prox", "unaligned", "update", "publish")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Rates:
     """An engine's reading of one prompt."""
     score_s: float
     """Learner: a forward of one response token, on one rank."""
+    unaligned_s: float
+    """Learner: the same of the unaligned model, for `mismatch.unaligned_every`."""
     update_s: float
     """Learner: forward and backward of one response token, on one rank."""
     optimizer_s: float
@@ -40,7 +42,8 @@ class Rates:
     publish_s: float
     """A publication without its probe, up to the last engine."""
     driver_s: float
-    """All else that a response costs: its reward, the driver's work."""
+    """All else that a response costs a step: its reward, and the driver's work between the stages. The driver does one
+    thing after the other, so nothing hides this."""
     lengths: Sequence[int]
     """Tokens of responses, one as likely as the other."""
     informative: float = 1.0
@@ -64,6 +67,7 @@ def rates_of(speeds: Speeds, config: Config, lengths: Sequence[int], network: fl
         decode_s=lambda batch: token * speeds.decode_s(batch),
         prefill_s=speeds.prefill_s,
         score_s=token * speeds.score_s,
+        unaligned_s=token * speeds.score_s,
         update_s=token * speeds.update_s,
         optimizer_s=speeds.optimizer_s,
         exchange_s=2 * (ranks - 1) / ranks * speeds.gradient_bytes / network,
@@ -142,6 +146,7 @@ def calibrated(
     """
     factor = {name: seconds / simulated[name] for name, seconds in measured.stages.items() if simulated.get(name)}
     sample, update = factor.get("sample", 1.0), factor.get("update", 1.0)
+    prox = factor.get("prox", update)
     probe = sample * (simulated["publish"] - before.publish_s)
     publish = measured.stages["publish"] - probe - before.publish_s
     decode_s = rates.decode_s
@@ -149,7 +154,8 @@ def calibrated(
         rates,
         decode_s=lambda batch: sample * decode_s(batch),
         prefill_s=sample * rates.prefill_s,
-        score_s=factor.get("prox", update) * rates.score_s,
+        score_s=prox * rates.score_s,
+        unaligned_s=factor.get("unaligned", prox) * rates.unaligned_s,
         update_s=update * rates.update_s,
         optimizer_s=update * rates.optimizer_s,
         publish_s=max(0.0, rates.publish_s + publish),

@@ -66,12 +66,12 @@ def run(config: Config, rates: Rates, steps: int, processors: float = math.inf, 
     world = World(processors)
     learner = SimulatedLearner(world, rates, ranks, ranks * threads)
     fleet = SimulatedFleet(world, rates, config.rollout.num_workers, config.worker_capacity)
-    tracker = StepTracker(learner)
+    tracker = StepTracker(world, learner, train.prompts_per_step * train.group_size * rates.driver_s)
     # Enough for every draw: a prompt that rests would change what is drawn, which is not what this is about.
     count = train.prompts_per_step * total * 4
     pool = Pool(_prompts("p", count), config.pool, derive_seed(config.seed, "pool"))
     with TemporaryDirectory() as folder:
-        store, rewards = CheckpointStore(Path(folder), 1), SimulatedRewards(world, rates)
+        store, rewards = CheckpointStore(Path(folder), 1), SimulatedRewards(rates)
         Trainer(config, learner, fleet, rewards, pool, tracker, _prompts("h", 4), store, exact=True, clock=world).run()
     return _outcome(config, tracker.steps[1 : steps + 1], learner.ages[1 : steps + 1], rates.token)
 

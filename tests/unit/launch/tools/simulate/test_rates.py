@@ -89,6 +89,17 @@ def test_a_run_that_shows_too_little_is_refused(tmp_path: Path) -> None:
         Measured.of(tmp_path, config(max_staleness=1))
 
 
+def test_the_unaligned_forward_is_calibrated_apart() -> None:
+    guess = rates(score_s=1.0, unaligned_s=1.0, update_s=1.0)
+    stages = {"sample": 1.0, "prox": 2.0, "unaligned": 5.0, "update": 3.0, "publish": 1.0}
+    simulated = dict.fromkeys(stages, 1.0)
+    found = calibrated(guess, guess, Measured(stages, 0.0, [1], 1.0), simulated, RESPONSES)
+    assert (found.score_s, found.unaligned_s, found.update_s) == (2.0, 5.0, 3.0)
+    del simulated["unaligned"]
+    found = calibrated(guess, guess, Measured(stages, 0.0, [1], 1.0), simulated, RESPONSES)
+    assert found.unaligned_s == 2.0
+
+
 def test_a_calibrated_simulation_takes_what_was_measured(tmp_path: Path) -> None:
     write_run(tmp_path, 8)
     measured = replace(Measured.of(tmp_path, config()), rest=0.0)

@@ -14,6 +14,7 @@ import pytest
 from launch.tools.simulate.simulate import run
 from qarl.errors import ConfigError
 from tests.support.simulation import GROUP, LENGTH, PROMPTS, RESPONSES, config, rates
+from trainer.collect import Collector
 
 TOKENS = RESPONSES * LENGTH
 
@@ -95,6 +96,14 @@ def test_nothing_is_older_than_the_bound(max_staleness: int) -> None:
     assert run(config(max_staleness, workers=3, **settings), speed, steps=15) == found
 
 
+def test_the_versions_of_a_group_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a step with thousands of groups in flight takes minutes of the driver."""
+    looked: list[int] = []
+    monkeypatch.setattr(Collector, "_check_versions", lambda self, samples, version: looked.append(id(samples[0])))
+    run(config(4), rates(decode_s=lambda batch: 1.0, update_s=1.0), steps=6)
+    assert len(looked) == len(set(looked))
+
+
 def test_stragglers_go_back_to_the_pool() -> None:
     speed = rates(decode_s=lambda batch: 1.0, lengths=[1] * 100 + [60])
     stragglers = {"kind": "return", "after_s": 5.0}
@@ -115,7 +124,19 @@ def test_a_token_may_stand_for_several() -> None:
     found = run(config(), speed, steps=2)
     assert found.tokens_per_s == pytest.approx(RESPONSES * 64 / found.step_s)
     assert fmean(found.stages.values()) > 0
-    assert run(config(), replace(speed, driver_s=1.0), steps=2).step_s == pytest.approx(found.step_s + RESPONSES)
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_nothing_hides_the_drivers_own_work(max_staleness: int) -> None:
+    speed = rates(update_s=1.0)
+    found, slower = (run(config(max_staleness), replace(speed, driver_s=s), steps=4) for s in (0.0, 1.0))
+    assert slower.step_s == pytest.approx(found.step_s + RESPONSES)
+
+
+def test_the_unaligned_forward_takes_its_own_time() -> None:
+    settings = {"mismatch": {"unaligned_every": 2, "unaligned_sequences": 3}}
+    found = run(config(**settings), rates(score_s=0.01, unaligned_s=2.0), steps=4)
+    assert found.stages["unaligned"] == pytest.approx(3 * LENGTH * 2.0)
 
 
 def test_partial_rollouts_let_weights_in_at_once() -> None:
