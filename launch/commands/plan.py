@@ -1,8 +1,9 @@
 """Estimate, from the config alone, whether a run fits its machines and whether quantized rollouts pay.
 
-`qarl simulate` shows how its parts wait for each other at these speeds."""
+For a run that samples ahead it simulates the step, as `qarl simulate` does at these speeds."""
 
 import argparse
+import json
 import os
 import sys
 
@@ -34,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
     check_lengths(config, args.prompt_tokens, args.response_tokens)
     check_model_path(config, plans=True)
     import torch
-    from rich.console import Console
+    from rich.console import Console, Group
 
     from launch.preflight import model_config
-    from launch.tools.plan.command import choose_device, render, to_json
+    from launch.tools.plan.command import choose_device, render, to_tree
     from launch.tools.plan.measure import measure
     from launch.tools.plan.planner import Planner
+    from launch.tools.simulate.ahead import simulate_ahead
     from qarl.numerics.vllm_patch import PROCESS_ENV
 
     model, device = model_config(config), choose_device(config, args.device)
@@ -49,10 +51,13 @@ def run(args: argparse.Namespace) -> int:
         os.environ.update(PROCESS_ENV)  # what engines and learners run under; oneDNN reads it at its first GEMM
         device = measure(device)
     plan = Planner(config, model, device, args.prompt_tokens, args.response_tokens, args.measure).plan()
+    ahead = None
+    if config.train.max_staleness and not plan.faults:
+        ahead = simulate_ahead(config, plan, device, args.response_tokens is not None)
     if args.json:
-        print(to_json(plan))
+        print(json.dumps(to_tree(plan) | {"simulated": ahead and ahead.to_tree()}, indent=2))
     else:
-        Console().print(render(plan))
+        Console().print(Group(render(plan), *([ahead.render()] if ahead else [])))
     for fault in plan.faults:
         print(f"qarl: {fault}", file=sys.stderr)
     return UsageError.exit_code if plan.faults else 0

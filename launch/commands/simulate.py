@@ -6,7 +6,7 @@ of `qarl plan`, corrected by a run where one is given (docs/plan.md)."""
 import argparse
 from math import inf
 
-from launch.arguments import add_config, number_in, path, positive_int, read_config
+from launch.arguments import NETWORK, add_config, number_in, path, positive_int, read_config
 from launch.tools.plan.devices import DEVICES
 from qarl.errors import ConfigError
 
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--response-tokens", type=positive_int, metavar="N", help=mean)
     spread = "standard deviation of the logarithm of the lengths (default: 0.7)"
     add("--spread", type=number_in(0, 5), default=0.7, metavar="S", help=spread)
-    network = "GB/s between machines (default: 12.5)"
-    add("--network", type=number_in(1e-3, inf), default=12.5, metavar="GB/S", help=network)
+    network = f"GB/s between machines (default: {NETWORK})"
+    add("--network", type=number_in(1e-3, inf), default=NETWORK, metavar="GB/S", help=network)
     add("--json", action="store_true", help="print JSON")
 
 

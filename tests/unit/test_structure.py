@@ -209,6 +209,16 @@ def test_tools_and_demo_have_their_importers(part: str) -> None:
     assert {user for user in users if not user.startswith(own)} == IMPORTERS_OF_PARTS[part]
 
 
+def test_plans_know_nothing_of_simulations() -> None:
+    """Simulations take their speeds from plans; the command joins the two."""
+    found = {name(file): imported_modules(file.read_text()) for file in FILES}
+    of_plans = {
+        module for file, modules in found.items() if file.startswith("launch/tools/plan/") for module in modules
+    }
+    assert of_plans
+    assert {module for module in of_plans if module.startswith("launch.tools.simulate")} == set()
+
+
 def test_unit_tests_mirror_the_tree() -> None:
     """`qarl/quant/int8.py` has its tests in `tests/unit/qarl/quant/test_int8.py`."""
     folder = ROOT / "tests" / "unit"

@@ -1,6 +1,5 @@
 """The device of a plan, and the plan as JSON and as tables."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,15 +33,15 @@ def choose_device(config: Config, name: str | None) -> Device:
     return found[0]
 
 
-def to_json(result: Plan) -> str:
-    """The plan as JSON, with its verdict and its sums."""
+def to_tree(result: Plan) -> dict[str, Any]:
+    """The plan for JSON, with its verdict and its sums."""
     tree = asdict(result)
     for estimate, row in zip(result.estimates, tree["estimates"], strict=True):
         if estimate.times is not None:
             row["times"]["step_s"] = estimate.times.step_s
     for stage, learner in result.learner.items():
         tree["learner"][stage]["peak"] = learner.peak
-    return json.dumps(tree | {"verdict": list(result.verdict())}, indent=2)
+    return tree | {"verdict": list(result.verdict())}
 
 
 def render(result: Plan) -> RenderableType:
@@ -115,6 +114,7 @@ def _steps(result: Plan) -> Table:
             parts = (times.rollout_s, times.learner_s, times.publication_s, times.step_s)
             gain = f"{plain.step_s / times.step_s:.2f}x" if plain else ""
             table.add_row(row.scheme, *(f"{seconds:.3g}" for seconds in parts), gain)
+    table.caption = "a step is the sum of its parts, as without sampling ahead"
     return table
 
 

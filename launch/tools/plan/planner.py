@@ -17,7 +17,7 @@ from launch.tools.plan import memory, speed
 from launch.tools.plan.devices import Device
 from launch.tools.plan.layers import layer_rows
 from launch.tools.plan.memory import EngineMemory, LearnerMemory, Variant
-from launch.tools.plan.result import Estimate, Plan, Speeds, Times
+from launch.tools.plan.result import NOT_TIMED, Estimate, Plan, Slowdown, Speeds, Times
 from launch.tools.plan.shapes import shapes_of
 from launch.tools.plan.timing import time_model
 from qarl.config.derived import choose_counts, numerics_of
@@ -94,7 +94,8 @@ class Planner:
         compared = [scheme, *(replace(scheme, name=name) for name in get_args(SchemeName) if name != scheme.name)]
         stages = [stage for stage in range(4) if stage or config.model.dtype == "float32"]
         learner = {stage: self._learner(variant, gemm, stage) for stage in stages}
-        estimates = [self._measured(one, self._estimate(one, self._load)) for one in compared]
+        formulas = [self._estimate(one, self._load) for one in compared]
+        estimates = [self._measured(one, estimate) for one, estimate in zip(compared, formulas, strict=True)]
         return Plan(
             run=config.run.name,
             model=config.model.path,
@@ -115,6 +116,7 @@ class Planner:
             engine=self._engine(variant),
             engine_budget=self._engine_budget,
             estimates=estimates,
+            slowdown=_slowdown(formulas[0].times, estimates[0].times),
             by_batch={} if estimates[0].fault else self._by_batch(scheme),
             by_response={} if estimates[0].fault else self._by_response(scheme),
             faults=list(self._faults(learner, self._engine(variant))),
@@ -365,6 +367,12 @@ class Planner:
                 f"engines and learner together need {_gib(needed)}, this machine has {_gib(self._device.memory)}; "
                 "lower learner.max_tokens_per_micro_batch, rollout.kv_cache_gib or rollout.num_workers"
             )
+
+
+def _slowdown(formula: Times | None, measured: Times | None) -> Slowdown:
+    if formula is None or measured is None:
+        return NOT_TIMED
+    return Slowdown(measured.rollout_s / formula.rollout_s, measured.learner_s / formula.learner_s)
 
 
 def _gib(size: float) -> str:

@@ -1,7 +1,7 @@
 """What a plan says, and what follows from it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.tools.plan.layers import LayerRow
 from launch.tools.plan.memory import EngineMemory, LearnerMemory
@@ -26,6 +26,17 @@ class Times:
 
 
 @dataclass(frozen=True)
+class Slowdown:
+    """Seconds of layers that were timed on this machine, divided by the formulas'."""
+
+    rollout: float
+    learner: float
+
+
+NOT_TIMED = Slowdown(1.0, 1.0)
+
+
+@dataclass(frozen=True)
 class Speeds:
     """What `qarl simulate` needs of a plan: estimates of the run's own format."""
 
@@ -45,6 +56,18 @@ class Speeds:
     """A publication to one engine, without the probe."""
     published_bytes: int
     gradient_bytes: int
+
+    def slowed(self, by: Slowdown) -> "Speeds":
+        """The same where everything takes so many times as long."""
+        decode_s = self.decode_s
+        return replace(
+            self,
+            decode_s=lambda batch: by.rollout * decode_s(batch),
+            prefill_s=by.rollout * self.prefill_s,
+            score_s=by.learner * self.score_s,
+            update_s=by.learner * self.update_s,
+            optimizer_s=by.learner * self.optimizer_s,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,8 @@ class Plan:
     engine_budget: int
     estimates: list[Estimate]
     """Of every format, the run's own first."""
+    slowdown: Slowdown
+    """Of the run's own format; ones without `--measure`."""
     by_batch: dict[int, float]
     """Decode speed-up over full precision, by sequences of an engine."""
     by_response: dict[int, float]

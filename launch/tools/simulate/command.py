@@ -14,7 +14,9 @@ from rich.console import Group, RenderableType
 from launch.preflight import model_config
 from launch.run.resume import config_of_run
 from launch.tools.plan.command import choose_device, table_of
+from launch.tools.plan.devices import Device
 from launch.tools.plan.planner import Planner
+from launch.tools.plan.result import NOT_TIMED, Slowdown
 from launch.tools.simulate.rates import Measured, Rates, calibrated, lognormal, rates_of
 from launch.tools.simulate.simulate import Outcome, run
 from qarl.config.derived import choose_counts
@@ -31,25 +33,27 @@ class Simulator:
     """Simulates configs of one model on one kind of device.
 
     Args:
-        device: as in `choose_device`.
+        device: as in `choose_device`, or a device itself.
         steps: that count.
         network: bytes/s between machines.
         response_tokens, spread: mean of the responses' lengths (None: half of the most), and standard deviation of
             their logarithm; not used with `run_dir`.
         run_dir: folder of a run whose speed and lengths are taken.
+        slowdown: what a plan has measured.
     """
 
-    device: str | None = None
+    device: str | Device | None = None
     prompt_tokens: int | None = None
     response_tokens: int | None = None
     spread: float = 0.7
     steps: int = 20
     network: float = math.inf
     run_dir: Path | None = None
+    slowdown: Slowdown = NOT_TIMED
 
     def simulate(self, config: Config) -> Outcome:
         """Raises ConfigError: the plan of this config has a fault."""
-        device = choose_device(config, self.device)
+        device = self._device(config)
         width = model_config(config).hidden_size
         config = choose_counts(config, device.kind, os.cpu_count() or 1, width=width)
         if self.run_dir is None:
@@ -83,26 +87,29 @@ class Simulator:
             first, last = tried[max(0, at - 1)], tried[min(len(tried) - 1, at + 1)]
         return sorted(found.values(), key=lambda outcome: -outcome.responses_per_s)
 
+    def _device(self, config: Config) -> Device:
+        return self.device if isinstance(self.device, Device) else choose_device(config, self.device)
+
     def _lengths(self, config: Config) -> list[int]:
         most = config.rollout.sampling.max_new_tokens
         return lognormal(self.response_tokens or max(1, most // 2), self.spread, most)
 
     def _rates(self, config: Config, lengths: Sequence[int], informative: float = 1.0) -> Rates:
-        model, device = model_config(config), choose_device(config, self.device)
+        model, device = model_config(config), self._device(config)
         mean = max(1, round(fmean(lengths)))
         planner = Planner(config, model, device, self.prompt_tokens, mean)
         if faults := planner.faults():
             raise ConfigError(faults[0], "", "see `qarl plan`")
         one_machine = device.kind == "cpu" and config.cluster.address is None
         network = math.inf if one_machine else self.network
-        return rates_of(planner.speeds(), config, lengths, network, informative)
+        return rates_of(planner.speeds().slowed(self.slowdown), config, lengths, network, informative)
 
     def _run(self, config: Config, rates: Rates) -> Outcome:
-        device, threads, processors = choose_device(config, self.device), 1, math.inf
+        device, threads, processors = self._device(config), 1, math.inf
         if device.kind == "cpu" and config.cluster.address is None:
             threads = config.learner.num_threads
             processors = float(os.cpu_count() or 1)
-        elif config.cluster.colocate:
+        elif device.kind == "cuda" and config.cluster.colocate:
             processors = float(config.rollout.num_workers)
         return run(config, rates, self.steps, processors, threads)
 
@@ -127,30 +134,32 @@ def _evenly(first: int, last: int) -> list[int]:
 
 
 def to_json(outcomes: Sequence[Outcome], splits: Sequence[Sequence[Outcome]]) -> str:
-    def tree(outcome: Outcome) -> dict[str, Any]:
-        return asdict(outcome) | {"steps_per_hour": outcome.steps_per_hour, "age": outcome.age}
-
     return json.dumps({"outcomes": [*map(tree, outcomes)], "splits": [[*map(tree, s)] for s in splits]}, indent=2)
+
+
+def tree(outcome: Outcome) -> dict[str, Any]:
+    """An outcome for JSON, with what follows from its fields."""
+    return asdict(outcome) | {"steps_per_hour": outcome.steps_per_hour, "age": outcome.age}
 
 
 def render(outcomes: Sequence[Outcome], splits: Sequence[Sequence[Outcome]]) -> RenderableType:
     """Tables for the terminal: the outcomes, which are the best of the `splits` where there are any."""
     title = "Simulated steps, with the best split of the devices" if splits else "Simulated steps"
-    parts: list[RenderableType] = [_table(title, outcomes), "\n".join(_details(outcomes))]
+    parts: list[RenderableType] = [table(title, outcomes), "\n".join(_details(outcomes))]
     for found in splits:
-        parts.append(_table(f"Splits of {found[0].workers + found[0].ranks} devices, fastest first", found))
+        parts.append(table(f"Splits of {found[0].workers + found[0].ranks} devices, fastest first", found))
     return Group(*parts)
 
 
-def _table(title: str, outcomes: Sequence[Outcome]) -> RenderableType:
+def table(title: str, outcomes: Sequence[Outcome]) -> RenderableType:
     names = ("workers", "ranks", "staleness", "step, s", "steps/h", "resp./s", "idle", "learner", "age")
-    table = table_of(title, *names)
-    table.caption = "idle: share of the time in which workers, and the learner, wait; age: mean, in versions"
+    found = table_of(title, *names)
+    found.caption = "idle: share of the time in which workers, and the learner, wait; age: mean, in versions"
     for row in outcomes:
         speed = (f"{row.step_s:.3g}", f"{row.steps_per_hour:,.0f}", f"{row.responses_per_s:,.1f}")
         idle = (f"{row.workers_idle:.0%}", f"{row.learner_idle:.0%}", f"{row.age:.2f}")
-        table.add_row(str(row.workers), str(row.ranks), str(row.max_staleness), *speed, *idle)
-    return table
+        found.add_row(str(row.workers), str(row.ranks), str(row.max_staleness), *speed, *idle)
+    return found
 
 
 def _details(outcomes: Sequence[Outcome]) -> Iterator[str]:
