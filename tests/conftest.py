@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random models of four architectures, one of them twice, with logits far from uniform."""
+    """Random models of four architectures, two of them twice, with logits far from uniform."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -61,12 +61,15 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     large = {"num_attention_heads": 4, "head_dim": 256}  # attention prefills otherwise than it decodes in long contexts
     shapes = {"qwen3": shape, "qwen2": shape, "llama": shape | wide, "qwen3_moe": shape | moe}
     shapes["qwen3_large_heads"] = shape | large
+    # A Llama as wide as SmolLM2-135M, with its heads; low-bit formats in groups of 128 cannot divide 576 features.
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    shapes["smollm2"] = shape | heads | {"hidden_size": 576, "intermediate_size": 1536}
+    architectures = {"qwen3_large_heads": "qwen3", "smollm2": "llama"}
     root = tmp_path_factory.mktemp("models")
     for kind in shapes:
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(kind.removesuffix("_large_heads"), **shapes[kind])
-        )
+        config = AutoConfig.for_model(architectures.get(kind, kind), **shapes[kind])
+        model = AutoModelForCausalLM.from_config(config)
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):  # zero-initialised biases would not be tested
                 torch.nn.init.normal_(parameter, std=0.3)
