@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from launch.run.resume import saved_learner
-from qarl.config.derived import choose_counts
+from qarl.config.derived import choose_counts, sleeps
 from qarl.config.run import Config
 from qarl.config.shipped import model_sizes
 from qarl.errors import ModelError
@@ -94,6 +94,16 @@ def counts_line(config: Config, device: str) -> str:
 
 def _number(count: int, thing: str) -> str:
     return f"{count} {thing}" + ("" if count == 1 else "s")
+
+
+def sharing_line(config: Config, device: str) -> str:
+    """What an engine on the learner's GPU does while the learner works; empty where each has its own."""
+    if device != "cuda" or not config.cluster.colocate:
+        return ""
+    if sleeps(config, device):
+        return "cluster.colocate: the engine gives its GPU memory back while the learner works"
+    why = "as it samples meanwhile (train.max_staleness)" if config.cluster.sleep else "(cluster.sleep=false)"
+    return f"cluster.colocate: the engine keeps its GPU memory while the learner works, {why}"
 
 
 def bundles(config: Config, device: str) -> tuple[list[Bundle], list[Bundle]]:

@@ -17,7 +17,7 @@ from launch.demo.controls import run_controls
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import ensure_model
 from launch.doctor import start_lines
-from launch.machine import Machine, counts_line, with_counts
+from launch.machine import Machine, counts_line, sharing_line, with_counts
 from launch.preflight import preflight
 from launch.run.environments import converse, start_rewards
 from launch.run.files import only_writer
@@ -28,7 +28,7 @@ from launch.run.resume import input_digests
 from launch.run.terminal import Verbosity
 from launch.run.tracking import RunTracker
 from launch.run.wandb_run import check_login
-from qarl.config.derived import numerics_of
+from qarl.config.derived import numerics_of, sleeps
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import AGAIN, QarlError
@@ -121,6 +121,8 @@ class _Job:
         sampler = converse(config, fleet, rewards)
         infos = fleet.infos()
         self._log_workers(infos)
+        if line := sharing_line(config, self._device):
+            log(line)
         exact = self._check_numerics(learner)
         batches = folder.path / "batches" if config.debug.save_batches else None
         augmenter = make_augmenter(config, task, pool, prompts, heldout)
@@ -138,6 +140,7 @@ class _Job:
             exact,
             augmenter,
             batches,
+            sleeps=sleeps(config, self._device),
         )
         if folder.saved:
             log(f"continuing after step {folder.step}")

@@ -51,6 +51,14 @@ class Engine(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Give GPU memory back until `wake`; keeps the weights. No request may be running."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory again, before anything is sampled or loaded; does nothing to an engine that is awake."""
+        ...
+
     def info(self) -> WorkerInfo: ...
 
 
@@ -102,6 +110,14 @@ class Fleet(Protocol):
         still wait are sampled from the new weights.
         A worker that replaces another one later gets the same weights, and `prover` judges it before it samples.
         """
+        ...
+
+    def sleep(self) -> None:
+        """Have every engine give its GPU memory back, until `wake`. No group may be unfinished."""
+        ...
+
+    def wake(self) -> None:
+        """Have every engine take its memory again, with the weights that it had. Those that are awake stay so."""
         ...
 
     def switch(self, scheme: QuantScheme) -> None:

@@ -106,6 +106,12 @@ class ConversingFleet:
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         return self._fleet.load(weights, prover)
 
+    def sleep(self) -> None:
+        self._fleet.sleep()
+
+    def wake(self) -> None:
+        self._fleet.wake()
+
     def switch(self, scheme: QuantScheme) -> None:
         self._fleet.switch(scheme)
 

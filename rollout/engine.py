@@ -26,6 +26,11 @@ from qarl.weights.source import Bucket, Channel, PublishedWeights, TransferStep,
 from rollout.loader import LOAD_ERRORS
 from rollout.read_back import Selection
 
+SLEEP_LEVEL = 1
+"""vLLM's level 1 keeps the weights in host memory and drops keys and values. Level 2 would drop the weights, too: the
+next publication brings them, but not what a kernel keeps beside them (workspaces, scales that are not published). And
+whatever samples before it must still find them."""
+
 
 def engine_env(device: str, config: RolloutConfig) -> dict[str, str]:
     """Environment of a process that runs an engine; must be set before torch is imported there."""
@@ -115,6 +120,7 @@ class VLLMEngine:
         dtype: "bfloat16" or "float32".
         device: "cpu" or "cuda".
         worker: number of this worker, for messages.
+        sleeps: whether `sleep` will be called; vLLM then allocates so that it can give memory back. On GPU only.
     Raises:
         ConfigError: vLLM has no kernel for the scheme on this device or processor.
         KernelError: the engine selected none of the scheme's kernels, or has none for experts.
@@ -122,7 +128,14 @@ class VLLMEngine:
     """
 
     def __init__(
-        self, model_dir: Path, config: RolloutConfig, scheme: QuantScheme, dtype: str, device: str, worker: int = 0
+        self,
+        model_dir: Path,
+        config: RolloutConfig,
+        scheme: QuantScheme,
+        dtype: str,
+        device: str,
+        worker: int = 0,
+        sleeps: bool = False,
     ) -> None:
         allowed = engine_kernels(scheme, device)
         check_processor(scheme, device)
@@ -163,6 +176,7 @@ class VLLMEngine:
             logprobs_mode="processed_logprobs",
             worker_extension_cls="rollout.loader.WeightLoader",
             disable_log_stats=True,
+            enable_sleep_mode=sleeps,
             seed=0,
             **settings,
         )
@@ -197,10 +211,12 @@ class VLLMEngine:
     def add(self, requests: Mapping[int, SampleRequest]) -> None:
         """Queue requests, all or none; `step` gives each one's sample with its number.
 
-        Raises RolloutError: no weights are loaded, or a prompt leaves no room in `max_model_len`.
+        Raises RolloutError: no weights are loaded, the engine sleeps, or a prompt leaves no room in `max_model_len`.
         """
         if self._held is None:
             raise RolloutError("cannot sample before weights were loaded", where=f"rollout worker {self._worker}")
+        if self._llm.llm_engine.is_sleeping():  # vLLM would keep them waiting
+            raise RolloutError("cannot sample while it sleeps", where=f"rollout worker {self._worker}")
         for request in requests.values():
             if (length := len(request.prompt.token_ids)) >= self._longest:
                 what = f"a prompt of {length} tokens leaves no room for a response in {self._longest}"
@@ -284,6 +300,13 @@ class VLLMEngine:
         except LOAD_ERRORS as error:
             raise self._put_back(previous, weights.manifest.version, error) from error
         self._held = weights
+
+    def sleep(self) -> None:
+        self._llm.llm_engine.sleep(SLEEP_LEVEL)
+
+    def wake(self) -> None:
+        if self._llm.llm_engine.is_sleeping():
+            self._llm.llm_engine.wake_up()
 
     def reload(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
         """Replace the engine's weights by a checkpoint's tensors, in order, without any check."""

@@ -145,6 +145,13 @@ class RayFleet:
         self._prover = prover
         return result
 
+    def sleep(self) -> None:
+        self._on_each([("sleep", ())] * len(self._actors))
+
+    def wake(self) -> None:
+        """Wake all workers; one that has died asleep is replaced by one that is awake, with the same weights."""
+        self._on_each([("wake", ())] * len(self._actors))
+
     def switch(self, scheme: QuantScheme) -> None:
         """Start every worker again with an engine in `scheme`; the next `load` gives them weights."""
         self._scheme, self._weights = scheme, None

@@ -88,6 +88,17 @@ class RolloutWorker:
         LOG.info("loads weights version %d", weights.manifest.version)
         await self._between_steps(lambda: self._load(weights))
 
+    async def sleep(self) -> None:
+        """Sleep as soon as nothing runs: as in `load`."""
+        while self._groups:
+            await self._between_steps(lambda: None)
+        LOG.info("sleeps")
+        await self._between_steps(lambda: self._engine.sleep())
+
+    async def wake(self) -> None:
+        LOG.info("wakes")
+        await self._between_steps(lambda: self._engine.wake())
+
     # In the engine's thread
 
     async def _between_steps(self, call: Callable[[], Result]) -> Result:

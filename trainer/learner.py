@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from qarl.config.derived import kernel_of, numerics_of
+from qarl.config.derived import kernel_of, numerics_of, sleeps
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import CheckpointError, QarlError, first_line
@@ -179,12 +179,14 @@ class LearnerRank:
         self._trace_until(version)
         if self._config.mismatch.stale_share:
             self._kept.keep(version, oldest=version - self._config.train.max_staleness)
+        stored = None
         if self._rank == 0:
-            buckets = in_buckets(self._published_tensors(), copy=False)
-            return store(buckets, version, self._scheme.label)
-        for _ in self._published_tensors():  # gathering sharded parameters is collective
-            pass
-        return None
+            stored = store(in_buckets(self._published_tensors(), copy=False), version, self._scheme.label)
+        else:
+            for _ in self._published_tensors():  # gathering sharded parameters is collective
+                pass
+        self._make_room()
+        return stored
 
     @span("send")
     def send(self, version: int, workers: Sequence[Any]) -> Manifest | None:
@@ -197,7 +199,13 @@ class LearnerRank:
         if self._sender is None:
             self._sender = self._make_sender(self._rank, self._published_tensors)
         digests = self._sender.send(workers)
+        self._make_room()
         return make_manifest(version, self._scheme.label, digests) if self._rank == 0 else None
+
+    def _make_room(self) -> None:
+        """Give back what torch keeps of freed GPU memory, for an engine that wakes next."""
+        if sleeps(self._config, self._device.type):
+            torch.cuda.empty_cache()
 
     def _trace_until(self, version: int) -> None:
         if self._trace:

@@ -17,7 +17,8 @@ other processes, everything else runs here:
                  v
     publish    learner --weights--> fleet --probe samples--> learner --> proof                trainer/proof.py
 
-The next step samples from the new weights only: nothing is stale. With `train.max_staleness` groups of later steps are
+The next step samples from the new weights only: nothing is stale. Engines that share a GPU with the learner sleep from
+the end of `collect` until the new weights have left the learner. With `train.max_staleness` groups of later steps are
 sampled while this one is learned, and are up to as many versions older than the learner. Every `eval.every` steps an
 evaluation, and every `train.checkpoint_every` steps a checkpoint, comes between two steps.
 """
@@ -87,6 +88,7 @@ class Trainer:
 
     Args:
         exact: the learner's ops equal the engine's on this host; see `ExactnessProof`.
+        sleeps: engines give their GPU memory back while the learner works. Not with `train.max_staleness`.
         augmenter: grows `pool`.
         batches: folder where each step's minibatches are saved; None saves none.
         clock: measures, waits and has the threads; the machine's own by default.
@@ -106,9 +108,11 @@ class Trainer:
         augmenter: Augmenter | None = None,
         batches: Path | None = None,
         clock: Clock | None = None,
+        sleeps: bool = False,
     ) -> None:
         self._clock = clock or Clock()
         self._config, self._learner, self._fleet, self._rewards = config, learner, fleet, rewards
+        self._sleeps = sleeps
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
         self._checkpoints, self._augmenter, self._batches = checkpoints, augmenter, batches
         self._scheme = scheme_at(config.rollout, 1)
@@ -169,6 +173,9 @@ class Trainer:
                 self._tracker.augmented(step, self._augmenter.outcomes())
             if not groups:
                 self._tracker.note(f"step {step} trains nothing: no prompt could be drawn, all rest or are retired")
+            if self._sleeps:
+                with timer("sleep"):
+                    self._fleet.sleep()
             metrics |= self._learn(used, step, timer)
             if self._publishes(step):
                 with timer("publish"):
@@ -280,9 +287,12 @@ class Trainer:
         return step % train.publish_every == 0 or step % self._config.eval.every == 0 or step == train.steps
 
     def _publish(self, version: int) -> dict[str, float]:
-        """Give every engine the learner's weights, and check them with a probe."""
+        """Give every engine the learner's weights, and check them with a probe. Engines that sleep wake for it."""
         self._probe.learner_moved_on = False
-        gaps = self._fleet.load(self._learner.publish(version), self._probe)
+        weights = self._learner.publish(version)
+        if self._sleeps:
+            self._fleet.wake()
+        gaps = self._fleet.load(weights, self._probe)
         return {"mismatch/probe_logp_abs_max": float(np.max(list(gaps.values())))}
 
     def _set_precision(self, step: int) -> bool:

@@ -10,6 +10,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.machine import bundles
+from qarl.config.derived import sleeps
 from qarl.config.run import Config
 from qarl.errors import ResourceError
 from qarl.logs import log_file
@@ -62,7 +63,8 @@ class Placement:
         def make_actor(worker: int, scheme: QuantScheme) -> Any:
             actor = ray.remote(RolloutWorker).options(**self.options(worker, env))
             folder = model_dir(scheme).resolve()
-            engine = partial(VLLMEngine, folder, config.rollout, scheme, config.model.dtype, device)
+            settings = folder, config.rollout, scheme, config.model.dtype, device
+            engine = partial(VLLMEngine, *settings, sleeps=sleeps(config, device))
             return actor.remote(
                 engine, worker, log_file(self._log_dir, "worker", worker), self._trace("worker", worker)
             )

@@ -38,6 +38,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "reward": (VERIFIERS,),
     "evaluate": (WORKERS, VERIFIERS),
     "controls": (WORKERS, RANKS, VERIFIERS),
+    "sleep": (WORKERS,),
     "start": (WORKERS, RANKS),
     "publish": (WORKERS, RANKS),
     **dict.fromkeys(("prox", "unaligned", "update", "table", "checkpoint", "export"), (RANKS,)),

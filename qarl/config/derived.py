@@ -69,6 +69,12 @@ def _chosen(section: N, number: str, cpus: str, chosen: int, cores: float) -> N:
     return section.model_copy(update={number: chosen, **reserved})
 
 
+def sleeps(config: Config, device: str) -> bool:
+    """Whether the engines of a run on `device` give their GPU memory back while the learner works."""
+    cluster = config.cluster
+    return device == "cuda" and cluster.colocate and cluster.sleep and not config.train.max_staleness
+
+
 def numerics_of(config: Config, device: str) -> Numerics:
     """The numerics profile of a run on `device`; the naive baseline is plain transformers."""
     if not config.learner.aligned:

@@ -178,7 +178,12 @@ class ClusterConfig(Node):
     placement_timeout_s: Seconds = 120.0
     """How long to wait for the placement group."""
     colocate: bool = False
-    """One engine and one learner rank share one GPU, half each; otherwise each takes a GPU of its own."""
+    """One engine and one learner rank share one GPU; otherwise each takes a GPU of its own. On CPU all share the cores
+    anyway, and nothing changes."""
+    sleep: bool = True
+    """With `colocate` on GPU: the engine gives its GPU memory back while the learner works. Its weights wait in the
+    host's memory, its keys and values are dropped. Without effect on CPU, and with `train.max_staleness` above 0,
+    where the engine samples while the learner works; the run says which it is. False: the engine keeps its memory."""
 
 
 class DebugConfig(Node):

@@ -1,4 +1,4 @@
-"""The engine on CUDA: batch invariance, weight transfer. `pytest -m gpu tests/integration/test_engine_gpu.py`."""
+"""The engine on CUDA: batch invariance, sleep, transfer. `pytest -m gpu tests/integration/test_engine_gpu.py`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,57 @@ with torch.no_grad():
 rows = [logp_BT[row, : len(s.response_ids)] for row, s in enumerate(together)]
 print("GAP", Mismatch.between(rows, [s.logprobs_T for s in together]).abs_mean)
 """
+
+
+SAMPLED_BEFORE_AND_AFTER_A_SLEEP = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from qarl.config.policy import RolloutConfig
+from qarl.quant.publish import publish, write_engine_config
+from qarl.quant.scheme import QuantScheme
+from qarl.types import Prompt, SampleRequest
+from rollout.engine import VLLMEngine
+from trainer.policy import Policy
+
+source, folder, scheme = Path(sys.argv[1]), Path(sys.argv[2]), QuantScheme(sys.argv[3])
+write_engine_config(folder, source, scheme)
+config = RolloutConfig(max_model_len=256, batch_invariant=scheme.name != "w4a16", gpu_memory_utilization=0.3)
+engine = VLLMEngine(folder, config, scheme, "bfloat16", "cuda", sleeps=True)
+policy = Policy(source, torch.bfloat16, scheme, "portable", device=torch.device("cuda"))
+engine.load(publish(policy.model, scheme, 1))
+asked = [SampleRequest(Prompt(str(i), "", "", (4, 5, 6 + i)), i, 1.0, 60) for i in range(8)]
+first = engine.generate(asked)
+for version in (1, 2):
+    torch.cuda.empty_cache()
+    awake, total = torch.cuda.mem_get_info()
+    engine.sleep()
+    asleep, _ = torch.cuda.mem_get_info()
+    assert asleep - awake > 0.2 * total, (awake, asleep, total)
+    engine.wake()
+    if version == 2:
+        engine.load(publish(policy.model, scheme, 2))
+    again = engine.generate(asked)
+    assert [s.version for s in again] == [version] * len(asked)
+    for one, other in zip(first, again):
+        assert one.response_ids == other.response_ids
+        assert np.array_equal(one.logprobs_T, other.logprobs_T)
+print("SAME")
+"""
+
+
+@pytest.mark.parametrize("scheme", ["none", "w8a8_int8", "w4a16"])
+def test_an_engine_that_sleeps_gives_its_memory_back_and_wakes_as_it_was(
+    scheme: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    """With the weights that it had, and then with those of a publication."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    env = {**os.environ, **engine_env("cuda", RolloutConfig(batch_invariant=scheme != "w4a16"))}
+    command = [sys.executable, "-c", SAMPLED_BEFORE_AND_AFTER_A_SLEEP, str(tiny_models["qwen3"]), str(tmp_path), scheme]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "SAME" in done.stdout
 
 
 @pytest.mark.parametrize("scheme", ["none", "w8a8_int8"])

@@ -60,7 +60,7 @@ class FakeEngine:
     def __init__(self, worker: int = 0, drift: float = 0.0, faults: Path | None = None) -> None:
         self.worker, self.drift, self.faults = worker, drift, faults
         self.theta, self.version = 0.0, -1
-        self.steps = 0
+        self.steps, self.asleep = 0, False
         self.running: dict[int, tuple[int, Sample, SampleRequest]] = {}  # first the step at which it began
 
     def info(self) -> WorkerInfo:
@@ -72,7 +72,15 @@ class FakeEngine:
     def receive(self, step: TransferStep) -> None:
         raise NotImplementedError("weights come with `load` only")
 
+    def sleep(self) -> None:
+        assert not self.running, "its requests would be lost"
+        self.asleep = True
+
+    def wake(self) -> None:
+        self.asleep = False
+
     def load(self, weights: WeightSource) -> None:
+        assert not self.asleep
         assert all(request.partial for *_, request in self.running.values()), "a response would be of two versions"
         version = weights.manifest.version
         if weights.manifest.digest == BAD_DIGEST:
@@ -120,6 +128,7 @@ class FakeEngine:
         return [self._sample(request) for request in requests]
 
     def _sample(self, request: SampleRequest) -> Sample:
+        assert not self.asleep, "asleep"
         self._maybe_fail(request.prompt.id)
         rng = Random(f"{request.seed}/{self.theta}/{request.temperature}")
         ids = tuple(rng.choices(range(10), k=rng.randint(1, min(4, request.max_new_tokens))))
@@ -203,6 +212,14 @@ class FakeFleet:
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         self.requests.append(list(requests))
         return [self.engines[i % len(self.engines)].generate([r])[0] for i, r in enumerate(requests)]
+
+    def sleep(self) -> None:
+        for engine in self.engines:
+            engine.sleep()
+
+    def wake(self) -> None:
+        for engine in self.engines:
+            engine.wake()
 
     def switch(self, scheme: QuantScheme) -> None:
         self.switches.append(scheme)
@@ -436,10 +453,10 @@ class Killed(BaseException):
 
 
 class Fuse:
-    """Lets `calls` calls through to all that it guards, then kills; endless when None."""
+    """Lets `calls` calls through to all that it guards, then kills; endless when None. Keeps their names, in order."""
 
     def __init__(self, calls: int | None) -> None:
-        self.left, self.made = calls, 0
+        self.left, self.made, self.names = calls, 0, list[str]()
 
     def guard(self, partner: Any) -> Any:
         fuse = self
@@ -450,6 +467,7 @@ class Fuse:
                     if fuse.made == fuse.left:
                         raise Killed
                     fuse.made += 1
+                    fuse.names.append(f"{type(partner).__name__.removeprefix('Fake').lower()}.{name}")
                     return getattr(partner, name)(*args, **kwargs)
 
                 return call

@@ -53,6 +53,7 @@ class Run:
         batches: Path | None = None,
         fleet: FakeFleet | None = None,
         learner: FakeLearner | None = None,
+        sleeps: bool = False,
     ) -> None:
         self.fuse = Fuse(kill_after)
         self.learner, self.fleet, self.tracker = learner or FakeLearner(), fleet or FakeFleet(engines), FakeTracker()
@@ -73,6 +74,7 @@ class Run:
             exact,
             self.augmenter,
             batches,
+            sleeps=sleeps,
         )
         if saved := checkpoints.latest(print):
             self.trainer.resume(*saved)

@@ -74,9 +74,13 @@ class LearnerMemory:
     """Temporaries of the optimizer's step."""
 
     @property
+    def held(self) -> int:
+        """Between two updates, too."""
+        return self.weights + self.masters + self.gradients + self.optimizer + self.quantized + self.stock_policy
+
+    @property
     def peak(self) -> int:
-        held = self.weights + self.masters + self.gradients + self.optimizer + self.quantized + self.stock_policy
-        return held + max(self.bucket + self.gathered + self.activations + self.logits, self.step)
+        return self.held + max(self.bucket + self.gathered + self.activations + self.logits, self.step)
 
 
 def quantized_bytes(variant: Variant, prepared_bits: int) -> int:

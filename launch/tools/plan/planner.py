@@ -20,7 +20,7 @@ from launch.tools.plan.memory import EngineMemory, LearnerMemory, Variant
 from launch.tools.plan.result import NOT_TIMED, Estimate, Plan, Slowdown, Speeds, Times
 from launch.tools.plan.shapes import shapes_of
 from launch.tools.plan.timing import time_model
-from qarl.config.derived import choose_counts, numerics_of
+from qarl.config.derived import choose_counts, numerics_of, sleeps
 from qarl.config.run import PROBE_PROMPTS, Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
@@ -191,11 +191,16 @@ class Planner:
 
     @property
     def _learner_budget(self) -> int:
-        """Bytes that a rank may take: a GPU minus an engine on the same GPU; the machine's memory on CPU."""
+        """Bytes that a rank may take: a GPU minus an engine on the same GPU, of which little is left while it sleeps;
+        the machine's memory on CPU."""
         if not self._on_cuda:
             return int(self._device.memory)
         engine = self._engine_budget if self._config.cluster.colocate else 0
-        return int(self._device.memory) - engine - GPU_RESERVE
+        return int(self._device.memory) - (GPU_RESERVE if self._sleeps else engine) - GPU_RESERVE
+
+    @property
+    def _sleeps(self) -> bool:
+        return sleeps(self._config, self._device.kind)
 
     @property
     def _dense_bytes(self) -> int:
@@ -360,6 +365,12 @@ class Planner:
             yield (
                 f"a learner rank needs {_gib(learner.peak)} of {_gib(self._learner_budget)}; raise learner.num_ranks "
                 "or learner.zero_stage, set learner.gradient_checkpointing, or lower learner.max_tokens_per_micro_batch"
+            )
+        beside = int(self._device.memory) - self._engine_budget - GPU_RESERVE
+        if self._sleeps and learner.held > beside:
+            yield (
+                f"while the engine is awake a learner rank holds {_gib(learner.held)}, beside it are {_gib(beside)}; "
+                "lower rollout.gpu_memory_utilization, or set cluster.colocate to false"
             )
         needed = self._host_bytes(learner, engine, self._variant(self._schemes[0]).published_bytes)
         if not self._on_cuda and self._config.cluster.address is None and needed > self._device.memory:

@@ -139,6 +139,12 @@ class SimulatedFleet:
         """For evaluations, which are no part of a step: they take no time here."""
         return [self._sample(request) for request in requests]
 
+    def sleep(self) -> None:
+        """Takes no time: no simulated engine shares a device with the learner."""
+
+    def wake(self) -> None:
+        pass
+
     def busy_share(self) -> float:
         now = self._world.now()
         busy_s = self._busy_s + sum(now - since for since in self._busy_since.values())

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from launch.demo.pretrained import fetch_missing
 from launch.demo.tiny_model import check_model
-from launch.machine import Machine, bundles
+from launch.machine import Machine, bundles, sharing_line
 from launch.preflight import check_longest, check_numerics, faults, scheme_faults, setting_faults
-from qarl.config.derived import choose_counts
+from qarl.config.derived import choose_counts, sleeps
 from qarl.config.io import load_config, validate
 from qarl.config.run import Config, DebugConfig
 from qarl.config.schedule import schemes_of
@@ -395,6 +395,25 @@ def test_a_scheme_that_the_engine_lacks_is_an_error_before_any_actor(kernel: str
 def test_colocated_actors_share_the_gpus() -> None:
     config = choose_counts(make_config(cluster={"colocate": True}), "cuda", 8)
     assert bundles(config, "cuda") == ([{"CPU": 1.0, "GPU": 0.5}], [{"CPU": 1.0, "GPU": 0.5}])
+
+
+@pytest.mark.parametrize(
+    ("device", "sections", "line"),
+    [
+        ("cuda", {}, "cluster.colocate: the engine gives its GPU memory back while the learner works"),
+        ("cuda", {"cluster": {"colocate": True, "sleep": False}}, "keeps its GPU memory while the learner works, (clu"),
+        ("cuda", {"train": {"max_staleness": 1}}, "keeps its GPU memory while the learner works, as it samples mean"),
+        ("cuda", {"cluster": {"colocate": False}}, None),
+        ("cpu", {}, None),
+    ],
+)
+def test_only_engines_on_the_gpu_of_a_learner_that_waits_sleep(
+    device: str, sections: dict[str, Any], line: str | None
+) -> None:
+    config = make_config(**{"cluster": {"colocate": True}, **sections})
+    assert sleeps(config, device) == (line is not None and "gives" in line)
+    said = sharing_line(config, device)
+    assert line in said if line else not said
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

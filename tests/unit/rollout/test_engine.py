@@ -29,6 +29,8 @@ class LLM:
     most: int = 0
     begun: list[int] = field(default_factory=list)
     finish: Sequence[int] = ()
+    levels: list[int] = field(default_factory=list)
+    """At which vLLM slept, and 0 for each time that it woke."""
 
     model_config = SimpleNamespace(max_model_len=LONGEST)
 
@@ -37,6 +39,17 @@ class LLM:
         return self
 
     renderer = SimpleNamespace(render_cmpl=lambda prompts: [prompts[0]["prompt_token_ids"]])
+
+    def sleep(self, level: int) -> None:
+        assert not self.is_sleeping()
+        self.levels.append(level)
+
+    def wake_up(self) -> None:
+        assert self.is_sleeping()
+        self.levels.append(0)
+
+    def is_sleeping(self) -> bool:
+        return bool(self.levels and self.levels[-1])
 
     def add_request(self, number: str, prompt: list[int], request: SampleRequest) -> None:
         self.begun.append(int(number))
@@ -134,3 +147,15 @@ def test_a_cache_without_room_for_one_sequence_is_refused() -> None:
     engine._blocks = 3
     with pytest.raises(ResourceError, match="48 tokens holds no sequence of 64"):
         engine._fitting(LONGEST)
+
+
+def test_an_engine_that_sleeps_keeps_its_weights_and_samples_nothing() -> None:
+    engine = engine_of(llm := LLM())
+    engine.wake()  # it is awake
+    engine.sleep()
+    with pytest.raises(RolloutError, match="cannot sample while it sleeps"):
+        engine.add({0: request(8, 8)})
+    engine.wake()
+    engine.add({0: request(8, 8)})
+    assert llm.levels == [1, 0]  # at level 2 vLLM drops weights
+    assert llm.begun == [0]

@@ -170,6 +170,20 @@ def test_a_worker_found_dead_when_weights_arrive_is_replaced(make_fleet: MakeFle
     assert note.startswith("rollout worker 0 died during load")
 
 
+def test_a_worker_that_dies_asleep_wakes_as_another_with_its_weights(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    made.fleet.sleep()
+    for actor in made.fleet.actors:
+        with pytest.raises(AssertionError, match="asleep"):
+            ray.get(actor.generate.remote(REQUESTS[:1]))
+    kill(made.fleet, 1)
+    made.fleet.wake()
+    [note] = made.notes
+    assert note.startswith("rollout worker 1 died during wake")
+    assert [(version, list(samples)) for version, samples in made.prover.judged] == [(1, [0, 1]), (1, [1])]
+    assert content(made.fleet.sample(REQUESTS)) == expected(2.0, 1)
+
+
 def test_a_replacement_that_dies_too_is_replaced(make_fleet: MakeFleet) -> None:
     made = make_fleet(1)
     made.order("p0", "die")

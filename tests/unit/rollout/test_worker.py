@@ -143,6 +143,21 @@ def test_weights_wait_for_whole_responses_and_not_for_partial_ones() -> None:
     run(scenario)
 
 
+def test_sleep_waits_for_a_call_that_was_cancelled() -> None:
+    """The fleet has forgotten it; the engine has not yet. A fake with requests does not sleep."""
+
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        forgotten = asyncio.create_task(worker.generate(REQUESTS[:1]))
+        await begun(worker, engine, 1)
+        forgotten.cancel()
+        await worker.sleep()
+        assert engine.asleep
+        await worker.wake()
+        assert len(await worker.generate(REQUESTS[1:2])) == 1
+
+    run(scenario)
+
+
 def test_a_step_that_fails_fails_every_group_and_the_worker_goes_on() -> None:
     async def scenario(worker: RolloutWorker, engine: Endless) -> None:
         calls = [asyncio.create_task(worker.generate(REQUESTS[:1])) for _ in range(2)]

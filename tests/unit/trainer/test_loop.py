@@ -53,6 +53,23 @@ def test_scheduled_precision_switches_learner_and_engines_before_the_step(tmp_pa
     assert len(again.fleet.switches) == 1
 
 
+def test_engines_on_the_learners_gpu_sleep_while_it_works(tmp_path: Path) -> None:
+    """A fake that sleeps neither samples nor loads. The probe is sampled and scored when all are awake."""
+    config = make_config(mismatch={"proof_every": 1, "unaligned_every": 1}, tracking={"table_every": 1})
+    run, plain = Run(tmp_path / "shared", config, sleeps=True), Run(tmp_path / "alone", config)
+    assert run.trainer.run() == plain.trainer.run()
+    assert run.state() == plain.state()
+    shared, alone = ([n for n in r.fuse.names if n.startswith(("fleet", "learner"))] for r in (run, plain))
+    learns = ["learner.score", "learner.score", "learner.update", "learner.score"]  # prox, unaligned, table
+    publishes = ["learner.publish", "fleet.wake", "fleet.load", "learner.score"]
+    evaluation, checkpoint = "fleet.sample", "learner.save"
+    step = [*("fleet.submit", "fleet.poll", "fleet.sleep"), *learns, *publishes, "fleet.busy_share"]
+    two = [*step, *step, evaluation, checkpoint]
+    assert shared == [*publishes, evaluation, *two, *step, *step, checkpoint, evaluation]
+    assert alone == [name for name in shared if name not in ("fleet.sleep", "fleet.wake")]
+    assert run.steps("timing_s/sleep") == [1, 2, 3, 4]
+
+
 def test_requests_are_groups_of_distinct_seeds_at_the_training_temperature(tmp_path: Path) -> None:
     run = Run(tmp_path, make_config())
     run.trainer.run()

@@ -15,7 +15,7 @@ from launch.preflight import model_config
 from launch.tools.plan import command
 from launch.tools.plan.devices import CPU, GPUS, Device
 from launch.tools.plan.measure import measure
-from launch.tools.plan.planner import Planner
+from launch.tools.plan.planner import GPU_RESERVE, Planner
 from launch.tools.plan.result import Estimate, Plan, Times, _range
 from launch.tools.plan.shapes import shapes_of
 from qarl.config.io import load_config
@@ -251,11 +251,32 @@ def test_memory_follows_the_config(run: Run, qwen7b: list[str]) -> None:
     assert learner("learner.num_ranks=16")["optimizer"] * 2 == base["optimizer"]
 
 
-def test_a_shared_gpu_is_shared(run: Run, qwen7b: list[str]) -> None:
-    alone, shared = (
-        run(*qwen7b, f"cluster.colocate={colocate}", "--device", "h200")[1] for colocate in ("false", "true")
+def test_a_shared_gpu_is_shared_and_an_engine_that_sleeps_leaves_it(run: Run, qwen7b: list[str]) -> None:
+    def plan(*argv: str) -> dict[str, Any]:
+        return run(*qwen7b, *argv, "--device", "h200")[1]
+
+    alone, shared, asleep = (
+        plan(f"cluster.colocate={colocate}", f"cluster.sleep={sleep}")
+        for colocate, sleep in (("false", "true"), ("true", "false"), ("true", "true"))
     )
     assert alone["learner_budget"] - shared["learner_budget"] == shared["engine_budget"]
+    assert alone["learner_budget"] - asleep["learner_budget"] == GPU_RESERVE
+    ahead = plan("cluster.colocate=true", "train.max_staleness=1")
+    assert ahead["learner_budget"] == shared["learner_budget"]
+
+
+def test_what_a_learner_holds_must_fit_beside_an_engine_that_wakes(run: Run) -> None:
+    """What an update takes besides may have the engine's place."""
+    counts = "learner.num_ranks=1", "rollout.num_workers=1"
+    one = ("gsm8k_qwen2.5_0.5b", *counts, "cluster.colocate=true", "--device", "l40s")
+
+    def faults(share: float, sleep: str) -> str:
+        settings = f"rollout.gpu_memory_utilization={share}", f"cluster.sleep={sleep}"
+        return " ".join(run(*one, *settings)[1]["faults"])
+
+    assert "while the engine is awake a learner rank holds" in faults(0.9, "true")
+    assert faults(0.75, "true") == ""
+    assert "a learner rank needs" in faults(0.75, "false")
 
 
 def test_text_for_the_terminal(
