@@ -145,6 +145,11 @@ class _Job:
         if folder.saved:
             log(f"continuing after step {folder.step}")
             trainer.resume(*folder.saved)
+        if config.rollout.keep_kv:
+            log(
+                "rollout.keep_kv: responses that new weights interrupt keep their keys and values. Their log-probs "
+                "from then on are those of no learner, and max |d log p| is above 0 there (mismatch/kept_kv_*)"
+            )
         if config.debug.rollout_only:
             log("debug.rollout_only: no step updates the weights")
         after = trainer.run()

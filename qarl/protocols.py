@@ -46,8 +46,8 @@ class Engine(Protocol):
         """Load `weights`, all or nothing, and check that the engine holds them.
 
         Only partial requests may be running. They go on under the new weights: the engine prefills prompt and response
-        so far again, as one prompt. Raises PublicationError when the weights differ from their manifest, or the engine
-        does not hold them after the load; the engine then holds the previous version.
+        so far again, as one prompt, but with `rollout.keep_kv`. Raises PublicationError when the weights differ from
+        their manifest, or the engine does not hold them after the load; it then holds the previous version.
         """
         ...
 

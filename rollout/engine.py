@@ -16,13 +16,14 @@ from torch import Tensor, distributed
 
 from qarl.config.policy import RolloutConfig
 from qarl.errors import KernelError, PublicationError, QarlError, ResourceError, RolloutError, first_line
-from qarl.numerics.engine_ops import BLOCK_SIZE, same_prefill_tokens
+from qarl.numerics.engine_ops import same_prefill_tokens
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
 from qarl.quant.experts import check_engine
 from qarl.quant.formats import check_processor, engine_kernels
 from qarl.quant.scheme import FUSED, QuantScheme
 from qarl.types import Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import Bucket, Channel, PublishedWeights, TransferStep, WeightSource
+from rollout.engine_settings import engine_settings
 from rollout.loader import LOAD_ERRORS
 from rollout.read_back import Selection
 
@@ -56,12 +57,6 @@ def _is_expected(layer: str, kernel: str, scheme: QuantScheme, allowed: tuple[st
     parent, _, name = layer.rpartition(".")
     covered = all(scheme.covers(f"{parent}.{part}") for part in FUSED.get(name, (name,)))
     return kernel in allowed if covered else not kernel
-
-
-def _parallel_settings(processes: int, device: str) -> dict[str, Any]:
-    """Arguments of `vllm.LLM` for an engine of several processes, which this one only schedules."""
-    settings: dict[str, Any] = {"tensor_parallel_size": processes, "distributed_executor_backend": "mp"}
-    return settings | ({"worker_cls": "rollout.shard.CPUShard"} if device == "cpu" else {})
 
 
 def _all_tensors(weights: WeightSource) -> Bucket:
@@ -145,41 +140,17 @@ class VLLMEngine:
         check_engine(scheme, json.loads((model_dir / "config.json").read_text()), dtype, device)
         from vllm import LLM
 
-        settings: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-        if device == "cpu":
-            # No chunked prefill: vLLM's CPU sampler loses a request's seed between chunks of its prompt.
-            settings = {"block_size": BLOCK_SIZE, "enable_chunked_prefill": False}
-        if config.transport != "object_store":
-            from rollout.receive import transfer_settings
-
-            settings |= transfer_settings(config.transport)
         self._worker, self._device, self._scheme = worker, device, scheme
-        self._receives = config.transport != "object_store"
+        self._keep_kv, self._receives = config.keep_kv, config.transport != "object_store"
         self._held: WeightSource | None = None
         self._waiting: dict[int, SampleRequest] = {}  # for room in the KV cache
         self._running: dict[int, _Running] = {}
         self._read_back_every, self._loads = config.read_back_every, 0
         self._shards = config.tensor_parallel_size
-        if self._shards > 1:
-            settings |= _parallel_settings(self._shards, device)
-        elif device == "cpu" and not distributed.is_initialized():
+        if self._shards == 1 and device == "cpu" and not distributed.is_initialized():
             # Else vLLM makes this group of one process itself, with a file in TMPDIR that nobody removes.
             distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        self._llm = LLM(
-            str(model_dir),
-            dtype=dtype,
-            load_format="dummy",
-            enforce_eager=device == "cpu",
-            max_model_len=config.max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_model_len),
-            logprobs_mode="processed_logprobs",
-            worker_extension_cls="rollout.loader.WeightLoader",
-            disable_log_stats=True,
-            enable_sleep_mode=sleeps,
-            seed=0,
-            **settings,
-        )
+        self._llm = LLM(str(model_dir), dtype=dtype, **engine_settings(config, device, sleeps))
         layers, *_ = self._llm.collective_rpc("qarl_kernels")
         self._kernels = tuple(sorted({kernel for kernel in layers.values() if kernel}))
         wrong = {name: kernel for name, kernel in layers.items() if not _is_expected(name, kernel, scheme, allowed)}
@@ -284,7 +255,8 @@ class VLLMEngine:
 
         Tensors that a transfer has brought since the last load are used, and `weights` gives their manifest.
         Partial requests that run go on with their next token: vLLM drops their keys and values, and prefills prompt and
-        response so far as one prompt. Their random generators go on, too, so no random number is used twice.
+        response so far as one prompt, but with `rollout.keep_kv`, where they keep them. Their random generators go on,
+        too, so no random number is used twice.
         Raises PublicationError: the weights differ from their manifest, have another scheme, end early, or the engine
         does not compute with them. The engine then loads its previous version again; the error says if it could.
         """
@@ -362,7 +334,7 @@ class VLLMEngine:
         for errors in self._llm.collective_rpc("qarl_take", args=(weights, self._scheme, selection)):
             if errors:
                 raise errors[0]
-        if not self._llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
+        if not self._keep_kv and not self._llm.reset_prefix_cache(reset_running_requests=bool(self._running)):
             raise PublicationError("the engine kept its prefix cache")
 
     def _put_back(self, previous: WeightSource | None, refused: int, error: Exception) -> PublicationError:

@@ -58,7 +58,9 @@ from trainer.step import (
     aligned_logprobs,
     at_sampled,
     build,
+    compared,
     error_tokens_of,
+    kept_kv_metrics,
     split,
     staleness_metrics,
     table_row,
@@ -215,7 +217,8 @@ class Trainer:
             prox = self._while_sampling(lambda: self._learner.score([record.sequence for record in records]))
             earlier = self._rescored(records, step)
         metrics: dict[str, float] = {}
-        ours, theirs = (at_sampled(records, values, version=step - 1) for values in (prox, sampler))
+        keep_kv = self._config.rollout.keep_kv
+        ours, theirs = compared(records, prox, step - 1, keep_kv)
         if self._config.mismatch.stale_share:
             metrics["mismatch/stale_compared"] = float(len(earlier))
             ours, theirs = [*ours, *(own for own, _ in earlier)], [*theirs, *(other for _, other in earlier)]
@@ -223,17 +226,23 @@ class Trainer:
             metrics |= self._proof.observe(ours, theirs, step)
         if self._config.train.max_staleness:
             metrics |= staleness_metrics(records, prox, step)
+        if keep_kv:
+            metrics |= kept_kv_metrics(records, prox, step - 1)
         return with_prox(records, prox), metrics
 
     def _rescored(self, records: Sequence[Record], step: int) -> list[tuple[Logprobs, Logprobs]]:
         """Log-probs by the weights that sampled, of learner and sampler, for `mismatch.stale_share` of what is stale:
-        of the tokens of one older version in a response."""
+        of the tokens of one older version in a response; with `rollout.keep_kv` of its first one alone."""
         config, found = self._config, list[tuple[Logprobs, Logprobs]]()
-        stale = [(record, version) for record in records for version in record.sample.versions if version < step - 1]
+        keep_kv = config.rollout.keep_kv
+        pairs = [
+            (record, version) for record in records for version in record.sample.versions[: 1 if keep_kv else None]
+        ]
+        stale = [(record, version) for record, version in pairs if version < step - 1]
         count = math.ceil(config.mismatch.stale_share * len(stale))
         chosen = Random(derive_seed(config.seed, "stale", step)).sample(stale, count)
-        for version, pairs in groupby(sorted(chosen, key=itemgetter(1)), key=itemgetter(1)):
-            sequences = [record.sequence for record, _ in pairs]
+        for version, ones in groupby(sorted(chosen, key=itemgetter(1)), key=itemgetter(1)):
+            sequences = [record.sequence for record, _ in ones]
             scores = self._while_sampling(partial(self._learner.score, sequences, version=version))
             found += [
                 (sequence.at_sampled(score_T, version), sequence.at_sampled(sequence.sampler_logprobs_T, version))

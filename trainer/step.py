@@ -67,6 +67,34 @@ def at_sampled(records: Sequence[Record], values: Sequence[Logprobs], version: i
     return [record.sequence.at_sampled(values_T, version) for record, values_T in zip(records, values, strict=True)]
 
 
+def compared(
+    records: Sequence[Record], prox: Sequence[Logprobs], version: int, keep_kv: bool
+) -> tuple[list[Logprobs], list[Logprobs]]:
+    """What learner, which has weights `version`, and sampler give the tokens that these weights sampled.
+
+    With `keep_kv` (`rollout.keep_kv`) responses of several versions are left out: their later tokens were sampled from
+    keys and values of older weights, which the learner does not have.
+    """
+    pairs = [
+        (
+            record.sequence.at_sampled(prox_T, version),
+            record.sequence.at_sampled(record.sequence.sampler_logprobs_T, version),
+        )
+        for record, prox_T in zip(records, prox, strict=True)
+        if not (keep_kv and len(record.sample.versions) > 1)
+    ]
+    return [ours for ours, _ in pairs], [theirs for _, theirs in pairs]
+
+
+def kept_kv_metrics(records: Sequence[Record], prox: Sequence[Logprobs], version: int) -> dict[str, float]:
+    """How many responses went on with keys and values of older weights, and how far the sampler's log-probs of their
+    tokens of weights `version` are from the learner's."""
+    kept = [(r, prox_T) for r, prox_T in zip(records, prox, strict=True) if len(r.sample.versions) > 1]
+    ours, theirs = compared([r for r, _ in kept], [prox_T for _, prox_T in kept], version, keep_kv=False)
+    metrics = {"staleness/kept_kv": float(len(kept))}
+    return metrics | (Mismatch.between(ours, theirs).metrics("mismatch/kept_kv_") if any(map(len, ours)) else {})
+
+
 def aligned_logprobs(record: Record, step: int) -> Logprobs:
     """What the policy before the update of `step` gives the record's tokens: by the sampler if it had these weights,
     else by the learner."""

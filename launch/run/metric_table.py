@@ -83,12 +83,25 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
             "",
             "parts of responses that were compared with the learner of the older version that sampled them",
         ),
+        (
+            "mismatch/kept_kv_*",
+            "",
+            "",
+            "the same statistics of responses that kept keys and values of older weights (`rollout.keep_kv`), which "
+            "no other of these figures counts",
+        ),
         ("mismatch/unaligned_*", "", "", "the same statistics with the plain model as learner, for comparison"),
         ("mismatch/probe_logp_abs_max", "nats", "min", "largest |d log p| on the probe after a publication"),
     ),
     "staleness": (
         ("staleness/age_*", "versions", "", "how much older than the learner the oldest tokens of a response are"),
         ("staleness/continued", "responses", "", "responses that went on under newer weights (`rollout.partial`)"),
+        (
+            "staleness/kept_kv",
+            "responses",
+            "",
+            "responses that went on with keys and values of older weights (`rollout.keep_kv`)",
+        ),
         ("staleness/segments", "segments", "", "parts of the step's responses that one version sampled each"),
         ("staleness/k1_kl", "nats", "", "KL(sampler || pi_prox), estimator k1"),
         ("staleness/k3_kl", "nats", "", "KL(sampler || pi_prox), estimator k3"),

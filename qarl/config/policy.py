@@ -224,6 +224,11 @@ class RolloutConfig(Node):
     """Partial rollouts, with `train.max_staleness` > 0: a publication interrupts the responses that run, and they go on
     under the new weights. False: a publication waits for the groups that have begun. True costs prefill in engine and
     learner (docs/architecture.md)."""
+    keep_kv: bool = False
+    """With `partial`: a response that a publication interrupts keeps the keys and values of its older weights, and
+    nothing is prefilled again. The price: no learner computes what it samples from then on, so its log-probs are those
+    of no policy. The learner scores such responses always, they count for no proof, and the corrections weigh them;
+    `mismatch/kept_kv_*` logs how far they are. The engine then has no prefix cache."""
     stragglers: StragglersConfig = StragglersConfig()
     """What happens to groups that take much longer than others."""
     sampling: SamplingConfig = SamplingConfig()
@@ -239,6 +244,8 @@ class RolloutConfig(Node):
                 yield "rollout.tensor_parallel_size: it does not work with rollout.partial; set one of them"
             if self.transport != "object_store":
                 yield f"rollout.tensor_parallel_size: {self.transport} brings weights to one process of an engine"
+        if self.keep_kv and not self.partial:
+            yield "rollout.keep_kv: it is about responses that new weights interrupt; set rollout.partial, or leave it"
         steps = [stage.from_step for stage in self.schedule]
         if sorted(set(steps)) != steps:
             yield f"rollout.schedule: from_step must rise from stage to stage, got {steps}"

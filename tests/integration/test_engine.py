@@ -209,6 +209,46 @@ def test_a_partial_response_is_exact_in_every_version_that_sampled_it(
     assert all(np.array_equal(a.logprobs_T, b.logprobs_T) for a, b in zip(again, samples, strict=True))
 
 
+@pytest.mark.parametrize("keep_kv", [False, True])
+def test_a_response_that_keeps_its_keys_needs_no_prefill_and_is_inexact(
+    policy: Policy, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_kv: bool
+) -> None:
+    """With new weights; what is asked then is exact, also where its prompt was prefilled under the old ones."""
+    write_engine_config(tmp_path, tiny_models["qwen3"], SCHEME)
+    config = RolloutConfig(max_model_len=256, partial=True, keep_kv=keep_kv)
+    engine = VLLMEngine(tmp_path, config, SCHEME, "bfloat16", "cpu")
+    policies = {version: perturbed(policy, seed=version) for version in (1, 2)}
+    scheduled, schedule = list[int](), Scheduler.schedule
+
+    def counted(self: Scheduler, *args: Any, **kwargs: Any) -> Any:
+        output = schedule(self, *args, **kwargs)
+        scheduled.append(output.total_num_scheduled_tokens)
+        return output
+
+    monkeypatch.setattr(Scheduler, "schedule", counted)
+    asked = [dataclasses.replace(request, ignore_eos=True) for request in requests(4, 60, before=150)]
+    engine.load(publish(policies[1].model, SCHEME, 1))
+    engine.generate(asked)  # where there is a prefix cache, it has their prompts
+    engine.add({10 + n: dataclasses.replace(request, partial=True) for n, request in enumerate(asked)})
+    for _ in range(20):
+        assert not engine.step()
+    engine.load(publish(policies[2].model, SCHEME, 2))
+    before = len(scheduled)
+    engine.step()
+    so_far = sum(len(request.prompt.token_ids) + 20 for request in asked)
+    assert scheduled[before] == (len(asked) if keep_kv else so_far)
+    engine.add(dict(enumerate(asked)))
+    samples: dict[int, Sample] = {}
+    while len(samples) < 2 * len(asked):
+        samples |= engine.step()
+    new, interrupted = ([samples[first + n] for n in range(len(asked))] for first in (0, 10))
+    assert gap(policies[2], new).abs_max == 0.0
+    assert [TrainSequence.of(sample).turns for sample in interrupted] == [[(0, 20), (20, 60)]] * 4
+    assert [sample.versions for sample in interrupted] == [[1, 2]] * 4
+    assert gap(policies[1], interrupted, 1).abs_max == 0.0
+    assert (gap(policies[2], interrupted, 2).abs_max > 0.0) == keep_kv
+
+
 def test_partial_responses_leave_the_probe_its_places(engine: VLLMEngine, policy: Policy) -> None:
     """It begins in the first step after a publication, beside all requests that a fleet gives the engine."""
     settings = ("rollout.partial=true", "train.max_staleness=1", "rollout.max_model_len=768")

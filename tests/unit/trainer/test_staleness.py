@@ -6,6 +6,7 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Lock
@@ -336,6 +337,46 @@ def test_a_response_is_as_old_as_its_oldest_segment(tmp_path: Path) -> None:
     assert sum(run.values("train/too_old")) >= 1.0
 
 
+class OldKeys(SlowFleet):
+    """Holds every second group, from the second step on, until new weights interrupt it. What an interrupted response
+    goes on with has log-probs of no learner."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.loads_before: dict[int, int] = {}
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        for number in list(self.waiting):
+            self.begun[number], self.loads_before[number] = self.sample(self.waiting.pop(number)), len(self.loads)
+        for number in [n for n in self.begun if n < 4 or n % 2 or self.loads_before[n] < len(self.loads)]:
+            self.finished[number] = self.begun.pop(number)
+        return FakeFleet.poll(self, timeout_s)
+
+    def _continued(self, sample: Sample, request: SampleRequest) -> Sample:
+        new = self.engines[0].continued(sample, request, len(sample.response_ids) // 2)
+        old_keys_T = 0.0 if new.versions_T is None else (new.versions_T > new.versions_T[0]).astype(np.float32)
+        return replace(new, logprobs_T=new.logprobs_T - 0.25 * old_keys_T)
+
+
+@pytest.mark.parametrize("keep_kv", [False, True])
+def test_responses_that_keep_old_keys_count_for_no_proof(tmp_path: Path, keep_kv: bool) -> None:
+    """They are scored always, counted, and measured apart from all others."""
+    rollout = {"partial": True, "keep_kv": keep_kv}
+    settings = {"learner": {"prox": "auto"}, "mismatch": {"proof_steps": 1, "stale_share": 1.0}}
+    run = Run(tmp_path, stale_config(1, rollout=rollout, **settings), fleet=OldKeys(3), rewards=OneCaller())
+    run.trainer.run()
+    kept, gaps = run.values("staleness/kept_kv"), run.values("mismatch/kept_kv_logp_abs_max")
+    assert (max(run.values("mismatch/logp_abs_max")) > 0.0) == (not keep_kv)
+    if keep_kv:
+        assert kept == run.values("staleness/continued")
+        assert sum(kept) > 0
+        assert max(gaps) == pytest.approx(0.25, abs=1e-6)
+        assert run.steps("timing_s/prox") == run.steps("staleness/kept_kv")
+        assert not any("no longer" in note for note in run.tracker.notes)
+    else:
+        assert kept == gaps == []
+
+
 def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None:
     run = Run(tmp_path, stale_config(4, eval={"every": 99}), learner=CheckedLearner())
     run.trainer.run()
@@ -355,6 +396,7 @@ def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None
             "mismatch.stale_share",
         ),
         ({"rollout": {"partial": True}}, "rollout.partial"),
+        ({"train": {"max_staleness": 1}, "rollout": {"keep_kv": True}}, "rollout.keep_kv"),
         ({"train": {"max_staleness": 1}, "rollout": {"partial": True, "max_num_seqs": 7}}, "rollout.max_num_seqs"),
         ({"train": {"max_staleness": 4}, "rollout": {"partial": True}}, "learner.max_tokens_per_micro_batch"),
     ],
