@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qarl.errors import ModelError
 from qarl.model_folder import load_model, reading
+from qarl.numerics.head import as_head
 from qarl.numerics.layers import BatchLayout, hidden_states
 from qarl.numerics.profile import apply_profile
 from qarl.quant.linear import align_linears
@@ -77,6 +77,7 @@ class Policy(nn.Module):
         sequence = self._example()
         expected_T = self._transformers_logprobs(sequence)
         apply_profile(self.model, numerics, self.device, shards)
+        as_head(self.model.get_output_embeddings())
         self._check_forward(sequence, expected_T, str(path))
 
     def train(self, mode: bool = True) -> "Policy":
@@ -91,17 +92,17 @@ class Policy(nn.Module):
     def forward(self, batch: Batch, entropy: EntropyMode = "none") -> PolicyOutput:
         """Log-probs of the response tokens and, unless `entropy` is "none", entropies without or with gradient.
 
-        Of the logits, the widest tensor of all, only `head_elements` values exist at a time: the backward computes
-        them again where there are more.
+        Of the logits only `head_elements` values exist at a time: the backward computes them again where there are
+        more (`qarl.numerics.head`).
         """
-        hidden_SE = self._hidden(batch)
         rows = head_rows(self.model.config.vocab_size, self.head_elements)
-        recompute = torch.is_grad_enabled() and len(hidden_SE) > rows
-        parts = [
-            checkpoint(self._head, *chunk, entropy, use_reentrant=False) if recompute else self._head(*chunk, entropy)
-            for chunk in zip(hidden_SE.split(rows), batch.sampled_S.split(rows), strict=True)
-        ]
-        logp_S, entropy_S = (torch.cat(values) for values in zip(*parts, strict=True))
+
+        def score(logits_CV: Tensor, sampled_C: Tensor) -> tuple[Tensor, Tensor]:
+            return self._score(logits_CV, sampled_C, entropy)
+
+        logp_S, entropy_S = self.model.get_output_embeddings()(self._hidden(batch), batch.sampled_S, rows, score)
+        if entropy != "gradient":
+            entropy_S = entropy_S.detach()
         return PolicyOutput(_spread(logp_S, batch), None if entropy == "none" else _spread(entropy_S, batch))
 
     def _example(self) -> TrainSequence:
@@ -145,9 +146,9 @@ class Policy(nn.Module):
         layout = BatchLayout(batch.rows, paged=self.numerics == "engine", device=self.device)
         return hidden_states(self.model.model, batch.ids_N, layout)[batch.predicts_S]
 
-    def _head(self, hidden_CE: Tensor, sampled_C: Tensor, entropy: EntropyMode) -> tuple[Tensor, Tensor]:
+    def _score(self, logits_CV: Tensor, sampled_C: Tensor, entropy: EntropyMode) -> tuple[Tensor, Tensor]:
         """Log-probs of `sampled_C`, and entropies (none where not requested)."""
-        logits_CV = after_head(self.model.get_output_embeddings()(hidden_CE), self.model.config).float()
+        logits_CV = after_head(logits_CV, self.model.config).float()
         if self.temperature != 1.0:
             logits_CV = logits_CV / self.temperature
         logp_CV = torch.log_softmax(logits_CV, dim=-1)

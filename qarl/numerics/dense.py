@@ -7,7 +7,8 @@ so a batch is computed in blocks of 8, 16, 32 (float32: or 64) rows, of which th
 Suffixes: M rows, K input features, N output features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -130,9 +131,23 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """
     if a.device.type == "cpu" and a.dtype == torch.bfloat16 and not processor.has_bfloat16_gemm():
         return (a.float() @ b.float()).to(a.dtype)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(_precision)  # for these products alone: attention becomes slower by it on CPU
-    try:
+    with _multiplying_in(_precision):
         return a @ b
+
+
+def add_product(sum_KN: Tensor, a: Tensor, b: Tensor) -> None:
+    """`sum_KN += a @ b` in place, in float32; a product of a backward pass."""
+    precision = "medium" if a.dtype == torch.bfloat16 else _precision  # values of bfloat16 lose nothing by it
+    with _multiplying_in(precision):
+        sum_KN.addmm_(a.float(), b.float())
+
+
+@contextmanager
+def _multiplying_in(precision: Precision) -> Iterator[None]:
+    """For these products alone: attention becomes slower by it on CPU."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
     finally:
         torch.set_float32_matmul_precision(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from qarl.quant.publish import publish
 from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import TrainSequence
 from qarl.weights.wire import unpack
-from tests.support.learners import config_of, sequences, start, with_prox
+from tests.support.learners import ChunkedRank, OpenRank, config_of, sequences, start, with_prox
 from trainer.batching import Batch
 from trainer.deepspeed_files import checkpoint_weights
 from trainer.policy import Policy
@@ -158,3 +159,24 @@ def test_update_does_not_depend_on_ranks_or_micro_batches(
     assert losses[1] == pytest.approx(losses[0], abs=1e-6)
     # Adam's first step is nearly the sign of each gradient: those near 0 may fall on either side.
     assert (steps[1] - steps[0]).norm() < (1e-3 if dtype == "float32" else 0.1) * steps[0].norm()
+
+
+@pytest.mark.parametrize("numerics", ["engine", pytest.param("portable", marks=pytest.mark.slow)])
+def test_a_head_in_chunks_learns_alike_where_weights_are_sharded(
+    numerics: str, tiny_models: dict[str, Path], tmp_path: Path
+) -> None:
+    before = load_file(tiny_models["qwen3"] / "model.safetensors")
+    rng, steps = np.random.default_rng(0), []
+    rows = [TrainSequence((5, 6), tuple(rng.integers(4, 250, 90).tolist()), np.zeros(90, np.float32)) for _ in range(4)]
+    batch = [replace(row, advantage=(-1.0) ** index) for index, row in enumerate(rows)]
+    for rank_type, stage in ((OpenRank, 1), (ChunkedRank, 3)):
+        more = ("learner.max_tokens_per_micro_batch=1000", "model.dtype=float32", f"learner.numerics={numerics}")
+        learner = start(config_of(tiny_models["qwen3"], stage, 2, *more), rank_type)
+        learner.update([with_prox(batch, learner.score(batch))])
+        learner.export(str(tmp_path / "after"), quantized=False)
+        learner.close()
+        after = load_file(tmp_path / "after" / "model.safetensors")
+        steps.append(torch.cat([(after[name].float() - before[name].float()).flatten() for name in before]))
+    assert steps[0].any()
+    # Adam's first step is nearly the sign of each gradient: those near 0 may fall on either side.
+    assert (steps[1] - steps[0]).norm() < 1e-2 * steps[0].norm()

@@ -15,9 +15,11 @@ import ray
 from qarl.config.io import load_config
 from qarl.config.run import Config
 from qarl.mismatch import Logprobs
+from qarl.quant.scheme import QuantScheme
 from qarl.remote import free_address
-from qarl.types import TrainSequence
+from qarl.types import Numerics, TrainSequence
 from trainer.learner import LearnerRank, learner_env
+from trainer.policy import Policy
 from trainer.ranks import LearnerGroup
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +58,15 @@ class OpenRank(LearnerRank):
         return found
 
 
+class ChunkedRank(OpenRank):
+    """A rank whose heads have the logits of 64 response tokens at a time."""
+
+    def _make_policy(self, scheme: QuantScheme, numerics: Numerics) -> Policy:
+        policy = super()._make_policy(scheme, numerics)
+        policy.head_elements = 0
+        return policy
+
+
 def state_of(learner: LearnerGroup) -> State:
     """Of a group of `OpenRank`s."""
     states: list[State] = ray.get([rank.state.remote() for rank in learner.ranks])
@@ -75,9 +86,9 @@ def config_of(model: Path, zero_stage: int, ranks: int, *more: str) -> Config:
     return load_config(ROOT / "configs" / "quickstart.yaml", overrides)
 
 
-def start(config: Config) -> LearnerGroup:
+def start(config: Config, rank_type: type[OpenRank] = OpenRank) -> LearnerGroup:
     master, ranks = free_address(), config.learner.num_ranks
-    actor = ray.remote(OpenRank).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
+    actor = ray.remote(rank_type).options(num_cpus=0, runtime_env={"env_vars": learner_env("cpu", 1)})
     return LearnerGroup([actor.remote(config, "cpu", rank, ranks, master) for rank in range(ranks)])
 
 

@@ -70,6 +70,7 @@ class LearnerMemory:
     """ZeRO-3: parameters gathered for use."""
     activations: int
     logits: int
+    """Of a chunk of response tokens, with the gradient of the head's weight."""
     step: int
     """Temporaries of the optimizer's step."""
 
@@ -163,9 +164,14 @@ def activation_bytes(shapes: Shapes, tokens: int, portable: bool, checkpointing:
     return tokens * (4 * e * shapes.layers + layer if checkpointing else layer * shapes.layers)
 
 
-def logits_bytes(shapes: Shapes, response_tokens: int) -> int:
-    """Of the response tokens that the head takes at a time: log-probabilities and two gradients in float32."""
-    return 12 * shapes.head.n * response_tokens
+def logits_bytes(shapes: Shapes, response_tokens: int, rows: int) -> int:
+    """What the head's backward holds: of `rows` response tokens at a time log-probabilities and two gradients in
+    float32, and its weight's gradient, which several such chunks add up in float32 and round at the end.
+    """
+    head, b = shapes.head, shapes.dtype_bytes
+    if response_tokens <= rows:
+        return 12 * head.n * response_tokens + b * head.numel
+    return 4 * head.numel + max(12 * head.n * rows, b * head.numel if b < 4 else 0)
 
 
 @dataclass(frozen=True)

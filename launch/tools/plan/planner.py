@@ -241,7 +241,7 @@ class Planner:
             quantized=quantized,
             stock_policy=stock_policy,
             activations=memory.activation_bytes(shapes, tokens, portable, learner.gradient_checkpointing),
-            logits=memory.logits_bytes(shapes, min(tokens, head_rows(shapes.head.n))),
+            logits=memory.logits_bytes(shapes, tokens, head_rows(shapes.head.n)),
             foreach=self._on_cuda,
         )
 

@@ -229,7 +229,7 @@ def test_a_head_in_chunks_gives_the_same_bits(
     (whole, whole_grads), (chunked, grads) = found
     assert torch.equal(chunked.logprobs_BT, whole.logprobs_BT)
     assert torch.equal(chunked.entropy_BT, whole.entropy_BT)
-    assert (grads - whole_grads).norm() < 1e-2 * whole_grads.norm()  # each chunk's gradient is rounded to bfloat16
+    assert (grads - whole_grads).norm() < 1e-3 * whole_grads.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -343,8 +343,10 @@ from qarl.types import TrainSequence
 from trainer.batching import Batch
 from trainer.policy import Policy
 
-shape = dict(hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
-config = AutoConfig.for_model("llama", **shape, vocab_size=151936, max_position_embeddings=1024)
+width, tied = int(sys.argv[2]), sys.argv[3] == "tied"
+heads = dict(num_attention_heads=width // 64, num_key_value_heads=1)
+shape = dict(hidden_size=width, intermediate_size=32, num_hidden_layers=1, tie_word_embeddings=tied)
+config = AutoConfig.for_model("llama", **shape, **heads, vocab_size=151936, max_position_embeddings=1024)
 AutoModelForCausalLM.from_config(config).save_pretrained("model")
 policy = Policy("model", torch.float32, QuantScheme("none"), "portable")
 for parameter in policy.parameters():
@@ -364,10 +366,23 @@ print(gib("VmHWM") - before)
 """
 
 
-@pytest.mark.parametrize("tokens", [1024, pytest.param(8192, marks=pytest.mark.slow)])
-def test_the_memory_of_a_wide_vocabulary_does_not_grow_with_the_tokens(tokens: int, tmp_path: Path) -> None:
-    """All logits of 8,192 tokens at once would be 5 GB, and their log-probs and gradients as much each."""
-    command = [sys.executable, "-c", LONG, str(tokens)]
+@pytest.mark.parametrize(
+    ("tokens", "width", "tied", "least", "most"),
+    [
+        (1024, 64, "apart", 0.1, 0.5),
+        pytest.param(8192, 896, "apart", 0.5, 0.93, marks=pytest.mark.slow),
+        pytest.param(8192, 896, "tied", 1.0, 1.3, marks=pytest.mark.slow),
+    ],
+)
+def test_the_memory_of_a_wide_vocabulary_does_not_grow_with_the_tokens(
+    tokens: int, width: int, tied: str, least: float, most: float, tmp_path: Path
+) -> None:
+    """With 896 features (Qwen2.5-0.5B) the gradient of the head is 0.51 GiB: one such buffer, and a second one for the
+    embedding's part where they are tied. 0.93 GiB are 1 GB.
+
+    All logits of 8,192 tokens at once would be 5 GB, and their log-probs and gradients as much each.
+    """
+    command = [sys.executable, "-c", LONG, str(tokens), str(width), tied]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert 0.1 < float(done.stdout.splitlines()[-1]) < 0.5, done.stdout  # GiB beyond the model and its gradients
+    assert least < float(done.stdout.splitlines()[-1]) < most, done.stdout  # GiB beyond the model and its gradients

@@ -204,7 +204,16 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
     model = shapes(QWEN2_5_7B)
     full, kept = (activation_bytes(model, 1000, True, checkpointing) for checkpointing in (False, True))
     assert kept == 1000 * 4 * 3584 * 28 + full // 28
-    assert logits_bytes(model, 1000) == 1000 * 12 * 152064
+
+
+def test_the_head_holds_a_chunk_of_logits_and_its_gradient() -> None:
+    half, full = shapes(QWEN2_5_7B), shapes(QWEN2_5_7B, torch.float32)
+    head = 152064 * 3584
+    assert logits_bytes(half, 50, 64) == 50 * 12 * 152064 + 2 * head
+    assert logits_bytes(full, 50, 64) == 50 * 12 * 152064 + 4 * head
+    assert logits_bytes(half, 1000, 64) == 4 * head + 2 * head  # rounded to bfloat16 after the last chunk
+    assert logits_bytes(half, 5000, 4096) == 4 * head + 4096 * 12 * 152064
+    assert logits_bytes(full, 1000, 64) == 4 * head + 64 * 12 * 152064
 
 
 def test_kv_cache_counts_whole_blocks() -> None:
