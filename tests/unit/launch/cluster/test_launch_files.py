@@ -154,3 +154,15 @@ def test_the_image_has_the_locked_versions_and_is_nobody_special() -> None:
     assert text.index("USER 1000") < text.index("ENTRYPOINT")
     assert "HEALTHCHECK" in text
     assert re.search(r"^FROM python:3\.11\.\d+-slim-\w+$", text, re.MULTILINE)
+
+
+def test_the_image_has_nothing_that_git_ignores() -> None:
+    """Caches and logs of the checkout that it is built from."""
+    left_out = (ROOT / "launch/docker/Dockerfile.dockerignore").read_text().splitlines()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {line.rstrip("/") for line in ignored} <= {line.removeprefix("**/") for line in left_out}
+
+
+def test_the_image_has_what_the_engine_loads_from_the_system() -> None:
+    text = (ROOT / "launch/docker/Dockerfile").read_text()
+    assert re.search(r"apt-get install .*\blibnuma1\b", text)
