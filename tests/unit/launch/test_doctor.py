@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import socket
@@ -60,6 +61,15 @@ def test_packages_are_compared_with_the_tested_ones() -> None:
     assert bad.grade == "bad"
     assert "nothing is missing (==1 is tested), rich " in bad.what
     assert bad.hint == "run make setup"
+
+
+def test_the_library_of_the_engines_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", Mock())
+    assert doctor.engine_library().grade == "good"
+    monkeypatch.setattr(ctypes, "CDLL", Mock(side_effect=OSError("libnuma.so.1: cannot open shared object file")))
+    finding = doctor.engine_library()
+    assert (finding.grade, finding.subject) == ("bad", "engine library")
+    assert "libnuma1" in finding.hint
 
 
 def test_an_installed_package_knows_its_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

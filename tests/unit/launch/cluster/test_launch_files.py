@@ -176,3 +176,15 @@ def test_the_token_of_a_job_gets_into_no_commit_and_no_image(ignored: str) -> No
     name = name.replace("$SLURM_JOB_ID", "17")
     patterns = [line.removeprefix("**/") for line in (ROOT / ignored).read_text().splitlines()]
     assert any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def test_the_image_has_nothing_that_git_ignores() -> None:
+    """Caches and logs of the checkout that it is built from."""
+    left_out = (ROOT / "launch/docker/Dockerfile.dockerignore").read_text().splitlines()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {line.rstrip("/") for line in ignored} <= {line.removeprefix("**/") for line in left_out}
+
+
+def test_the_image_has_what_the_engine_loads_from_the_system() -> None:
+    text = (ROOT / "launch/docker/Dockerfile").read_text()
+    assert re.search(r"apt-get install .*\blibnuma1\b", text)
