@@ -131,9 +131,9 @@ class RayFleet:
             PublicationError: a worker refused the weights and holds the previous ones, or `prover` refused a worker.
             RolloutError: more workers died than `max_restarts`.
         """
+        self._weights, self._prover = None, None  # a worker that is replaced meanwhile gets the new ones alone
         while not all(r.partial for number, _ in self._calls.values() for r in self._requests[number]):
             self._advance(self._timeout_s)  # an engine takes weights when only partial requests run
-        self._weights, self._prover = None, None  # a worker that is replaced meanwhile gets the new ones
         self._on_each([("load", (weights,))] * len(self._actors))
         self._weights = weights
         self._heard |= dict.fromkeys(self._busy_since, monotonic())

@@ -317,6 +317,38 @@ def test_weights_wait_for_what_runs_and_what_waits_gets_them(make_fleet: MakeFle
     assert content(finished[second]) == expected(5.0, 2, REQUESTS[1:2])
 
 
+class OfNow(FakeProver):
+    """Refuses samples of any version but the learner's, as a probe does."""
+
+    def __init__(self, requests: Sequence[SampleRequest]) -> None:
+        super().__init__(requests)
+        self.learner = 1
+
+    def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
+        found = {sample.version for of_worker in samples.values() for sample in of_worker}
+        if found | {version} != {self.learner}:
+            raise PublicationError(f"samples of versions {found}, the learner has {self.learner}")
+        return super().judge(samples, version)
+
+
+def test_a_worker_that_dies_while_weights_wait_is_replaced_with_the_new_ones(make_fleet: MakeFleet) -> None:
+    made = make_fleet(2)
+    prover = OfNow(REQUESTS[:2])
+    made.fleet.load(make_weights(1, theta=2.0), prover)
+    made.order("p4", "die")  # in the second group, which worker 1 has; the fleet sees it when it waits for that group
+    first, second = made.fleet.submit([REQUESTS[:3], REQUESTS[3:]])
+    prover.learner = 2
+    made.fleet.load(make_weights(2, theta=5.0), prover)
+    [note] = made.notes
+    assert note.startswith("rollout worker 1 died during generate")
+    assert [(version, list(samples)) for version, samples in prover.judged] == [(1, [0, 1]), (2, [0, 1])]
+    finished: dict[int, list[Sample]] = {}
+    while len(finished) < 2:
+        finished |= made.fleet.poll(60.0)
+    assert content(finished[first]) == expected(2.0, 1, REQUESTS[:3])
+    assert content(finished[second]) == expected(5.0, 2, REQUESTS[3:])  # what was lost is sampled from the new weights
+
+
 class Waiting(FakeEngine):
     """Partial responses get one token of version 1, and no more before the next version."""
 
