@@ -91,6 +91,10 @@ class Fleet(Protocol):
         """
         ...
 
+    def queued(self) -> set[int]:
+        """Groups of `submit` that no worker has yet."""
+        ...
+
     def abort(self, numbers: Sequence[int]) -> None:
         """Forget these groups of `submit`: `poll` does not return them."""
         ...

@@ -61,6 +61,11 @@ class ConversingFleet:
         over = [number for number, group in self._groups.items() if not any(talk.is_open for talk in group)]
         return {number: [talk.sample() for talk in self._groups.pop(number)] for number in over}
 
+    def queued(self) -> set[int]:
+        """Groups whose first turns wait. The later turns of a conversation belong to its time."""
+        waiting = [self._asked[number] for number in self._fleet.queued()]
+        return {number for number, group in self._groups.items() if any(group is turns for turns in waiting)}
+
     def abort(self, numbers: Sequence[int]) -> None:
         talks = [talk for number in numbers for talk in self._groups.pop(number)]
         turns = [number for number, asked in self._asked.items() if asked[0] in talks]

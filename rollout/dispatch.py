@@ -40,6 +40,10 @@ class Dispatcher:
             self._loads[worker] += self._sizes[number]
             yield number, worker
 
+    def waiting(self) -> set[int]:
+        """Groups that no worker has."""
+        return set(self._waiting)
+
     def load(self, worker: int) -> int:
         """Unfinished requests of a worker."""
         return self._loads[worker]

@@ -91,6 +91,9 @@ class RayFleet:
         finished, self._finished = self._finished, {}
         return finished
 
+    def queued(self) -> set[int]:
+        return self._dispatcher.waiting()
+
     def abort(self, numbers: Sequence[int]) -> None:
         for ref in [ref for ref, (number, _) in self._calls.items() if number in numbers]:
             del self._calls[ref]

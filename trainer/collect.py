@@ -61,8 +61,9 @@ class _Flight:
     prompt: Prompt
     drawn_at: int
     started: float
+    """When it was last seen to wait for a worker."""
     seconds: float = math.inf
-    """How long it was sampled; infinite while it is."""
+    """How long it was sampled; infinite until it is finished."""
     samples: list[Sample] = field(default_factory=list)
     group: Group | None = None
     """With its scores."""
@@ -153,15 +154,17 @@ class Collector:
         self._forget(numbers)
         return len(numbers)
 
-    def advance(self) -> bool:
+    def advance(self, timeout_s: float = WAIT_S) -> bool:
         """Wait a moment for groups to finish, and have them scored; False when nothing is sampled."""
-        for number, samples in self._fleet.poll(WAIT_S).items():
+        for number, samples in self._fleet.poll(timeout_s).items():
             if number in self._asked:
                 self._asked[number] = samples
                 continue
             flight = self._flights[number]
             flight.samples, flight.seconds = samples, self._clock.now() - flight.started
             self._unscored.append(flight)
+        for number in self._fleet.queued() & self._flights.keys():
+            self._flights[number].started = self._clock.now()
         self._score(0.0)
         return not all(flight.samples for flight in self._flights.values())
 
@@ -187,6 +190,7 @@ class Collector:
     def _take(self, count: int, step: int, timer: Timer) -> list[_Flight]:
         """The next `count` groups in the order of the draws, or as many as there are, as soon as all are scored."""
         with timer("sample"):
+            self.advance(0.0)  # what finished during a publication or an evaluation is no straggler
             due, is_ahead = self._due(count, step), self._config.train.max_staleness > 0
             while not all(flight.samples for flight in due) or not (is_ahead or all(self._asked.values())):
                 self.advance()

@@ -163,15 +163,16 @@ class PrecisionStage(Node):
 
 
 class StragglersConfig(Node):
-    """Groups that are sampled for much longer than the others of their step."""
+    """Groups that are sampled for much longer than the others in flight, from when a worker gets them."""
 
     kind: Literal["wait", "return", "keep"] = "wait"
     """`wait` for all groups, so that a step depends on its seeds alone. `return`: end them, learn from the others, and
     give their prompts back to the pool; long responses are then seen less often. `keep`: a later step takes them, if
     they are not older than `train.max_staleness` then; other groups fill their places."""
     times_median: Annotated[float, Field(gt=1.0)] = 3.0
-    """A group is a straggler when it takes more than this many times the median of its step's groups. None is one until
-    half of the groups have finished."""
+    """A group is a straggler when it takes more than this many times the median of all groups in flight: those of its
+    step, and with `train.max_staleness` those of later steps that are sampled already. None is one until more than
+    half of these have finished."""
     after_s: Seconds | None = None
     """A time in seconds in place of `times_median`."""
 

@@ -202,6 +202,9 @@ class FakeFleet:
         finished, self.finished = self.finished, {}
         return finished
 
+    def queued(self) -> set[int]:
+        return set()
+
     def abort(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             del self.finished[number]

@@ -128,6 +128,9 @@ class SimulatedFleet:
         finished, self._finished = self._finished, {}
         return finished
 
+    def queued(self) -> set[int]:
+        return self._dispatcher.waiting()
+
     def abort(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             if self._finished.pop(number, None) is None:

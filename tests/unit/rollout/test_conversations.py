@@ -112,6 +112,17 @@ def test_groups_come_as_they_finish_and_weights_come_between_turns() -> None:
     assert fleet.finished == {}
 
 
+def test_a_group_is_queued_while_its_first_turns_are() -> None:
+    talks, fleet, _ = conversing({})
+    talks.load(make_weights(4))
+    first, second = talks.submit([requests(1), requests(2)])
+    fleet.queued = lambda: {0, 1}  # type: ignore[method-assign]
+    assert talks.queued() == {first, second}
+    assert talks.poll(0.0) == {}
+    fleet.queued = lambda: {2, 3, 4}  # type: ignore[method-assign]
+    assert talks.queued() == set()  # second turns
+
+
 def test_a_response_that_was_cut_off_is_heard_and_is_the_last() -> None:
     (sample,), _, environments = converse({}, cut=[0])
     assert environments.heard == [{0: "0"}]

@@ -309,6 +309,7 @@ def test_weights_wait_for_what_runs_and_what_waits_gets_them(make_fleet: MakeFle
     made = make_fleet(1)
     made.fleet._dispatcher = Dispatcher(1, capacity=1)
     first, second = made.fleet.submit([REQUESTS[:1], REQUESTS[1:2]])
+    assert made.fleet.queued() == {second}
     made.load(2, theta=5.0)
     finished: dict[int, list[Sample]] = {}
     while len(finished) < 2:

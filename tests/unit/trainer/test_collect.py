@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from qarl.errors import PublicationError, RolloutError
+from qarl.prompts.pool import Pool
 from qarl.tasks.sorting import is_heldout, solve
 from qarl.types import Sample, SampleRequest, Score
 from qarl.weights.source import PublishedWeights
-from tests.support.fakes import FakeEngine, FakeRewards
+from tests.support.fakes import FakeEngine, FakeRewards, make_weights
 from tests.support.records import row_of
 from tests.support.runs import (
     AUGMENT,
@@ -27,7 +28,9 @@ from tests.support.runs import (
     make_config,
     right_half,
 )
-from trainer.collect import Group, collection_metrics
+from tests.support.timing import TimedFleet, Told
+from trainer.collect import Collector, Group, collection_metrics
+from trainer.timer import Timer
 
 
 def test_a_group_has_one_score_a_response() -> None:
@@ -150,3 +153,50 @@ def test_samples_of_old_weights_stop_the_run(tmp_path: Path) -> None:
     with pytest.raises(PublicationError, match=r"samples of weight versions \[0\] at version 1"):
         run.trainer.run()
     assert run.steps("timing_s/step") == [1]
+
+
+def timed(fleet: TimedFleet, clock: Told, max_staleness: int = 0, **stragglers: float) -> Collector:
+    """A collector of steps of four groups, with `kind: return`."""
+    rollout = {"stragglers": {"kind": "return", **stragglers}}
+    config = make_config(train={"steps": 2, "max_staleness": max_staleness}, rollout=rollout)
+    fleet.load(make_weights(0))
+    return Collector(config, fleet, FakeRewards(), Pool(PROMPTS, config.pool, seed=1), None, clock)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "late", "until"),
+    [
+        ([1.0, 2.0, 2.0, 50.0], [3], 6.1),  # three times the median of 1, 2, 2 and one that is not finished
+        ([1.0, 2.0, 2.0, 5.9], [], 5.9),
+        ([1.0, 2.0, 50.0, 50.0], [], 50.0),  # no more than half of them ever finish before the others
+    ],
+)
+def test_a_straggler_takes_longer_than_some_medians(seconds: list[float], late: list[int], until: float) -> None:
+    clock = Told()
+    fleet = TimedFleet(clock, seconds)
+    collector = timed(fleet, clock, times_median=3.0)
+    groups, _ = collector.collect(1, Timer())
+    assert len(groups) == 4 - len(late)
+    assert fleet.aborted == late
+    assert collector.metrics()["train/stragglers"] == len(late)
+    assert clock.moment == pytest.approx(until, abs=0.11)  # the collector looks ten times a second
+
+
+def test_what_finishes_while_nobody_looks_is_no_straggler() -> None:
+    clock = Told()
+    fleet = TimedFleet(clock, [1.0] * 4 + [3.0] * 3 + [90.0])
+    collector = timed(fleet, clock, max_staleness=1, after_s=5.0)
+    assert len(collector.collect(1, Timer())[0]) == 4
+    clock.moment += 60.0  # the groups of the next step finish during a publication, all but one
+    groups, _ = collector.collect(2, Timer())
+    assert len(groups) == 3
+    assert fleet.aborted == [7]
+
+
+def test_a_group_that_waits_for_a_worker_is_no_straggler() -> None:
+    clock = Told()
+    fleet = TimedFleet(clock, [4.0, 4.0, 4.0, 6.0], slots=2)
+    groups, _ = timed(fleet, clock, after_s=5.0).collect(1, Timer())
+    assert len(groups) == 3
+    assert fleet.aborted == [3]
+    assert clock.moment == pytest.approx(9.0, abs=0.11)  # it began at 4

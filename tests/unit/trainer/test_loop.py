@@ -63,7 +63,7 @@ def test_engines_on_the_learners_gpu_sleep_while_it_works(tmp_path: Path) -> Non
     learns = ["learner.score", "learner.score", "learner.update", "learner.score"]  # prox, unaligned, table
     publishes = ["learner.publish", "fleet.wake", "fleet.load", "learner.score"]
     evaluation, checkpoint = "fleet.sample", "learner.save"
-    step = [*("fleet.submit", "fleet.poll", "fleet.sleep"), *learns, *publishes, "fleet.busy_share"]
+    step = [*("fleet.submit", "fleet.poll", "fleet.queued", "fleet.sleep"), *learns, *publishes, "fleet.busy_share"]
     two = [*step, *step, evaluation, checkpoint]
     assert shared == [*publishes, evaluation, *two, *step, *step, checkpoint, evaluation]
     assert alone == [name for name in shared if name not in ("fleet.sleep", "fleet.wake")]

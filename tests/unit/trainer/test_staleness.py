@@ -72,6 +72,9 @@ class SlowFleet(FakeFleet):
             self.finished[number] = self.begun.pop(number)
         return super().poll(timeout_s)
 
+    def queued(self) -> set[int]:
+        return set(self.waiting)
+
     def switch(self, scheme: QuantScheme) -> None:
         assert not self.waiting | self.begun | self.finished
         super().switch(scheme)
