@@ -137,6 +137,13 @@ class Collector:
         waits = self._config.rollout.stragglers.kind == "wait"
         return {} if waits else {name: float(count) for name, count in self._given_back.items()}
 
+    def why_none(self) -> str:
+        """Why this step has no groups."""
+        stragglers, too_old = self._given_back.values()
+        if stragglers or too_old:
+            return f"all groups went back to the pool, {stragglers} as stragglers, {too_old} as too old"
+        return "no prompt could be drawn, all rest or are retired"
+
     def in_flight(self) -> list[tuple[str, int]]:
         """Prompts that no step has taken, with the step of their draw."""
         return [(flight.prompt.id, flight.drawn_at) for flight in self._flights.values()]

@@ -174,7 +174,7 @@ class Trainer:
                 metrics |= self._augmenter.metrics()
                 self._tracker.augmented(step, self._augmenter.outcomes())
             if not groups:
-                self._tracker.note(f"step {step} trains nothing: no prompt could be drawn, all rest or are retired")
+                self._tracker.note(f"step {step} trains nothing: {self._collector.why_none()}")
             if self._sleeps:
                 with timer("sleep"):
                     self._fleet.sleep()

@@ -14,6 +14,7 @@ from qarl.tasks import make_task
 from qarl.types import Sample
 from tests.support.fakes import FakeEngine, FakeFleet, FakeLearner, FakeRewards, FakeTracker, Fuse, make_prompts
 from trainer.checkpoint import CheckpointStore
+from trainer.clock import Clock
 from trainer.loop import Trainer
 
 PROMPTS = make_prompts(24)
@@ -53,6 +54,7 @@ class Run:
         batches: Path | None = None,
         fleet: FakeFleet | None = None,
         learner: FakeLearner | None = None,
+        clock: Clock | None = None,
         sleeps: bool = False,
     ) -> None:
         self.fuse = Fuse(kill_after)
@@ -74,7 +76,8 @@ class Run:
             exact,
             self.augmenter,
             batches,
-            sleeps=sleeps,
+            clock,
+            sleeps,
         )
         if saved := checkpoints.latest(print):
             self.trainer.resume(*saved)

@@ -163,6 +163,18 @@ def timed(fleet: TimedFleet, clock: Told, max_staleness: int = 0, **stragglers: 
     return Collector(config, fleet, FakeRewards(), Pool(PROMPTS, config.pool, seed=1), None, clock)
 
 
+def test_a_step_whose_groups_all_are_stragglers_says_so(tmp_path: Path) -> None:
+    clock = Told()
+    fleet = TimedFleet(clock, [9.0] * 4 + [1.0] * 4)
+    stragglers = {"kind": "return", "after_s": 5.0}
+    config = make_config(train={"steps": 2}, eval={"every": 9}, rollout={"stragglers": stragglers})
+    run = Run(tmp_path, config, fleet=fleet, clock=clock)
+    run.trainer.run()
+    said = [note for note in run.tracker.notes if "trains nothing" in note]
+    assert said == ["step 1 trains nothing: all groups went back to the pool, 4 as stragglers, 0 as too old"]
+    assert run.values("train/stragglers") == [4.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("seconds", "late", "until"),
     [
