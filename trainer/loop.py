@@ -24,14 +24,14 @@ evaluation, and every `train.checkpoint_every` steps a checkpoint, comes between
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -48,9 +48,10 @@ from qarl.seeds import derive_seed
 from qarl.trace import span
 from qarl.types import Prompt, TrainSequence
 from trainer.batches import batch_file, save_batch, update
+from trainer.calls import LearnerCalls
 from trainer.checkpoint import CheckpointStore
 from trainer.clock import Clock
-from trainer.collect import WAIT_S, Collector, Group, collection_metrics
+from trainer.collect import Collector, Group, collection_metrics
 from trainer.evaluate import evaluate
 from trainer.proof import ExactnessProof, Probe
 from trainer.step import (
@@ -68,10 +69,6 @@ from trainer.step import (
     without_error_tokens,
 )
 from trainer.timer import Timer
-
-T = TypeVar("T")
-OF_LEARNER = ("prox", "unaligned", "update", "publish")
-"""Stages of a step in which the learner works."""
 
 
 @dataclass
@@ -119,9 +116,11 @@ class Trainer:
         self._checkpoints, self._augmenter, self._batches = checkpoints, augmenter, batches
         self._scheme = scheme_at(config.rollout, 1)
         self._proof = ExactnessProof(config, exact, tracker.note)
-        self._probe = Probe(config, learner, heldout, self._proof)
         self._collector = Collector(config, fleet, rewards, pool, augmenter, self._clock)
-        self._thread = self._clock.thread("learner")
+        # Groups are sampled and scored while the learner computes.
+        ahead = partial(self._collector.advance, 0.0) if config.train.max_staleness else None
+        self._calls = LearnerCalls(self._clock, ahead)
+        self._probe = Probe(config, lambda rows: self._calls.alone(learner.score, rows), heldout, self._proof)
         self._in_flight: list[tuple[str, int]] = []  # in the checkpoint that the run continues from
         self.progress = Progress()
 
@@ -165,6 +164,7 @@ class Trainer:
 
     def _train_step(self, step: int) -> None:
         timer, metrics = Timer(self._tracker.phase, self._clock), dict[str, Value]()
+        self._calls.begin()
         with timer("step", f"step {step}"):
             if self._set_precision(step):
                 self._publish(step - 1)
@@ -214,7 +214,7 @@ class Trainer:
         if not is_stale and self._proof.trusts_sampler(step):
             return with_prox(records, sampler), {}
         with timer("prox"):
-            prox = self._while_sampling(lambda: self._learner.score([record.sequence for record in records]))
+            prox = self._calls.during(self._learner.score, [record.sequence for record in records])
             earlier = self._rescored(records, step)
         metrics: dict[str, float] = {}
         keep_kv = self._config.rollout.keep_kv
@@ -243,7 +243,7 @@ class Trainer:
         chosen = Random(derive_seed(config.seed, "stale", step)).sample(stale, count)
         for version, ones in groupby(sorted(chosen, key=itemgetter(1)), key=itemgetter(1)):
             sequences = [record.sequence for record, _ in ones]
-            scores = self._while_sampling(partial(self._learner.score, sequences, version=version))
+            scores = self._calls.during(self._learner.score, sequences, version=version)
             found += [
                 (sequence.at_sampled(score_T, version), sequence.at_sampled(sequence.sampler_logprobs_T, version))
                 for sequence, score_T in zip(sequences, scores, strict=True)
@@ -258,9 +258,7 @@ class Trainer:
             count = min(len(records), self._config.mismatch.unaligned_sequences)
             chosen = Random(derive_seed(self._config.seed, "unaligned", step)).sample(records, count)
             with timer("unaligned"):
-                plain = self._while_sampling(
-                    lambda: self._learner.score([record.sequence for record in chosen], aligned=False)
-                )
+                plain = self._calls.during(self._learner.score, [r.sequence for r in chosen], aligned=False)
             sampler = [aligned_logprobs(record, step) for record in chosen]
             pairs = at_sampled(chosen, plain), at_sampled(chosen, sampler)
             unaligned = Mismatch.between(*pairs, self._config.mismatch.token_bounds)
@@ -274,21 +272,11 @@ class Trainer:
     def _update(self, minibatches: list[list[TrainSequence]], step: int, timer: Timer) -> dict[str, Value]:
         self._probe.learner_moved_on = True
         with timer("update"):
-            result = self._while_sampling(lambda: update(self._learner, minibatches, step))
+            result = self._calls.during(update, self._learner, minibatches, step)
         deviation = result.first_minibatch_ratio_dev
         if deviation != 0:
             self._proof.reset(f"step {step}: the first minibatch has max |r_seq - 1| {deviation:.2e}")
         return result.all_metrics()
-
-    def _while_sampling(self, call: Callable[[], T]) -> T:
-        """The result of a call to the learner; with `train.max_staleness` groups are sampled and scored meanwhile."""
-        if not self._config.train.max_staleness:
-            return call()
-        result = self._thread.submit(call)
-        while not result.done():
-            if not self._collector.advance():
-                self._clock.wait(result, WAIT_S)
-        return result.result()
 
     def _publishes(self, step: int) -> bool:
         """Whether engines get the weights of `step`: when samples would be too old else, and before evaluations."""
@@ -297,10 +285,10 @@ class Trainer:
 
     def _publish(self, version: int) -> dict[str, float]:
         """Give every engine the learner's weights, and check them with a probe. Engines that sleep wake for it."""
-        self._probe.learner_moved_on = False
-        weights = self._learner.publish(version)
+        weights = self._calls.alone(self._learner.publish, version)
         if self._sleeps:
             self._fleet.wake()
+        self._probe.learner_moved_on = False  # a worker that was replaced until now had the weights before
         gaps = self._fleet.load(weights, self._probe)
         return {"mismatch/probe_logp_abs_max": float(np.max(list(gaps.values())))}
 
@@ -311,7 +299,7 @@ class Trainer:
             return False
         self._scheme = scheme
         dropped = self._collector.give_back()  # no sample of one scheme is learned from in another
-        exact = self._learner.switch(scheme)
+        exact = self._calls.alone(self._learner.switch, scheme)
         self._fleet.switch(scheme)
         self._proof.restart(exact)
         ending = "" if exact else ", not promised to be exact"
@@ -330,7 +318,7 @@ class Trainer:
 
     def _show_samples(self, records: list[Record], step: int) -> None:
         """Put responses into the sample table, with what the update did to their probabilities."""
-        after = self._learner.score([record.sequence for record in records])
+        after = self._calls.during(self._learner.score, [record.sequence for record in records])
         off = self._config.error_tokens.mode == "off"
         found = [None] * len(records) if off else error_tokens_of(records, self._config.error_tokens)
         self._tracker.table(step, "samples", [table_row(*row) for row in zip(records, found, after, strict=True)])
@@ -349,7 +337,7 @@ class Trainer:
             "perf/tokens_per_s": tokens / seconds,
             **({"perf/sample_tokens_per_s": tokens / timer.seconds["sample"]} if in_turn else {}),
             "perf/workers_idle": 1.0 - self._fleet.busy_share(),
-            "perf/learner_idle": 1.0 - sum(timer.seconds.get(name, 0.0) for name in OF_LEARNER) / seconds,
+            "perf/learner_idle": 1.0 - self._calls.seconds() / seconds,
         }
 
     @span("evaluate")

@@ -7,7 +7,6 @@ import numpy as np
 from qarl.config.run import PROBE_PROMPTS, Config
 from qarl.errors import AGAIN, MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
-from qarl.protocols import Learner
 from qarl.seeds import derive_seed
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 
@@ -113,11 +112,20 @@ class Probe:
     """A `Prover`: samples a few held-out prompts on every worker, scores them with the learner; the proof judges.
 
     Once the learner has moved on from a version, a worker that is replaced must sample as those did that were judged.
+
+    Args:
+        score: the learner's `score`.
     """
 
-    def __init__(self, config: Config, learner: Learner, prompts: Sequence[Prompt], proof: ExactnessProof) -> None:
+    def __init__(
+        self,
+        config: Config,
+        score: Callable[[Sequence[TrainSequence]], Sequence[Logprobs]],
+        prompts: Sequence[Prompt],
+        proof: ExactnessProof,
+    ) -> None:
         self._seed, self._rollout = config.seed, config.rollout
-        self._learner, self._prompts, self._proof = learner, prompts[:PROBE_PROMPTS], proof
+        self._score, self._prompts, self._proof = score, prompts[:PROBE_PROMPTS], proof
         self._first: int | None = None  # this process's first version
         self._judged: Sequence[Sample] = ()  # a worker's samples that have passed
         self.learner_moved_on = False  # whether the learner has updated since the publication
@@ -146,7 +154,7 @@ class Probe:
         sequences = {worker: [TrainSequence.of(s) for s in of_worker] for worker, of_worker in samples.items()}
         # Workers draw with the same seeds: the learner scores what they have in common once.
         different = {_ids(sequence): sequence for of_worker in sequences.values() for sequence in of_worker}
-        scores = dict(zip(different, self._learner.score(list(different.values())), strict=True))
+        scores = dict(zip(different, self._score(list(different.values())), strict=True))
         gaps = {}
         for worker, of_worker in sequences.items():
             learner = [scores[_ids(sequence)] for sequence in of_worker]

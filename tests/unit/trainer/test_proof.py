@@ -149,7 +149,7 @@ def drawn(request: SampleRequest, gap: float, token: int = 5) -> Sample:
 
 def test_a_probe_scores_equal_responses_once_and_each_worker_with_its_own_log_probs() -> None:
     learner = ScoringOnly()
-    probe = Probe(make_config(), learner, PROMPTS, Proof(exact=False))
+    probe = Probe(make_config(), learner.score, PROMPTS, Proof(exact=False))
     requests = probe.requests(3)
     samples = {
         0: [drawn(request, gap=0.0) for request in requests],
@@ -162,7 +162,7 @@ def test_a_probe_scores_equal_responses_once_and_each_worker_with_its_own_log_pr
 
 def test_once_the_learner_has_moved_on_a_new_worker_must_sample_as_the_others_did() -> None:
     learner = ScoringOnly()
-    probe = Probe(make_config(), learner, PROMPTS, Proof(exact=True))
+    probe = Probe(make_config(), learner.score, PROMPTS, Proof(exact=True))
     requests = probe.requests(3)
     judged = [drawn(request, gap=0.0) for request in requests]
     assert probe.judge({0: judged}, 3) == {0: 0.0}
@@ -176,7 +176,7 @@ def test_once_the_learner_has_moved_on_a_new_worker_must_sample_as_the_others_di
 
 def test_a_probe_is_long_at_first_and_in_every_nth_publication() -> None:
     config = make_config(rollout={"read_back_every": 3, "sampling": {"max_new_tokens": 20}})
-    probe = Probe(config, ScoringOnly(), PROMPTS, Proof())
+    probe = Probe(config, ScoringOnly().score, PROMPTS, Proof())
     lengths = [{request.max_new_tokens for request in probe.requests(version)} for version in (7, 8, 8, 9, 10, 11)]
     assert lengths == [{PROBE_TOKENS}, *3 * [{SHORT_PROBE_TOKENS}], {PROBE_TOKENS}, {SHORT_PROBE_TOKENS}]
 
