@@ -358,4 +358,5 @@ class Trainer:
             state["augment"] = self._augmenter.state_dict()
         if self._config.train.max_staleness:
             state["in_flight"] = self._collector.in_flight()
-        self._checkpoints.save(self.progress.step, self._learner.save, state)
+        # What is sampled and scored meanwhile stays in flight: nothing of `state` changes.
+        self._calls.during(self._checkpoints.save, self.progress.step, self._learner.save, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Lock
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
@@ -378,6 +379,41 @@ def test_responses_that_keep_old_keys_count_for_no_proof(tmp_path: Path, keep_kv
         assert not any("no longer" in note for note in run.tracker.notes)
     else:
         assert kept == gaps == []
+
+
+class Patient(SlowFleet):
+    """Counts how often it was asked for groups."""
+
+    polls = 0
+
+    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
+        self.polls += 1
+        return super().poll(timeout_s)
+
+
+class SavesLast(CheckedLearner):
+    """Writes its checkpoint when others have gone on."""
+
+    def __init__(self, fleet: Patient) -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def save(self, directory: str) -> None:
+        before, until = self._fleet.polls, monotonic() + 60.0
+        while self._fleet.polls < before + 9:
+            assert monotonic() < until, "nothing is sampled meanwhile"
+            sleep(1e-3)
+        super().save(directory)
+
+
+def test_sampling_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    fleet = Patient(0)
+    run = Run(tmp_path, stale_config(1, train={"steps": 3}), fleet=fleet, learner=SavesLast(fleet), rewards=OneCaller())
+    run.trainer.run()
+    check(run, 1)
+    for folder in sorted(tmp_path.iterdir()):
+        state = json.loads((folder / "state.json").read_text())
+        assert sorted(prompt for prompt, _ in state["in_flight"]) == state["pool"]["in_flight"]
 
 
 def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None:
