@@ -81,7 +81,7 @@ def test_histograms_add_up_and_must_share_their_edges() -> None:
             merge([{"h": one}, {"h": wrong}])
 
 
-NAMES = st.lists(st.one_of(st.integers(), st.text(st.characters(exclude_characters="|"))), max_size=4)
+NAMES = st.lists(st.one_of(st.integers(), st.text(st.characters(codec="utf-8", exclude_characters="|"))), max_size=4)
 
 
 @given(st.integers(), NAMES)

@@ -55,7 +55,7 @@ class Learner:
 
 def test_a_worker_that_came_later_has_its_weights_when_the_next_are_refused() -> None:
     engine, llm = object.__new__(VLLMEngine), LLM()
-    held = {"_held": None, "_loads": 0, "_read_back_every": 8, "_running": {}}
+    held = {"_held": None, "_loads": 0, "_read_back_every": 8, "_running": {}, "_keep_kv": False}
     vars(engine).update(held, _llm=llm, _receives=True, _scheme=SCHEME, _worker=1)
     model = nn.Linear(2, 2, bias=False)
     first = publish(model, SCHEME, 1)
