@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from qarl.config.shipped import config_path, shipped_names
 
-NETWORK = 12.5
-"""GB/s between machines that simulations assume."""
-
 if TYPE_CHECKING:
     from qarl.config.run import Config
     from qarl.quant.scheme import QuantScheme
+
+NETWORK = 12.5
+"""GB/s between machines that simulations assume."""
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -222,10 +222,11 @@ class Collector:
                 flight.is_checked = True
         limit = step - 1 - self._config.train.max_staleness
         self._give_back("train/too_old", [n for n, f in self._flights.items() if f.samples and f.version < limit])
-        late = dict.fromkeys(self._late())
+        late = self._late()
         if self._config.rollout.stragglers.kind == "return":
-            self._give_back("train/stragglers", list(late))
-        due = [flight for number, flight in self._flights.items() if number not in late]
+            self._give_back("train/stragglers", late)
+        not_due = set(late)
+        due = [flight for number, flight in self._flights.items() if number not in not_due]
         return (due or list(self._flights.values()))[:count]
 
     def _give_back(self, why: str, numbers: Sequence[int]) -> None:

@@ -39,21 +39,23 @@ def choose_counts(
     ranks, threads = ((given or kept) for given, kept in zip(_given(config.learner), _given(saved), strict=True))
     if not threads and width is not None and width < NARROW:
         threads = 1
-    free = left = cores
-    if config.train.max_staleness:
-        free = cores - max(1, ranks) * max(1, threads)
-        free = free if threads else min(cores / 2, free)
-    shards = config.rollout.tensor_parallel_size
-    workers = int(max(1, min(free / shards, MOST_WORKERS, config.train.prompts_per_step))) if here else 1
+    at_once, shards = config.train.max_staleness > 0, config.rollout.tensor_parallel_size
+    for_workers = _beside_learner(cores, ranks, threads) if at_once else cores
+    workers = int(max(1, min(for_workers / shards, MOST_WORKERS, config.train.prompts_per_step))) if here else 1
     rollout = _chosen(config.rollout, "num_workers", "num_cpus_per_worker", workers, cores / shards if here else 0)
-    if config.train.max_staleness:
-        left = max(1, cores - rollout.num_workers * shards)
-    groups, most = config.train.prompts_per_step // config.learner.minibatches, min(left, MOST_CORES)
+    for_ranks = max(1, cores - rollout.num_workers * shards) if at_once else cores
+    groups, most = config.train.prompts_per_step // config.learner.minibatches, min(for_ranks, MOST_CORES)
     fitting = int(max(1, min(ceil(most / MOST_THREADS), most / max(1, threads), groups))) if here else 1
     learner = _chosen(config.learner, "num_ranks", "num_cpus_per_rank", ranks or fitting, cores if here else 0)
-    each = min(MOST_THREADS, left / learner.num_ranks) if here else learner.num_cpus_per_rank
+    each = min(MOST_THREADS, for_ranks / learner.num_ranks) if here else learner.num_cpus_per_rank
     learner = learner.model_copy(update={"num_threads": threads or max(1, int(each))})
     return config.model_copy(update={"rollout": rollout, "learner": learner})
+
+
+def _beside_learner(cores: float, ranks: int, threads: int) -> float:
+    """Cores that a learner leaves: half of them where its threads are not given (0)."""
+    left = cores - max(1, ranks) * max(1, threads)
+    return left if threads else min(cores / 2, left)
 
 
 def _given(learner: LearnerConfig | None) -> tuple[int, int]:

@@ -195,13 +195,17 @@ def test_without_a_terminal_each_step_is_a_plain_line(tmp_path: Path, capsys: py
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_a_terminal_shows_a_live_view_when_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
-) -> None:
-    out = io.StringIO()
-    made = Console(file=out, force_terminal=True, force_interactive=True, width=120)
+@pytest.fixture
+def out(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal gets."""
+    written = io.StringIO()
+    made = Console(file=written, force_terminal=True, force_interactive=True, width=120)
     monkeypatch.setattr(terminal, "Console", lambda: made)
+    return written
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_terminal_shows_a_live_view_when_wanted(tmp_path: Path, out: io.StringIO, wanted: bool) -> None:
     tracker = RunTracker(config(progress=wanted), tmp_path, 1, 3)
     tracker.note("before the view")
     hidden, shown = "\x1b[?25l", "\x1b[?25h"
@@ -219,12 +223,7 @@ def test_a_terminal_shows_a_live_view_when_wanted(
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_workers_wait_for_updates_only_where_they_take_turns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, staleness: int
-) -> None:
-    out = io.StringIO()
-    made = Console(file=out, force_terminal=True, force_interactive=True, width=120)
-    monkeypatch.setattr(terminal, "Console", lambda: made)
+def test_workers_wait_for_updates_only_where_they_take_turns(tmp_path: Path, out: io.StringIO, staleness: int) -> None:
     sections = {"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_mode": "disabled"}}
     tracker = RunTracker(validate({**sections, "train": {"max_staleness": staleness}}, "test"), tmp_path, 0, 3)
     tracker.phase("update")

@@ -25,19 +25,6 @@ APART = ("cluster.address=auto", "learner.num_threads=1", "learner.num_ranks=3")
 Run = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `qarl ... --json` in an empty folder, as on a processor with AVX-512; gives its JSON."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(processor, "has_avx512", lambda: True)
-
-    def command(*argv: str) -> dict[str, Any]:
-        assert main([*argv, "--json"]) == 0
-        return dict(json.loads(capsys.readouterr().out))
-
-    return command
-
-
 @pytest.mark.parametrize(
     ("plans", "simulates"),
     [

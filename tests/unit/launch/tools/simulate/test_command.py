@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 
 from launch.cli import main
-from qarl.numerics import processor
 
 Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def simulate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `qarl simulate ... --json` in an empty folder, as on a processor with AVX-512; gives its JSON."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(processor, "has_avx512", lambda: True)
-
-    def run(*argv: str) -> dict[str, Any]:
-        assert main(["simulate", *argv, "--json"]) == 0
-        return dict(json.loads(capsys.readouterr().out))
-
-    return run
+def simulate(run: Run) -> Run:
+    """Runs `qarl simulate ... --json`; gives its JSON."""
+    return partial(run, "simulate")
 
 
 def test_modes_side_by_side(simulate: Run) -> None:
