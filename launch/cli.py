@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "whether a run fits, and whether quantized rollouts pay; loads no weights",
     "simulate": "throughput, idle shares, staleness and the best split of devices, in virtual time",
     "report": "write the report of a run again, or one page for several",
+    "compare": "runs side by side: their last figures, and the settings that differ; writes the page, too",
     "trace": "write a Chrome trace of a run: who worked when",
     "runs": "list the runs in a folder: state, step, accuracy, age",
     "eval": "held-out accuracy of a run's model, or of another, in one or several schemes",

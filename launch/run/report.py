@@ -138,15 +138,19 @@ def write_report(run_dir: Path, summary: Summary) -> None:
     write_whole(run_dir / SUMMARY_FILE, summary.model_dump_json(indent=2))  # last: it marks the run as complete
 
 
+def run_names(run_dirs: Sequence[Path], summaries: Sequence[Summary | None]) -> list[str]:
+    """What the runs are called beside each other: those of one name by their paths."""
+    names = [summary.run if summary else path.name for path, summary in zip(run_dirs, summaries, strict=True)]
+    return [str(path) if names.count(name) > 1 else name for name, path in zip(names, run_dirs, strict=True)]
+
+
 def write_page(run_dirs: Sequence[Path], out: Path, summaries: Sequence[Summary | None]) -> None:
     """Write one page that shows the runs side by side; a run that has not ended has no summary.
 
-    Runs of one name are called by their paths. Raises DataError: a run has no metrics, or damaged ones.
+    Raises DataError: a run has no metrics, or damaged ones.
     """
-    pairs = list(zip(run_dirs, summaries, strict=True))
-    names = [summary.run if summary else run_dir.name for run_dir, summary in pairs]
-    shown = [str(path) if names.count(name) > 1 else name for name, path in zip(names, run_dirs, strict=True)]
-    runs = [_page_run(name, *pair) for name, pair in zip(shown, pairs, strict=True)]
+    names = run_names(run_dirs, summaries)
+    runs = [_page_run(*run) for run in zip(names, run_dirs, summaries, strict=True)]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, build_page(runs, " and ".join(run.name for run in runs) if len(runs) < 3 else f"{len(runs)} runs"))
 

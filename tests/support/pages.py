@@ -35,7 +35,7 @@ RULES = (
     Rule(r"qarl train quickstart", "run", SMALL),
     Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor|runs|--version)", "run"),
     Rule(r"qarl train (guess|calculator|three_tasks|smollm2_gsm8k)|qarl chaos", "parse", "minutes"),
-    Rule(r"qarl (eval|export|report|trace|dashboard) runs/quickstart|qarl simulate quickstart", "run"),
+    Rule(r"qarl (eval|export|report|compare|trace|dashboard) runs/quickstart|qarl simulate quickstart", "run"),
     Rule(r"qarl simulate recipes/", "parse", "minutes"),
     Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
     Rule(r"python -m launch\.demo\.minimal", "run", SMALL),

@@ -429,6 +429,8 @@ EARLY = {
     "export run out": "run: the run has no checkpoint yet",
     "report nowhere": "nowhere: is no folder; name that of a run",
     "report here": "here/metrics.jsonl: no metrics",
+    "compare run": "run: is one run alone; name the runs to compare it with",
+    "compare nowhere run": "nowhere: is no folder; name that of a run",
     "dashboard here --entity me": "here: is no folder of a run",
     "dashboard run --entity me": "run/metrics.jsonl: no metrics",
     "split-outliers nowhere out --channels 1": "nowhere: no such model directory",
