@@ -14,6 +14,7 @@ from rich.text import Text
 
 from launch.run.curves import Series, draw_curves
 from launch.run.files import SUMMARY_FILE, write_whole
+from launch.run.gaps import GAPS_FILE, read_gaps
 from launch.run.page.build import PageRun, build_page
 from launch.run.spans import newest_step, read_spans
 from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, number, read_log
@@ -172,6 +173,7 @@ def _page_run(name: str, run_dir: Path, summary: Summary | None) -> PageRun:
         controls,
         samples,
         newest_step(read_spans(run_dir)),
+        read_gaps(run_dir / GAPS_FILE),
     )
 
 

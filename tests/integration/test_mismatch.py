@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from launch.cli import main
+from launch.run.gaps import Cell, Gap
 from launch.tools.mismatch.measure import PROFILES, Comparison, make_prompts, measure_length
-from launch.tools.mismatch.report import Cell, Gap
 from qarl.config.policy import RolloutConfig
 from qarl.numerics import processor
 from qarl.numerics.revert import RULES

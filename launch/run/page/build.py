@@ -8,6 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from launch.run.gaps import Cell
 from launch.run.metric_table import HELD_OUT, describe
 from launch.run.page.panels import PANELS, drawn
 
@@ -21,6 +22,12 @@ MAX_TOKENS = 400_000
 """Tokens of all of a run's responses in the page: older responses are left out."""
 MAX_POINTS = 2000
 """Steps of a metric in the page: of more, every second, third, ... is shown, and the last."""
+ASSETS = {
+    "css": ("page.css",),
+    "library": ("echarts.common.min.js",),
+    "js": ("page.js", "samples.js", "start.js"),
+}
+"""What takes the places of page.html."""
 LARGEST = 1e30
 """Larger values, and infinite ones, are left out: no axis can show them."""
 
@@ -30,7 +37,7 @@ class PageRun:
     """What the page shows of one run.
 
     `controls` are levels of held-out accuracy by name, `samples` rows of samples.jsonl, `trace` is what `newest_step`
-    returns.
+    returns, `gaps` are what `qarl mismatch` measured.
     """
 
     name: str
@@ -40,6 +47,7 @@ class PageRun:
     controls: Mapping[str, float]
     samples: Sequence[Mapping[str, Any]]
     trace: Mapping[str, Any] | None = None
+    gaps: Sequence[Cell] = ()
 
 
 def build_page(runs: Sequence[PageRun], title: str, panels: Sequence[Mapping[str, Any]] | None = None) -> str:
@@ -54,6 +62,7 @@ def build_page(runs: Sequence[PageRun], title: str, panels: Sequence[Mapping[str
                 "intervals": _intervals(run),
                 "samples": _newest(run.samples),
                 "trace": run.trace,
+                "gaps": [_gaps(cell) for cell in run.gaps],
             }
             for run in runs
         ],
@@ -63,10 +72,9 @@ def build_page(runs: Sequence[PageRun], title: str, panels: Sequence[Mapping[str
     # Within a script element only "</" and "<!--" end or change the text.
     text = json.dumps(_strict(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     heads = "".join(_head(run) for run in runs)
-    parts = {name: _asset(name) for name in ("page.css", "page.js", "echarts.common.min.js", "page.html")}
-    page = parts["page.html"].replace("{{title}}", escape(title)).replace("{{runs}}", heads)
-    for place, name in (("css", "page.css"), ("library", "echarts.common.min.js"), ("js", "page.js")):
-        page = page.replace(f"{{{{{place}}}}}", parts[name])
+    page = _asset("page.html").replace("{{title}}", escape(title)).replace("{{runs}}", heads)
+    for place, assets in ASSETS.items():
+        page = page.replace(f"{{{{{place}}}}}", "".join(map(_asset, assets)))
     return page.replace("{{data}}", text)  # last: it may hold any text
 
 
@@ -117,6 +125,13 @@ def wilson(share: float, count: float, z: float = 1.96) -> list[float]:
     centre, scale = share + z * z / (2 * count), 1 + z * z / count
     half = z * math.sqrt(max(0.0, share * (1 - share)) / count + z * z / (4 * count * count))
     return [round(max(0.0, (centre - half) / scale), 5), round(min(1.0, (centre + half) / scale), 5)]
+
+
+def _gaps(cell: Cell) -> dict[str, Any]:
+    """The gaps of a cell as the page reads them: part, what differs, mean, max and the means of the quarters."""
+    quarters = [f"q{number}_logp_abs_mean" for number in range(1, 5)]
+    rows = [[gap.part, gap.name, gap.mean, gap.max, *(gap.metrics.get(name) for name in quarters)] for gap in cell.gaps]
+    return {"title": f"{cell.title} tokens", "rows": rows}
 
 
 def _newest(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

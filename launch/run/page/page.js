@@ -92,11 +92,12 @@ function optionOf(chart) {
   const style = getComputedStyle(document.documentElement);
   const [text, line] = ["--dim", "--line"].map((name) => style.getPropertyValue(name).trim());
   if (chart.trace) return stepOption({ trace: chart.trace, text, line });
+  if (chart.gaps) return gapsOption({ gaps: chart.gaps, text, line });
   const series = seriesOf(chart);
   const isLog = panel.scale === "log";
   const value = (item) => show(isLog ? fromLog(item.value[1]) : item.value[1]);
   const labels = series.filter((one) => !one.interval).map((one) => one.name);
-  const rows = Math.min(4, Math.ceil(labels.join("     ").length / 60));
+  const rows = Math.min(4, Math.ceil(labels.join("     ").length / (chart.place.clientWidth / 9)));
   const tip = (items) => [`step ${items[0].value[0]}`, ...items.filter((item) => !/ (low|width)$/.test(item.seriesName) || labels.includes(item.seriesName))
     .map((item) => `${item.marker}${echarts.format.encodeHTML(item.seriesName)} <b>${value(item)}</b>`)].join("<br>");
   return {
@@ -139,6 +140,37 @@ function drawStep(run) {
   draw({ panel, runs: [run], stacked: true, trace }, byId("charts"));
 }
 
+// What qarl mismatch measured: a bar for each part, a colour for each scheme, dtype and length.
+function gapsOption({ gaps, text, line }) {
+  const series = gaps.map((cell, i) => ({
+    name: cell.title, type: "bar", animation: false, color: COLOURS[i % COLOURS.length], barMaxWidth: 14,
+    data: cell.rows.map(([part, name, mean, max]) => ({ value: [toLog(mean), `${part}: ${name}`], mean, max })),
+    label: { show: true, position: "right", color: text, fontSize: 11, formatter: ({ data: gap }) => (gap.mean === 0 ? "0" : "") },
+  }));
+  const tip = ({ seriesName, value, data: gap }) => `${echarts.format.encodeHTML(`${value[1]}, ${seriesName}`)}<br>mean <b>${show(gap.mean)}</b>, max <b>${show(gap.max)}</b>`;
+  return {
+    backgroundColor: "transparent",
+    textStyle: { color: text, fontFamily: "system-ui, sans-serif" },
+    aria: { enabled: true, label: { description: gaps.flatMap((cell) => cell.rows.map(([part, name, mean]) => `${cell.title}, ${part}, ${name}: ${show(mean)}`)).join("; ") } },
+    grid: { left: 8, right: 24, top: 30, bottom: 8, containLabel: true },
+    legend: { type: "scroll", top: 0, left: 0, itemWidth: 18, itemHeight: 9, textStyle: { color: text, fontSize: 11 } },
+    tooltip: { trigger: "item", confine: true, formatter: tip },
+    xAxis: { type: "value", min: 0, max: ({ max }) => Math.max(4, Math.ceil(max)), interval: 2, axisLabel: { color: text, formatter: showLog }, splitLine: { lineStyle: { color: line, opacity: 0.6 } } },
+    yAxis: { type: "category", inverse: true, data: partsOf(gaps), axisLabel: { color: text }, axisLine: { lineStyle: { color: line } }, axisTick: { show: false } },
+    series,
+  };
+}
+
+function partsOf(gaps) {
+  return [...new Set(gaps.flatMap((cell) => cell.rows.map(([part, name]) => `${part}: ${name}`)))];
+}
+
+function drawGaps(run) {
+  const { gaps } = run;
+  const panel = { title: "Mismatch by part", text: "Mean |d log p| in nats when one thing differs, as qarl mismatch measured it; 0 means that both compute the same, bit for bit.", lines: {} };
+  draw({ panel, runs: [run], stacked: true, gaps }, byId("charts"));
+}
+
 function padded(series) {
   const steps = series.flatMap((one) => one.data.map(([step]) => step));
   return { min: Math.min(...steps) - 1, max: Math.max(...steps) + 1 };
@@ -159,8 +191,8 @@ function draw(chart, parent) {
   const title = several && stacked ? `${panel.title}: ${runs[0].name}` : panel.title;
   figure.append(element("h3", title), element("figcaption", panel.text));
   const place = element("div", undefined, { className: "chart" });
-  place.setAttribute("role", "img");
-  figure.append(place, ...(chart.trace ? [] : [valuesOf(chart)]));
+  if (chart.gaps) place.style.height = `${60 + partsOf(chart.gaps).length * Math.max(18, 12 * chart.gaps.length)}px`;
+  figure.append(place, valuesOf(chart));
   parent.append(figure);
   chart.place = place;
   chart.instance = echarts.init(place, null, { renderer: "svg" });
@@ -171,25 +203,35 @@ function draw(chart, parent) {
   charts.push(chart);
 }
 
+// What a chart shows, as rows under names.
+function tableOf({ panel, runs, trace, gaps }) {
+  if (trace) return [["process", "does", "from (s)", "to (s)"], trace.spans.map(([row, name, from, to]) => [trace.rows[row], name, from, to])];
+  if (gaps) {
+    const quarters = [1, 2, 3, 4].map((number) => `mean of quarter ${number}`);
+    return [["measured", "part", "what differs", "mean", "max", ...quarters], gaps.flatMap((cell) => cell.rows.map((row) => [cell.title, ...row]))];
+  }
+  const rows = runs.flatMap((run) => Object.keys(panel.lines).filter((one) => one in run.series).flatMap((name) => {
+    const [steps, values] = run.series[name];
+    return steps.map((step, i) => [run.name, panel.lines[name], step, values[i]]);
+  }));
+  return [["run", "metric", "step", "value"], rows];
+}
+
 // The values of a chart as a table, made when it is opened.
-function valuesOf({ panel, runs }) {
+function valuesOf(chart) {
   const details = element("details");
   details.append(element("summary", "Values"));
   details.addEventListener("toggle", () => {
     if (details.childElementCount > 1) return;
+    const [names, rows] = tableOf(chart);
     const table = element("table");
     const head = element("tr");
-    ["run", "metric", "step", "value"].forEach((name) => head.append(element("th", name, { scope: "col" })));
+    names.forEach((name) => head.append(element("th", name, { scope: "col" })));
     table.append(head);
-    for (const run of runs) {
-      for (const name of Object.keys(panel.lines).filter((one) => one in run.series)) {
-        const [steps, values] = run.series[name];
-        steps.forEach((step, i) => {
-          const row = element("tr");
-          [run.name, panel.lines[name], step, show(values[i])].forEach((cell) => row.append(element("td", cell)));
-          table.append(row);
-        });
-      }
+    for (const cells of rows) {
+      const row = element("tr");
+      cells.forEach((cell) => row.append(element("td", typeof cell === "string" ? cell : show(cell))));
+      table.append(row);
     }
     const box = element("div", undefined, { tabIndex: 0 });
     box.append(table);
@@ -228,128 +270,3 @@ function fillMetrics() {
   });
   select.dispatchEvent(new Event("change"));
 }
-
-// --- samples
-
-const filters = byId("filters").elements;
-let page = 0;
-
-function fill(select, values, all) {
-  const old = select.value;
-  select.replaceChildren(...(all ? [element("option", all, { value: "" })] : []), ...values.map((value) => element("option", value, { value })));
-  select.value = values.map(String).includes(old) ? old : select.options[0].value;
-}
-
-function chosen() {
-  const run = data.runs[Number(filters.run.value)];
-  const low = filters.low.value === "" ? -Infinity : Number(filters.low.value);
-  const high = filters.high.value === "" ? Infinity : Number(filters.high.value);
-  const text = filters.text.value.toLowerCase();
-  return run.samples.filter((row) => row.table === filters.table.value
-    && (filters.step.value === "" || row.step === Number(filters.step.value))
-    && row.reward >= low && row.reward <= high
-    && (text === "" || `${row.prompt}\n${row.response}`.toLowerCase().includes(text)));
-}
-
-// A colour for a token and what it says in words.
-function look(row, i, mode) {
-  if (mode === "error") return row.token_errors?.[i] ? ["rgba(213, 94, 0, .45)", "error token"] : [null, ""];
-  if (mode === "ratio" && row.token_ratios) {
-    const log = Math.log(row.token_ratios[i]);
-    const strength = Math.min(0.75, Math.abs(log) * 2);
-    return [log >= 0 ? `rgba(0, 158, 115, ${strength})` : `rgba(213, 94, 0, ${strength})`, `ratio ${show(row.token_ratios[i])}`];
-  }
-  if (mode === "logprob" && row.token_logprobs) {
-    const strength = Math.min(0.8, -row.token_logprobs[i] / 5);
-    return [`rgba(204, 121, 167, ${strength})`, `log-prob ${show(row.token_logprobs[i])}`];
-  }
-  return [null, ""];
-}
-
-function response(row, mode) {
-  const pre = element("pre", undefined, { className: "response", tabIndex: 0 });
-  if (!row.tokens || mode === "none") return Object.assign(pre, { textContent: row.response });
-  row.tokens.forEach((text, i) => {
-    const [colour, words] = look(row, i, mode);
-    const token = element("span", text, { title: words });
-    if (colour) token.style.backgroundColor = colour;
-    if (row.token_errors?.[i]) token.className = "error";
-    pre.append(token);
-  });
-  return pre;
-}
-
-function facts(row) {
-  const skip = new Set(["step", "table", "prompt", "response", "tokens", "marked", "token_logprobs", "token_ratios", "token_errors"]);
-  const cells = Object.entries(row).filter(([name, value]) => !skip.has(name) && value !== "" && value !== null);
-  return `step ${row.step} · ${cells.map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? show(value) : value}`).join(" · ")}`;
-}
-
-const LEGENDS = {
-  logprob: [["rgba(204, 121, 167, .1)", "likely"], ["rgba(204, 121, 167, .8)", "unlikely (log-prob -4 or less)"]],
-  ratio: [["rgba(213, 94, 0, .7)", "the update made it less likely"], ["rgba(0, 158, 115, .7)", "more likely"]],
-  error: [["rgba(213, 94, 0, .45)", "error token"]],
-  none: [],
-};
-
-function showSamples() {
-  const rows = chosen();
-  const last = Math.max(0, Math.ceil(rows.length / PAGE) - 1);
-  page = Math.min(page, last);
-  const mode = filters.colour.value;
-  byId("legend").replaceChildren(...LEGENDS[mode].map(([colour, text]) => Object.assign(element("span", text, { className: "key" }), { style: `background:${colour}` })),
-    element("span", " Wavy underline: error token.", { className: "hint" }));
-  byId("rows").replaceChildren(...rows.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
-    const article = element("article", undefined, { className: "sample" });
-    article.append(element("p", facts(row), { className: "facts" }), element("pre", row.prompt, { className: "prompt" }), response(row, mode));
-    return article;
-  }));
-  byId("count").textContent = rows.length ? `${rows.length} samples, page ${page + 1} of ${last + 1}` : "No sample matches.";
-  byId("previous").disabled = page === 0;
-  byId("next").disabled = page === last;
-}
-
-function startSamples() {
-  const withSamples = data.runs.map((run, i) => [run, i]).filter(([run]) => run.samples.length);
-  if (!withSamples.length) return;
-  byId("samples").hidden = false;
-  filters.run.replaceChildren(...withSamples.map(([run, i]) => element("option", run.name, { value: i })));
-  document.querySelector('[data-for="run"]').hidden = !several;
-  const refill = () => {
-    const { samples } = data.runs[Number(filters.run.value)];
-    fill(filters.table, [...new Set(samples.map((row) => row.table))]);
-    fill(filters.step, [...new Set(samples.filter((row) => row.table === filters.table.value).map((row) => row.step))], "all");
-  };
-  byId("filters").addEventListener("input", (event) => {
-    if (["run", "table"].includes(event.target.name)) refill();
-    page = 0;
-    showSamples();
-  });
-  byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("previous").addEventListener("click", () => { page -= 1; showSamples(); });
-  byId("next").addEventListener("click", () => { page += 1; showSamples(); });
-  refill();
-  showSamples();
-}
-
-// --- theme
-
-function setTheme(theme) {
-  document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
-  charts.forEach((chart) => chart.instance.setOption(optionOf(chart)));
-}
-
-byId("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
-const dark = matchMedia("(prefers-color-scheme: dark)");
-dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
-setTheme(dark.matches ? "dark" : "light");
-data.panels.forEach((panel, i) => {
-  if (panel.section !== data.panels[i - 1]?.section) byId("charts").append(element("h3", panel.section, { className: "section" }));
-  chartsOf(panel).forEach((chart) => draw(chart, byId("charts")));
-  if (panel.rows?.length) byId("charts").append(textOf(panel));
-});
-data.runs.filter((run) => run.trace).forEach(drawStep);
-fillMetrics();
-startSamples();
-document.documentElement.dataset.ready = "yes";

@@ -19,8 +19,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from launch.demo.tiny_model import make_parent
+from launch.run.gaps import GAPS_FILE, Cell, Gap
 from launch.tools.child import own_process
-from launch.tools.mismatch.report import JSON_FILE, Cell, Gap, write_report
+from launch.tools.mismatch.report import write_report
 from qarl.config.policy import RolloutConfig
 from qarl.errors import ConfigError, DataError, KernelError, RolloutError
 from qarl.mismatch import Logprobs
@@ -50,7 +51,8 @@ FORWARD_LOGITS = 2**26
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to measure. `prompts` is a text file of one prompt a line; without one, prompts are random tokens.
+    """What to measure. `prompts` is a text file of one prompt a line; without one, `heldout` are the prompts, or random
+    tokens.
 
     `lr` is the learning rate of the optimizer step whose staleness is measured, unless `stale_model` names a model
     folder that takes its place.
@@ -64,6 +66,7 @@ class Comparison:
     num_sequences: int = 64
     prompt_tokens: int = 16
     prompts: Path | None = None
+    heldout: Sequence[Prompt] = ()
     lr: float = 1e-6
     stale_model: str | None = None
     kv_cache_gib: int = 2
@@ -89,7 +92,7 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
     if config.max_model_len > longest:
         what = f"responses of {max(comparison.lengths)} tokens do not fit in the model's {longest:g}"
         raise ConfigError(what, "--lengths")
-    make_parent(out / JSON_FILE)  # now, and not after the measurement
+    make_parent(out / GAPS_FILE)  # now, and not after the measurement
     os.environ.update(engine_env("cpu", config))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
     cells: list[Cell] = []
@@ -272,12 +275,15 @@ def score(policy: Policy, sequences: Sequence[TrainSequence]) -> list[Logprobs]:
 
 
 def make_prompts(comparison: Comparison) -> list[Prompt]:
-    """Prompts of the file's lines, in turn, or of random tokens without `<...>` markers.
+    """Prompts of the file's lines or of the held-out ones, in turn, or of random tokens without `<...>` markers.
 
     Raises DataError: the file cannot be read, or has no line.
     """
     tokenizer = read_tokenizer(Path(comparison.model))
-    if comparison.prompts is None:
+    rows: list[Sequence[int]]
+    if comparison.heldout and comparison.prompts is None:
+        rows = [comparison.heldout[i % len(comparison.heldout)].token_ids for i in range(comparison.num_sequences)]
+    elif comparison.prompts is None:
         rng = random.Random(derive_seed(comparison.seed, "prompts"))
         special = set(tokenizer.all_special_ids)
         plain = [

@@ -2,26 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from pydantic import ConfigDict, TypeAdapter
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from qarl.mismatch import Logprobs, Mismatch, by_quartile
+from launch.run.gaps import GAPS_FILE, Cell, Gap, Part, write_gaps
 
-JSON_FILE = "mismatch.json"
 PLOT_FILE = "mismatch.png"
-TOKEN_BOUNDS = (0.001, 0.01, 0.1)
 WIDTH = 400
 """Columns of the console: a wrapped line would be no Markdown."""
 
-Part = Literal["learner", "engine", "format", "rounding", "staleness"]
 COLORS: dict[Part, str] = {
     "learner": "#0072b2",
     "engine": "#9a9a9a",
@@ -31,58 +25,10 @@ COLORS: dict[Part, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Gap:
-    """How far two computations of the same tokens lie apart; they differ in one thing, `name`.
-
-    `metrics` has the names of a run's `mismatch/...` metrics, without the prefix.
-    """
-
-    part: Part
-    name: str
-    metrics: dict[str, float]
-
-    @classmethod
-    def between(cls, part: Part, name: str, ours: Sequence[Logprobs], theirs: Sequence[Logprobs]) -> Self:
-        metrics = Mismatch.between(ours, theirs, TOKEN_BOUNDS).metrics("")
-        for number, quarter in by_quartile(ours, theirs, TOKEN_BOUNDS).items():
-            metrics |= quarter.metrics(f"q{number}_")
-        return cls(part, name, metrics)
-
-    @property
-    def mean(self) -> float:
-        return self.metrics["logp_abs_mean"]
-
-    @property
-    def max(self) -> float:
-        return self.metrics["logp_abs_max"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """All gaps of one scheme, dtype and response length."""
-
-    __pydantic_config__ = ConfigDict(ser_json_inf_nan="strings")
-
-    model: str
-    scheme: str
-    dtype: str
-    kernels: list[str]
-    length: int
-    sequences: int
-    mean_logprob: float
-    """Of the sampled tokens, in nats: how sure the model is of what it writes."""
-    gaps: list[Gap]
-
-    @property
-    def title(self) -> str:
-        return f"{self.scheme} {self.dtype} {self.length}"
-
-
 def write_report(out: Path, cells: Sequence[Cell]) -> None:
     """Write mismatch.json and mismatch.png into the folder `out`, made when it is not there."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / JSON_FILE).write_bytes(TypeAdapter(list[Cell]).dump_json(list(cells), indent=2))
+    write_gaps(out / GAPS_FILE, cells)
     draw(cells).savefig(out / PLOT_FILE, dpi=110)
 
 

@@ -1,6 +1,7 @@
 // Runs in the loaded report: looks at what is drawn, uses every control, and notes what it finds.
 const figure = (title) => [...document.querySelectorAll("#charts figure")]
   .find((one) => one.querySelector("h3").textContent === title);
+const gapsTitle = data.runs.length > 1 ? "Mismatch by part: first" : "Mismatch by part";
 const text = (selector) => [...document.querySelectorAll(selector)].map((one) => one.textContent);
 const second = (selector) => document.querySelector(`${selector} span:nth-child(2)`).title;
 
@@ -13,6 +14,14 @@ const paths = (title, colour) => [...figure(title).querySelectorAll("svg path")]
 function places(title, colour) {
   const lines = paths(title, colour).filter((d) => !d.includes("A") && !d.includes("Z"));
   return lines.sort((a, b) => b.length - a.length)[0].match(/-?[0-9.]+/g).map(Number).filter((_, i) => i % 2);
+}
+
+// A row of the table under a chart.
+function rowOf(title, number) {
+  const details = figure(title).querySelector("details");
+  details.open = true;
+  details.dispatchEvent(new Event("toggle"));
+  return [...details.querySelectorAll(`tr:nth-child(${number}) td`)].map((one) => one.textContent);
 }
 
 function set(name, value) {
@@ -54,10 +63,14 @@ found.error = text(".sample .response .error");
 byId("metric").value = "mismatch/logp_abs_max";
 byId("metric").dispatchEvent(new Event("change"));
 found.any = text("#any h3");
-const details = figure("Reward").querySelector("details");
-details.open = true;
-details.dispatchEvent(new Event("toggle"));
-found.values = [...details.querySelectorAll("tr:nth-child(3) td")].map((one) => one.textContent);
+found.values = rowOf("Reward", 3);
+const gapsTexts = [...figure(gapsTitle).querySelectorAll("svg text")].map((one) => one.textContent);
+found.parts = gapsTexts.filter((one) => one.includes(": "));
+found.zeros = gapsTexts.filter((one) => one === "0").length;
+found.gaps = [...figure(gapsTitle).querySelectorAll('svg path[fill="#0072b2"]')].map((path) => path.getBBox().width).slice(0, 3);
+found.gapLabel = figure(gapsTitle).querySelector(".chart").getAttribute("aria-label");
+found.gapRow = rowOf(gapsTitle, 3);
+if (data.runs.length === 1) found.workRow = rowOf("Who works when", 3);
 byId("theme").click();
 found.after = document.documentElement.dataset.theme;
 found.unnamed = [...document.querySelectorAll("button, select, input")]

@@ -1,15 +1,26 @@
 import json
+import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from launch.run.gaps import Cell, Gap, Part
 from launch.run.page.build import MAX_POINTS, MAX_SAMPLES, PageRun, build_page, wilson
 from tests.support.browser import look
 
 STEPS = range(1, 5)
+
+
+def gap(part: Part, name: str, size: float) -> Gap:
+    rows = [np.zeros(8, np.float32)]
+    return Gap.between(part, name, [row + np.float32(size) for row in rows], rows)
+
+
 ROW = {
     "table": "samples",
     "prompt": "21=",
@@ -22,13 +33,19 @@ ROW = {
 }
 
 
-def run_of(name: str, trace: dict[str, Any] | None = None, **series: list[float]) -> PageRun:
+CELL = Cell("model", "w8a8_int8", "bfloat16", ["Kernel"], 8, 2, -1.5, [gap("learner", "engine", 0.0)])
+CELL = replace(CELL, gaps=[*CELL.gaps, gap("format", "kernel", 1e-4), gap("rounding", "rope", 1e-6)])
+
+
+def run_of(
+    name: str, trace: dict[str, Any] | None = None, gaps: tuple[Cell, ...] = (), **series: list[float]
+) -> PageRun:
     """A run with a value at each of the first steps, of `reward__mean` for example."""
     values = {key.replace("__", "/"): dict(zip(STEPS, points, strict=False)) for key, points in series.items()}
     samples = [{**ROW, "step": step, "reward": reward} for step in (2, 4) for reward in (0.0, 1.0)]
     samples += [{**ROW, "step": 4, "table": "error_tokens", "response": "bad", "tokens": ["b", "ad"]}]
     tables = [("Run", ("", ""), [("name", name), ("kernels", "<none>")])]
-    return PageRun(name, "w8a8_int8, 4 steps", values, tables, {"teacher": 0.4}, samples, trace)
+    return PageRun(name, "w8a8_int8, 4 steps", values, tables, {"teacher": 0.4}, samples, trace, gaps)
 
 
 TRACE = {"step": 4, "seconds": 2.0, "rows": ["driver", "rank 0, idle 75%"]}
@@ -36,6 +53,7 @@ TRACE |= {"spans": [[0, "sample", 0.0, 1.5], [1, "update", 1.5, 2.0]]}
 RUN = run_of(
     "first",
     TRACE,
+    (CELL,),
     reward__mean=[0.2, 0.4, 0.8, 0.7],
     eval__greedy=[0.5, 0.9],
     mismatch__logp_abs_max=[0.0, 0.0, 1e-4, 1.0],
@@ -43,7 +61,7 @@ RUN = run_of(
     timing_s__prox=[1.0],
     timing_s__update=[1.0, 1.0, 1.0, 1.0],
 )
-SECOND = run_of("second", None, reward__mean=[0.1, 0.2, 0.3, float("inf")], memory__driver=[1.0, 1.1, 1.2, 1.3])
+SECOND = run_of("second", reward__mean=[0.1, 0.2, 0.3, float("inf")], memory__driver=[1.0, 1.1, 1.2, 1.3])
 
 
 class Parsed(HTMLParser):
@@ -137,13 +155,24 @@ def test_a_browser_draws_the_curves_and_filters_the_samples(tmp_path: Path) -> N
     page.write_text(build_page([RUN], "first"))
     found = look(page, SCRIPT)
     assert found["errors"] == []
-    assert found["titles"] == ["Reward", "Held-out accuracy", "Learner against sampler", "Phases", "Who works when"]
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Mismatch by part", "Phases", "Who works when"]
+    assert found["titles"] == titles
     assert found["labels"][0].startswith("Reward. ")
     assert "reward: 0.2 at step 1, 0.7 at step 4" in found["labels"][0]
     a, b, c, d = found["first"]
     assert ((b - c) / (a - b), (d - c) / (a - b)) == pytest.approx((2.0, 0.5), abs=0.02)  # y grows downwards
     assert found["bars"][0] >= 4
     assert found["labels"][-1] == "driver; rank 0, idle 75%."
+    assert found["parts"] == ["learner: engine", "format: kernel", "rounding: rope"]
+    assert found["zeros"] == 2  # of the axis, and beside the bar that is exactly 0
+    none, kernel, rope = found["gaps"]  # on the page's scale, on which 0 has a place
+    assert none == pytest.approx(0.0, abs=0.5)
+    assert kernel / rope == pytest.approx(math.log10(1 + 1e4) / math.log10(1 + 1e2), rel=0.02)
+    assert found["gapLabel"].endswith(
+        "w8a8_int8 bfloat16 8 tokens, format, kernel: 1.00e-4; w8a8_int8 bfloat16 8 tokens, rounding, rope: 1.00e-6"
+    )
+    assert found["gapRow"] == ["w8a8_int8 bfloat16 8 tokens", "format", "kernel", *["1.00e-4"] * 6]
+    assert found["workRow"] == ["rank 0, idle 75%", "update", "1.5", "2"]
     assert found["work"] == pytest.approx(3.0, abs=0.1)  # times as long as the update
     assert not found["wide"]
     assert found["all"] == ["4 samples, page 1 of 1"]
@@ -166,8 +195,8 @@ def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
     assert found["errors"] == []
     assert found["theme"] == "dark"
     assert found["runs"] == ["first", "second"]
-    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Phases: first", "Memory: second"]
-    titles += ["Who works when: first"]
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Mismatch by part: first", "Phases: first"]
+    titles += ["Memory: second", "Who works when: first"]
     assert found["titles"] == titles
     assert len(found["first"]) == 4
     assert len(found["second"]) == 3  # the infinite value is left out

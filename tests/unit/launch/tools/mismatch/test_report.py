@@ -17,9 +17,10 @@ from rich.console import Console
 
 from launch.cli import main
 from launch.demo.tiny_model import make_tokenizer
+from launch.run.gaps import Cell, Gap
 from launch.tools.mismatch import measure as mismatch
 from launch.tools.mismatch.measure import Comparison, _common, make_prompts, one_step, run, score
-from launch.tools.mismatch.report import WIDTH, Cell, Gap, draw, render, write_report
+from launch.tools.mismatch.report import WIDTH, draw, render, write_report
 from qarl.errors import ConfigError, DataError, KernelError, ModelError, QarlError, RolloutError
 from qarl.mismatch import Mismatch
 from qarl.quant.linear import quantized_linears
@@ -132,6 +133,34 @@ def test_prompts_that_cannot_be_used(asked: Comparison, tmp_path: Path, content:
         (tmp_path / "prompts").write_bytes(content)
     with pytest.raises(DataError, match=reason):
         make_prompts(replace(asked, prompts=tmp_path / "prompts"))
+
+
+def test_a_run_is_measured_as_it_sampled(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = Mock(return_value=CELLS)
+    monkeypatch.setattr(mismatch, "run", measured)
+    (tmp_path / "final").symlink_to(tiny_models["qwen3"])
+    (tmp_path / "config.yaml").write_text(
+        "inherits: quickstart\nmodel: {dtype: float32}\n"
+        "rollout: {scheme: w4a8, group_size: 32, ignore: [lm_head, 're:.*down.*']}\n"
+    )
+    assert main(["mismatch", str(tmp_path), "--num-sequences", "3"]) == 0
+    assert "draws them, too" in capsys.readouterr().out
+    comparison, out = measured.call_args.args
+    assert (out, comparison.model) == (tmp_path, str(tmp_path / "final"))
+    assert comparison.schemes == [QuantScheme("w4a8", ("lm_head", "re:.*down.*"), 32)]
+    assert (comparison.dtypes, comparison.lengths, comparison.lr) == (["float32"], [14], 1e-4)
+    prompts = make_prompts(replace(comparison, num_sequences=len(comparison.heldout) + 1))
+    assert [prompt.token_ids for prompt in prompts[-2:]] == [
+        comparison.heldout[-1].token_ids,
+        comparison.heldout[0].token_ids,
+    ]
+    others = ["--scheme", "none", "--dtype", "bfloat16", "--lengths", "9", "--lr", "0", "--ignore", "--out", "other"]
+    assert main(["mismatch", str(tmp_path), *others]) == 0
+    comparison, out = measured.call_args.args
+    assert (out, comparison.schemes) == (Path("other"), [QuantScheme("none", ())])
+    assert (comparison.dtypes, comparison.lengths, comparison.lr) == (["bfloat16"], [9], 0.0)
 
 
 def test_responses_that_do_not_fit_the_model(asked: Comparison, tmp_path: Path) -> None:
