@@ -1,6 +1,5 @@
 """What this machine has for a run, and what it lacks: the lines of `qarl doctor`, two of which a run's start prints."""
 
-import ctypes
 import os
 import platform
 import resource
@@ -20,7 +19,7 @@ import torch
 from packaging.requirements import Requirement
 
 from launch.cluster.token import token_file
-from launch.early import check_ray_folder, ray_folder
+from launch.early import check_engine_library, check_ray_folder, ray_folder
 from launch.run.wandb_run import LOGIN, has_wandb_key
 from qarl.errors import ResourceError
 from qarl.numerics import processor
@@ -136,11 +135,10 @@ def packages(tested: Mapping[str, Requirement]) -> Finding:
 
 
 def engine_library() -> Finding:
-    """What vLLM's CPU kernels load from the system: without it vLLM starts, but has none of its operations."""
     try:
-        ctypes.CDLL("libnuma.so.1")
-    except OSError as error:
-        return Finding("engine library", "bad", str(error), "install it, for example the package libnuma1")
+        check_engine_library()
+    except ResourceError as error:
+        return Finding("engine library", "bad", error.what, error.hint)
     return Finding("engine library", "good", "libnuma.so.1")
 
 

@@ -3,6 +3,7 @@
 Commands check this before they import anything else. `launch/preflight.py` checks the rest.
 """
 
+import ctypes
 import os
 from errno import ENOENT
 from pathlib import Path
@@ -81,6 +82,18 @@ def ray_folder() -> tuple[str, Path]:
     """The folder in which a Ray of our own has its own, and the variable that names it, if any."""
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
     return name, Path(os.environ.get(name, "/tmp"))
+
+
+def check_engine_library() -> None:
+    """vLLM's CPU kernels load libnuma from the system: without it vLLM starts, but has none of its operations.
+
+    Raises ResourceError: it is missing.
+    """
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError as error:
+        hint = "install it, for example the package libnuma1"
+        raise ResourceError(str(error), "vLLM's CPU kernels", hint) from error
 
 
 def check_ray_folder() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from launch.demo.tiny_model import architecture, check_model, make_tokenizer
-from launch.early import check_ray_folder, read_model
+from launch.early import check_engine_library, check_ray_folder, read_model
 from launch.machine import Machine, bundles, find_machine
 from launch.run.tensorboard import check_tensorboard
 from qarl.config.derived import choose_counts, kernel_of, numerics_of
@@ -90,6 +90,7 @@ def setting_faults(config: Config, machine: Machine) -> list[QarlError]:
         partial(_check_resources, config, machine),
         partial(_check_kv_cache, config, machine),
         *([check_ray_folder] if machine.is_here else ()),
+        *([check_engine_library] if machine.is_here and machine.device == "cpu" else ()),
         partial(_check_validator, config),
         partial(_check_controls, config),
         partial(make_task, config.task),

@@ -49,6 +49,12 @@ check_compiler() {
         die "no C++ compiler (g++ or c++) found; install one, for example the package g++"
 }
 
+check_libnuma() {
+    # vLLM's CPU kernels load it; without it vLLM starts, but has none of its operations.
+    "$1" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null ||
+        die "no libnuma.so.1 found; install it, for example the package libnuma1"
+}
+
 install() {
     local python=$1 extra=$2 clear=()
     # Both engines install a package named vllm: never one on top of the other.
@@ -84,6 +90,7 @@ main() {
     fi
     python=$(find_python)
     check_compiler
+    [ "$extra" = gpu ] || check_libnuma "$python"
     say "Python: $python"
     say "extra: $extra"
     if [ -n "${QARL_SETUP_DRY_RUN:-}" ]; then

@@ -22,7 +22,7 @@ def look(page: Path, script: str, width: int = 1400, dark: bool = False) -> dict
     """
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
-        pytest.skip(f"none of {', '.join(NAMES)} is installed")
+        pytest.skip(f"no Chromium ({', '.join(NAMES)}): apt install {NAMES[0]}")
     text = page.read_text()
     first = "<script>const errors = []; window.onerror = (message) => { errors.push(message) }</script>"
     last = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -273,6 +275,13 @@ def make_settings(**sections: Any) -> Config:
 
 def texts(config: Config, machine: Machine) -> list[str]:
     return [str(fault) for fault in setting_faults(config, machine)]
+
+
+def test_the_cpu_engine_needs_libnuma_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", Mock(side_effect=OSError("libnuma.so.1: no such file")))
+    line = "vLLM's CPU kernels: libnuma.so.1: no such file; install it, for example the package libnuma1"
+    assert texts(make_settings(), Machine("cpu", is_here=True)) == [line]
+    assert texts(make_settings(), Machine("cpu")) == texts(make_settings(), Machine("cuda", is_here=True)) == []
 
 
 def test_a_validator_needs_the_tasks_program() -> None:

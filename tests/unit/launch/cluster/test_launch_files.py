@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -129,11 +133,56 @@ def test_the_ssh_cluster_has_rays_schema() -> None:
         assert "RAY_AUTH_MODE=token" in commands[-1]
 
 
-def test_the_job_of_kubernetes_is_a_run_that_parses() -> None:
-    """Its fields by hand: KubeRay's definition has a megabyte."""
-    job: dict[str, Any] = yaml.safe_load((FILES / "kuberay.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    spec = job["spec"]
+@pytest.fixture
+def rayjob() -> dict[str, Any]:
+    return yaml.safe_load((FILES / "kuberay.yaml").read_text())
+
+
+def strict(schema: Any) -> Any:
+    """`schema`, with no fields beside those that it names."""
+    if isinstance(schema, list):
+        return [strict(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) and "type" in schema else {}
+    return closed | {key: strict(part) for key, part in schema.items()}
+
+
+def faults_of(job: dict[str, Any]) -> list[str]:
+    """Where `job` breaks the schema of a RayJob."""
+    schema = strict(yaml.safe_load((ROOT / "tests/data/rayjob_schema.yaml").read_text()))
+    return [error.json_path for error in jsonschema.Draft202012Validator(schema).iter_errors(job)]
+
+
+def test_the_job_of_kubernetes_has_kuberays_schema(rayjob: dict[str, Any]) -> None:
+    assert faults_of(rayjob) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("apiVersion", "ray.io/v1alpha1"),
+        ("spec.backofLimit", 2),
+        ("spec.submissionMode", "K8sJob"),
+        ("spec.rayClusterSpec.authOptions.mode", "on"),
+        ("spec.rayClusterSpec.headGroupSpec.rayStartParams.num-gpus", 0),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.securityContext.runAsUser", "1000"),
+        ("spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.resources.limits.memory", "64GB"),
+        ("spec.rayClusterSpec.workerGroupSpecs.0", {"groupName": "gpu"}),
+        ("spec.rayClusterSpec.workerGroupSpecs.0.template.spec.volumes.1.emptydir", {}),
+    ],
+)
+def test_kuberays_schema_refuses(rayjob: dict[str, Any], path: str, value: object) -> None:
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = rayjob
+    for part in parents:
+        place = place[part]
+    place[last] = value
+    assert faults_of(rayjob)
+
+
+def test_the_job_of_kubernetes_is_a_run_that_parses(rayjob: dict[str, Any]) -> None:
+    spec = rayjob["spec"]
     words = spec["entrypoint"].split()
     assert words.pop(0) == "qarl"
     read_config(_parser(words[0]).parse_args(words))
@@ -142,7 +191,6 @@ def test_the_job_of_kubernetes_is_a_run_that_parses() -> None:
     assert f"ray[default]=={cluster['rayVersion']}" in (ROOT / "pyproject.toml").read_text()
     assert cluster["authOptions"] == {"mode": "token"}
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = group["template"]["spec"]
         assert pod["securityContext"]["runAsNonRoot"]
         [container] = pod["containers"]
@@ -166,8 +214,32 @@ def test_an_unhealthy_container_says_1(tmp_path: Path, code: int) -> None:
         for check in checks:
             (tmp_path / "qarl").write_text(f"#!/bin/sh\nexit {code}\n")
             (tmp_path / "qarl").chmod(0o755)
-            done = subprocess.run(["/bin/sh", "-c", check], env={"PATH": str(tmp_path)}, check=False)
+            done = subprocess.run(json.loads(check), env={"PATH": f"{tmp_path}:/bin"}, check=False)
             assert done.returncode == min(code, 1)
+
+
+def checker(name: str) -> str:
+    """The path of a checker, which `make setup` installs."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return found or pytest.skip(f"no {name} here: make setup installs it")
+
+
+def is_shell_script(file: Path) -> bool:
+    with file.open("rb") as start:
+        return re.match(rb"#!.*\b(ba)?sh$", start.readline().strip()) is not None
+
+
+def test_shellcheck_finds_nothing() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    scripts = [name for name in listed.stdout.splitlines() if is_shell_script(ROOT / name)]
+    assert {"launch/cluster/slurm.sbatch", "launch/setup.sh", ".ci/run"} <= set(scripts)
+    done = subprocess.run([checker("shellcheck"), *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_hadolint_finds_nothing() -> None:
+    done = subprocess.run([checker("hadolint"), ROOT / "launch/docker/Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("ignored", [".gitignore", "launch/docker/Dockerfile.dockerignore"])

@@ -132,6 +132,17 @@ def test_setup_names_the_missing_python(tree: Path) -> None:
     assert done.stderr == "setup: PYTHON=/bin/true is not a Python 3.11\n"
 
 
+@pytest.mark.parametrize(("extra", "code"), [("cpu", 1), ("gpu", 0)])
+def test_setup_names_the_library_that_only_the_cpu_engine_loads(tree: Path, extra: str, code: int) -> None:
+    without = FAKE_PYTHON.replace('case "$*" in\n', 'case "$*" in\n    *libnuma.so.1*) exit 1 ;;\n')
+    program(tree / "bin/python3.11", without)
+    done = setup(tree, extra)
+    assert done.returncode == code
+    line = "setup: no libnuma.so.1 found; install it, for example the package libnuma1\n"
+    assert done.stderr == line * code
+    assert (tree / ".venv").exists() != bool(code)
+
+
 def test_setup_installs_once_until_something_changes(tree: Path) -> None:
     assert setup(tree).returncode == 0
     first = [
