@@ -37,7 +37,7 @@ from qarl.prompts.pool import Pool
 from qarl.protocols import RewardService
 from qarl.quant.publish import write_engine_config
 from qarl.tasks.task import Task
-from qarl.types import Prompt, WorkerInfo
+from qarl.types import Activity, Prompt, WorkerInfo
 from trainer.batches import train_from
 from trainer.loop import Progress, Trainer
 from trainer.ranks import LearnerGroup
@@ -117,7 +117,10 @@ class _Job:
         self._tracker.phase("start")
         placement = Placement(config, self._device, folder.logs)
         fleet = keep(closing(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn)))
+        self._tracker.watch("w", fleet.doing)
+        self._tracker.watch("r", lambda: [Activity("starting")] * config.learner.num_ranks)
         learner = keep(closing(placement.start_learner(fleet.receivers)))
+        self._tracker.watch("r", learner.doing)
         sampler = converse(config, fleet, rewards)
         infos = fleet.infos()
         self._log_workers(infos)
@@ -168,6 +171,7 @@ class _Job:
         self._log(f"debug.train_from: trains on the batches in {batches}, samples nothing")
         placement = Placement(config, self._device, folder.logs)
         learner = self._stack.enter_context(closing(placement.start_learner(lambda: [])))
+        self._tracker.watch("r", learner.doing)
         start = monotonic()
         for step, lengths, metrics in train_from(batches, config, learner):
             seconds = monotonic() - start

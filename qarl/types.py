@@ -6,7 +6,7 @@ Suffixes: _T response tokens of one sequence.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -251,6 +251,14 @@ class WorkerInfo:
     at_once: int
     """Sequences of `rollout.max_model_len` that the engine samples at once: as many as its KV cache holds, but at most
     `rollout.max_num_seqs`."""
+
+
+class Activity(NamedTuple):
+    """What an actor does now: for example `Activity("sampling", 3, 8)`, 3 of 8 groups done."""
+
+    word: str
+    done: int = 0
+    of: int = 0
 
 
 Numerics = Literal["engine", "portable", "stock"]

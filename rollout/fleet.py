@@ -14,9 +14,13 @@ from qarl.logs import log_file, tail
 from qarl.protocols import Prover
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import deaths, get, how_it_died
-from qarl.types import Sample, SampleRequest, WorkerInfo
+from qarl.types import Activity, Sample, SampleRequest, WorkerInfo
 from qarl.weights.source import WeightSource
 from rollout.dispatch import Dispatcher
+
+STARTING, ASLEEP = "starting", "asleep"
+WORDS = {"load": "loading", "generate": "probing", "wake": "waking", "sleep": "going to sleep"}
+"""What a worker does during a call to all of them."""
 
 
 class _DeadWorkerError(Exception):
@@ -62,6 +66,9 @@ class RayFleet:
         self._busy_s, self._counted_from = 0.0, monotonic()  # of all workers
         self._finished: dict[int, list[Sample]] = {}
         self._next = 0  # number of the next group
+        # What `doing` tells. Lists of one length, whose items are replaced: another thread may read them.
+        self._words = [STARTING] * num_workers  # "" where a worker only samples or waits
+        self._done = [0] * num_workers  # groups since it had none, or got weights
 
     @property
     def actors(self) -> list[Any]:
@@ -70,6 +77,15 @@ class RayFleet:
     def infos(self) -> list[WorkerInfo]:
         """Each worker's own description; waits until all engines are up."""
         return self._on_each([("info", ())] * len(self._actors))
+
+    def doing(self) -> list[Activity]:
+        """What each worker does, as far as the fleet knows: no worker is asked. Any thread may call this."""
+        found = []
+        for worker, word in enumerate(self._words):
+            in_hand, done = len(self._dispatcher.given(worker)), self._done[worker]
+            samples = in_hand and not word
+            found.append(Activity("sampling", done, done + in_hand) if samples else Activity(word or "idle"))
+        return found
 
     def submit(self, groups: Sequence[Sequence[SampleRequest]], first: bool = False) -> list[int]:
         """Ask for groups, behind all that wait, or `first`; returns their numbers."""
@@ -139,6 +155,7 @@ class RayFleet:
             self._advance(self._timeout_s)  # an engine takes weights when only partial requests run
         self._on_each([("load", (weights,))] * len(self._actors))
         self._weights = weights
+        self._done = [0] * len(self._actors)
         self._heard |= dict.fromkeys(self._busy_since, monotonic())
         if prover is None:
             return {}
@@ -157,7 +174,7 @@ class RayFleet:
 
     def switch(self, scheme: QuantScheme) -> None:
         """Start every worker again with an engine in `scheme`; the next `load` gives them weights."""
-        self._scheme, self._weights = scheme, None
+        self._scheme, self._weights, self._words = scheme, None, [STARTING] * len(self._actors)
         for worker, actor in enumerate(self._actors):
             ray.kill(actor)
             self._actors[worker] = self._make_actor(worker, scheme)
@@ -172,6 +189,7 @@ class RayFleet:
         for number, worker in self._dispatcher.assign():
             if self._dispatcher.given(worker) == [number]:
                 self._heard[worker] = self._busy_since[worker] = monotonic()
+                self._done[worker] = 0
             self._calls[self._actors[worker].generate.remote(self._requests[number])] = number, worker
 
     def _advance(self, timeout_s: float) -> None:
@@ -191,6 +209,7 @@ class RayFleet:
             except _DeadWorkerError as fault:
                 faults[worker] = str(fault)
             else:
+                self._done[worker] += 1
                 self._forget(number)
         for worker in busy:
             if monotonic() > self._heard[worker] + self._timeout_s:
@@ -207,7 +226,14 @@ class RayFleet:
     def _on_each(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
         """Run call i on worker i, all at once; results in order. A failed worker is replaced and called again."""
         refs = [getattr(actor, method).remote(*args) for actor, (method, args) in zip(self._actors, calls, strict=True)]
-        return [self._result(worker, ref, *calls[worker]) for worker, ref in enumerate(refs)]
+        self._words = [WORDS.get(method, word) for word, (method, _) in zip(self._words, calls, strict=True)]
+        results = []
+        for worker, ref in enumerate(refs):
+            method, args = calls[worker]
+            results.append(self._result(worker, ref, method, args))
+            if method in WORDS or self._words[worker] != ASLEEP:
+                self._words[worker] = ASLEEP if method == "sleep" else ""
+        return results
 
     def _call(self, worker: int, method: str, *args: Any) -> Any:
         return self._result(worker, getattr(self._actors[worker], method).remote(*args), method, args)
@@ -238,6 +264,7 @@ class RayFleet:
         if self._restarts_left == 0:
             raise RolloutError(reason, f"rollout worker {worker}", ending)
         self._restarts_left -= 1
+        self._words[worker] = "restarting"
         reason = f"{reason}; {ending}" if ending else reason
         self._log(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
@@ -251,3 +278,4 @@ class RayFleet:
                 version = self._weights.manifest.version
                 samples = self._call(worker, "generate", self._prover.requests(version))
                 self._prover.judge({worker: samples}, version)
+            self._words[worker] = ""

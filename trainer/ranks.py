@@ -17,8 +17,12 @@ from qarl.protocols import UpdateResult
 from qarl.quant.parity import Parity
 from qarl.quant.scheme import QuantScheme
 from qarl.remote import dead, deaths, get, how_it_died
-from qarl.types import TrainSequence
+from qarl.types import Activity, TrainSequence
 from trainer.weights import SentWeights, StoredWeights, publish_to_store, rank_0s_result
+
+WORDS = {"score": "scoring", "update": "learning", "publish": "publishing", "export": "exporting"}
+WORDS |= {"parity": "checking", "switch": "switching", "save": "saving", "load": "loading"}
+"""What the ranks do during a call; in any other one they start."""
 
 Logprobs = npt.NDArray[np.float32]
 
@@ -45,7 +49,12 @@ class LearnerGroup:
     ) -> None:
         self.ranks, self._transfer, self._log_dir = list(ranks), transfer, log_dir
         self._timeout_s, self._transfer_timeout_s = timeout_s, transfer_timeout_s
+        self._call = ""  # that has not ended
         self._all("start")
+
+    def doing(self) -> list[Activity]:
+        """What each rank does: all the same, as every call goes to all. Any thread may call this."""
+        return [Activity(WORDS.get(self._call, "starting") if self._call else "idle")] * len(self.ranks)
 
     def parity(self) -> list[Parity]:
         """Rank 0's comparison with the engine's ops; empty unless the numerics are the engine's."""
@@ -71,7 +80,7 @@ class LearnerGroup:
         return UpdateResult(metrics, float(np.max(deviations)))  # np.max keeps NaN, and raises when there is none
 
     def publish(self, version: int) -> StoredWeights | SentWeights:
-        with self._readable_errors("publish"):
+        with self._calling("publish"):
             if self._transfer is None:
                 return publish_to_store(self.ranks, version, self._timeout_s)
             workers = self._transfer()
@@ -103,11 +112,13 @@ class LearnerGroup:
         self.ranks = []
 
     def _all(self, method: str, *args: Any) -> list[Any]:
-        with self._readable_errors(method):
+        with self._calling(method):
             return get([getattr(rank, method).remote(*args) for rank in self.ranks], self._timeout_s)
 
     @contextmanager
-    def _readable_errors(self, method: str) -> Iterator[None]:
+    def _calling(self, method: str) -> Iterator[None]:
+        """Say what the ranks do meanwhile, and end the run with one line where they fail."""
+        self._call = method
         try:
             yield
         except ActorError as error:
@@ -122,3 +133,5 @@ class LearnerGroup:
             logs = [tail(log_file(self._log_dir, "rank", rank)) for rank in dead(self.ranks)]
             what = "; ".join(filter(None, [f"a learner rank died during {method} ({how_it_died(error)})", *logs]))
             raise QarlError(what, hint=AGAIN) from error
+        finally:
+            self._call = ""

@@ -3,17 +3,19 @@
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from itertools import starmap
 from typing import Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
 from launch.run.metric_table import overall_figures
+from qarl.types import Activity
 
 Verbosity = Literal["quiet", "normal", "verbose"]
 LOSS = "actor/loss"
@@ -32,18 +34,6 @@ CURVES = {
     "mismatch/logp_abs_max": "|d log p| max",
     SPEED: "tokens/s",
 }
-WORKERS, RANKS, VERIFIERS, DRIVER = "workers", "ranks", "verifiers", "driver"
-PHASES: Mapping[str, tuple[str, ...]] = {
-    "sample": (WORKERS,),
-    "reward": (VERIFIERS,),
-    "evaluate": (WORKERS, VERIFIERS),
-    "controls": (WORKERS, RANKS, VERIFIERS),
-    "sleep": (WORKERS,),
-    "start": (WORKERS, RANKS),
-    "publish": (WORKERS, RANKS),
-    **dict.fromkeys(("prox", "unaligned", "update", "table", "checkpoint", "export"), (RANKS,)),
-}
-"""Who is at work in a phase of the run. In any other one the driver is, and all wait for it."""
 LONG = {
     "start": "starting rollout workers and learner",
     "evaluate": "evaluating on the held-out prompts",
@@ -56,14 +46,10 @@ LONG = {
 class Terminal:
     """Lines and the live view of a run. The live view begins with the first phase, or step, and ends with `close`.
 
-    A run that samples `ahead` keeps workers and verifiers at work in all phases: they are never said to wait.
     `quiet` shows warnings only; `verbose` shows the log of all libraries, too, and no live view.
     """
 
-    def __init__(
-        self, name: str, total: int, start_step: int, verbosity: Verbosity, live: bool, ahead: bool = False
-    ) -> None:
-        self._ahead = ahead
+    def __init__(self, name: str, total: int, start_step: int, verbosity: Verbosity, live: bool) -> None:
         self._total, self._step, self._verbosity = total, start_step, verbosity
         self._name, self._began = name, time.monotonic()
         self._console = Console()
@@ -72,6 +58,7 @@ class Terminal:
         self._phase, self._since = "start", self._began
         self._values = defaultdict[str, deque[float]](lambda: deque(maxlen=SHOWN))
         self._warnings = deque[str](maxlen=3)
+        self._watched = dict[str, Callable[[], Sequence[Activity]]]()
         self._live: Live | None = None
         if live and verbosity == "normal" and self._console.is_interactive:
             self._live = Live(self, console=self._console, refresh_per_second=4, transient=True)
@@ -88,6 +75,10 @@ class Terminal:
             self._warnings.append(line)
         if level >= logging.WARNING or self._verbosity != "quiet":
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def watch(self, letter: str, doing: Callable[[], Sequence[Activity]]) -> None:
+        """Have the live view show what `doing` returns of all actors of a kind. Its own thread calls that."""
+        self._watched[letter] = doing
 
     def phase(self, name: str) -> None:
         """The run begins another phase."""
@@ -135,14 +126,10 @@ class Terminal:
         for name, label in CURVES.items():
             if values := self._values[name]:
                 curves.add_row(label, Text(sparkline(values), style="cyan"), _short(values[-1]))
-        busy = PHASES.get(self._phase, (DRIVER,))
-        waiting = [who for who in (WORKERS, RANKS, VERIFIERS, DRIVER) if who not in busy]
-        if self._ahead:
-            waiting = [who for who in waiting if who not in (WORKERS, VERIFIERS)]
-        state = f"{self._phase.replace('_', ' ')} {now - self._since:.0f} s: {', '.join(busy)}"
-        state += f"   (waiting: {', '.join(waiting)})"
+        phase = f"{self._phase.replace('_', ' ')} {now - self._since:.0f} s"
+        state = _State(phase, {letter: doing() for letter, doing in self._watched.items()})
         warnings = [_cut(f"! {line}", "yellow") for line in self._warnings]
-        return Group(head, *[curves] * bool(curves.rows), _cut(state, "dim"), *warnings)
+        return Group(head, *[curves] * bool(curves.rows), state, *warnings)
 
     def _eta(self, step: int) -> str:
         """Time left at the mean pace since this process's first step, as h:mm:ss."""
@@ -153,6 +140,45 @@ class Terminal:
         first_step, first_time = self._first
         seconds = (now - first_time) / (step - first_step) * (self._total - step)
         return str(timedelta(seconds=round(seconds)))
+
+
+class _State:
+    """One line: what the run does, and each actor. Where it has no room, actors that do the same are told together."""
+
+    def __init__(self, phase: str, actors: Mapping[str, Sequence[Activity]]) -> None:
+        self._phase, self._actors = phase, actors
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        each = [
+            (f"{letter}{number}", one) for letter, of_kind in self._actors.items() for number, one in enumerate(of_kind)
+        ]
+        together = [
+            (_names(letter, [number for number, one in enumerate(of_kind) if one.word == word]), _sum(of_kind, word))
+            for letter, of_kind in self._actors.items()
+            for word in dict.fromkeys(one.word for one in of_kind)
+        ]
+        lines = ["  ".join([self._phase, *starmap(_said, form)]) for form in (each, together)]
+        yield _cut(next((line for line in lines if len(line) <= options.max_width), lines[-1]), "dim")
+
+
+def _said(who: str, what: Activity) -> str:
+    return f"{who} {what.word}{f' {what.done}/{what.of}' if what.of else ''}"
+
+
+def _sum(activities: Iterable[Activity], word: str) -> Activity:
+    found = [one for one in activities if one.word == word]
+    return Activity(word, sum(one.done for one in found), sum(one.of for one in found))
+
+
+def _names(letter: str, numbers: Sequence[int]) -> str:
+    """For example "w0-2,5"."""
+    runs = list[list[int]]()
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return letter + ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _cut(text: str, style: str = "") -> Text:

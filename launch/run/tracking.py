@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -22,7 +22,7 @@ from qarl.errors import ConfigError, DataError, first_line
 from qarl.hooks import load_function
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Row, Tracker
-from qarl.types import AugmentOutcome
+from qarl.types import Activity, AugmentOutcome
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -56,8 +56,7 @@ class RunTracker(Tracker):
         self._trackers = list(_make(config, run_dir, start_step))
         self._rows_left = config.tracking.table_max_rows - _lines(run_dir / SAMPLES_FILE)
         self._alerts = Alerts(config)
-        ahead, live = config.train.max_staleness > 0, config.tracking.progress
-        self._terminal = Terminal(config.run.name, total_steps, start_step, verbosity, live, ahead)
+        self._terminal = Terminal(config.run.name, total_steps, start_step, verbosity, config.tracking.progress)
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +96,10 @@ class RunTracker(Tracker):
         self._terminal.phase(name)
         for tracker in self._trackers:
             tracker.phase(name)
+
+    def watch(self, letter: str, doing: Callable[[], Sequence[Activity]]) -> None:
+        """Show what all actors of a kind do; see `Terminal.watch`."""
+        self._terminal.watch(letter, doing)
 
     def exported(self, files: Mapping[str, Path]) -> None:
         for tracker in self._trackers:

@@ -13,7 +13,7 @@ import ray
 
 from qarl.errors import KernelError, PublicationError, RolloutError
 from qarl.quant.scheme import QuantScheme
-from qarl.types import Sample, SampleRequest
+from qarl.types import Activity, Sample, SampleRequest
 from rollout.dispatch import Dispatcher
 from rollout.fleet import RayFleet
 from rollout.worker import RolloutWorker
@@ -316,6 +316,46 @@ def test_weights_wait_for_what_runs_and_what_waits_gets_them(make_fleet: MakeFle
         finished |= made.fleet.poll(60.0)
     assert content(finished[first]) == expected(2.0, 1, REQUESTS[:1])
     assert content(finished[second]) == expected(5.0, 2, REQUESTS[1:2])
+
+
+class Watched(FakeProver):
+    """Notes what the fleet says of its workers while it judges."""
+
+    def judge(self, samples: Mapping[int, Sequence[Sample]], version: int) -> dict[int, float]:
+        self.seen = self.fleet.doing()
+        return super().judge(samples, version)
+
+    fleet: RayFleet
+    seen: list[Activity]
+
+
+def test_the_fleet_says_what_each_worker_does(make_fleet: MakeFleet) -> None:
+    made, idle = make_fleet(2), Activity("idle")
+    fleet, prover = made.fleet, Watched(REQUESTS[:2])
+    prover.fleet = fleet
+    fleet.load(make_weights(1, theta=2.0), prover)
+    assert fleet.doing() == [idle, idle]
+    groups = [[request] for request in REQUESTS[:3]]
+    fleet.submit(groups)
+    assert fleet.doing() == [Activity("sampling", 0, 2), Activity("sampling", 0, 1)]
+    seen, finished = list[list[Activity]](), dict[int, list[Sample]]()
+    while len(finished) < 3:
+        finished |= fleet.poll(60.0)
+        seen.append(fleet.doing())
+    assert {of_worker[0] for of_worker in seen} <= {Activity("sampling", 0, 2), Activity("sampling", 1, 2), idle}
+    assert fleet.doing() == [idle, idle]
+    fleet.sleep()
+    assert fleet.infos()  # does not wake them
+    assert fleet.doing() == [Activity("asleep")] * 2
+    fleet.wake()
+    made.order("p3", "die")
+    fleet.sample([REQUESTS[3]])
+    assert prover.seen == [Activity("restarting"), idle]
+    assert fleet.doing() == [idle, idle]
+    fleet.switch(QuantScheme("w4a16"))
+    assert fleet.doing() == [Activity("starting")] * 2
+    fleet.load(make_weights(2))
+    assert fleet.doing() == [idle, idle]
 
 
 class OfNow(FakeProver):

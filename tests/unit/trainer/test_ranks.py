@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import ray
 
 from qarl.errors import AGAIN, ActorError, CheckpointError, KernelError, ModelError, PublicationError, QarlError
 from qarl.protocols import UpdateResult
-from qarl.types import TrainSequence
+from qarl.types import Activity, TrainSequence
 from tests.support.fakes import BROKEN, NO_MODEL, FakeRank, make_weights
 from trainer.ranks import LearnerGroup
 from trainer.weights import SentWeights
@@ -54,6 +55,7 @@ def test_ranks_are_one_learner(group: LearnerGroup) -> None:
     weights = group.publish(7)
     assert weights.manifest.version == 7
     assert [[tensor.data.tolist() for tensor in bucket] for bucket in weights.buckets()] == [[[4.0]]]
+    assert group.doing() == [Activity("idle")] * 2
     with pytest.raises(CheckpointError, match="nowhere: holds no checkpoint") as caught:
         group.load("nowhere")
     assert type(caught.value) is CheckpointError
@@ -87,10 +89,18 @@ def test_a_rank_that_hangs_ends_every_call(lost: LearnerGroup, tmp_path: Path) -
     log = tmp_path / "rank-0.log"
     log.write_text("was busy\n")
     limited = LearnerGroup(lost.ranks, timeout_s=1.0, log_dir=tmp_path)
+    seen = set[str]()
     sent = LearnerGroup(lost.ranks, transfer=lambda: ["a worker"], timeout_s=1.0).publish(7)
     pid = ray.get(lost.ranks[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGSTOP)
     sequences = [TrainSequence((1,), (1,), np.zeros(1, np.float32))]
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(limited.score, sequences)
+        while not result.done():
+            seen.add(limited.doing()[1].word)
+            time.sleep(0.05)
+    assert seen - {"idle"} == {"scoring"}  # as long as nobody has answered
+    assert limited.doing() == [Activity("idle")] * 2
     calls = {
         "update": lambda: limited.update([sequences]),
         "score": lambda: limited.score(sequences),

@@ -1,13 +1,13 @@
 import io
 import logging
 import math
-import re
 
 import pytest
 from rich.console import Console
 
 from launch.run import terminal
-from launch.run.terminal import PHASES, Terminal, sparkline
+from launch.run.terminal import Terminal, sparkline
+from qarl.types import Activity
 
 STEP = {"reward/mean": 0.5, "mismatch/logp_abs_max": 0.0, "perf/tokens_per_s": 1870.0, "timing_s/sample": 0.5}
 
@@ -28,7 +28,9 @@ def drawn(shown: Terminal, width: int = 140) -> str:
 
 def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, _ = view(monkeypatch)
-    assert drawn(shown).splitlines()[1:] == ["start 0 s: workers, ranks   (waiting: verifiers, driver)"]
+    assert drawn(shown).splitlines()[1:] == ["start 0 s"]
+    shown.watch("w", lambda: [Activity("idle")] * 2)
+    shown.watch("r", lambda: [Activity("learning")])
     for step, reward in enumerate((0.0, 0.5, 1.0), start=1):
         shown.show(step, {**STEP, "reward/mean": reward})
     shown.show(3, {"eval/pass@1": 0.25})
@@ -43,26 +45,46 @@ def test_the_live_view_has_progress_curves_states_and_warnings(monkeypatch: pyte
     assert "▁▅█  1" in text  # round(3.5) is 4
     assert "accuracy" in text
     assert "1,870" in text
-    assert "update 0 s: ranks   (waiting: workers, verifiers, driver)" in text
+    assert "update 0 s  w0 idle  w1 idle  r0 learning" in text
     assert "! worker 0 died" in text
     assert "a fact" not in text
 
 
-def test_nobody_who_samples_ahead_is_said_to_wait() -> None:
-    shown = Terminal("mine", 9, 0, "normal", live=False, ahead=True)
-    for phase in PHASES:
-        shown.phase(phase)
-        waiting = drawn(shown).partition("(waiting: ")[2]
-        assert waiting.strip(" )\n")
-        assert not {"workers", "verifiers"} & set(re.findall(r"\w+", waiting))
+WORKERS = [Activity("sampling", 3, 8), Activity("sampling", 0, 7), Activity("restarting"), Activity("sampling", 1, 9)]
 
 
-def test_the_view_keeps_its_height_in_any_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (90, "sample 0 s  w0 sampling 3/8  w1 sampling 0/7  w2 restarting  w3 sampling 1/9  r0 idle"),
+        (84, "sample 0 s  w0-1,3 sampling 4/24  w2 restarting  r0 idle"),
+        (60, "sample 0 s  w0-1,3 sampling 4/24  w2 restarting  r0 idle"),
+        (40, "sample 0 s  w0-1,3 sampling 4/24  w2 re…"),
+    ],
+)
+def test_actors_that_do_the_same_are_told_together_where_the_line_is_short(width: int, line: str) -> None:
+    shown = Terminal("mine", 9, 0, "normal", live=False)
+    shown.watch("w", lambda: WORKERS)
+    shown.watch("r", lambda: [Activity("idle")])
+    shown.phase("sample")
+    assert drawn(shown, width).splitlines()[1:] == [line]
+
+
+def test_plain_lines_have_no_actors(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Terminal("mine", 9, 0, "normal", live=True)  # but pytest's standard output is no terminal
+    shown.watch("w", lambda: pytest.fail("nobody looks"))
+    shown.phase("sample")
+    shown.show(1, STEP)
+    assert capsys.readouterr().out.startswith("step 1/9  reward 0.500")
+
+
+def test_the_view_keeps_its_height_whatever_actors_do(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, _ = view(monkeypatch)
     shown.show(1, STEP)
     heights = set()
-    for phase in (*PHASES, "pool"):
-        shown.phase(phase)
+    for words in ["idle"], ["sampling", "restarting"]:
+        shown.watch("w", lambda words=words: [Activity(word) for word in words * 9])
+        shown.phase("a_phase_with_a_long_name")
         heights.add(drawn(shown, 60).count("\n"))
     shown.close()
     assert len(heights) == 1
@@ -75,18 +97,16 @@ def test_a_narrow_view_loses_the_bar_and_the_name_before_the_numbers() -> None:
         head, state = drawn(shown, width).splitlines()
         assert head.endswith("step 1000/1200  0:00:00 spent  ETA -")
         assert ("…" in head) == (width == 60)
-        assert state == "update 0 s: ranks   (waiting: workers, verifiers, driver)"
+        assert state == "update 0 s"
 
 
-def test_the_driver_works_in_other_phases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_view_begins_with_the_first_phase_and_ends_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, out = view(monkeypatch)
     assert out.getvalue() == ""  # nothing is hidden before the first phase
     shown.phase("pool")
-    assert "pool 0 s: driver   (waiting: workers, ranks, verifiers)" in drawn(shown)
     shown.close()
     shown.close()
     assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1
-    assert "pool" not in PHASES
 
 
 @pytest.mark.parametrize(("env", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
