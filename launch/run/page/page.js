@@ -90,14 +90,16 @@ function control(run, name, level) {
 function optionOf(chart) {
   const { panel } = chart;
   const style = getComputedStyle(document.documentElement);
-  const [text, line] = ["--dim", "--line"].map((name) => style.getPropertyValue(name).trim());
-  if (chart.trace) return stepOption({ trace: chart.trace, text, line });
-  if (chart.gaps) return gapsOption({ gaps: chart.gaps, text, line });
+  const [text, line, back] = ["--dim", "--line", "--back"].map((name) => style.getPropertyValue(name).trim());
+  const legend = { top: 0, left: 0, itemWidth: 18, itemHeight: 9, textStyle: { color: text, fontSize: 11 }, pageIconColor: text, pageTextStyle: { color: text } };
+  const tooltip = { confine: true, backgroundColor: back, borderColor: line, textStyle: { color: text } };
+  if (chart.trace) return stepOption({ trace: chart.trace, text, line, legend });
+  if (chart.gaps) return gapsOption({ gaps: chart.gaps, text, line, legend, tooltip });
   const series = seriesOf(chart);
   const isLog = panel.scale === "log";
   const value = (item) => show(isLog ? fromLog(item.value[1]) : item.value[1]);
   const labels = series.filter((one) => !one.interval).map((one) => one.name);
-  const rows = Math.min(4, Math.ceil(labels.join("     ").length / (chart.place.clientWidth / 9)));
+  const rows = Math.min(4, Math.ceil(labels.reduce((sum, label) => sum + 36 + 6.2 * label.length, 0) / chart.place.clientWidth));
   const tip = (items) => [`step ${items[0].value[0]}`, ...items.filter((item) => !/ (low|width)$/.test(item.seriesName) || labels.includes(item.seriesName))
     .map((item) => `${item.marker}${echarts.format.encodeHTML(item.seriesName)} <b>${value(item)}</b>`)].join("<br>");
   return {
@@ -105,8 +107,8 @@ function optionOf(chart) {
     textStyle: { color: text, fontFamily: "system-ui, sans-serif" },
     aria: { enabled: true, label: { description: describe(chart) } },
     grid: { left: 8, right: 14, top: 18 + 22 * rows, bottom: 8, containLabel: true },
-    legend: { data: labels, type: labels.length > 14 ? "scroll" : "plain", top: 0, left: 0, itemWidth: 18, itemHeight: 9, textStyle: { color: text, fontSize: 11 } },
-    tooltip: { trigger: "axis", confine: true, formatter: tip, axisPointer: { type: panel.kind === "bar" ? "shadow" : "line" } },
+    legend: { data: labels, type: labels.length > 14 ? "scroll" : "plain", ...legend },
+    tooltip: { ...tooltip, trigger: "axis", formatter: tip, axisPointer: { type: panel.kind === "bar" ? "shadow" : "line" } },
     toolbox: { show: true, itemSize: 0, feature: { dataZoom: { yAxisIndex: "none" } } },
     xAxis: { type: "value", min: "dataMin", max: "dataMax", minInterval: 1, axisLabel: { color: text }, axisLine: { lineStyle: { color: line } }, splitLine: { show: false }, ...(panel.kind === "bar" ? padded(series) : {}) },
     yAxis: { type: "value", scale: panel.kind === "line" && panel.scale === "linear", ...(panel.scale === "share" ? { min: 0, max: 1 } : {}), ...(isLog ? { min: 0, max: ({ max }) => Math.max(4, Math.ceil(max)), interval: 2 } : {}), name: panel.unit, nameTextStyle: { color: text, align: "left" }, axisLabel: { color: text, formatter: isLog ? showLog : undefined }, splitLine: { lineStyle: { color: line, opacity: 0.6 } } },
@@ -115,7 +117,7 @@ function optionOf(chart) {
 }
 
 // One step of a run: a row for each process, a colour for each thing that one does.
-function stepOption({ trace, text, line }) {
+function stepOption({ trace, text, line, legend }) {
   const names = [...new Set(trace.spans.map(([, name]) => name))];
   const series = names.map((name, i) => ({
     name, type: "line", symbol: "none", animation: false, color: COLOURS[i % COLOURS.length], lineStyle: { width: 16, cap: "butt" },
@@ -126,7 +128,7 @@ function stepOption({ trace, text, line }) {
     textStyle: { color: text, fontFamily: "system-ui, sans-serif" },
     aria: { enabled: true, label: { description: `${trace.rows.join("; ")}.` } },
     grid: { left: 8, right: 24, top: 62, bottom: 8, containLabel: true },
-    legend: { data: names, type: "scroll", top: 0, left: 0, itemWidth: 18, itemHeight: 9, textStyle: { color: text, fontSize: 11 } },
+    legend: { data: names, type: "scroll", ...legend },
     toolbox: { show: true, itemSize: 0, feature: { dataZoom: { yAxisIndex: "none" } } },
     xAxis: { type: "value", min: 0, max: trace.seconds, name: "s", axisLabel: { color: text, formatter: show }, axisLine: { lineStyle: { color: line } }, splitLine: { show: false } },
     yAxis: { type: "category", data: trace.rows, inverse: true, axisLabel: { color: text }, splitLine: { show: false } },
@@ -141,7 +143,7 @@ function drawStep(run) {
 }
 
 // What qarl mismatch measured: a bar for each part, a colour for each scheme, dtype and length.
-function gapsOption({ gaps, text, line }) {
+function gapsOption({ gaps, text, line, legend, tooltip }) {
   const series = gaps.map((cell, i) => ({
     name: cell.title, type: "bar", animation: false, color: COLOURS[i % COLOURS.length], barMaxWidth: 14,
     data: cell.rows.map(([part, name, mean, max]) => ({ value: [toLog(mean), `${part}: ${name}`], mean, max })),
@@ -153,8 +155,8 @@ function gapsOption({ gaps, text, line }) {
     textStyle: { color: text, fontFamily: "system-ui, sans-serif" },
     aria: { enabled: true, label: { description: gaps.flatMap((cell) => cell.rows.map(([part, name, mean]) => `${cell.title}, ${part}, ${name}: ${show(mean)}`)).join("; ") } },
     grid: { left: 8, right: 24, top: 30, bottom: 8, containLabel: true },
-    legend: { type: "scroll", top: 0, left: 0, itemWidth: 18, itemHeight: 9, textStyle: { color: text, fontSize: 11 } },
-    tooltip: { trigger: "item", confine: true, formatter: tip },
+    legend: { type: "scroll", ...legend },
+    tooltip: { ...tooltip, trigger: "item", formatter: tip },
     xAxis: { type: "value", min: 0, max: ({ max }) => Math.max(4, Math.ceil(max)), interval: 2, axisLabel: { color: text, formatter: showLog }, splitLine: { lineStyle: { color: line, opacity: 0.6 } } },
     yAxis: { type: "category", inverse: true, data: partsOf(gaps), axisLabel: { color: text }, axisLine: { lineStyle: { color: line } }, axisTick: { show: false } },
     series,
@@ -194,6 +196,7 @@ function draw(chart, parent) {
   if (chart.gaps) place.style.height = `${60 + partsOf(chart.gaps).length * Math.max(18, 12 * chart.gaps.length)}px`;
   figure.append(place, valuesOf(chart));
   parent.append(figure);
+  if (!chart.trace && !chart.gaps) listenToKeys(chart, place, figure);
   chart.place = place;
   chart.instance = echarts.init(place, null, { renderer: "svg" });
   chart.instance.setOption(optionOf(chart));
@@ -201,6 +204,49 @@ function draw(chart, parent) {
   place.addEventListener("dblclick", () => chart.instance.dispatchAction({ type: "dataZoom", start: 0, end: 100 }));
   new ResizeObserver(() => chart.instance.resize()).observe(place);
   charts.push(chart);
+}
+
+const MOVES = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+
+// What the mouse does, by keys: arrows read the values step by step, digits hide lines, + zooms in, Escape shows all again.
+function listenToKeys(chart, place, figure) {
+  const lines = seriesOf(chart).map((one, index) => ({ ...one, index })).filter((one) => !one.interval);
+  const steps = [...new Set(lines.flatMap((one) => one.data.map(([step]) => step)))].sort((a, b) => a - b);
+  const said = element("p", "", { className: "said", role: "status" });
+  const outside = element("div", undefined, { tabIndex: 0, className: "keys", role: "application", ariaLabel: `${figure.querySelector("h3").textContent}: arrow keys read the values` });
+  place.replaceWith(outside);
+  outside.append(place);
+  figure.insertBefore(said, outside.nextSibling);
+  let at = -1;
+  const act = (type, what) => chart.instance.dispatchAction({ type, ...what });
+  const read = (move) => {
+    at = Math.max(0, Math.min(steps.length - 1, at + move));
+    const found = lines.map((one) => [one, one.data.findIndex(([step]) => step === steps[at])]).filter(([, i]) => i >= 0);
+    act("showTip", { seriesIndex: found[0][0].index, dataIndex: found[0][1] });
+    const value = (one, i) => show(chart.panel.scale === "log" ? fromLog(one.data[i][1]) : one.data[i][1]);
+    said.textContent = `Step ${steps[at]}: ${found.map(([one, i]) => `${one.name} ${value(one, i)}`).join(", ")}`;
+  };
+  outside.addEventListener("keydown", (event) => {
+    const line = lines[Number(event.key) - 1];
+    if (event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.key in MOVES) read(MOVES[event.key]);
+    else if (line) {
+      act("legendToggleSelect", { name: line.name });
+      said.textContent = `${line.name}: ${chart.instance.getOption().legend[0].selected[line.name] === false ? "hidden" : "shown"}`;
+    } else if (event.key === "+") {
+      const [{ start = 0, end = 100 } = {}] = chart.instance.getOption().dataZoom ?? [];
+      const centre = Math.max(0, at) / Math.max(1, steps.length - 1) * 100;
+      const half = (end - start) / 4;
+      const from = Math.max(0, Math.min(100 - 2 * half, centre - half));
+      act("dataZoom", { start: from, end: from + 2 * half });
+      said.textContent = `Zoomed to ${show(Math.round(2 * half))}% of the steps`;
+    } else if (event.key === "Escape") {
+      act("dataZoom", { start: 0, end: 100 });
+      act("hideTip", {});
+      said.textContent = "";
+    } else return;
+    event.preventDefault();
+  });
 }
 
 // What a chart shows, as rows under names.

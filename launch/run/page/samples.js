@@ -35,16 +35,30 @@ function look(row, i, mode) {
 }
 
 function response(row, mode) {
-  const pre = element("pre", undefined, { className: "response", tabIndex: 0 });
+  const pre = element("pre", undefined, { className: "response", tabIndex: 0, ariaLabel: "Response", role: "group" });
   if (!row.tokens || mode === "none") return Object.assign(pre, { textContent: row.response });
   row.tokens.forEach((text, i) => {
     const [colour, words] = look(row, i, mode);
-    const token = element("span", text, { title: words });
+    const flagged = row.token_errors?.[i] && mode !== "error" ? "error token" : "";
+    const token = element("span", text, { title: [words, flagged].filter(Boolean).join(", ") });
     if (colour) token.style.backgroundColor = colour;
     if (row.token_errors?.[i]) token.className = "error";
     pre.append(token);
   });
   return pre;
+}
+
+// Arrow keys go from token to token, and say what the mouse sees on each.
+function readToken(event, pre, said) {
+  const tokens = [...pre.children];
+  if (!(event.key in MOVES) || !tokens.length || event.ctrlKey || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  const old = tokens.findIndex((one) => one.classList.contains("current"));
+  const at = Math.max(0, Math.min(tokens.length - 1, old + MOVES[event.key]));
+  tokens[old]?.classList.remove("current");
+  tokens[at].classList.add("current");
+  tokens[at].scrollIntoView({ block: "nearest" });
+  said.textContent = `Token ${at + 1} of ${tokens.length}, ${JSON.stringify(tokens[at].textContent)}: ${tokens[at].title || "nothing to say"}`;
 }
 
 function facts(row) {
@@ -66,10 +80,13 @@ function showSamples() {
   page = Math.min(page, last);
   const mode = filters.colour.value;
   byId("legend").replaceChildren(...LEGENDS[mode].map(([colour, text]) => Object.assign(element("span", text, { className: "key" }), { style: `background:${colour}` })),
-    element("span", " Wavy underline: error token.", { className: "hint" }));
+    element("span", " Wavy underline: error token. By keys: Tab to a response, then arrows go from token to token and say what each has.", { className: "hint" }));
   byId("rows").replaceChildren(...rows.slice(page * PAGE, (page + 1) * PAGE).map((row) => {
     const article = element("article", undefined, { className: "sample" });
-    article.append(element("p", facts(row), { className: "facts" }), element("pre", row.prompt, { className: "prompt" }), response(row, mode));
+    const said = element("p", "", { className: "said", role: "status" });
+    const shown = response(row, mode);
+    shown.addEventListener("keydown", (event) => readToken(event, shown, said));
+    article.append(element("p", facts(row), { className: "facts" }), element("pre", row.prompt, { className: "prompt" }), shown, said);
     return article;
   }));
   byId("count").textContent = rows.length ? `${rows.length} samples, page ${page + 1} of ${last + 1}` : "No sample matches.";
@@ -80,7 +97,7 @@ function showSamples() {
 function startSamples() {
   const withSamples = data.runs.map((run, i) => [run, i]).filter(([run]) => run.samples.length);
   if (!withSamples.length) return;
-  byId("samples").hidden = false;
+  byId("samples").hidden = document.querySelector(".skip").hidden = false;
   filters.run.replaceChildren(...withSamples.map(([run, i]) => element("option", run.name, { value: i })));
   document.querySelector('[data-for="run"]').hidden = !several;
   const refill = () => {
@@ -94,8 +111,13 @@ function startSamples() {
     showSamples();
   });
   byId("filters").addEventListener("submit", (event) => event.preventDefault());
-  byId("previous").addEventListener("click", () => { page -= 1; showSamples(); });
-  byId("next").addEventListener("click", () => { page += 1; showSamples(); });
+  for (const [name, other, move] of [["previous", "next", -1], ["next", "previous", 1]]) {
+    byId(name).addEventListener("click", () => {
+      page += move;
+      showSamples();
+      if (byId(name).disabled) byId(other).focus(); // else the page would lose the focus
+    });
+  }
   refill();
   showSamples();
 }

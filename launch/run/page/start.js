@@ -1,7 +1,7 @@
 // The theme, and what the page does first.
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  byId("theme").textContent = theme === "dark" ? "Light" : "Dark";
+  byId("theme").textContent = theme === "dark" ? "Light theme" : "Dark theme";
   charts.forEach((chart) => chart.instance.setOption(optionOf(chart)));
 }
 

@@ -73,5 +73,6 @@ found.gapRow = rowOf(gapsTitle, 3);
 if (data.runs.length === 1) found.workRow = rowOf("Who works when", 3);
 byId("theme").click();
 found.after = document.documentElement.dataset.theme;
+found.choice = document.querySelector('[data-for="run"]').checkVisibility();
 found.unnamed = [...document.querySelectorAll("button, select, input")]
   .filter((one) => !one.textContent.trim() && !one.labels?.length).length;

@@ -12,6 +12,7 @@ import pytest
 from launch.run.gaps import Cell, Gap, Part
 from launch.run.page.build import MAX_POINTS, MAX_SAMPLES, PageRun, build_page, wilson
 from tests.support.browser import look
+from tests.support.keyboard import Keyboard
 
 STEPS = range(1, 5)
 
@@ -177,15 +178,16 @@ def test_a_browser_draws_the_curves_and_filters_the_samples(tmp_path: Path) -> N
     assert not found["wide"]
     assert found["all"] == ["4 samples, page 1 of 1"]
     assert found["tokens"] == ["1", "</script>", "2"]
-    assert found["likely"] == "log-prob -3"
+    assert found["likely"] == "log-prob -3, error token"
     assert found["filtered"] == ["1 samples, page 1 of 1"]
-    assert found["ratio"] == "ratio 2"
+    assert found["ratio"] == "ratio 2, error token"
     assert found["none"] == ["No sample matches."]
     assert (found["table"], found["error"]) == (["bad"], ["ad"])
     assert found["any"] == ["mismatch/logp_abs_max"]
     assert found["values"] == ["first", "reward", "2", "0.4"]
     assert (found["theme"], found["after"]) == ("light", "dark")
     assert found["unnamed"] == 0
+    assert not found["choice"]  # of the one run
 
 
 def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
@@ -194,6 +196,7 @@ def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
     found = look(page, SCRIPT, 420, dark=True)
     assert found["errors"] == []
     assert found["theme"] == "dark"
+    assert found["choice"]
     assert found["runs"] == ["first", "second"]
     titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Mismatch by part: first", "Phases: first"]
     titles += ["Memory: second", "Who works when: first"]
@@ -202,3 +205,83 @@ def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
     assert len(found["second"]) == 3  # the infinite value is left out
     assert "second, reward: 0.1 at step 1, - at step 4" in found["labels"][0]
     assert not found["wide"]
+
+
+CONTROLS = "button:not(:disabled), select, input, summary, .keys, .response, a[href]:not([hidden])"
+STOP = """(() => {
+  const one = document.activeElement, style = getComputedStyle(one);
+  if (one === document.body) return null;
+  one.dataset.reached = "yes";
+  return [one.outerHTML.slice(0, 99), style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2];
+})()"""
+
+
+def test_every_control_is_reached_by_tab_shows_its_focus_and_has_a_name(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    page.write_text(build_page([RUN], "first"))
+    with Keyboard(page) as keyboard:
+        stops = []
+        keyboard.press("Tab")
+        while stop := keyboard.ask(STOP):
+            stops.append(stop)
+            keyboard.press("Tab")
+        missed = (
+            "filter((one) => !one.dataset.reached && one.checkVisibility()).map((one) => one.outerHTML.slice(0, 99))"
+        )
+        assert keyboard.ask(f"[...document.querySelectorAll('{CONTROLS}')].{missed}") == []
+        assert len(stops) >= 20
+        assert [html for html, shows in stops if not shows] == []
+        nodes = keyboard.call("Accessibility.getFullAXTree")["nodes"]
+    focusable = [
+        node
+        for node in nodes
+        if any(p["name"] == "focusable" and p["value"]["value"] for p in node.get("properties", []))
+    ]
+    assert len(focusable) >= 20
+    roles = {node["role"]["value"] for node in focusable if not node.get("name", {}).get("value")}
+    assert roles <= {"RootWebArea", "generic"}  # the page itself, and boxes that scroll
+
+
+def test_keys_do_what_the_mouse_does(tmp_path: Path) -> None:
+    samples = [{**ROW, "step": 4, "reward": 1.0} for _ in range(11)]
+    page = tmp_path / "report.html"
+    page.write_text(build_page([replace(RUN, samples=samples)], "first"))
+    said = "document.activeElement.parentElement.querySelector('.said').textContent"
+    with Keyboard(page) as keyboard:
+        keyboard.tab_to("one.id === 'theme'")
+        keyboard.press(" ")
+        assert keyboard.ask("document.documentElement.dataset.theme") == "dark"
+        keyboard.tab_to("one.ariaLabel?.startsWith('Learner against sampler')")
+        line = "document.activeElement.querySelectorAll('path[stroke=\"#0072b2\"][fill=none]').length"
+        keyboard.until(f"{line} > 0")
+        keyboard.press("ArrowRight", "ArrowRight", "ArrowRight")
+        assert keyboard.ask(said) == "Step 3: aligned, max 1.00e-4"
+        keyboard.press("End", "ArrowLeft", "Home")
+        assert keyboard.ask(said) == "Step 1: aligned, max 0"
+        keyboard.press("1")
+        assert keyboard.ask(said) == "aligned, max: hidden"
+        keyboard.until(f"{line} === 0")
+        keyboard.press("1")
+        assert keyboard.ask(said) == "aligned, max: shown"
+        keyboard.until(f"{line} > 0")
+        ticks = "document.activeElement.textContent"
+        whole = keyboard.ask(ticks)
+        keyboard.press("+")
+        assert keyboard.ask(said) == "Zoomed to 50% of the steps"
+        keyboard.until(f"{ticks} !== {json.dumps(whole)}")
+        keyboard.press("Escape")
+        assert keyboard.ask(said) == ""
+        keyboard.until(f"{ticks} === {json.dumps(whole)}")
+        keyboard.tab_to("one.tagName === 'SUMMARY'")
+        keyboard.press("Enter")
+        keyboard.until("document.activeElement.parentElement.querySelectorAll('td').length === 16")
+        keyboard.tab_to("one.name === 'colour'")
+        keyboard.press("ArrowDown")
+        assert keyboard.ask("document.activeElement.value") == "ratio"
+        keyboard.tab_to("one.className === 'response'")
+        keyboard.press("ArrowRight", "ArrowRight")
+        assert keyboard.ask(said) == 'Token 2 of 3, "</script>": ratio 2, error token'
+        keyboard.tab_to("one.id === 'next'")
+        keyboard.press("Enter")
+        assert keyboard.ask("document.getElementById('count').textContent") == "11 samples, page 2 of 2"
+        assert keyboard.ask("document.activeElement.id") == "previous"  # the last page has no next one
