@@ -23,7 +23,7 @@ from qarl.config.io import validate
 from qarl.config.run import Config
 from qarl.errors import ConfigError, DataError, ResourceError
 from qarl.metrics import Histogram
-from qarl.types import AugmentOutcome, Prompt, Sample, Score
+from qarl.types import Activity, AugmentOutcome, Prompt, Sample, Score
 from tests.support.records import row_of
 
 HISTOGRAM = Histogram((0.5, 1.0, 2.0), (3, 4))
@@ -222,14 +222,13 @@ def test_a_terminal_shows_a_live_view_when_wanted(tmp_path: Path, out: io.String
     assert "|d log p| max" in text
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
-def test_workers_wait_for_updates_only_where_they_take_turns(tmp_path: Path, out: io.StringIO, staleness: int) -> None:
+def test_the_terminal_shows_the_actors_that_a_run_watches(tmp_path: Path, out: io.StringIO) -> None:
     sections = {"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_mode": "disabled"}}
-    tracker = RunTracker(validate({**sections, "train": {"max_staleness": staleness}}, "test"), tmp_path, 0, 3)
-    tracker.phase("update")
+    tracker = RunTracker(validate(sections, "test"), tmp_path, 0, 3)
+    tracker.watch("w", lambda: [Activity("loading")])
+    tracker.phase("publish")
     tracker.close()
-    assert ("waiting: workers, verifiers" in out.getvalue()) == (staleness == 0)
-    assert "update 0 s: ranks" in out.getvalue()
+    assert "publish 0 s  w0 loading" in out.getvalue()
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
