@@ -129,6 +129,9 @@ class SamplingConfig(Node):
     learns, end with the token that completed the stop text."""
     stop_token_ids: list[Count] = []
     """Tokens that end a response, besides the model's end token."""
+    ignore_eos: bool = False
+    """Go on after the model's end token, up to `max_new_tokens`: the same work in every step, to measure speed. Rewards
+    and evaluations get the whole response, as one that was cut off."""
 
     def request(self, prompt: "Prompt", seed: int, temperature: float | None = None) -> "SampleRequest":
         """Ask for one response to `prompt`, at `temperature` where it is given."""
@@ -136,7 +139,9 @@ class SamplingConfig(Node):
 
         chosen = self.temperature if temperature is None else temperature
         stop, stop_ids = tuple(self.stop), tuple(self.stop_token_ids)
-        return SampleRequest(prompt, seed, chosen, self.max_new_tokens, stop=stop, stop_token_ids=stop_ids)
+        return SampleRequest(
+            prompt, seed, chosen, self.max_new_tokens, self.ignore_eos, stop=stop, stop_token_ids=stop_ids
+        )
 
     @model_validator(mode="before")
     @classmethod

@@ -289,6 +289,11 @@ class Config(Node):
                 f"learner.max_tokens_per_micro_batch: {learner.max_tokens_per_micro_batch} may not hold one "
                 f"sequence, rollout.max_model_len is {rollout.max_model_len}"
             )
+        if rollout.sampling.ignore_eos and (self.environment.kind != "none" or self.pool.augment.per_step):
+            yield (
+                "rollout.sampling.ignore_eos: every response is cut off, which ends a conversation and makes a new "
+                "problem void; set it to false"
+            )
         if most_tokens >= rollout.max_model_len:
             yield (
                 f"rollout.sampling.max_new_tokens: {most_tokens} leaves no room for a prompt "

@@ -1,9 +1,10 @@
 """`qarl bench e2e`: whole steps of qarl and of TRL's GRPOTrainer on the same work, in turn, on this machine.
 
-Both get the model, the dtype, the prompts, and the numbers of rollouts, tokens and minibatches of a qarl config. qarl
-runs as configured, with its diagnostics, but learns from all rollouts and multiplies in full precision, as TRL does
-(`SAME_WORK`); TRL as documented, in an environment of its own, without gradient checkpointing, which would slow it.
-The first step of each run warms it up and does not count.
+Both get the model, the dtype, the prompts, and the numbers of rollouts, tokens and minibatches of a qarl config. No
+response ends before `max_new_tokens`: qarl goes on after an end token, and TRL samples none. qarl runs as configured,
+with its diagnostics, but learns from all rollouts and multiplies in full precision, as TRL does (`SAME_WORK`); TRL as
+documented, in an environment of its own, without gradient checkpointing, which would slow it. The first step of each
+run warms it up and does not count; in qarl's it also proves that learner and sampler agree, as in `steps.py`.
 """
 
 import json
@@ -29,7 +30,14 @@ from qarl.errors import QarlError, how_ended
 TRL = "1.16.0"
 FOLDER = Path("runs", "bench")
 MARK = "qarl-bench "
-SAME_WORK = ("advantage.drop_zero_variance=false", "learner.gradient_precision=highest")
+SAME_WORK = (
+    "advantage.drop_zero_variance=false",
+    "learner.gradient_precision=highest",
+    "mismatch.proof_steps=1",
+    "rollout.sampling.ignore_eos=true",
+    "rollout.sampling.stop=[]",
+    "rollout.sampling.stop_token_ids=[]",
+)
 HEADER = (
     "| work | | step, s | sampling, s | rest, s | tokens a step | memory, GiB |\n|---|---|---:|---:|---:|---:|---:|"
 )
@@ -41,7 +49,7 @@ class Steps:
 
     step: Sequence[float]
     sample: Sequence[float]
-    tokens: Sequence[float]
+    tokens: Sequence[int]
     memory: int
 
 
@@ -50,10 +58,11 @@ def bench(configs: Sequence[str], overrides: Sequence[str], steps: int, rounds: 
 
     Raises:
         ConfigError, ModelError, DataError: as `qarl train`.
-        QarlError: TRL cannot be installed, or a run failed; its log is named.
+        QarlError: TRL cannot be installed, a run failed (its log is named), or the two did not sample as many tokens.
     """
     python = trl_environment()
-    yield f"{steps} steps a run, one warm-up step more; TRL {TRL} with torch {version('torch')}\n\n{HEADER}"
+    yield f"{steps} steps a run of responses of full length, one warm-up step more"
+    yield f"TRL {TRL} with torch {version('torch')}\n\n{HEADER}"
     for name in configs:
         ratios = []
         for number in range(1, rounds + 1):
@@ -62,6 +71,8 @@ def bench(configs: Sequence[str], overrides: Sequence[str], steps: int, rounds: 
             ratios.append(median(theirs.step) / median(ours.step))
             yield row(name, "qarl", ours, theirs)
             yield row(name, "TRL", theirs, theirs)
+            if list(ours.tokens) != list(theirs.tokens):
+                raise QarlError(f"{name}: qarl sampled {ours.tokens} tokens in its steps, TRL {theirs.tokens}")
         yield f"{name}: {median(ratios):.2f} times TRL's speed ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
@@ -82,7 +93,7 @@ def qarl_steps(name: str, overrides: Sequence[str], steps: int, number: int) -> 
     """A run of `qarl train` without evaluations and checkpoints."""
     rows, memory = qarl_run(name, [*overrides, *SAME_WORK], steps, FOLDER / f"{Path(name).stem}-qarl-{number}.log")
     train = load_config(config_path(name), overrides).train
-    tokens = [row["response_length/mean"] * train.prompts_per_step * train.group_size for row in rows]
+    tokens = [round(row["response_length/mean"] * train.prompts_per_step * train.group_size) for row in rows]
     return Steps([row["timing_s/step"] for row in rows], [row["timing_s/sample"] for row in rows], tokens, memory)
 
 

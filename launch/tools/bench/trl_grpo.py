@@ -64,6 +64,7 @@ def main(work: dict[str, Any]) -> None:
         gradient_accumulation_steps=1,
         num_generations=work["group_size"],
         max_completion_length=work["max_new_tokens"],
+        generation_kwargs={"min_new_tokens": work["max_new_tokens"]},  # no end token, which would mask what follows
         temperature=work["temperature"],
         max_steps=work["steps"] * work["minibatches"],
         learning_rate=work["lr"],

@@ -48,9 +48,10 @@ def test_a_figure_for_each_of_several_heldout_sets() -> None:
 
 
 def test_requests_end_as_the_config_says() -> None:
-    fleet, stop = FakeFleet(), {"sampling": {"max_new_tokens": 8, "stop": ["\n\n"], "stop_token_ids": [3]}}
-    evaluate(fleet, FakeRewards(), HELDOUT, make_config(rollout=stop))
-    assert {(r.stop, r.stop_token_ids) for r in fleet.requests[0]} == {(("\n\n",), (3,))}
+    stop = {"max_new_tokens": 8, "stop": ["\n\n"], "stop_token_ids": [3], "ignore_eos": True}
+    fleet = FakeFleet()
+    evaluate(fleet, FakeRewards(), HELDOUT, make_config(rollout={"sampling": stop}))
+    assert {(r.stop, r.stop_token_ids, r.ignore_eos) for r in fleet.requests[0]} == {(("\n\n",), (3,), True)}
 
 
 def test_evaluation_of_one_level_without_greedy() -> None:

@@ -296,6 +296,11 @@ def test_required_keys(missing: str) -> None:
         (["rollout.sampling.stop=['']"], "rollout.sampling.stop.0"),
         (["rollout.sampling.stop_token_ids=[-1]"], "rollout.sampling.stop_token_ids.0"),
         (["environment={kind: guess, max_turns: 5}"], "learner.max_tokens_per_micro_batch"),
+        (
+            ["environment={kind: guess, max_turns: 2}", "rollout.sampling.ignore_eos=true"],
+            "rollout.sampling.ignore_eos",
+        ),
+        (["pool.augment.per_step=1", "rollout.sampling.ignore_eos=true"], "rollout.sampling.ignore_eos"),
         (["environment.kind=custom"], "environment.function"),
         (["environment.function='a:b'"], "environment.function"),
         (["environment.settings={a: 1}"], "environment.kind"),
