@@ -3,9 +3,9 @@
 Suffixes: N flat tokens, S sampled response tokens, B sequences, L padded tokens, T padded response tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Self
 
 import numpy as np
@@ -102,27 +102,32 @@ def prox_of(sequence: TrainSequence) -> np.ndarray:
     return sequence.prox_logprobs_T
 
 
-def micro_batches(sequences: Sequence[TrainSequence], max_tokens: int, num_ranks: int = 1) -> list[list[list[int]]]:
+def micro_batches(
+    sequences: Sequence[TrainSequence], max_tokens: int, num_ranks: int = 1, padded: bool = False
+) -> list[list[list[int]]]:
     """Indices of `sequences` by rank and micro-batch: each rank gets as many micro-batches, some may be empty.
 
     Responses to one prompt stay together, so that it is computed once, unless they exceed `max_tokens` or what one rank
     should take. The groups, longest first, each go to the emptiest micro-batch; there are as few micro-batches as hold
-    `max_tokens` each. Raises ValueError: a sequence alone exceeds `max_tokens`.
+    `max_tokens` each. `padded`: tokens are those of rows padded to the longest, each with its prompt.
+    Raises ValueError: a sequence alone exceeds `max_tokens`.
     """
-    total = sum(_tokens(sequences, group) for group in _groups(sequences))
-    limit = min(max_tokens, max(-(-total // num_ranks), max(_tokens(sequences, [i]) for i in range(len(sequences)))))
-    parts = [part for group in _groups(sequences) for part in _split(sequences, group, limit)]
-    parts.sort(key=lambda part: -_tokens(sequences, part))  # stable: equal lengths keep their order
-    count = num_ranks * -(-total // (num_ranks * max_tokens))
+    tokens = _padded_tokens if padded else _tokens
+    groups, everything = _groups(sequences), range(len(sequences))
+    total = sum(tokens(sequences, [group]) for group in groups)
+    limit = min(max_tokens, max(-(-total // num_ranks), max(tokens(sequences, [[i]]) for i in everything)))
+    parts = [part for group in groups for part in _split(sequences, group, limit, tokens)]
+    parts.sort(key=lambda part: -tokens(sequences, [part]))  # stable: equal lengths keep their order
+    count = num_ranks * -(-sum(tokens(sequences, [part]) for part in parts) // (num_ranks * max_tokens))
     while True:
-        bins: list[list[int]] = [[] for _ in range(count)]
+        bins: list[list[list[int]]] = [[] for _ in range(count)]
         loads = [0] * count
         for part in parts:
             emptiest = loads.index(min(loads))
-            bins[emptiest] += part
-            loads[emptiest] += _tokens(sequences, part)
+            bins[emptiest].append(part)
+            loads[emptiest] = tokens(sequences, bins[emptiest])
         if max(loads) <= max_tokens:
-            return [bins[rank::num_ranks] for rank in range(num_ranks)]
+            return [[list(chain(*bin_)) for bin_ in bins[rank::num_ranks]] for rank in range(num_ranks)]
         count += num_ranks
 
 
@@ -131,19 +136,29 @@ def _groups(sequences: Sequence[TrainSequence]) -> list[list[int]]:
     return [list(group) for _, group in groupby(range(len(sequences)), key=lambda i: sequences[i].prompt_ids)]
 
 
-def _tokens(sequences: Sequence[TrainSequence], group: Sequence[int]) -> int:
-    """Tokens of a group of responses to one prompt."""
-    return len(sequences[group[0]].prompt_ids) + sum(sequences[i].forward_tokens for i in group)
+def _tokens(sequences: Sequence[TrainSequence], groups: Sequence[Sequence[int]]) -> int:
+    """Tokens of groups of responses, each group to one prompt."""
+    prompts = sum(len(sequences[group[0]].prompt_ids) for group in groups)
+    return prompts + sum(sequences[i].forward_tokens for i in chain(*groups))
 
 
-def _split(sequences: Sequence[TrainSequence], group: Sequence[int], limit: int) -> list[list[int]]:
+def _padded_tokens(sequences: Sequence[TrainSequence], groups: Sequence[Sequence[int]]) -> int:
+    """Tokens of groups as rows, one for each turn, that are as long as the longest sequence."""
+    rows = [sequences[i] for i in chain(*groups)]
+    longest = max(len(sequence.prompt_ids) + len(sequence.response_ids) for sequence in rows)
+    return longest * sum(len(sequence.turns) for sequence in rows)
+
+
+def _split(
+    sequences: Sequence[TrainSequence], group: Sequence[int], limit: int, tokens: Callable[..., int]
+) -> list[list[int]]:
     """A group in runs of at most `limit` tokens each, the prompt counted in every one."""
     parts: list[list[int]] = []
     for i in group:
-        if parts and _tokens(sequences, [*parts[-1], i]) <= limit:
+        if parts and tokens(sequences, [[*parts[-1], i]]) <= limit:
             parts[-1].append(i)
-        elif _tokens(sequences, [i]) <= limit:
+        elif tokens(sequences, [[i]]) <= limit:
             parts.append([i])
         else:
-            raise ValueError(f"a sequence of {_tokens(sequences, [i])} tokens exceeds {limit} tokens a micro-batch")
+            raise ValueError(f"a sequence of {tokens(sequences, [[i]])} tokens exceeds {limit} tokens a micro-batch")
     return parts

@@ -138,7 +138,7 @@ class LearnerRank:
         policy = self._policy if aligned else self._stock_policy(QuantScheme("none"))
         rows: dict[int, Logprobs] = {}
         with torch.no_grad(), nullcontext() if version is None else self._kept.of(version):
-            for indices in self._micro_batches(sequences):
+            for indices in self._micro_batches(policy, sequences):
                 batch = Batch.of([sequences[i] for i in indices or [0]], self._device)
                 logp_BT = policy(batch).logprobs_BT.cpu()  # an idle rank computes too: sharding is collective
                 for row, index in enumerate(indices):
@@ -156,7 +156,7 @@ class LearnerRank:
         deviations: list[float] = []
         changes = CodeChanges(self._policy, self._gather, self._rank, self._world_size)
         for index, sequences in enumerate(minibatches):
-            rank_batches = self._micro_batches(sequences)
+            rank_batches = self._micro_batches(self._policy, sequences)
             lr = self._engine.get_lr()[0]  # before the step: the rate that it uses
             for number, indices in enumerate(rank_batches):
                 self._engine.set_gradient_accumulation_boundary(number == len(rank_batches) - 1)
@@ -298,10 +298,10 @@ class LearnerRank:
             entropy = "gradient"
         return self._engine(batch, entropy)
 
-    def _micro_batches(self, sequences: Sequence[TrainSequence]) -> list[list[int]]:
+    def _micro_batches(self, policy: Policy, sequences: Sequence[TrainSequence]) -> list[list[int]]:
         """This rank's micro-batches as indices: as many on every rank, so that collectives meet; some may be empty."""
         max_tokens = self._config.learner.max_tokens_per_micro_batch
-        return micro_batches(sequences, max_tokens, self._world_size)[self._rank]
+        return micro_batches(sequences, max_tokens, self._world_size, policy.keeps_padding)[self._rank]
 
     def _grad_norm(self) -> Metrics:
         norm = self._engine.get_global_grad_norm()

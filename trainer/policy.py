@@ -80,6 +80,12 @@ class Policy(nn.Module):
         as_head(self.model.get_output_embeddings())
         self._check_forward(sequence, expected_T, str(path))
 
+    @property
+    def keeps_padding(self) -> bool:
+        """The backward needs what padded rows hold: of all layers (`stock`), or of every attention (`portable`). Where
+        attention is the engine's, one layer at a time pads its rows, in the backward."""
+        return self.numerics != "engine"
+
     def train(self, mode: bool = True) -> "Policy":
         """As ever, but without dropout, whose log-probs no sampler has; only gradient checkpointing sees the mode."""
         super().train(False)

@@ -303,9 +303,9 @@ class LearnerConfig(Node):
     minibatches: PositiveInt = 4
     """Optimizer steps per batch; each takes whole groups."""
     max_tokens_per_micro_batch: PositiveInt = 4096
-    """Tokens of one forward and backward, prompts counted once per group; bounds the memory of activations, but for
-    attention in torch and `learner.numerics: stock`, which pad to the longest response. Neither loss nor gradient
-    depends on it. At least `rollout.max_model_len`."""
+    """Tokens of one forward and backward; bounds the memory of activations. Prompts count once per group, but with
+    `learner.numerics: portable` or `stock` every response counts as the longest with its prompt: these pad. Neither
+    loss nor gradient depends on it. At least `rollout.max_model_len`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     gradient_precision: Literal["highest", "high", "medium"] = "highest"

@@ -94,8 +94,8 @@ def _parts(
     prompts = Batch.of(batch(max(1, load.samples // size // load.workers), 1, prompt, 1), policy.device)
     minibatch = batch(max(1, load.samples // size // load.minibatches), size, prompt, response)
     most = config.learner.max_tokens_per_micro_batch
-    parts = [[minibatch[i] for i in part] for part in micro_batches(minibatch, most, load.ranks)[0]]
-    learned = [Batch.of(rows, policy.device) for rows in parts if rows]
+    parts = micro_batches(minibatch, most, load.ranks, policy.keeps_padding)[0]
+    learned = [Batch.of([minibatch[i] for i in part], policy.device) for part in parts if part]
     optimizer = torch.optim.AdamW(policy.parameters(), fused=True)
 
     rank = config.learner.num_threads

@@ -207,6 +207,24 @@ def test_micro_batches_hold_every_sequence_once_and_their_budget(
         assert len(flat_batch.ids_N) + len(flat_batch.rows) <= budget
 
 
+@given(st.tuples(SEQUENCES, st.integers(11, 40)) | st.tuples(CONVERSATIONS, st.integers(195, 400)), st.integers(1, 3))
+def test_padded_micro_batches_hold_their_rows_in_the_budget(given: tuple[list[TrainSequence], int], ranks: int) -> None:
+    sequences, budget = given
+    flat = [batch for batches in micro_batches(sequences, budget, ranks, padded=True) for batch in batches]
+    assert sorted(i for batch in flat for i in batch) == list(range(len(sequences)))
+    for indices in filter(None, flat):
+        batch = Batch.of([sequences[i] for i in indices], CPU)
+        assert FlatLayout(batch.rows).pad(batch.ids_N).numel() <= budget
+        assert batch.padded()[0].numel() <= budget
+
+
+def test_a_long_response_does_not_lengthen_the_rows_of_short_ones() -> None:
+    lengths = (2, 2, 2, 8, 2, 2)
+    group = [TrainSequence((1, 2), (9,) * length, np.zeros(length, np.float32)) for length in lengths]
+    assert micro_batches(group, 20) == [[[0, 1, 2, 3, 4, 5]]]  # flat, of one prompt
+    assert micro_batches(group, 20, padded=True) == [[[3, 4], [0, 1, 2, 5]]]
+
+
 def test_a_group_stays_together_and_ranks_share_the_work() -> None:
     groups = [TrainSequence((prompt,) * 4, (9,) * 6, np.zeros(6, np.float32)) for prompt in range(4) for _ in range(3)]
     assert micro_batches(groups, 1000) == [[list(range(12))]]

@@ -36,18 +36,23 @@ class PlainEngine:
         loss.backward()
 
 
+def rank_with(budget: int, objective: dict[str, Any]) -> LearnerRank:
+    rank = object.__new__(LearnerRank)
+    rank._config = make_config(
+        rollout={"max_model_len": 16}, learner={"max_tokens_per_micro_batch": budget}, objective=objective
+    )
+    rank._rank, rank._world_size, rank._device = 0, 1, CPU
+    return rank
+
+
 def learned(
     policy: Policy, batch: Sequence[TrainSequence], budget: int, objective: dict[str, Any]
 ) -> tuple[int, float, Tensor]:
     """Micro-batches of `budget` tokens at most, their loss, and its gradient."""
-    config = make_config(
-        rollout={"max_model_len": 16}, learner={"max_tokens_per_micro_batch": budget}, objective=objective
-    )
-    rank, engine = object.__new__(LearnerRank), PlainEngine(policy)
-    rank._config, rank._rank, rank._world_size, rank._device = config, 0, 1, CPU
+    rank, engine = rank_with(budget, objective), PlainEngine(policy)
     rank._policy, rank._engine, rank._reference = policy, engine, None
     policy.zero_grad()
-    for indices in rank._micro_batches(batch):
+    for indices in rank._micro_batches(policy, batch):
         rank._backward(rank._loss_inputs(batch, indices), indices)
     grads = [parameter.grad.flatten() for parameter in policy.parameters() if parameter.grad is not None]
     return len(engine.losses), sum(engine.losses), torch.cat(grads)
@@ -73,3 +78,13 @@ def test_neither_loss_nor_gradient_depends_on_the_token_budget(
     assert loss == pytest.approx(whole_loss, rel=1e-5, abs=1e-7)
     assert whole.norm() > 0
     assert (grad - whole).norm() < 1e-4 * whole.norm()
+
+
+@pytest.mark.parametrize(("numerics", "pads"), [("stock", True), ("portable", True), ("engine", False)])
+def test_the_budget_counts_padding_where_the_backward_keeps_it(
+    numerics: Any, pads: bool, tiny_models: dict[str, Path]
+) -> None:
+    policy, batch = Policy(tiny_models["llama"], torch.float32, QuantScheme("none"), numerics), sequences(12)
+    parts = rank_with(40, {"kind": "tbpo"})._micro_batches(policy, batch)
+    padded = [Batch.of([batch[i] for i in part], CPU).padded()[0].numel() for part in parts]
+    assert (max(padded) <= 40) == pads
