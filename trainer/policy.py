@@ -1,5 +1,6 @@
 """The policy: a Hugging Face causal LM with aligned linears and a numerics profile, giving log-probs of responses."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,8 +19,8 @@ from qarl.quant.scheme import KernelKind, QuantScheme
 from qarl.types import Numerics, TrainSequence
 from trainer.batching import Batch
 
-HEAD_ELEMENTS = 2**24
-"""Logits that exist at a time: 64 MiB in float32."""
+HEAD_ELEMENTS = 2**23
+"""Logits that exist at a time: 32 MiB in float32, the most for which glibc's malloc takes freed memory again."""
 DENSE_ROWS = 64
 """Chunks are multiples of it, so that each has as many rows as a GEMM of a fixed number of rows takes."""
 EXAMPLE_TOKENS = 24
@@ -103,10 +104,10 @@ class Policy(nn.Module):
         """
         rows = head_rows(self.model.config.vocab_size, self.head_elements)
 
-        def score(logits_CV: Tensor, sampled_C: Tensor) -> tuple[Tensor, Tensor]:
-            return self._score(logits_CV, sampled_C, entropy)
-
-        logp_S, entropy_S = self.model.get_output_embeddings()(self._hidden(batch), batch.sampled_S, rows, score)
+        score = partial(self._score, entropy=entropy)
+        with_gradient = partial(self._score, entropy="gradient" if entropy == "gradient" else "none")
+        head = self.model.get_output_embeddings()
+        logp_S, entropy_S = head(self._hidden(batch), batch.sampled_S, rows, score, with_gradient)
         if entropy != "gradient":
             entropy_S = entropy_S.detach()
         return PolicyOutput(_spread(logp_S, batch), None if entropy == "none" else _spread(entropy_S, batch))

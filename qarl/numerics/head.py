@@ -18,16 +18,25 @@ Score = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 class Head(nn.Linear):
     """A mixin for linear layers: `head(x)` are logits as ever, `head(x, tokens, rows, score)` values of the logits.
 
+    A backward that computes logits again takes `with_gradient` for `score`: it need not give values without a gradient.
     All chunks are computed in one call, because ZeRO-3 gathers the weight for the layer's own forward and backward.
     """
 
-    def forward(self, input: Tensor, tokens_S: Tensor | None = None, rows: int = 0, score: Score | None = None) -> Any:
+    def forward(
+        self,
+        input: Tensor,
+        tokens_S: Tensor | None = None,
+        rows: int = 0,
+        score: Score | None = None,
+        with_gradient: Score | None = None,
+    ) -> Any:
         """Logits; with `score` its values, from the logits of `rows` rows at a time."""
         product = super().forward
         if score is None or tokens_S is None:
             return product(input)
         if torch.is_grad_enabled() and len(input) > rows:
-            scores: tuple[Tensor, ...] = _InChunks.apply(input, self.weight, self.bias, tokens_S, rows, product, score)
+            chunks = (tokens_S, rows, product, score, with_gradient or score)
+            scores: tuple[Tensor, ...] = _InChunks.apply(input, self.weight, self.bias, *chunks)
             return scores
         return _scores(input, tokens_S, rows, product, score)
 
@@ -50,9 +59,10 @@ class _InChunks(torch.autograd.Function):
         rows: int,
         product: Callable[[Tensor], Tensor],
         score: Score,
+        with_gradient: Score,
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x_SE, weight_VE, tokens_S)
-        ctx.rows, ctx.product, ctx.score = rows, product, score
+        ctx.rows, ctx.product, ctx.score = rows, product, with_gradient
         return _scores(x_SE, tokens_S, rows, product, score)
 
     @staticmethod
@@ -74,7 +84,7 @@ class _InChunks(torch.autograd.Function):
                 grad_bias += grad_CV.sum(0, dtype=torch.float32)
             del logits_CV, grad_CV  # before the next ones are made
         sums = (None if grad is None else grad.to(weight_VE.dtype) for grad in (grad_weight, grad_bias))
-        return grad_x, *sums, None, None, None, None
+        return grad_x, *sums, None, None, None, None, None
 
 
 def _scores(

@@ -1,7 +1,10 @@
-"""A learner rank's loss and gradient in one process, without DeepSpeed."""
+"""A learner rank's loss, gradient and memory in one process, without DeepSpeed."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,33 @@ from qarl.types import TrainSequence
 from tests.support.learners import sequences, with_prox
 from tests.support.runs import make_config
 from trainer.batching import Batch
-from trainer.learner import LearnerRank
+from trainer.learner import LearnerRank, learner_env
 from trainer.policy import Policy
 
 CPU = torch.device("cpu")
+ALLOCATE = """
+import ctypes
+from resource import RUSAGE_SELF, getrusage
+
+libc, size = ctypes.CDLL(None), 24 * 2**20
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+
+
+def forward():
+    tensors = [libc.malloc(size) for _ in range(8)]
+    for tensor in tensors:
+        libc.memset(tensor, 0, size)
+    for tensor in reversed(tensors):
+        libc.free(tensor)
+
+
+for _ in range(5):
+    forward()
+before = getrusage(RUSAGE_SELF).ru_minflt
+forward()
+print(getrusage(RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 class PlainEngine:
@@ -88,3 +114,12 @@ def test_the_budget_counts_padding_where_the_backward_keeps_it(
     parts = rank_with(40, {"kind": "tbpo"})._micro_batches(policy, batch)
     padded = [Batch.of([batch[i] for i in part], CPU).padded()[0].numel() for part in parts]
     assert (max(padded) <= 40) == pads
+
+
+def test_a_forward_on_cpu_takes_the_memory_that_the_last_one_freed() -> None:
+    def new_pages(env: dict[str, str]) -> int:
+        done = subprocess.run([sys.executable, "-c", ALLOCATE], env=env, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert new_pages({**os.environ, **learner_env("cpu", 1)}) < 100
+    assert new_pages(dict(os.environ)) > 10_000

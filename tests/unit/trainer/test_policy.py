@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -71,6 +72,8 @@ def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
 ) -> None:
     monkeypatch.setattr("trainer.policy.DENSE_ROWS", 4)  # nineteen tokens: five chunks
     monkeypatch.setattr("trainer.policy.Policy.head_elements", 0)
+    entropies = Mock(side_effect=entropy_of)
+    monkeypatch.setattr("trainer.policy.entropy_of", entropies)
     learner = policy(tiny_models["qwen3"], "portable", temperature=0.7)
     plain_BT, none = learner(batch())
     logp_BT, entropy_BT = learner(batch(), mode)
@@ -85,6 +88,8 @@ def test_entropy_is_the_distributions_and_leaves_log_probs_alone(
         torch.testing.assert_close(entropy_BT[row, : len(expected_T)].double(), expected_T, rtol=0, atol=1e-4)
         assert not entropy_BT[row, len(expected_T) :].any()
     assert entropy_BT.requires_grad == (mode == "gradient")
+    logp_BT.sum().backward(retain_graph=True)
+    assert entropies.call_count == (5 if mode == "value" else 10)  # the backward needs only their gradient
     if mode == "gradient":
         (head,) = torch.autograd.grad(entropy_BT.sum(), learner.model.lm_head.weight)
         assert head.any()
