@@ -26,6 +26,7 @@ COMMANDS = {
     "split-outliers": "write a model with outlier channels split: the same function",
     "dashboard": "write the W&B workspace of a project",
     "study": "run the arms of an experiment over several seeds, and compare them",
+    "sweep": "run every combination of listed values, and compare them; needs no account",
     "mismatch": "where the gap between learner and engine comes from",
     "doctor": "what this machine has for a run, and what it lacks",
     "chaos": "inject faults into real runs, and count what they come to",

@@ -37,7 +37,7 @@ RULES = (
     Rule(r"qarl train (guess|calculator|three_tasks|smollm2_gsm8k)|qarl chaos", "parse", "minutes"),
     Rule(r"qarl (eval|export|report|compare|trace|dashboard) runs/quickstart|qarl simulate quickstart", "run"),
     Rule(r"qarl simulate recipes/", "parse", "minutes"),
-    Rule(r"qarl eval|make real|qarl (fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
+    Rule(r"qarl eval|make real|qarl (fetch|study|sweep|mismatch|bench)", "parse", "minutes, or a download of a model"),
     Rule(r"python -m launch\.demo\.minimal", "run", SMALL),
     Rule(r"pytest -q tests/unit", "run"),
     Rule(r"pytest -m (gpu|slow)|python -m (venv|tests\.)", "skip", "run by name, for minutes"),

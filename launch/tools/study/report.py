@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from launch.run.curves import PALETTE, STYLES, new_figure, png, prepare
 from launch.tools.study.arms import PlannedRun, RunResult, Study
+from qarl.config.shipped import config_path
 
 ROLLOUTS = "training/rollouts"
 NOTES = """\
@@ -110,7 +111,8 @@ def _head(study: Study, run: PlannedRun, findings: Path) -> str:
 def _command(study: Study) -> str:
     seeds = [] if list(study.seeds) == study.config.seeds else ["--seeds", *map(str, study.seeds)]
     arms = [] if list(study.arms) == list(study.config.arms) else ["--arms", *study.arms]
-    return " ".join(["qarl study", study.name, *arms, *seeds])
+    name = study.name if config_path(study.name, "study") == study.path else str(study.path)
+    return " ".join(["qarl study", name, *arms, *seeds])
 
 
 def table(study: Study, by_arm: dict[str, list[RunResult]]) -> str:

@@ -209,7 +209,7 @@ def test_the_command_writes_the_report(trainer: Path, capsys: pytest.CaptureFixt
     assert cli.main(["study", str(write()), "--arms", "band", "--out", "docs"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "report: docs/bands.md"
     page = Path("docs/bands.md").read_text()
-    assert "`qarl study bands --arms band`" in page
+    assert "`qarl study bands.yaml --arms band`" in page
     assert "naive" not in page
     assert cli.main(["study", "bands.yaml", "--report-only"]) == 0
     assert "naive, seed 0: not run" in Path("runs/studies/bands/bands.md").read_text()
