@@ -19,7 +19,7 @@ from qarl.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).parents[4]
 CLUSTER = ROOT / "launch/cluster/ray_cluster.sh"
-SCRIPTS = [ROOT / "launch/setup.sh", ROOT / "launch/lock.sh", CLUSTER, ROOT / ".ci/run"]
+SCRIPTS = [ROOT / "launch/setup.sh", ROOT / "launch/lock.sh", CLUSTER, ROOT / ".ci/run", ROOT / ".ci/audit"]
 CONFIG = str(ROOT / "configs/quickstart.yaml")
 
 
@@ -185,6 +185,36 @@ def test_setup_explains_a_failed_install_and_tries_again(tree: Path, pip_says: s
 
     (tree / "pip_says").unlink()
     assert setup(tree).stdout.splitlines()[-1] == "setup: done"
+
+
+# --- .ci/audit, with stand-ins for its tools --------------------------------------------------------------------------
+
+FAKE_TOOLS = """#!/bin/bash
+mkdir -p "$3/bin"
+printf '#!/bin/sh\\n' | tee "$3/bin/pip" >"$3/bin/cyclonedx-py"
+cat >"$3/bin/pip-audit" <<'END'
+#!/bin/bash
+says=$LOCKED; [[ $* != *control* ]] || says=$CONTROL
+echo "$says"; [[ $says = No* ]]
+END
+chmod +x "$3"/bin/*
+"""
+KNOWN, NONE = "Found 5 known vulnerabilities in 1 package", "No known vulnerabilities found"
+
+
+@pytest.mark.parametrize(
+    ("control", "locked", "code"),
+    [(KNOWN, NONE, 0), (KNOWN, KNOWN, 1), ("ERROR: jinja2 not found", NONE, 3), (NONE, NONE, 3)],
+)
+def test_an_audit_without_advisories_says_so(tmp_path: Path, control: str, locked: str, code: int) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/audit", tmp_path / ".ci/audit")
+    program(tmp_path / "bin/python3", FAKE_TOOLS)
+    env = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CONTROL": control, "LOCKED": locked}
+    done = run(".ci/audit", cwd=tmp_path, **env)
+    assert done.returncode == code, done.stderr
+    assert ("nothing was audited" in done.stderr) == (code == 3)
+    assert (locked in done.stdout) == (code != 3)
 
 
 # --- ray_cluster.sh --------------------------------------------------------------------------------------------------
