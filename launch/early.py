@@ -14,7 +14,7 @@ from qarl.config.run import Config
 from qarl.config.shipped import model_sizes
 from qarl.config.task import TaskConfig
 from qarl.errors import ConfigError, DataError, ResourceError
-from qarl.model_folder import config_json
+from qarl.model_folder import ANY_FOLDER, config_json
 from qarl.tasks import make_task
 
 LONGEST_RAY_FOLDER = 107 - len("/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
@@ -59,7 +59,7 @@ def check_run_folder(folder: Path) -> None:
 
 def read_model(config: ModelConfig, task: TaskConfig) -> dict[str, Any]:
     """The config.json of the model at `model.path`. Raises ModelError, whose hint says how to get a model there."""
-    path, hint = Path(config.path), ""
+    path, hint = Path(config.path), ANY_FOLDER
     if not path.exists():
         build = " or set model.build={}" if make_task(task).teacher else ""
         hint = "`qarl fetch` downloads it" if config.fetch else f"download a model there{build}"
@@ -72,10 +72,11 @@ def check_lengths(config: Config, prompt_tokens: int | None, response_tokens: in
     rollout = config.rollout
     longest = rollout.sampling.max_new_tokens
     if response_tokens and response_tokens > longest:
-        raise ConfigError(f"{response_tokens} exceeds rollout.sampling.max_new_tokens {longest}", "--response-tokens")
+        what = f"{response_tokens} exceeds rollout.sampling.max_new_tokens {longest}"
+        raise ConfigError(what, "--response-tokens", "lower one, or raise the other")
     if prompt_tokens and prompt_tokens > (room := rollout.max_model_len - longest):
         what = f"{prompt_tokens} exceeds the {room} that rollout.max_model_len leaves beside the response"
-        raise ConfigError(what, "--prompt-tokens")
+        raise ConfigError(what, "--prompt-tokens", "lower it, or raise rollout.max_model_len")
 
 
 def ray_folder() -> tuple[str, Path]:

@@ -43,6 +43,12 @@ def how_ended(code: int) -> str:
 AGAIN = "the same command continues from the last checkpoint, if there is one"
 """The hint of a run that failed through no fault of its input."""
 
+TRACEBACK = "QARL_TRACEBACK=1 shows the traceback"
+"""The hint where the user's own code fails."""
+
+DAMAGED = "delete that checkpoint to use the one before"
+OTHER_VERSION = "resume with the qarl that wrote it, or start over with run.resume=false"
+
 
 class UsageError(QarlError):
     """The input is wrong and nothing was started: the command line exits with 2."""

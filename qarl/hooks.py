@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from qarl.errors import ConfigError
+from qarl.errors import TRACEBACK, ConfigError
 
 Hook = Callable[..., Any]
 HOW = "write module:function or path/to/file.py:function"
@@ -41,7 +41,7 @@ def load_function(name: str, where: str) -> Hook:
         module = _run(file) if file else importlib.import_module(source)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         reason = " ".join(str(error).split())
-        raise ConfigError(f"cannot import {source}: {type(error).__name__}: {reason}", where) from error
+        raise ConfigError(f"cannot import {source}: {type(error).__name__}: {reason}", where, TRACEBACK) from error
     if not hasattr(module, attribute):
         raise ConfigError(f"{source} has no attribute '{attribute}'", where, HOW)
     function = getattr(module, attribute)
@@ -57,7 +57,8 @@ def check_call(function: Hook, arguments: Sequence[str], kwargs: Mapping[str, An
     except (TypeError, ValueError) as error:  # ValueError: a builtin without a signature
         call = ", ".join([*arguments, *(f"{key}={value!r}" for key, value in kwargs.items())])
         title = getattr(function, "__name__", type(function).__name__)
-        raise ConfigError(f"{title} cannot be called as {title}({call}): {error}", where) from error
+        what = f"{title} cannot be called as {title}({call}): {error}"
+        raise ConfigError(what, where, "change its parameters, or the settings that it gets") from error
 
 
 def _find(path: str, where: str) -> Path:

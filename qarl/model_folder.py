@@ -120,7 +120,8 @@ def meta_model(config: Any, dtype: torch.dtype | None = None, where: str = "") -
 
     where = where or config.model_type
     if config.is_encoder_decoder or config.get_text_config() is not config:
-        raise ModelError(f"{config.model_type} is not a model of text alone that continues a prompt", where)
+        what = f"{config.model_type} is not a model of text alone that continues a prompt"
+        raise ModelError(what, where, "see docs/models.md")
     with reading(Path(where), "config.json"), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.bfloat16, trust_remote_code=False)
 

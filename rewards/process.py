@@ -53,7 +53,7 @@ class ChildProcess:
         reason, hint = f"not ready after {START_LIMIT_S:.0f} s", ""
         if self.connection.poll(START_LIMIT_S):
             try:
-                reason = self.connection.recv_bytes().decode()
+                reason, hint = self.connection.recv_bytes().decode(), "install what it lacks, or change its settings"
             except (EOFError, OSError):
                 reason, hint = how_ended(self.kill()), tail(self._log)
         if reason:

@@ -58,7 +58,9 @@ def load_batch(file: Path) -> list[list[TrainSequence]]:
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return _parts([TrainSequence(**row) for row in rows], arrays["minibatches"])
     except (OSError, BadZipFile, EOFError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"no batch that `debug.save_batches` has written ({error})", str(file)) from error
+        raise DataError(
+            f"no batch that `debug.save_batches` has written ({error})", str(file), "save it again"
+        ) from error
 
 
 def _parts(joined: Any, lengths: Array) -> list[Any]:

@@ -38,7 +38,7 @@ import numpy as np
 from qarl.config.run import Config
 from qarl.config.schedule import scheme_at
 from qarl.error_tokens import error_token_metrics, worst
-from qarl.errors import CheckpointError
+from qarl.errors import DAMAGED, CheckpointError
 from qarl.metrics import Value
 from qarl.mismatch import Logprobs, Mismatch
 from qarl.prompts.augment import Augmenter
@@ -129,14 +129,13 @@ class Trainer:
         missing or damaged."""
         required = ["pool", "progress", *(["augment"] if self._augmenter else [])]
         if missing := [key for key in required if not isinstance(state.get(key), Mapping)]:
-            hint = "delete the folder to use the checkpoint before"
-            raise CheckpointError(f"its state has no {' and no '.join(missing)}", where=directory, hint=hint)
+            raise CheckpointError(f"its state has no {' and no '.join(missing)}", directory, DAMAGED)
         # Older checkpoints hold a count of exact steps, which this process has to prove itself.
         saved = {key: value for key, value in state["progress"].items() if key != "exact_steps"}
         try:
             progress = Progress(**saved)
         except TypeError as error:
-            raise CheckpointError(f"its progress is damaged ({error})", where=directory) from error
+            raise CheckpointError(f"its progress is damaged ({error})", directory, DAMAGED) from error
         self._pool.load_state_dict(state["pool"])
         if self._augmenter:
             self._augmenter.load_state_dict(state["augment"])

@@ -96,7 +96,7 @@ def _connect(address: str | None) -> None:
         raise ResourceError(f"'{address}' is no address", "cluster.address", "write host:port, or auto") from error
     except RuntimeError as error:  # another version of Ray or Python, mostly
         what = f"the cluster at {address} cannot be joined: {first_line(error)}"
-        raise ResourceError(what, "cluster.address") from error
+        raise ResourceError(what, "cluster.address", "its nodes need this version of Ray and of Python") from error
 
 
 def _command(process: psutil.Process) -> str:

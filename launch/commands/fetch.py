@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = read_config(args)
     if config.model.fetch is None:
-        raise ConfigError("not set, so there is nothing to download", "model.fetch")
+        raise ConfigError("not set, so there is nothing to download", "model.fetch", "see docs/real_model.md")
     from launch.demo.pretrained import fetch_missing
 
     fetch_missing(config, print)

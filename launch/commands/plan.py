@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     model, device = model_config(config), choose_device(config, args.device)
     if args.measure:
         if device.kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"this machine has no {device.name} to measure", where="--measure")
+            raise ConfigError(f"this machine has no {device.name} to measure", "--measure", "leave it out")
         os.environ.update(PROCESS_ENV)  # what engines and learners run under; oneDNN reads it at its first GEMM
         device = measure(device)
     plan = Planner(config, model, device, args.prompt_tokens, args.response_tokens, args.measure).plan()

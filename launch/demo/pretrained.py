@@ -121,7 +121,8 @@ def _read(file: Path) -> tuple[Any, PreTrainedTokenizerBase]:
             quantization_config=GgufConfig(dequantize=True),  # packed weights cannot be saved
         )
     except ValueError as error:
-        raise ModelError(f"cannot be converted: {' '.join(str(error).split())}", file.name) from error
+        hint = "choose a GGUF file of a model that transformers reads"
+        raise ModelError(f"cannot be converted: {' '.join(str(error).split())}", file.name, hint) from error
     _split_digits(file, tokenizer)
     if tokenizer.chat_template:
         tokenizer.eos_token = end_of_turn(tokenizer)

@@ -109,7 +109,8 @@ def make_tokenizer(vocab_size: int, characters: str = "digits") -> PreTrainedTok
     """
     used = [*SPECIAL, *CHARACTERS[characters]]
     if vocab_size < len(used):
-        raise ModelError(f"{vocab_size} is too small, {characters} are {len(used)} tokens", "model.build.vocab_size")
+        what = f"{vocab_size} is too small, {characters} are {len(used)} tokens"
+        raise ModelError(what, "model.build.vocab_size", f"set it to {len(used)} or more")
     tokens = used + [f"<unused{i}>" for i in range(len(used), vocab_size)]
     backend = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
@@ -260,7 +261,7 @@ def _teacher(task: TaskConfig, prompts: Sequence[Prompt]) -> Teacher | None:
 
 def build_section(config: ModelConfig) -> TinyModelConfig:
     if config.build is None:
-        raise ConfigError("not set, but it says how the model is warm-started", where="model.build")
+        raise ConfigError("not set, but it says how the model is warm-started", "model.build", "set model.build={}")
     return config.build
 
 
@@ -268,9 +269,9 @@ def make_parent(target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"cannot make its folder: {error.strerror}", str(target)) from error
+        raise ModelError(f"cannot make its folder: {error.strerror}", str(target), "name another folder") from error
     if not os.access(target.parent, os.W_OK):
-        raise ModelError("its folder is not writable", str(target))
+        raise ModelError("its folder is not writable", str(target), "name another folder")
 
 
 def _log_differences(path: Path, tiny: TinyModelConfig, log: Log) -> None:

@@ -18,7 +18,7 @@ from launch.run.terminal import SPEED, Terminal, Verbosity
 from launch.run.usage import usage
 from launch.run.wandb_run import WandbTracker
 from qarl.config.run import Config
-from qarl.errors import ConfigError, DataError, first_line
+from qarl.errors import TRACEBACK, ConfigError, DataError, first_line
 from qarl.hooks import load_function
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Row, Tracker
@@ -172,7 +172,7 @@ def _own(name: str, config: Config, run_dir: Path) -> Tracker:
     try:
         made = make(config, run_dir)
     except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"{name}: {type(error).__name__}: {first_line(error)}", where) from error
+        raise ConfigError(f"{name}: {type(error).__name__}: {first_line(error)}", where, TRACEBACK) from error
     lacking = [method for method in vars(Tracker) if method[0] != "_" and not callable(getattr(made, method, None))]
     if lacking:
         what = f"{name} makes a {type(made).__name__}, which lacks the method {lacking[0]}"

@@ -42,7 +42,8 @@ def write_proven(config: Config, directory: str, scheme: QuantScheme, part: Path
     try:
         policy.load_state_dict(checkpoint_weights(directory, config.learner.zero_stage))
     except RuntimeError as error:
-        raise CheckpointError(f"does not fit {config.model.path}: {first_line(error)}", directory) from error
+        what = f"does not fit {config.model.path}: {first_line(error)}"
+        raise CheckpointError(what, directory, "set model.path to the model of the run") from error
     requantize(policy.model)
     try:
         tensors = checkpoint_tensors(policy.model, quantized=scheme.quantizes)

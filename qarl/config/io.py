@@ -111,7 +111,9 @@ def read_layers(path: Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
     """
     with _reading(str(path)):
         if path.resolve() in [heir.resolve() for heir in heirs]:
-            raise ConfigError("inherits itself", where=" -> ".join(map(str, (*heirs, path))))
+            raise ConfigError(
+                "inherits itself", " -> ".join(map(str, (*heirs, path))), "remove one of these `inherits`"
+            )
         if not path.is_file():
             raise ConfigError("no such config file", str(path), _hint(path, heirs))
         text = path.read_text(encoding="utf-8-sig")
@@ -173,7 +175,7 @@ def _reading(where: str, layers: Sequence[Layer] = ()) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"cannot read: {error.strerror or error}", _cut(where)) from error
     except UnicodeEncodeError as error:
-        raise ConfigError("holds bytes that are no text", where) from error
+        raise ConfigError("holds bytes that are no text", where, "write it as UTF-8") from error
     except RuntimeError as error:  # pathlib's, for links in a circle
         raise ConfigError(f"cannot read: {_cut(str(error), 200)}", where) from error
     except (YAMLError, ValueError) as error:  # ValueError: no UTF-8, a null byte, a number of too many digits

@@ -19,6 +19,10 @@ SCALED_ROPES = ("linear", "dynamic")
 """RoPE types whose `factor` vLLM multiplies the longest context with; the others name the whole context."""
 
 
+IN_CONFIG = "its config.json is wrong"
+OTHER = "choose another model: see docs/models.md"
+
+
 def longest_context(config: Any) -> float:
     """Most tokens of a sequence of the model; infinite where its config names no limit."""
     longest = float(getattr(config, "max_position_embeddings", None) or inf)
@@ -56,19 +60,20 @@ def check_engine_model(config: Any, max_model_len: int, device: str, shards: int
         )
     heads, kv_heads = config.num_attention_heads, key_value_heads(config)
     if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
-        raise ModelError(f"{heads} heads do not divide its width of {config.hidden_size}", where)
+        raise ModelError(f"{heads} heads do not divide its width of {config.hidden_size}", where, IN_CONFIG)
     if heads % kv_heads:
-        raise ModelError(f"{kv_heads} key/value heads do not divide {heads} query heads", where)
+        raise ModelError(f"{kv_heads} key/value heads do not divide {heads} query heads", where, IN_CONFIG)
     width = head_width(config)
     if device == "cpu" and width not in CPU_HEAD_DIMS:
         widths = ", ".join(map(str, CPU_HEAD_DIMS))
-        raise ModelError(f"vLLM on CPU has no attention for heads of width {width}, only of {widths}", where)
+        what = f"vLLM on CPU has no attention for heads of width {width}, only of {widths}"
+        raise ModelError(what, where, OTHER)
     if config.model_type in SUPPORTED_MODELS and config.hidden_act not in ("silu", "swish"):
-        raise ModelError(f"vLLM knows {config.model_type} with silu only, not {config.hidden_act}", where)
+        raise ModelError(f"vLLM knows {config.model_type} with silu only, not {config.hidden_act}", where, OTHER)
     if shards > 1:
         _check_shards(config, shards)
     if max_model_len > (longest := longest_context(config)):
-        raise ConfigError(f"the model's contexts have at most {longest:g} tokens", "rollout.max_model_len")
+        raise ConfigError(f"the model's contexts have at most {longest:g} tokens", "rollout.max_model_len", "lower it")
 
 
 def _check_shards(config: Any, shards: int) -> None:
@@ -79,4 +84,4 @@ def _check_shards(config: Any, shards: int) -> None:
     heads = {"heads": config.num_attention_heads, "key/value heads": key_value_heads(config)}
     for what, count in {**heads, "features of the MLP": config.intermediate_size}.items():
         if count % shards:
-            raise ConfigError(f"{shards} does not divide the model's {count} {what}", where)
+            raise ConfigError(f"{shards} does not divide the model's {count} {what}", where, "lower it")

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from qarl.config.base import Count
 from qarl.config.policy import SamplingConfig
 from qarl.config.pool import AugmentConfig
-from qarl.errors import CheckpointError, RolloutError
+from qarl.errors import DAMAGED, OTHER_VERSION, CheckpointError, RolloutError
 from qarl.prompts.pool import Pool
 from qarl.prompts.validate import Validator
 from qarl.seeds import derive_seed
@@ -174,7 +174,7 @@ class Augmenter:
         Raises CheckpointError: another version, or damaged.
         """
         if state.get("version") != VERSION:
-            raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE)
+            raise CheckpointError(f"version {state.get('version')}, this qarl reads {VERSION}", WHERE, OTHER_VERSION)
         try:
             queue = _QUEUE.validate_python(state["queue"])
             queued = _TEXTS.validate_python(state["queued"])
@@ -182,7 +182,7 @@ class Augmenter:
             if unknown := {candidate.question for candidate in queue}.difference(queued):
                 raise ValueError(f"'{min(unknown)}' is in the queue but not in the list of all queued questions")
         except (KeyError, ValueError) as error:
-            raise CheckpointError(f"incomplete or damaged ({' '.join(repr(error).split())})", WHERE) from error
+            raise CheckpointError(f"incomplete or damaged ({' '.join(repr(error).split())})", WHERE, DAMAGED) from error
         self._counts = counts
         for question in queued:
             self._remember(question)

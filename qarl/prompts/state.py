@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from qarl.config.base import NonNegativeFloat
-from qarl.errors import CheckpointError, DataError
+from qarl.errors import DAMAGED, OTHER_VERSION, CheckpointError, DataError
 from qarl.prompts.lineage import Forest
 from qarl.prompts.stats import Record
 from qarl.types import Prompt
@@ -91,19 +91,18 @@ def parse(state: Mapping[str, Any], task: Sequence[Prompt]) -> Saved:
     """
     version = state.get("version") if isinstance(state, Mapping) else None
     if version != VERSION:
-        hint = "resume with the qarl that wrote it, or start over with run.resume=false"
-        raise CheckpointError(f"version {version}, this qarl reads {VERSION}", WHERE, hint)
+        raise CheckpointError(f"version {version}, this qarl reads {VERSION}", WHERE, OTHER_VERSION)
     try:
         saved = _parse(state, {prompt.id: prompt for prompt in task})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, DataError) as error:
-        raise CheckpointError(f"incomplete or damaged ({' '.join(repr(error).split())})", WHERE) from error
+        raise CheckpointError(f"incomplete or damaged ({' '.join(repr(error).split())})", WHERE, DAMAGED) from error
     ids = {record.prompt.id for record in saved.records}
     resting = [saved.in_flight, saved.cooling, saved.retired]
     together = frozenset().union(*resting)
     if len(ids) < len(saved.records) or sum(map(len, resting)) > len(together) or not together <= ids:
-        raise CheckpointError("a prompt is unknown or in two states", WHERE)
+        raise CheckpointError("a prompt is unknown or in two states", WHERE, DAMAGED)
     if ids & saved.archive.keys() or not saved.lineage.nodes() <= ids:
-        raise CheckpointError("archive or lineage contradict the prompts", WHERE)
+        raise CheckpointError("archive or lineage contradict the prompts", WHERE, DAMAGED)
     return saved
 
 

@@ -129,10 +129,11 @@ def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Modul
         shapes |= {f"{name}.{part}": weight.shape for part, weight in expert_weights(stack)}
     routers = [f"{name.rpartition('.')[0]}.gate" for name in stacks]
     if unmatched := scheme.unmatched([*shapes, *routers]):
-        raise ConfigError(f"'{unmatched[0]}' matches no linear layer of the model", where="rollout.ignore")
+        what = f"'{unmatched[0]}' matches no linear layer of the model"
+        raise ConfigError(what, "rollout.ignore", "`qarl plan` lists them")
     covered = [name for name in shapes if scheme.covers(name)]
     if not covered:
-        raise ConfigError("every linear layer of the model is ignored", where="rollout.ignore")
+        raise ConfigError("every linear layer of the model is ignored", "rollout.ignore", "set rollout.scheme=none")
     for name in covered:
         _check(name, shapes, scheme, format_)
     quantized_stacks = {name: stack for name, stack in stacks.items() if covers_experts(scheme, name, stack)}

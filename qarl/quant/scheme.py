@@ -75,7 +75,8 @@ class QuantScheme:
             try:
                 re.compile(pattern.removeprefix("re:"))
             except re.error as error:
-                raise ConfigError(f"'{pattern}' is no regular expression: {error}", where="rollout.ignore") from error
+                what = f"'{pattern}' is no regular expression: {error}"
+                raise ConfigError(what, "rollout.ignore", "put a backslash before its special characters") from error
         return cls(name, tuple(ignore), group_size)
 
     @property

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from qarl.config.task import CustomTaskConfig, SetName
-from qarl.errors import ConfigError, DataError, QarlError, first_line
+from qarl.errors import TRACEBACK, ConfigError, DataError, QarlError, first_line
 from qarl.hooks import check_call, load_function
 from qarl.tasks.dataset import Part, RowsTask
 from qarl.tasks.rows import RawRow, read_rows
@@ -62,9 +62,11 @@ def _made(config: CustomTaskConfig) -> Callable[[int], Any]:
     try:
         made = hook(**kwargs)
     except Exception as error:  # the user's code may raise anything
-        raise ConfigError(f"{config.function}: {type(error).__name__}: {first_line(error)}", WHERE) from error
+        raise ConfigError(
+            f"{config.function}: {type(error).__name__}: {first_line(error)}", WHERE, TRACEBACK
+        ) from error
     if not callable(made):
-        raise ConfigError(f"{config.function} has no method __call__(self, seed)", WHERE)
+        raise ConfigError(f"{config.function} has no method __call__(self, seed)", WHERE, "add it: it returns the rows")
     check_call(made, ["seed"], {}, WHERE)
     return made
 
@@ -73,5 +75,5 @@ def _numbered(title: str, rows: Iterable[Any]) -> Iterator[RawRow]:
     for number, row in enumerate(rows, start=1):
         where = f"{title} row {number}"
         if not isinstance(row, Mapping):
-            raise DataError(f"is {row!r:.60}, not a dict", where)
+            raise DataError(f"is {row!r:.60}, not a dict", where, "yield a dict for each row")
         yield where, row

@@ -140,6 +140,7 @@ def _unseen(parts: Iterable[Part], heldout: Sequence[Part], log: Log) -> list[Pa
         if leaked:
             log(f"{part.title}: dropped {len(leaked)} rows whose question is held out, the first is {leaked[0].where}")
         if not rows:
-            raise DataError(f"every question is also in {' or '.join(p.title for p in heldout)}", where=part.title)
+            what = f"every question is also in {' or '.join(p.title for p in heldout)}"
+            raise DataError(what, part.title, "hold out other rows")
         kept.append(replace(part, rows=rows))
     return kept

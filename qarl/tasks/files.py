@@ -98,7 +98,7 @@ def _csv_rows(path: str) -> Iterator[RawRow]:
         try:
             names = next(lines, [])
             if len(set(names)) < len(names):
-                raise DataError(f"two columns have one name: {names}", where=f"{path}:1")
+                raise DataError(f"two columns have one name: {names}", f"{path}:1", "give them names of their own")
             for values in lines:
                 where = f"{path}:{lines.line_num}"
                 if len(values) not in (0, len(names)):
@@ -130,7 +130,9 @@ def _saved_rows(path: str) -> Iterator[RawRow]:
     try:
         yield from _rows(path, _batches([folder / file["filename"] for file in state["_data_files"]]))
     except (KeyError, TypeError) as error:
-        raise DataError("does not list its Arrow files", where=f"{path}/{STATE_FILE}") from error
+        raise DataError(
+            "does not list its Arrow files", f"{path}/{STATE_FILE}", "save it again with Dataset.save_to_disk"
+        ) from error
 
 
 def _batches(files: Iterable[Path]) -> Iterator[pyarrow.RecordBatch]:

@@ -136,7 +136,7 @@ def _check(dataset: GymDatasetConfig, where: str) -> None:
         next(_entries(dataset, 0, 1))
     except REFUSALS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{dataset.name} refuses them: {reason}", f"{where}.settings") from error
+        raise ConfigError(f"{dataset.name} refuses them: {reason}", f"{where}.settings", "change them") from error
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -60,7 +60,7 @@ def read_rows(raw: Iterable[RawRow], title: str, config: RowConfig, log: Log) ->
     if wrong:
         log(f"{title}: left out {len(wrong)} wrong rows, the first is {wrong[0]}")
     if not rows:
-        raise DataError("has no rows", where=title)
+        raise DataError("has no rows", title, "name another file")
     return rows
 
 

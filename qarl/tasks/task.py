@@ -212,7 +212,7 @@ def split_template(template: str) -> tuple[str, str]:
     """What stands before and after `{question}`. Raises ConfigError unless it occurs once."""
     before, found, after = template.partition("{question}")
     if not found or "{question}" in after:
-        raise ConfigError("'{question}' does not occur in it once", "task.prompt_template")
+        raise ConfigError("'{question}' does not occur in it once", "task.prompt_template", "write it once")
     return before, after
 
 

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -30,7 +31,15 @@ MOST_LINES, LONGEST_LINE = 3, 1000
 CLASSES = ("right", "traceback", "silent", "late", "vague")
 """right: exit code 2 (or 1) and one line with the expected words, nothing changed on disk; or accepted where it should
 be. traceback: any other exception. silent: exit code 0. late: refused after something was started or written, or after
-`MOST_SECONDS`. vague: a line that is too long, several lines, noise beside them, or not the expected words."""
+`MOST_SECONDS`. vague: a line that is too long, several lines, noise beside them, not the expected words, or no hint."""
+NEEDS_NO_HINT = re.compile(
+    r"qarl[\w -]*: error: "  # argparse says what an argument may be
+    r"|qarl: (override '|\S+\.yaml: )"  # a setting, and what it may be
+    r"|qarl: [^ ]+:(row )?\d+: "  # a row, and what is wrong in it
+    r"|.*(cannot read: |[Nn]o such file|not YAML: |not a JSON row: |a row is |string should )"  # the reason
+    r"|.*: (Is a directory|File exists|Too many levels of symbolic links)$"  # the system's
+)
+"""Lines that say what to do by saying what is wrong."""
 
 
 def nothing(folder: Path) -> None:
@@ -211,6 +220,8 @@ def _judge(case: Case, code: int | BaseException, out: str, error: str, seconds:
         return "vague", f"{len(own)} lines, {len(noise)} others: {error}"
     if missing:
         return "vague", f"lacks {missing}: {error}"
+    if any("; " not in line and not NEEDS_NO_HINT.match(line) for line in own):
+        return "vague", f"no hint: {error}"
     if wrote and not case.may_write:
         return "late", f"files changed: {error}"
     return "right", error

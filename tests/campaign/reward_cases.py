@@ -130,7 +130,7 @@ ENVIRONMENTS: list[tuple[Words, Words]] = [
     (("environment={kind: guess, python: 'true'}",), ("environment",)),
     (("environment={kind: guess, python: text.sh}",), ("text.sh",)),
     (("environment={kind: guess}", "reward.components=[{kind: math}]"), ("reward.components",)),
-    (("environment={kind: guess, max_turns: 9}", "train.max_staleness=1", "rollout.partial=true"),
+    (("environment={kind: guess, max_turns: 64}", "train.max_staleness=1", "rollout.partial=true"),
      ("learner.max_tokens_per_micro_batch", "train.max_staleness")),
     (("environment={kind: guess}", "pool.augment.per_step=1"), ("pool.augment.per_step",)),
     (("environment={kind: custom, function: 'gone.py:f'}",), ("environment.function", "gone.py")),

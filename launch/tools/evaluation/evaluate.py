@@ -229,7 +229,7 @@ def _open(out: Path, settings: Mapping[str, Any]) -> None:
             out.mkdir(parents=True, exist_ok=True)
             write_whole(file, json.dumps(settings))
         except OSError as error:
-            raise ConfigError(f"cannot be written: {error.strerror}", f"--out {out}") from error
+            raise ConfigError(f"cannot be written: {error.strerror}", f"--out {out}", "name another folder") from error
         return
     try:
         before = json.loads(file.read_text(encoding="utf-8"))

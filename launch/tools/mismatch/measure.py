@@ -91,7 +91,7 @@ def run(comparison: Comparison, out: Path) -> list[Cell]:
     config = _engine_config(comparison, prompts)
     if config.max_model_len > longest:
         what = f"responses of {max(comparison.lengths)} tokens do not fit in the model's {longest:g}"
-        raise ConfigError(what, "--lengths")
+        raise ConfigError(what, "--lengths", "lower them")
     make_parent(out / GAPS_FILE)  # now, and not after the measurement
     os.environ.update(engine_env("cpu", config))
     os.environ |= {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore"}
@@ -298,9 +298,9 @@ def make_prompts(comparison: Comparison) -> list[Prompt]:
         except OSError as error:
             raise DataError(f"cannot read: {error.strerror}", where=str(comparison.prompts)) from error
         except UnicodeDecodeError as error:
-            raise DataError(f"not UTF-8 text ({error.reason})", where=str(comparison.prompts)) from error
+            raise DataError(f"not UTF-8 text ({error.reason})", str(comparison.prompts), "save it as UTF-8") from error
         if not lines:
-            raise DataError("the file has no lines", where=str(comparison.prompts))
+            raise DataError("the file has no lines", str(comparison.prompts), "write a prompt on each line")
         rows = [tokenizer.encode(lines[i % len(lines)]) for i in range(comparison.num_sequences)]
     return [Prompt(str(i), "", "", tuple(row)) for i, row in enumerate(rows)]
 

@@ -370,8 +370,8 @@ def test_processes_of_an_engine() -> None:
     ("kind", "processes", "reason"),
     [
         ("qwen3", 2, ""),
-        ("qwen3", 4, "4 does not divide the model's 2 key/value heads"),
-        ("qwen3", 3, "3 does not divide the model's 8 heads"),
+        ("qwen3", 4, "4 does not divide the model's 2 key/value heads; lower it"),
+        ("qwen3", 3, "3 does not divide the model's 8 heads; lower it"),
         ("qwen3_moe", 2, "the learner follows divided layers of llama, qwen2, qwen3, not of qwen3_moe; set it to 1"),
     ],
 )

@@ -170,7 +170,9 @@ def test_responses_that_do_not_fit_the_model(asked: Comparison, tmp_path: Path) 
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(asked: Comparison, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ModelError, match=r"file/out/mismatch\.json: cannot make its folder: Not a directory$"):
+    with pytest.raises(
+        ModelError, match=r"file/out/mismatch\.json: cannot make its folder: Not a directory; name another folder$"
+    ):
         run(asked, tmp_path / "file" / "out")
 
 
