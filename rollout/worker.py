@@ -82,18 +82,15 @@ class RolloutWorker:
         await self._between_steps(lambda: self._engine.receive(step))
 
     async def load(self, weights: WeightSource) -> None:
-        """Take weights as soon as only partial requests run: a call that the fleet has cancelled may not have ended."""
-        while not all(group.partial for group in self._groups):
-            await self._between_steps(lambda: None)
-        LOG.info("loads weights version %d", weights.manifest.version)
-        await self._between_steps(lambda: self._load(weights))
+        """Take weights as soon as only partial requests run: a call that the fleet has cancelled may not have ended,
+        or its requests may only begin now."""
+        while not await self._between_steps(lambda: self._load(weights)):
+            pass
 
     async def sleep(self) -> None:
         """Sleep as soon as nothing runs: as in `load`."""
-        while self._groups:
-            await self._between_steps(lambda: None)
-        LOG.info("sleeps")
-        await self._between_steps(lambda: self._engine.sleep())
+        while not await self._between_steps(self._sleep):
+            pass
 
     async def wake(self) -> None:
         LOG.info("wakes")
@@ -115,11 +112,24 @@ class RolloutWorker:
             Thread(target=_end_with, args=(processes,), daemon=True).start()
         return engine
 
-    @span("load")
-    def _load(self, weights: WeightSource) -> None:
-        self._engine.load(weights)
+    def _load(self, weights: WeightSource) -> bool:
+        """Whether the weights could be loaded now."""
+        if not all(group.partial for group in self._groups):
+            return False
+        LOG.info("loads weights version %d", weights.manifest.version)
+        with span("load"):
+            self._engine.load(weights)
         if self._trace:
             self._trace.published(weights.manifest.version)
+        return True
+
+    def _sleep(self) -> bool:
+        """Whether the engine could sleep now."""
+        if self._groups:
+            return False
+        LOG.info("sleeps")
+        self._engine.sleep()
+        return True
 
     def _begin(self, requests: Sequence[SampleRequest], done: "Future[list[Sample]]") -> None:
         numbers = range(self._next, self._next + len(requests))

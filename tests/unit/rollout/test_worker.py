@@ -158,6 +158,29 @@ def test_sleep_waits_for_a_call_that_was_cancelled() -> None:
     run(scenario)
 
 
+def test_neither_sleep_nor_weights_come_between_a_call_and_its_requests() -> None:
+    """The fleet has forgotten the call, whose requests the engine's thread has not begun yet."""
+
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        for call in (worker.sleep, lambda: worker.load(make_weights(2))):
+            gate = Event()
+            worker._thread.submit(gate.wait)
+            forgotten = asyncio.create_task(worker.generate(REQUESTS[:1]))
+            await asyncio.sleep(0)
+            waiting = asyncio.create_task(call())
+            await asyncio.sleep(0)
+            gate.set()
+            await begun(worker, engine, 1)
+            await worker.info()
+            assert not waiting.done()
+            forgotten.cancel()
+            await waiting
+            await worker.wake()
+        assert engine.version == 2
+
+    run(scenario)
+
+
 def test_a_step_that_fails_fails_every_group_and_the_worker_goes_on() -> None:
     async def scenario(worker: RolloutWorker, engine: Endless) -> None:
         calls = [asyncio.create_task(worker.generate(REQUESTS[:1])) for _ in range(2)]
