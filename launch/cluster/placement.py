@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from launch.machine import bundles
 from qarl.config.derived import sleeps
 from qarl.config.run import Config
-from qarl.errors import ResourceError
+from qarl.errors import AGAIN, ResourceError
 from qarl.logs import log_file
 from qarl.quant.scheme import QuantScheme
-from qarl.remote import free_address
+from qarl.remote import free_address, get
 from qarl.trace import StepTrace
 from qarl.weights.source import Tensors, WeightSender
 from rollout.engine import VLLMEngine, engine_env
@@ -78,7 +79,7 @@ class Placement:
         config, device = self._config, self._device
         first, count = self._first_rank, config.learner.num_ranks
         env = learner_env(device, config.learner.num_threads)
-        master = ray.get(ray.remote(free_address).options(**self.options(first, {})).remote())
+        master = self._answer(ray.remote(free_address).options(**self.options(first, {})).remote())
         actor = ray.remote(LearnerRank)
         transport = config.rollout.transport
         make_sender = None if transport == "object_store" else partial(make_weight_sender, transport)
@@ -101,6 +102,13 @@ class Placement:
             transfer_timeout_s=config.rollout.timeout_s,
             log_dir=self._log_dir,
         )
+
+    def _answer(self, call: Any) -> str:
+        try:
+            return str(get(call, self._config.learner.timeout_s))
+        except GetTimeoutError as error:
+            what = f"Ray started no process for it within {self._config.learner.timeout_s:g} s"
+            raise ResourceError(what, "learner rank 0", AGAIN) from error
 
     def _trace(self, kind: str, number: int) -> StepTrace | None:
         """The trace of worker 0 and of rank 0, beside the logs; of no other."""
