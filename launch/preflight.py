@@ -324,10 +324,11 @@ def _check_resources(config: Config, machine: Machine) -> None:
     for kind, available in (("GPU", machine.gpus), ("CPU", machine.cpus)):
         requested = sum(bundle.get(kind, 0.0) for bundle in workers + ranks)
         if requested > available:
-            colocate = "let one pair share a GPU (cluster.colocate=true), " if kind == "GPU" else ""
+            share = "let one pair share a GPU (cluster.colocate=true)"
+            reserve = "rollout.num_cpus_per_worker or learner.num_cpus_per_rank"
             raise ResourceError(
                 f"{config.rollout.num_workers} rollout workers and {config.learner.num_ranks} learner ranks request "
                 f"{requested:g} {kind}s, {available:g} are available",
                 "",
-                f"lower rollout.num_workers or learner.num_ranks, {colocate}or add nodes",
+                f"lower rollout.num_workers or learner.num_ranks, {share if kind == 'GPU' else reserve}, or add nodes",
             )

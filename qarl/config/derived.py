@@ -29,7 +29,7 @@ def choose_counts(
     thread on each, which exchanges no gradients. With `train.max_staleness` they run at the same time and divide the
     cores: workers take half, or what a given learner leaves, and ranks the rest; each has one at least. There are at
     most as many workers as a step has groups, and as many ranks as a minibatch has. Each reserves half a CPU, unless
-    the config says otherwise, and less where there are more of them than cores.
+    the config says otherwise, also where it gives their number; a chosen number of more than the cores reserves less.
 
     Args:
         saved: the learner of the run that this one continues, whose ranks and threads stay; None when it begins.
@@ -64,11 +64,11 @@ def _given(learner: LearnerConfig | None) -> tuple[int, int]:
 
 
 def _chosen(section: N, number: str, cpus: str, chosen: int, cores: float) -> N:
-    """`section` with `chosen` for an "auto" number, of which each reserves a part of `cores`; 0 leaves its own."""
-    if getattr(section, number):
-        return section
-    reserved = {cpus: 0.5 * min(1.0, cores / chosen)} if cores and cpus not in section.model_fields_set else {}
-    return section.model_copy(update={number: chosen, **reserved})
+    """`section` with `chosen` for an "auto" number; each reserves a part of `cores`, where 0 leaves its own."""
+    given = getattr(section, number)
+    share = 0.5 if given else 0.5 * min(1.0, cores / chosen)
+    reserved = {cpus: share} if cores and cpus not in section.model_fields_set else {}
+    return section.model_copy(update={number: given or chosen, **reserved})
 
 
 def sleeps(config: Config, device: str) -> bool:

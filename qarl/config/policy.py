@@ -221,7 +221,7 @@ class RolloutConfig(Node):
     """On GPU, vLLM's batch-invariant mode: a token has the same log-prob in any batch, at some cost in speed. Refused
     on CPU, whose kernels are batch-invariant anyway."""
     num_cpus_per_worker: CPUs = 1.0
-    """CPUs that one worker reserves for each process of its engine."""
+    """CPUs that one worker reserves for each process of its engine; on one CPU machine 0.5, or less, unless given."""
     timeout_s: Seconds = 600.0
     """A worker that finishes no group, or does not answer, within this time counts as dead."""
     max_restarts: Count = 3
@@ -291,7 +291,7 @@ class LearnerConfig(Node):
     `train.max_staleness` > 0 the cores of the workers do not count. At most the prompts of a minibatch. A run that
     continues keeps its number, unless it is given another: gradients are then summed in another order."""
     num_cpus_per_rank: CPUs = 1.0
-    """CPUs that one rank reserves."""
+    """CPUs that one rank reserves; on one CPU machine 0.5, or less, unless given."""
     num_threads: AutoCount = 0
     """Threads of a rank on CPU. `auto` (0): one for a model of fewer than 256 features, which is faster. For others the
     cores of this machine divided by its ranks, at most 8, with `train.max_staleness` > 0 without the cores of the

@@ -320,6 +320,7 @@ def test_bundles_are_workers_then_ranks() -> None:
     assert settings_of(config, "cpu", cpus=7.5) == settings_of(config, "cuda", cpus=7.5, gpus=5.0) == []
     [fault] = settings_of(config, "cpu", cpus=7.0)
     assert "request 7.5 CPUs, 7 are available" in fault
+    assert "rollout.num_cpus_per_worker" in fault
     [fault] = settings_of(config, "cuda", gpus=0.0)
     assert "request 5 GPUs, 0 are available" in fault
 

@@ -121,6 +121,15 @@ def test_the_quickstart_has_two_workers_and_one_rank_on_two_cores() -> None:
     assert (chosen.rollout.num_workers, chosen.learner.num_ranks, chosen.learner.num_threads) == (2, 1, 1)
 
 
+def test_actors_whose_number_is_given_reserve_half_a_cpu_each_unless_the_config_says_otherwise() -> None:
+    given = {"rollout": {"num_workers": 2}, "learner": {"num_ranks": 2}}
+    assert counts("cpu", 2, **given) == (2, 0.5, 2, 0.5, 1)  # they fit
+    assert counts("cpu", 2, rollout={"num_workers": 1000}) == (1000, 0.5, 1, 0.5, 2)  # that is a mistake, and refused
+    assert counts("cpu", 2, rollout={"num_workers": 2, "num_cpus_per_worker": 1.0})[1] == 1.0
+    for elsewhere in (counts("cuda", 2, **given), counts("cpu", 2, **given, cluster={"address": "auto"})):
+        assert elsewhere[1::2] == (1.0, 1.0)
+
+
 def test_elsewhere_there_is_one_of_each() -> None:
     assert counts("cuda", 64) == (1, 1.0, 1, 1.0, 1)
     assert counts("cpu", 64, cluster={"address": "auto"}) == (1, 1.0, 1, 1.0, 1)
@@ -135,5 +144,5 @@ def test_an_engine_of_two_processes_takes_two_cores() -> None:
 def test_what_the_config_says_stays() -> None:
     said = {"rollout": {"num_workers": 1, "num_cpus_per_worker": 2.0}, "learner": {"num_cpus_per_rank": 0.25}}
     assert counts("cpu", 2, **said) == (1, 2.0, 1, 0.25, 2)
-    assert counts("cpu", 4, rollout={"num_workers": "auto"}, learner={"num_ranks": 2}) == (4, 0.5, 2, 1.0, 2)
-    assert counts("cpu", 2, learner={"num_ranks": 2, "num_threads": 3}) == (2, 0.5, 2, 1.0, 3)
+    assert counts("cpu", 4, rollout={"num_workers": "auto"}, learner={"num_ranks": 2}) == (4, 0.5, 2, 0.5, 2)
+    assert counts("cpu", 2, learner={"num_ranks": 2, "num_threads": 3}) == (2, 0.5, 2, 0.5, 3)
