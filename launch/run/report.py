@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from hashlib import file_digest
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,7 +34,8 @@ class Summary(BaseModel):
 
     Keys of `eval_before` and `eval_after` are those of `eval/...` metrics: "greedy", "pass@1", "level_06/pass@1".
     `controls` has for example "teacher" and "sft_continued/pass@1". Both mismatches have the mean and max of
-    |d log p| (nats) and the k3 estimate of the KL: "mean", "max", "k3"; empty when not measured.
+    |d log p| (nats) and the k3 estimate of the KL: "mean", "max", "k3"; empty when not measured. `weights_sha256` is of
+    the final model's file of weights.
     """
 
     # Non-finite numbers become strings: plain JSON has none.
@@ -52,6 +54,7 @@ class Summary(BaseModel):
     mismatch_aligned: dict[str, float] = {}
     mismatch_unaligned: dict[str, float] = {}
     files: dict[str, str] = {}
+    weights_sha256: str = ""
 
 
 def make_summary(
@@ -65,6 +68,8 @@ def make_summary(
 ) -> Summary:
     """The summary of a finished run: `after` is its last evaluation, `files` what it exported."""
     rows = read_log(run_dir / METRICS_FILE)
+    with Path(files["final model"], "model.safetensors").open("rb") as weights:
+        digest = file_digest(weights, "sha256").hexdigest()
     return Summary(
         run=config.run.name,
         scheme=" then ".join(scheme.label for scheme in schemes_of(config.rollout)),
@@ -79,6 +84,7 @@ def make_summary(
         mismatch_aligned=_mean_mismatch(rows, "mismatch/"),
         mismatch_unaligned=_mean_mismatch(rows, "mismatch/unaligned_"),
         files={**files, "report": str(run_dir / REPORT_FILE), "curves": str(run_dir / CURVES_FILE)},
+        weights_sha256=digest,
     )
 
 
@@ -219,7 +225,9 @@ def _tables(summary: Summary) -> Iterator[tuple[str, Sequence[str], list[Sequenc
         compared = [(name, *(_mismatch(side.get(key)) for side in sides)) for key, name in names.items()]
         yield "Learner against sampler (nats)", ("", "aligned", "unaligned"), list(compared)
     if summary.files:
-        yield "Files", ("", ""), list(summary.files.items())
+        digest = [("SHA-256 of its weights", summary.weights_sha256)] if summary.weights_sha256 else []
+        first, *others = summary.files.items()
+        yield "Files", ("", ""), [first, *digest, *others]
 
 
 def _accuracy(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[list[str], list[Sequence[str]]]:

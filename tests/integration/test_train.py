@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from hashlib import sha256
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,7 @@ def test_report_tracking_and_output(finished: tuple[Path, str]) -> None:
     assert (run / "curves.png").stat().st_size > 10_000
     assert "CPUInt8ScaledMMLinearKernel" in output
     assert "exactly 0" in output
+    assert summary.weights_sha256 == sha256((run / "final" / "model.safetensors").read_bytes()).hexdigest()
     logs = {log.stem: log.read_text() for log in (run / "logs").iterdir()}
     assert logs.keys() == {"driver", "worker-0", "worker-1", "rank-0", "verifier-0"}
     assert "rollout worker 0: vLLM on cpu" in logs["driver"]

@@ -31,7 +31,8 @@ SUMMARY = Summary(
     controls={"teacher": 0.347, "sft_continued/pass@1": 0.436},
     mismatch_aligned={"mean": 0.0, "max": 0.0, "k3": 0.0},
     mismatch_unaligned={"mean": 0.0543, "max": 1.43, "k3": 0.00321},
-    files={"report": "runs/demo/report.html"},
+    files={"final model": "runs/demo/final", "report": "runs/demo/report.html"},
+    weights_sha256="3e6e6956",
 )
 
 
@@ -69,7 +70,7 @@ def test_page_holds_the_figures(tmp_path: Path) -> None:
     cells = set(re.split("<[^>]*>", (tmp_path / "report.html").read_text().partition("</article>")[0]))
     expected = {"sort &lt;demo&gt;", "0.861 → 0.953", "0.412 → 0.823", "0.051 → 0.513", "level 12", "teacher", "0.347"}
     expected |= {"SFT continued, pass@1", "0.436", "exactly 0", "5.43e-02", "1.43e+00", "3.21e-03", "54, 13,824"}
-    expected |= {"CPUInt8ScaledMMLinearKernel", "1,234", "0:01:23", "runs/demo/report.html"}
+    expected |= {"CPUInt8ScaledMMLinearKernel", "1,234", "0:01:23", "runs/demo/report.html", "3e6e6956"}
     assert expected <= cells
 
 
