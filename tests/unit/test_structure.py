@@ -72,6 +72,7 @@ TESTS_OF_SEVERAL = {
     "rollout/test_engine_load.py": "engine.py without vLLM",
     "rollout/test_transfer.py": "send and receive",
     "trainer/test_micro_batches.py": "policy.py and learner.py: no dependence on the token budget",
+    "rollout/test_interleavings.py": "fleet, dispatch, worker and engine: at any timing and with any deaths",
     "trainer/test_staleness.py": "collect and loop: sampling ahead of learning, at any timing",
 }
 """Unit tests that are not of one module, and what they test."""
