@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Lock
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launch.demo.tiny_model import make_tokenizer
+from qarl.config.run import Config
 from qarl.config.task import SortingTaskConfig
 from qarl.errors import ConfigError
 from qarl.protocols import Prover, UpdateResult
@@ -28,12 +29,15 @@ from qarl.tasks.turns import TurnEncoder
 from qarl.types import EnvironmentTurn, Sample, SampleRequest, Score, TrainSequence
 from qarl.weights.source import WeightSource
 from rollout.conversations import ConversingFleet
+from rollout.fleet import RayFleet
 from tests.support.fakes import FakeEnvironments, FakeFleet, FakeLearner, FakeRewards, Killed, even_length, logprobs
 from tests.support.runs import AUGMENT, GROUP, PROMPTS, Run, make_config, right_half
+from tests.support.virtual_ray import VirtualRay
 from trainer.checkpoint import CheckpointStore
 
 ENCODER = TurnEncoder(make_tokenizer(64), SortingTaskConfig())
 TALK = {"environment": {"kind": "guess"}, "learner": {"max_tokens_per_micro_batch": 4 * 1024}}
+Group = Sequence[SampleRequest]
 few = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 fewer = settings(max_examples=12)
 
@@ -45,60 +49,27 @@ class Environments(FakeEnvironments):
         return EnvironmentTurn("7", 0.25, done=len(response) < 3)
 
 
-class SlowFleet(FakeFleet):
-    """Groups begin and finish at random. Weights wait for those that have begun, or partial ones go on with them from
-    a random token, as in the real fleet."""
+class RealFleet(RayFleet):
+    """The real one, with two workers in virtual time, of which some die or stop. Remembers what it was asked for."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self._rng, self.waiting, self.begun = (
-            Random(seed),
-            dict[int, Sequence[SampleRequest]](),
-            dict[int, list[Sample]](),
-        )
-        self.asked: dict[int, Sequence[SampleRequest]] = {}
-        self.environments = Environments()
+    polls = 0
 
-    def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
-        numbers = list(range(self._next, self._next + len(groups)))
-        self._next += len(groups)
-        self.waiting |= zip(numbers, groups, strict=True)
-        self.asked |= self.waiting
-        return numbers
+    def __init__(self, virtual: VirtualRay) -> None:
+        self.requests, self.switches, self.environments = list[Group](), list[QuantScheme](), Environments()
+        super().__init__(virtual.start, QuantScheme("none"), 2, 2 * GROUP, 60.0, 99, [].append)
+
+    def submit(self, groups: Sequence[Group], first: bool = False) -> list[int]:
+        self.requests += groups
+        return super().submit(groups, first)
 
     def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
-        for number in [n for n in self.waiting if self._rng.random() < 0.4]:
-            self.begun[number] = self.sample(self.waiting.pop(number))
-        for number in [n for n in self.begun if self._rng.random() < 0.4]:
-            self.finished[number] = self.begun.pop(number)
+        self.polls += 1
         return super().poll(timeout_s)
 
-    def queued(self) -> set[int]:
-        return set(self.waiting)
-
     def switch(self, scheme: QuantScheme) -> None:
-        assert not self.waiting | self.begun | self.finished
+        assert not self._requests
+        self.switches.append(scheme)
         super().switch(scheme)
-
-    def abort(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            for groups in (self.waiting, self.begun, self.finished):
-                groups.pop(number, None)  # type: ignore[attr-defined]
-
-    def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
-        done = {n: group for n, group in self.begun.items() if not self.asked[n][0].partial}
-        self.finished |= done
-        self.begun = {n: group for n, group in self.begun.items() if n not in done}
-        gaps = super().load(weights, prover)
-        for number, group in self.begun.items():
-            pairs = zip(group, self.asked[number], strict=True)
-            self.begun[number] = [self._continued(sample, request) for sample, request in pairs]
-        return gaps
-
-    def _continued(self, sample: Sample, request: SampleRequest) -> Sample:
-        if self._rng.random() < 0.3:
-            return sample  # it was finished before
-        return self.engines[0].continued(sample, request, self._rng.randrange(len(sample.response_ids)))
 
 
 class CheckedLearner(FakeLearner):
@@ -131,7 +102,7 @@ class OneCaller(FakeRewards):
         return super().score(samples)
 
 
-def stale_config(max_staleness: int, talks: bool = False, **sections: dict[str, Any]) -> Any:
+def stale_config(max_staleness: int, talks: bool = False, **sections: dict[str, Any]) -> Config:
     """`talks`: with an environment."""
     sections["learner"] = {"max_tokens_per_micro_batch": 9 * 1024}
     sections |= {"environment": {"kind": "guess"}} if talks else {}
@@ -141,14 +112,19 @@ def stale_config(max_staleness: int, talks: bool = False, **sections: dict[str, 
     return make_config(train=train, advantage=advantage, **sections)
 
 
-def run_of(folder: Path, config: Any, seed: int, kill_after: int | None = None) -> Run:
-    fleet, learner, rewards = SlowFleet(seed), CheckedLearner(), OneCaller()
-    talks: Any = fleet
-    if config.environment.kind != "none":
-        talks = ConversingFleet(fleet, fleet.environments, ENCODER, config.environment.max_turns, 32)
-    run = Run(folder, config, fleet=talks, learner=learner, rewards=rewards, kill_after=kill_after)
-    run.fleet = fleet
-    return run
+@contextmanager
+def run_of(
+    folder: Path, config: Config, seed: int, kill_after: int | None = None, learner: CheckedLearner | None = None
+) -> Iterator[Run]:
+    learner, rewards = learner or CheckedLearner(), OneCaller()
+    with VirtualRay(Random(seed), faults=2).installed() as virtual:
+        fleet = RealFleet(virtual)
+        talks: Any = fleet
+        if config.environment.kind != "none":
+            talks = ConversingFleet(fleet, fleet.environments, ENCODER, config.environment.max_turns, 32)
+        run = Run(folder, config, fleet=talks, learner=learner, rewards=rewards, kill_after=kill_after)
+        run.fleet = cast(Any, fleet)
+        yield run
 
 
 def versions_of(sequence: TrainSequence) -> list[int]:
@@ -186,8 +162,7 @@ def test_nothing_is_lost_doubled_or_too_old(
     config = stale_config(
         max_staleness, talks, rollout=rollout, mismatch={"stale_share": share if max_staleness else 0}
     )
-    with tempfile.TemporaryDirectory() as folder:
-        run = run_of(Path(folder), config, seed)
+    with tempfile.TemporaryDirectory() as folder, run_of(Path(folder), config, seed) as run:
         run.trainer.run()
     check(run, max_staleness)
     if kind == "wait":
@@ -220,13 +195,12 @@ def test_nothing_is_lost_doubled_or_too_old(
 def test_dynamic_sampling_loses_and_doubles_nothing(max_staleness: int, seed: int, refills: int, partial: bool) -> None:
     train = {"dynamic_sampling": refills, "checkpoint_every": 6}
     config = stale_config(max_staleness, train=train, rollout={"partial": partial})
-    with tempfile.TemporaryDirectory() as folder:
-        run = run_of(Path(folder), config, seed)
+    with tempfile.TemporaryDirectory() as folder, run_of(Path(folder), config, seed) as run:
         run.trainer.run()
     check(run, max_staleness)
     assert sum(run.values("train/groups_sampled")) * GROUP == run.trainer.progress.rollouts
     for used, sampled in zip(run.values("actor/groups_used"), run.values("train/groups_sampled"), strict=True):
-        assert used == 4.0 or 4.0 <= sampled <= 4.0 * (1 + refills) - used
+        assert used == 4.0 or 4.0 <= sampled <= 4.0 * (1 + refills)
     assert all(s.advantage for update in run.learner.minibatches for minibatch in update for s in minibatch)
 
 
@@ -249,8 +223,7 @@ def test_the_policy_writes_problems_while_sampling_runs_ahead(max_staleness: int
     rollout = {"partial": partial}
     pool, train = {"augment": AUGMENT, "cooldown_steps": 0}, {"steps": 8, "checkpoint_every": 8}
     config = stale_config(max_staleness, train=train, pool=pool, rollout=rollout)
-    with tempfile.TemporaryDirectory() as folder:
-        run = run_of(Path(folder), config, seed)
+    with tempfile.TemporaryDirectory() as folder, run_of(Path(folder), config, seed) as run:
         run.trainer.run()
     check(run, max_staleness)
     asked = run.trainer._collector._asked
@@ -269,8 +242,7 @@ def test_no_sample_outlives_a_switch_of_the_precision(
     rollout |= {"partial": partial, "stragglers": {"kind": "keep", "after_s": 1e6}}
     train = {"checkpoint_every": 6}
     config = stale_config(max_staleness, talks, rollout=rollout, train=train)
-    with tempfile.TemporaryDirectory() as folder:
-        run = run_of(Path(folder), config, seed)
+    with tempfile.TemporaryDirectory() as folder, run_of(Path(folder), config, seed) as run:
         run.trainer.run()
     check(run, max_staleness)
     assert len(run.fleet.switches) == 2
@@ -289,17 +261,16 @@ def test_a_killed_run_resumes_what_was_in_flight(
     config = stale_config(max_staleness, talks, train={"dynamic_sampling": refills})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with contextlib.suppress(Killed):
-            run_of(folder, config, seed, kill_after=data.draw(st.integers(0, 250))).trainer.run()
-        saved = CheckpointStore(folder, 2).latest(print)
-        again = run_of(folder, config, seed + 1)
-        if saved:
-            again.trainer._publish(again.trainer.progress.step)
-            again.trainer._collector.resume(again.trainer._in_flight)
-            assert [list(flight) for flight in again.trainer._collector.in_flight()] == saved[1]["in_flight"]
-            assert again.pool.state_dict()["in_flight"] == saved[1]["pool"]["in_flight"]
-            again = run_of(folder, config, seed + 1)
-        again.trainer.run()
+        with suppress(Killed), run_of(folder, config, seed, kill_after=data.draw(st.integers(0, 250))) as run:
+            run.trainer.run()
+        if saved := CheckpointStore(folder, 2).latest(print):
+            with run_of(folder, config, seed + 1) as again:
+                again.trainer._publish(again.trainer.progress.step)
+                again.trainer._collector.resume(again.trainer._in_flight)
+                assert [list(flight) for flight in again.trainer._collector.in_flight()] == saved[1]["in_flight"]
+                assert again.pool.state_dict()["in_flight"] == saved[1]["pool"]["in_flight"]
+        with run_of(folder, config, seed + 1) as again:
+            again.trainer.run()
         assert again.trainer.progress.step == 6
         check(again, max_staleness)
         assert refills or again.trainer.progress.rollouts == 6 * 4 * GROUP
@@ -316,47 +287,65 @@ def test_one_step_off_samples_the_next_step_while_this_one_is_learned(tmp_path: 
     assert any(value > 0 for value in run.values("staleness/k3_kl"))
 
 
-class Holding(SlowFleet):
-    """Holds the first group until version 4 is there; each newer version samples all but its first tokens anew."""
+class Interrupted(FakeFleet):
+    """Holds the groups that `holds` says. New weights sample their responses anew from the token that `kept` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.environments, self.asked = Environments(), dict[int, Group]()
+        self.held: dict[int, tuple[int, list[Sample]]] = {}  # first the number of loads before
+
+    def holds(self, number: int, loads: int) -> bool:
+        """Whether a group of then is not finished yet."""
+        raise NotImplementedError
+
+    def continued(self, sample: Sample, request: SampleRequest) -> Sample:
+        raise NotImplementedError
+
+    def submit(self, groups: Sequence[Group]) -> list[int]:
+        numbers = super().submit(groups)
+        self.asked |= zip(numbers, groups, strict=True)
+        self.held |= {number: (len(self.loads), self.finished.pop(number)) for number in numbers}
+        return numbers
 
     def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
-        if 0 in self.waiting:
-            self.begun[0] = self.sample(self.waiting.pop(0))
-        held = {n: self.begun.pop(n) for n in [0] if n in self.begun}
-        finished = super().poll(timeout_s)
-        if len(self.loads) < 5:
-            self.begun |= held
-            return finished
-        return finished | held
+        over = [number for number, (loads, _) in self.held.items() if not self.holds(number, loads)]
+        return {number: self.held.pop(number)[1] for number in over}
 
-    def _continued(self, sample: Sample, request: SampleRequest) -> Sample:
+    def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
+        gaps = super().load(weights, prover)
+        for number, (loads, group) in self.held.items():
+            pairs = zip(group, self.asked[number], strict=True)
+            self.held[number] = loads, [self.continued(*pair) for pair in pairs]
+        return gaps
+
+
+class Holding(Interrupted):
+    """Holds the first group until version 4 is there; each newer version samples all but its first tokens anew."""
+
+    def holds(self, number: int, loads: int) -> bool:
+        return number == 0 and len(self.loads) < 5
+
+    def continued(self, sample: Sample, request: SampleRequest) -> Sample:
         return self.engines[0].continued(sample, request, 1)
 
 
 def test_a_response_is_as_old_as_its_oldest_segment(tmp_path: Path) -> None:
     config = stale_config(1, rollout={"stragglers": {"kind": "keep", "after_s": 1e-3}, "partial": True})
-    run = Run(tmp_path, config, fleet=Holding(0), learner=CheckedLearner(), rewards=OneCaller())
+    run = Run(tmp_path, config, fleet=Holding(), learner=CheckedLearner(), rewards=OneCaller())
     run.trainer.run()
     check(run, 1)
     assert sum(run.values("train/too_old")) >= 1.0
 
 
-class OldKeys(SlowFleet):
+class OldKeys(Interrupted):
     """Holds every second group, from the second step on, until new weights interrupt it. What an interrupted response
     goes on with has log-probs of no learner."""
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed)
-        self.loads_before: dict[int, int] = {}
+    def holds(self, number: int, loads: int) -> bool:
+        return number >= 4 and number % 2 == 0 and loads == len(self.loads)
 
-    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
-        for number in list(self.waiting):
-            self.begun[number], self.loads_before[number] = self.sample(self.waiting.pop(number)), len(self.loads)
-        for number in [n for n in self.begun if n < 4 or n % 2 or self.loads_before[n] < len(self.loads)]:
-            self.finished[number] = self.begun.pop(number)
-        return FakeFleet.poll(self, timeout_s)
-
-    def _continued(self, sample: Sample, request: SampleRequest) -> Sample:
+    def continued(self, sample: Sample, request: SampleRequest) -> Sample:
         new = self.engines[0].continued(sample, request, len(sample.response_ids) // 2)
         old_keys_T = 0.0 if new.versions_T is None else (new.versions_T > new.versions_T[0]).astype(np.float32)
         return replace(new, logprobs_T=new.logprobs_T - 0.25 * old_keys_T)
@@ -367,7 +356,7 @@ def test_responses_that_keep_old_keys_count_for_no_proof(tmp_path: Path, keep_kv
     """They are scored always, counted, and measured apart from all others."""
     rollout = {"partial": True, "keep_kv": keep_kv}
     settings = {"learner": {"prox": "auto"}, "mismatch": {"proof_steps": 1, "stale_share": 1.0}}
-    run = Run(tmp_path, stale_config(1, rollout=rollout, **settings), fleet=OldKeys(3), rewards=OneCaller())
+    run = Run(tmp_path, stale_config(1, rollout=rollout, **settings), fleet=OldKeys(), rewards=OneCaller())
     run.trainer.run()
     kept, gaps = run.values("staleness/kept_kv"), run.values("mismatch/kept_kv_logp_abs_max")
     assert (max(run.values("mismatch/logp_abs_max")) > 0.0) == (not keep_kv)
@@ -381,35 +370,24 @@ def test_responses_that_keep_old_keys_count_for_no_proof(tmp_path: Path, keep_kv
         assert kept == gaps == []
 
 
-class Patient(SlowFleet):
-    """Counts how often it was asked for groups."""
-
-    polls = 0
-
-    def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
-        self.polls += 1
-        return super().poll(timeout_s)
-
-
 class SavesLast(CheckedLearner):
     """Writes its checkpoint when others have gone on."""
 
-    def __init__(self, fleet: Patient) -> None:
-        super().__init__()
-        self._fleet = fleet
+    fleet: RealFleet
 
     def save(self, directory: str) -> None:
-        before, until = self._fleet.polls, monotonic() + 60.0
-        while self._fleet.polls < before + 9:
+        before, until = self.fleet.polls, monotonic() + 60.0
+        while self.fleet.polls < before + 9:
             assert monotonic() < until, "nothing is sampled meanwhile"
             sleep(1e-3)
         super().save(directory)
 
 
 def test_sampling_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
-    fleet = Patient(0)
-    run = Run(tmp_path, stale_config(1, train={"steps": 3}), fleet=fleet, learner=SavesLast(fleet), rewards=OneCaller())
-    run.trainer.run()
+    learner = SavesLast()
+    with run_of(tmp_path, stale_config(1, train={"steps": 3}), 0, learner=learner) as run:
+        learner.fleet = cast(Any, run.fleet)
+        run.trainer.run()
     check(run, 1)
     for folder in sorted(tmp_path.iterdir()):
         state = json.loads((folder / "state.json").read_text())
