@@ -19,7 +19,7 @@ from launch.demo.tiny_model import ensure_model
 from launch.doctor import start_lines
 from launch.machine import Machine, counts_line, sharing_line, with_counts
 from launch.preflight import preflight
-from launch.run.environments import converse, start_rewards
+from launch.run.environments import Rewards, converse, start_rewards
 from launch.run.files import only_writer
 from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts, make_augmenter, tokenizer_of
@@ -34,7 +34,6 @@ from qarl.config.schedule import scheme_at, schemes_of
 from qarl.errors import AGAIN, QarlError
 from qarl.logs import driver_log
 from qarl.prompts.pool import Pool
-from qarl.protocols import RewardService
 from qarl.quant.publish import write_engine_config
 from qarl.tasks.task import Task
 from qarl.types import Activity, Prompt, WorkerInfo
@@ -108,7 +107,7 @@ class _Job:
         self._config, self._device, self._folder, self._tracker = config, machine.device, folder, tracker
         self._stack, self._log = stack, tracker.note
 
-    def run(self, task: Task, pool: Pool, rewards: RewardService, prompts: list[Prompt], heldout: list[Prompt]) -> None:
+    def run(self, task: Task, pool: Pool, rewards: Rewards, prompts: list[Prompt], heldout: list[Prompt]) -> None:
         """Train, export, evaluate the controls, write the report."""
         config, folder, log = self._config, self._folder, self._log
         warn, keep = partial(log, level=logging.WARNING), self._stack.enter_context
@@ -117,6 +116,7 @@ class _Job:
         self._tracker.phase("start")
         placement = Placement(config, self._device, folder.logs)
         fleet = keep(closing(placement.start_fleet(folder.engine_dir, scheme_at(config.rollout, 1), warn)))
+        self._tracker.watch("v", rewards.doing)
         self._tracker.watch("w", fleet.doing)
         self._tracker.watch("r", lambda: [Activity("starting")] * config.learner.num_ranks)
         learner = keep(closing(placement.start_learner(fleet.receivers)))

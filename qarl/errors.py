@@ -47,7 +47,10 @@ TRACEBACK = "QARL_TRACEBACK=1 shows the traceback"
 """The hint where the user's own code fails."""
 
 DAMAGED = "delete that checkpoint to use the one before"
+"""The hint of a checkpoint that cannot be read."""
+
 OTHER_VERSION = "resume with the qarl that wrote it, or start over with run.resume=false"
+"""The hint of a checkpoint that another version wrote."""
 
 
 class UsageError(QarlError):

@@ -19,7 +19,7 @@ from qarl.config.reward import ComponentConfig, RewardConfig
 from qarl.errors import DataError, QarlError, how_ended
 from qarl.logs import log_file
 from qarl.trace import span
-from qarl.types import Prompt, Sample, Score
+from qarl.types import Activity, Prompt, Sample, Score
 from rewards.component import Response
 from rewards.process import ChildProcess, ChildProcesses
 
@@ -97,6 +97,10 @@ class ProcessRewardService(ChildProcesses["_Child"]):
             others = f" ({len(faults)} rows in all)" if len(faults) > 1 else ""
             where = f"row '{' '.join(row.prompt.split())[:60]}'"
             raise DataError(f"reward '{name}': {error}{others}", where, "mend or remove the row")
+
+    def doing(self) -> list[Activity]:
+        """What each verifier does. Any thread may call this."""
+        return [Activity("judging" if child.given else "idle") for child in list(self._children)]
 
     def _units(self, action: Literal["judge", "check"], responses: Sequence[Response]) -> Iterator[Unit]:
         """Components that judge equally many responses at once work on the same unit."""

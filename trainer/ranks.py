@@ -21,7 +21,13 @@ from qarl.types import Activity, TrainSequence
 from trainer.weights import SentWeights, StoredWeights, publish_to_store, rank_0s_result
 
 WORDS = {"score": "scoring", "update": "learning", "publish": "publishing", "export": "exporting"}
-WORDS |= {"parity": "checking", "switch": "switching", "save": "saving", "load": "loading"}
+WORDS |= {
+    "parity": "checking",
+    "processor_note": "checking",
+    "switch": "switching",
+    "save": "saving",
+    "load": "loading",
+}
 """What the ranks do during a call; in any other one they start."""
 
 Logprobs = npt.NDArray[np.float32]
@@ -54,7 +60,8 @@ class LearnerGroup:
 
     def doing(self) -> list[Activity]:
         """What each rank does: all the same, as every call goes to all. Any thread may call this."""
-        return [Activity(WORDS.get(self._call, "starting") if self._call else "idle")] * len(self.ranks)
+        call = self._call  # another thread may end it
+        return [Activity(WORDS.get(call, "starting") if call else "idle")] * len(self.ranks)
 
     def parity(self) -> list[Parity]:
         """Rank 0's comparison with the engine's ops; empty unless the numerics are the engine's."""

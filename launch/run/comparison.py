@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -65,7 +66,7 @@ def _figures(series: Mapping[str, Points]) -> dict[str, str]:
     if points := series.get("reward/mean"):
         found[f"reward, last {RECENT} steps"] = f"{fmean(list(points.values())[-RECENT:]):.3f}"
     if points := series.get("mismatch/logp_abs_max"):
-        found["largest |d log p|, all steps"] = _exactly(max(points.values()))
+        found["largest |d log p|, all steps"] = _exactly(float(np.max(list(points.values()))))  # keeps NaN
     if points := series.get("mismatch/unaligned_logp_abs_mean"):
         found["mean |d log p|, unaligned"] = _exactly(fmean(points.values()))
     if points := series.get("timing_s/step"):

@@ -46,7 +46,9 @@ def _history(run_dir: Path) -> Iterator[Mapping[str, Any]]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
-            raise DataError(f"W&B cannot read it: {reason}", str(path), "move it elsewhere")
+            raise DataError(
+                f"W&B cannot read it: {reason}", str(path), "move it elsewhere; the page then lacks what it holds"
+            )
         for record in map(json.loads, done.stdout.splitlines()):
             if record["type"] == "history":
                 item = record["history"]["item"]

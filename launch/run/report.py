@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -95,7 +96,7 @@ def _mean_mismatch(rows: Sequence[dict[str, Any]], prefix: str) -> dict[str, flo
         return {}
     return {
         "mean": fmean(float(row[f"{prefix}logp_abs_mean"]) for row in found),
-        "max": max(float(row[f"{prefix}logp_abs_max"]) for row in found),
+        "max": float(np.max([float(row[f"{prefix}logp_abs_max"]) for row in found])),  # keeps NaN
         "k3": fmean(float(row[f"{prefix}k3_kl"]) for row in found),
     }
 

@@ -29,7 +29,8 @@ def choose_counts(
     thread on each, which exchanges no gradients. With `train.max_staleness` they run at the same time and divide the
     cores: workers take half, or what a given learner leaves, and ranks the rest; each has one at least. There are at
     most as many workers as a step has groups, and as many ranks as a minibatch has. Each reserves half a CPU, unless
-    the config says otherwise, also where it gives their number; a chosen number of more than the cores reserves less.
+    the config says otherwise, also where it gives their number; where `auto` chooses more than there are cores, each
+    reserves less.
 
     Args:
         saved: the learner of the run that this one continues, whose ranks and threads stay; None when it begins.

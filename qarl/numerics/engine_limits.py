@@ -19,7 +19,7 @@ SCALED_ROPES = ("linear", "dynamic")
 """RoPE types whose `factor` vLLM multiplies the longest context with; the others name the whole context."""
 
 
-IN_CONFIG = "its config.json is wrong"
+IN_CONFIG = "correct its config.json, or choose another model"
 OTHER = "choose another model: see docs/models.md"
 
 

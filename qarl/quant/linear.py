@@ -130,10 +130,13 @@ def covered_linears(model: nn.Module, scheme: QuantScheme) -> dict[str, nn.Modul
     routers = [f"{name.rpartition('.')[0]}.gate" for name in stacks]
     if unmatched := scheme.unmatched([*shapes, *routers]):
         what = f"'{unmatched[0]}' matches no linear layer of the model"
-        raise ConfigError(what, "rollout.ignore", "`qarl plan` lists them")
+        some = ", ".join(list(shapes)[:3])
+        raise ConfigError(what, "rollout.ignore", f"they are named as {some}")
     covered = [name for name in shapes if scheme.covers(name)]
     if not covered:
-        raise ConfigError("every linear layer of the model is ignored", "rollout.ignore", "set rollout.scheme=none")
+        raise ConfigError(
+            "every linear layer of the model is ignored", "rollout.ignore", "shorten it, or set rollout.scheme=none"
+        )
     for name in covered:
         _check(name, shapes, scheme, format_)
     quantized_stacks = {name: stack for name, stack in stacks.items() if covers_experts(scheme, name, stack)}

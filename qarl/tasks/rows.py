@@ -60,7 +60,7 @@ def read_rows(raw: Iterable[RawRow], title: str, config: RowConfig, log: Log) ->
     if wrong:
         log(f"{title}: left out {len(wrong)} wrong rows, the first is {wrong[0]}")
     if not rows:
-        raise DataError("has no rows", title, "name another file")
+        raise DataError("has no rows", title, "give one that has")
     return rows
 
 

@@ -14,7 +14,7 @@ from qarl.config.environment import EnvironmentConfig
 from qarl.errors import ConfigError, QarlError, how_ended
 from qarl.logs import log_file
 from qarl.trace import span
-from qarl.types import EnvironmentTurn, Prompt, Sample, Score
+from qarl.types import Activity, EnvironmentTurn, Prompt, Sample, Score
 from rewards.process import ChildProcess, ChildProcesses
 
 HERE = Path(__file__).parent
@@ -135,6 +135,10 @@ class EnvironmentRewards:
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raises ConfigError: the environment cannot be made, or not begin a conversation on the first prompt."""
         self.environments.try_reset(prompts[0])
+
+    def doing(self) -> list[Activity]:
+        """Nothing: environments answer while workers sample."""
+        return []
 
     def close(self) -> None:
         self.environments.close()

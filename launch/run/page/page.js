@@ -23,7 +23,7 @@ function show(value) {
   return size < 0.001 || size >= 1e6 ? value.toExponential(2) : value.toPrecision(4).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");
 }
 const toLog = (value) => (value === null ? null : Math.sign(value) * Math.log10(1 + Math.abs(value) / SMALLEST));
-const fromLog = (place) => Math.sign(place) * SMALLEST * (10 ** Math.abs(place) - 1);
+const fromLog = (place) => (place === null ? null : Math.sign(place) * SMALLEST * (10 ** Math.abs(place) - 1));
 const showLog = (place) => (place === 0 ? "0" : `1e${Math.round(Math.log10(SMALLEST) + place)}`);
 
 // --- charts

@@ -72,7 +72,8 @@ def bench(configs: Sequence[str], overrides: Sequence[str], steps: int, rounds: 
             yield row(name, "qarl", ours, theirs)
             yield row(name, "TRL", theirs, theirs)
             if list(ours.tokens) != list(theirs.tokens):
-                raise QarlError(f"{name}: qarl sampled {ours.tokens} tokens in its steps, TRL {theirs.tokens}")
+                what = f"{name}: qarl sampled {ours.tokens} tokens in its steps, TRL {theirs.tokens}"
+                raise QarlError(what, hint=f"their logs lie in {FOLDER}")
         yield f"{name}: {median(ratios):.2f} times TRL's speed ({min(ratios):.2f} to {max(ratios):.2f})"
 
 

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from launch.machine import Machine
 from launch.preflight import check, checked_model, engine_faults, judge_faults, stop_faults
-from launch.run.environments import converse, start_rewards
+from launch.run.environments import Rewards, converse, start_rewards
 from launch.run.files import write_whole
 from launch.run.prompts import load_prompts
 from launch.run.resume import input_digests
@@ -30,7 +30,6 @@ from qarl.config.policy import RolloutConfig
 from qarl.config.run import Config
 from qarl.errors import ConfigError, DataError, RolloutError, first_line
 from qarl.numerics.engine_limits import check_engine_model
-from qarl.protocols import RewardService
 from qarl.quant.publish import publish, write_engine_config
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
@@ -103,7 +102,7 @@ def _sample(
     device: str,
     prompts: Sequence[Prompt],
     sampling: Sampling,
-    rewards: RewardService,
+    rewards: Rewards,
     out: Path,
 ) -> list[Row]:
     """Rows of all samples of `prompts`, which are in the file of samples then, too."""

@@ -13,8 +13,7 @@ from launch.tools.study.arms import RUNS, Study, StudyConfig, plan
 from qarl.config.io import validate_as
 from qarl.errors import ConfigError
 
-COMMA = re.compile(r",(?![^\[{]*[\]}])")
-"""Between two values, but not within a list or a mapping."""
+SAME_NAME = "list each value once; of other signs than letters, digits and . _ - a name keeps only that they are there"
 
 
 def write_grid(base: Path, items: Sequence[str], name: str, seeds: Sequence[int]) -> Path:
@@ -22,7 +21,7 @@ def write_grid(base: Path, items: Sequence[str], name: str, seeds: Sequence[int]
 
     Raises ConfigError: nothing lists several values, a combination is listed twice, or one is no valid config.
     """
-    settings = {key: COMMA.split(value) for key, _, value in (item.partition("=") for item in items)}
+    settings = {key: _values(value) for key, _, value in (item.partition("=") for item in items)}
     listed = {key: values for key, values in settings.items() if len(values) > 1}
     if not listed:
         raise ConfigError("no setting lists several values", str(base), "write them as key=a,b")
@@ -36,15 +35,31 @@ def write_grid(base: Path, items: Sequence[str], name: str, seeds: Sequence[int]
         "seeds": list(seeds),
     }
     if len(tree["arms"]) < len(arms):
-        raise ConfigError("two combinations have the same name", ", ".join(listed), "list each value once")
+        raise ConfigError("two combinations have the same name", ", ".join(listed), SAME_NAME)
     file = Path(RUNS, name, f"{name}.yaml")
     config = validate_as(StudyConfig, tree, str(file))
-    plan(
-        Study(name, file, config, tuple(config.arms), tuple(seeds))
-    )  # what is wrong is told before anything is written
+    # What is wrong is told before anything is written.
+    plan(Study(name, file, config, tuple(config.arms), tuple(seeds)))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, yaml.safe_dump(tree, sort_keys=False))
     return file
+
+
+def _values(text: str) -> list[str]:
+    """What lies between commas, but not those within quotes, lists and mappings."""
+    values, depth, quote = [""], 0, ""
+    for sign in text:
+        if quote:
+            quote = "" if sign == quote else quote
+        elif sign in "'\"" and values[-1][-1:] in ("", *" [{,:"):
+            quote = sign
+        else:
+            depth += (sign in "[{") - (sign in "]}")
+        if sign == "," and not depth and not quote:
+            values.append("")
+        else:
+            values[-1] += sign
+    return values
 
 
 def _name(arm: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,14 @@ def test_scores_keep_order_and_each_failure_is_one_line(
         for i, text in enumerate(texts)
         if text in FAILURES
     )
+
+
+def test_who_judges_is_known_meanwhile(service: ProcessRewardService) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        scores = thread.submit(service.score, [make_sample("slow", "right")])
+        while not any(one.word == "judging" for one in service.doing()):
+            assert not scores.done()
+    assert {one.word for one in service.doing()} == {"idle"}
 
 
 def test_large_batch_keeps_order(service: ProcessRewardService) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def test_figures_are_the_last_and_the_worst(tmp_path: Path) -> None:
     }
     assert bare.figures["held-out pass@1, last"] == "0.500"  # of how many prompts is not known
     assert bare.figures["largest |d log p|, all steps"] == "exactly 0"
+
+
+def test_a_gap_that_is_no_number_is_never_called_zero(tmp_path: Path) -> None:
+    steps = [{"step": step, "mismatch/logp_abs_max": gap} for step, gap in enumerate((0.0, math.nan, 0.0), 1)]
+    [run] = compare([make_run(tmp_path / "a", "seed: 1\n", *steps)])
+    assert run.figures["largest |d log p|, all steps"] == "nan"
 
 
 def test_only_settings_that_differ_are_shown() -> None:

@@ -245,7 +245,9 @@ def test_every_control_is_reached_by_tab_shows_its_focus_and_has_a_name(tmp_path
 def test_keys_do_what_the_mouse_does(tmp_path: Path) -> None:
     samples = [{**ROW, "step": 4, "reward": 1.0} for _ in range(11)]
     page = tmp_path / "report.html"
-    page.write_text(build_page([replace(RUN, samples=samples)], "first"))
+    gaps = {**RUN.series["mismatch/logp_abs_max"], 5: math.nan}
+    run = replace(RUN, samples=samples, series={**RUN.series, "mismatch/logp_abs_max": gaps})
+    page.write_text(build_page([run], "first"))
     said = "document.activeElement.parentElement.querySelector('.said').textContent"
     with Keyboard(page) as keyboard:
         keyboard.tab_to("one.id === 'theme'")
@@ -256,7 +258,9 @@ def test_keys_do_what_the_mouse_does(tmp_path: Path) -> None:
         keyboard.until(f"{line} > 0")
         keyboard.press("ArrowRight", "ArrowRight", "ArrowRight")
         assert keyboard.ask(said) == "Step 3: aligned, max 1.00e-4"
-        keyboard.press("End", "ArrowLeft", "Home")
+        keyboard.press("End")
+        assert keyboard.ask(said) == "Step 5: aligned, max -"  # not a number, and never 0
+        keyboard.press("ArrowLeft", "Home")
         assert keyboard.ask(said) == "Step 1: aligned, max 0"
         keyboard.press("1")
         assert keyboard.ask(said) == "aligned, max: hidden"
@@ -274,7 +278,7 @@ def test_keys_do_what_the_mouse_does(tmp_path: Path) -> None:
         keyboard.until(f"{ticks} === {json.dumps(whole)}")
         keyboard.tab_to("one.tagName === 'SUMMARY'")
         keyboard.press("Enter")
-        keyboard.until("document.activeElement.parentElement.querySelectorAll('td').length === 16")
+        keyboard.until("document.activeElement.parentElement.querySelectorAll('td').length === 20")
         keyboard.tab_to("one.name === 'colour'")
         keyboard.press("ArrowDown")
         assert keyboard.ask("document.activeElement.value") == "ratio"

@@ -4,7 +4,7 @@ import pytest
 
 from launch.cli import main
 from launch.tools.study import arms
-from launch.tools.study.grid import write_grid
+from launch.tools.study.grid import _values, write_grid
 from qarl.errors import ConfigError
 
 BASE = Path(__file__).parents[5] / "configs" / "quickstart.yaml"
@@ -24,6 +24,21 @@ def test_a_sweep_is_a_study_of_every_combination() -> None:
     assert found == [(lr, levels, seed) for seed in (0, 7) for lr in (5e-5, 1e-4) for levels in ([2, 3], [4])]
     assert {run.config.train.steps for run in runs} == {4}
     assert runs[0].folder == Path("runs/studies/mine/mine-lr_5e-5-levels_2_3-seed0")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1,2", ["1", "2"]),
+        ("[[1,2],[3,4]]", ["[[1,2],[3,4]]"]),
+        ("[2, 3],[4]", ["[2, 3]", "[4]"]),
+        ("[{name: a},{name: b}]", ["[{name: a},{name: b}]"]),
+        ("""'a, b',"c",d""", ["'a, b'", '"c"', "d"]),
+        ("""["x,'y"],don't,z""", ["""["x,'y"]""", "don't", "z"]),
+    ],
+)
+def test_commas_within_quotes_lists_and_mappings_divide_nothing(text: str, values: list[str]) -> None:
+    assert _values(text) == values
 
 
 @pytest.mark.parametrize(
