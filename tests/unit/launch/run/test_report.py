@@ -14,7 +14,15 @@ from rich.console import Console
 
 from launch.cli import main
 from launch.run.curves import draw_curves, draw_pool
-from launch.run.report import Summary, read_series, read_summary, render_summary, write_page, write_report
+from launch.run.report import (
+    Summary,
+    _mean_mismatch,
+    read_series,
+    read_summary,
+    render_summary,
+    write_page,
+    write_report,
+)
 from qarl.errors import DataError
 from qarl.prompts.stats import BINS
 
@@ -198,6 +206,12 @@ def test_a_summary_without_comparison_says_so() -> None:
     assert "0.500 -> ?" in text
     assert "not measured" in text
     assert "Controls" not in text
+
+
+def test_a_largest_gap_that_is_no_number_stays_one() -> None:
+    gaps = (0.0, math.nan, 0.0)
+    rows = [{f"mismatch/{name}": gap for name in ("logp_abs_mean", "logp_abs_max", "k3_kl")} for gap in gaps]
+    assert math.isnan(_mean_mismatch(rows, "mismatch/")["max"])
 
 
 rates = st.dictionaries(st.text(max_size=8), st.floats(allow_nan=False))
