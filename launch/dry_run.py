@@ -33,6 +33,9 @@ def dry_run(config: Config) -> int:
         folder = RunFolder(config, print)
         check_login(config)
         machine = preflight(config)
+    if folder.is_complete:
+        print(folder.complete)
+        return 0
     print(f"run: {folder.path}, " + (f"continues after step {folder.step}" if folder.saved else "from the beginning"))
     _, train, heldout = load_prompts(config, print)
     fill_pool(config, train, print)

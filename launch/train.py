@@ -53,7 +53,7 @@ def train(config: Config, log: Callable[[str], None] = print, verbosity: Verbosi
         stack.enter_context(only_writer(config.run.folder, log))
         folder = RunFolder(config, log)
         if folder.is_complete:
-            log(f"{folder.path} is complete; `run.resume=false` starts it over")
+            log(folder.complete)
         else:
             try:
                 _run(config, folder, log, verbosity)

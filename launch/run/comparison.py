@@ -49,7 +49,7 @@ def compare(run_dirs: Sequence[Path]) -> list[ComparedRun]:
     for name, path, summary in zip(run_names(run_dirs, summaries), run_dirs, summaries, strict=True):
         series, settings = read_series(path), read_tree(path / CONFIG_FILE)
         last = max(max(points) for points in series.values())
-        state = {"steps": f"{last:,}" if summary else f"{last:,}, not ended"}
+        state = {"steps": f"{last:,}" if summary and summary.steps >= last else f"{last:,}, not ended"}
         found.append(ComparedRun(name, state | _figures(series), settings))
     return found
 

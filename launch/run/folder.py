@@ -59,6 +59,11 @@ class RunFolder:
         """The folder of the logs."""
         return self.path / LOGS
 
+    @property
+    def complete(self) -> str:
+        """What a run says of which nothing is left to do."""
+        return f"{self.path} is complete; a larger `train.steps` continues it, `run.resume=false` starts it over"
+
     def engine_dir(self, scheme: QuantScheme) -> Path:
         """The folder of the engine's model config in `scheme`."""
         return self.path / f"engine_model-{scheme.label}"

@@ -49,20 +49,23 @@ def find_runs(folder: Path) -> list[ListedRun]:
 
 def _listed(path: Path, folder: Path) -> ListedRun:
     name, config, metrics = str(path.relative_to(folder)), path / CONFIG_FILE, path / METRICS_FILE
+    summary = path / SUMMARY_FILE
     try:
         rows = read_log(metrics)
         accuracies = [number(row["eval/pass@1"], str(metrics)) for row in rows if "eval/pass@1" in row]
         train = read_tree(config).get("train")
+        step = max((row["step"] for row in rows), default=0)
+        # A run that was given more steps, and has not done them, still has the summary of before.
+        is_done = summary.is_file() and number(read_tree(summary).get("steps", step), str(summary)) >= step
     except (ConfigError, DataError):
         file = metrics if metrics.is_file() else config
         return ListedRun(name, "damaged", 0, 0, None, max(0.0, time.time() - file.stat().st_mtime))
-    state = "done" if (path / SUMMARY_FILE).is_file() else "stopped"
     file = metrics if rows else config
     steps = train.get("steps") if isinstance(train, dict) else None
     return ListedRun(
         name=name,
-        state="running" if is_locked(path) else state,
-        step=max((row["step"] for row in rows), default=0),
+        state="running" if is_locked(path) else "done" if is_done else "stopped",
+        step=step,
         steps=steps if isinstance(steps, int) else TrainConfig().steps,
         accuracy=accuracies[-1] if accuracies else None,
         age_s=max(0.0, time.time() - file.stat().st_mtime),

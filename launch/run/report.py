@@ -226,7 +226,7 @@ def _tables(summary: Summary) -> Iterator[tuple[str, Sequence[str], list[Sequenc
         compared = [(name, *(_mismatch(side.get(key)) for side in sides)) for key, name in names.items()]
         yield "Learner against sampler (nats)", ("", "aligned", "unaligned"), list(compared)
     if summary.files:
-        digest = [("SHA-256 of its weights", summary.weights_sha256)] if summary.weights_sha256 else []
+        digest = [("its SHA-256", f"{summary.weights_sha256[:16]}...")] if summary.weights_sha256 else []
         first, *others = summary.files.items()
         yield "Files", ("", ""), [first, *digest, *others]
 

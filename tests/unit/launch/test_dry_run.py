@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from qarl.config.shipped import config_path
 
 pytestmark = pytest.mark.usefixtures("as_from_a_shell")
 
@@ -30,6 +31,18 @@ def test_a_dry_run_shows_the_placement_and_writes_nothing(capsys: pytest.Capture
     assert any(line.startswith(scheme) for line in lines)
     assert any(line.startswith("plan: ") for line in lines)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_complete_run_nothing_is_left(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs" / "quickstart"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config_path("quickstart").read_text())
+    monkeypatch.setattr("launch.run.folder.RunFolder._find_state", lambda folder: setattr(folder, "is_complete", True))
+    assert main(["train", "quickstart", "cluster.device=cpu", "--dry-run", *LIGHT]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("runs/quickstart is complete; a larger `train.steps` continues it")
 
 
 def test_rows_that_no_component_judges_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,13 @@ def test_runs_are_listed_with_their_state(tmp_path: Path, capsys: pytest.Capture
     assert "2:00:0" in table
 
 
+def test_a_run_with_more_steps_than_its_summary_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "longer", 9, [{"step": 4}, {"step": 5}], 60)
+    (tmp_path / "longer" / "summary.json").write_text('{"steps": 4}')
+    assert main(["runs", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["state"] == "stopped"
+
+
 def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no runs\n"

@@ -118,7 +118,8 @@ def test_a_gpu_must_be_named_where_there_is_none(run: Run, qwen7b: list[str], mo
     code, _, err = run(*qwen7b)
     assert code == 2
     assert err == ["qarl: --device: which GPU? This machine has no GPU; name one of a100, h100, h200, l40s, b200"]
-    assert run(*qwen7b, "--device", "h100", "--measure")[2] == ["qarl: --measure: this machine has no h100 to measure"]
+    says = "qarl: --measure: this machine has no h100 to measure; leave it out"
+    assert run(*qwen7b, "--device", "h100", "--measure")[2] == [says]
 
 
 def test_a_gpu_of_this_machine_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
