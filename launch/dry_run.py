@@ -34,7 +34,7 @@ def dry_run(config: Config) -> int:
         check_login(config)
         machine = preflight(config)
     if folder.is_complete:
-        print(folder.complete)
+        print(folder.nothing_left)
         return 0
     print(f"run: {folder.path}, " + (f"continues after step {folder.step}" if folder.saved else "from the beginning"))
     _, train, heldout = load_prompts(config, print)

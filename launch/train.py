@@ -53,7 +53,7 @@ def train(config: Config, log: Callable[[str], None] = print, verbosity: Verbosi
         stack.enter_context(only_writer(config.run.folder, log))
         folder = RunFolder(config, log)
         if folder.is_complete:
-            log(folder.complete)
+            log(folder.nothing_left)
         else:
             try:
                 _run(config, folder, log, verbosity)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_formats(add, "--scheme", "formats to test (default: w8a8_int8)", nargs="+")
     add("--ignore", nargs="*", metavar="LAYER", help="layers to keep in full precision (default: lm_head)")
     dtypes = ["bfloat16", "float32"]
-    add("--dtype", nargs="+", choices=dtypes, help="model dtypes to test (default: bfloat16)")
+    add("--dtype", dest="dtypes", nargs="+", choices=dtypes, help="model dtypes to test (default: bfloat16)")
     lengths = "lengths of the responses, in tokens (default: those of 256 and 1500 that fit, or what fits)"
     add("--lengths", nargs="+", type=positive_int, default=[], metavar="TOKENS", help=lengths)
     add("--numerics", nargs="+", default=["all"], choices=["all", *PROFILES], help="learners to compare (default: all)")
@@ -76,18 +76,21 @@ def run(args: argparse.Namespace) -> int:
         fetch_missing(config, print)
         ensure_model(config.model, config.task, config.seed, print)
     options: dict[str, Any] = {"dtypes": ["bfloat16"], "lr": 1e-6}
-    known, ignore, found = schemes(), ["lm_head"], [schemes()["w8a8_int8"]]
+    known = schemes()
+    measured, ignore = [known["w8a8_int8"]], ["lm_head"]
     if is_run:
         rollout = config.rollout
         options = {"dtypes": [config.model.dtype], "lr": config.learner.optimizer.lr}
         options |= {"lengths": [rollout.sampling.max_new_tokens], "heldout": load_prompts(config, print)[2]}
-        ignore, found = rollout.ignore, [scheme_at(rollout, config.train.steps)]
-    found, ignore = [known[name] for name in args.scheme or ()] or found, ignore if args.ignore is None else args.ignore
+        measured, ignore = [scheme_at(rollout, config.train.steps)], rollout.ignore
+    if args.scheme:
+        measured = [known[name] for name in args.scheme]
+    if args.ignore is not None:
+        ignore = args.ignore
     given = {name: value for name, value in vars(args).items() if name in Comparison.__dataclass_fields__}
     options |= {name: value for name, value in given.items() if value not in (None, [])}
-    options |= {"dtypes": args.dtype} if args.dtype else {}
     options["profiles"] = PROFILES if "all" in args.numerics else args.numerics
-    options["schemes"] = [QuantScheme.of(scheme.name, ignore, scheme.group_size) for scheme in found]
+    options["schemes"] = [QuantScheme.of(scheme.name, ignore, scheme.group_size) for scheme in measured]
     options["model"] = config.model.path if is_run or is_config else model
     out = args.out or Path(model if is_run else "runs/mismatch")
     Console(width=WIDTH).print(render(run(Comparison(**options), out)))

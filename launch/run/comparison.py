@@ -15,7 +15,7 @@ from rich.text import Text
 from launch.run.files import SUMMARY_FILE
 from launch.run.metric_table import HELD_OUT
 from launch.run.page.build import wilson
-from launch.run.report import read_series, read_summary, run_names
+from launch.run.report import mismatch_text, read_series, read_summary, run_names
 from launch.run.resume import CONFIG_FILE
 from qarl.config.io import read_tree
 
@@ -66,18 +66,14 @@ def _figures(series: Mapping[str, Points]) -> dict[str, str]:
     if points := series.get("reward/mean"):
         found[f"reward, last {RECENT} steps"] = f"{fmean(list(points.values())[-RECENT:]):.3f}"
     if points := series.get("mismatch/logp_abs_max"):
-        found["largest |d log p|, all steps"] = _exactly(float(np.max(list(points.values()))))  # keeps NaN
+        found["largest |d log p|, all steps"] = mismatch_text(float(np.max(list(points.values()))))  # keeps NaN
     if points := series.get("mismatch/unaligned_logp_abs_mean"):
-        found["mean |d log p|, unaligned"] = _exactly(fmean(points.values()))
+        found["mean |d log p|, unaligned"] = mismatch_text(fmean(points.values()))
     if points := series.get("timing_s/step"):
         found["seconds of a step, median"] = f"{median(points.values()):.3g}"
     if points := series.get("perf/tokens_per_s"):
         found["tokens/s, median"] = f"{median(points.values()):,.0f}"
     return found
-
-
-def _exactly(value: float) -> str:
-    return "exactly 0" if value == 0 else f"{value:.2e}"
 
 
 def differing(settings: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, list[str]]:

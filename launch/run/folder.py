@@ -60,8 +60,8 @@ class RunFolder:
         return self.path / LOGS
 
     @property
-    def complete(self) -> str:
-        """What a run says of which nothing is left to do."""
+    def nothing_left(self) -> str:
+        """The line of a run that is complete."""
         return f"{self.path} is complete; a larger `train.steps` continues it, `run.resume=false` starts it over"
 
     def engine_dir(self, scheme: QuantScheme) -> Path:

@@ -223,7 +223,7 @@ def _tables(summary: Summary) -> Iterator[tuple[str, Sequence[str], list[Sequenc
     names = {"mean": "mean |d log p|", "max": "max |d log p|", "k3": "k3 KL"}
     sides = (summary.mismatch_aligned, summary.mismatch_unaligned)
     if any(sides):
-        compared = [(name, *(_mismatch(side.get(key)) for side in sides)) for key, name in names.items()]
+        compared = [(name, *(mismatch_text(side.get(key)) for side in sides)) for key, name in names.items()]
         yield "Learner against sampler (nats)", ("", "aligned", "unaligned"), list(compared)
     if summary.files:
         digest = [("its SHA-256", f"{summary.weights_sha256[:16]}...")] if summary.weights_sha256 else []
@@ -252,7 +252,8 @@ def _change(before: float | None, after: float | None) -> str:
     return " -> ".join("?" if value is None else f"{value:.3f}" for value in (before, after))
 
 
-def _mismatch(value: float | None) -> str:
+def mismatch_text(value: float | None) -> str:
+    """A mismatch in nats, for people: zero means equal bits."""
     if value is None:
         return "not measured"
     return "exactly 0" if value == 0 else f"{value:.2e}"

@@ -9,16 +9,12 @@ byId("theme").addEventListener("click", () => setTheme(document.documentElement.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
 setTheme(dark.matches ? "dark" : "light");
-function drawPanel(panel, i) {
+data.panels.forEach((panel, i) => {
   if (panel.section !== data.panels[i - 1]?.section) byId("charts").append(element("h3", panel.section, { className: "section" }));
   chartsOf(panel).forEach((chart) => draw(chart, byId("charts")));
   if (panel.rows?.length) byId("charts").append(textOf(panel));
-}
-
-const ofMismatch = 1 + data.panels.findLastIndex((panel) => /mismatch|sampler/i.test(panel.title)); // the first panels, up to the last one of it
-data.panels.forEach((panel, i) => i < ofMismatch && drawPanel(panel, i));
+});
 data.runs.filter((run) => run.gaps.length).forEach(drawGaps);
-data.panels.forEach((panel, i) => i >= ofMismatch && drawPanel(panel, i));
 data.runs.filter((run) => run.trace).forEach(drawStep);
 fillMetrics();
 startSamples();

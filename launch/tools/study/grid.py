@@ -13,7 +13,7 @@ from launch.tools.study.arms import RUNS, Study, StudyConfig, plan
 from qarl.config.io import validate_as
 from qarl.errors import ConfigError
 
-SAME_NAME = "list each value once; of other signs than letters, digits and . _ - a name keeps only that they are there"
+SAME_NAME = "list each value once; a name has _ for all characters but letters, digits, dots and dashes"
 
 
 def write_grid(base: Path, items: Sequence[str], name: str, seeds: Sequence[int]) -> Path:
@@ -63,6 +63,6 @@ def _values(text: str) -> list[str]:
 
 
 def _name(arm: dict[str, str]) -> str:
-    """For example "lr_1e-4-group_size_8"."""
+    """The name of an arm, for example "lr_1e-4-group_size_8"."""
     values = [re.sub("[^A-Za-z0-9_.-]+", "_", value).strip("_") for value in arm.values()]
     return "-".join(f"{key.rpartition('.')[2]}_{value}" for key, value in zip(arm, values, strict=True))

@@ -156,7 +156,7 @@ def test_a_browser_draws_the_curves_and_filters_the_samples(tmp_path: Path) -> N
     page.write_text(build_page([RUN], "first"))
     found = look(page, SCRIPT)
     assert found["errors"] == []
-    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Mismatch by part", "Phases", "Who works when"]
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Phases", "Mismatch by part", "Who works when"]
     assert found["titles"] == titles
     assert found["labels"][0].startswith("Reward. ")
     assert "reward: 0.2 at step 1, 0.7 at step 4" in found["labels"][0]
@@ -198,8 +198,8 @@ def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
     assert found["theme"] == "dark"
     assert found["choice"]
     assert found["runs"] == ["first", "second"]
-    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Mismatch by part: first", "Phases: first"]
-    titles += ["Memory: second", "Who works when: first"]
+    titles = ["Reward", "Held-out accuracy", "Learner against sampler", "Phases: first"]
+    titles += ["Memory: second", "Mismatch by part: first", "Who works when: first"]
     assert found["titles"] == titles
     assert len(found["first"]) == 4
     assert len(found["second"]) == 3  # the infinite value is left out
