@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -36,7 +37,9 @@ def test_what_ray_prints_of_a_dead_actor_is_logged_instead(
 
 def test_it_listens_on_this_machine_alone(local_ray: None) -> None:
     """Under the environment that `confine_own_ray` sets: it has no token."""
-    family = psutil.Process().children(recursive=True)
-    listening = [c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    listening = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            listening += [link.laddr.ip for link in process.net_connections() if link.status == psutil.CONN_LISTEN]
     assert len(listening) > 3
     assert set(listening) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
