@@ -1,6 +1,7 @@
 """What several commands share: configs on the command line, and kinds of numbers. Imports nothing heavy."""
 
 import argparse
+import re
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
@@ -66,6 +67,15 @@ def path_text(text: str) -> str:
 def path(text: str) -> Path:
     """As `path_text`."""
     return Path(path_text(text))
+
+
+def name(text: str) -> str:
+    """Raises ArgumentTypeError: it cannot be the name of a run or study."""
+    from qarl.config.base import NAME_PATTERN, NAME_TEXT
+
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"'{text[:60]}': {NAME_TEXT}")
+    return text
 
 
 def positive_int(text: str) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 from time import monotonic
 
 import ray
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from launch.cluster.connect import connect, ray_messages_logged
@@ -25,7 +24,7 @@ from launch.run.folder import RunFolder
 from launch.run.prompts import fill_pool, load_prompts, make_augmenter, tokenizer_of
 from launch.run.report import make_summary, read_summary, render_summary, write_report
 from launch.run.resume import input_digests
-from launch.run.terminal import Verbosity
+from launch.run.terminal import Verbosity, console
 from launch.run.tracking import RunTracker
 from launch.run.wandb_run import check_login
 from qarl.config.derived import numerics_of, sleeps
@@ -60,7 +59,7 @@ def train(config: Config, log: Callable[[str], None] = print, verbosity: Verbosi
             except OSError as error:  # a full disk, a folder that became read-only
                 raise QarlError(str(error).splitlines()[-1], str(folder.path), AGAIN) from error
         if verbosity != "quiet":
-            Console().print(render_summary(read_summary(folder.path)))
+            console().print(render_summary(read_summary(folder.path)))
 
 
 def _run(config: Config, folder: RunFolder, log: Callable[[str], None], verbosity: Verbosity) -> None:

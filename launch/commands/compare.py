@@ -14,13 +14,12 @@ add_arguments = report.add_arguments
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from launch.run.comparison import compare, render_comparison
+    from launch.run.terminal import console
     from qarl.errors import UsageError
 
     if len(args.run_dirs) < 2:
         raise UsageError("is one run alone", str(args.run_dirs[0]), "name the runs to compare it with")
-    console = Console()
-    console.print(render_comparison(compare(args.run_dirs), console.width))
+    shown = console()
+    shown.print(render_comparison(compare(args.run_dirs), shown.width))
     return report.run(args)

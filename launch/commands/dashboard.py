@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
 
     written = [file for file in (args.preview, args.json) if file]
     if not written and not args.entity:
-        raise ConfigError("no entity", "--entity", "the user or team that has the project")
+        raise ConfigError(
+            "is required: the user or team that has the project", "--entity", "--preview and --json need none"
+        )
     project = config_of_run(args.run_dir).tracking.wandb_project
     rows = read_log(args.run_dir / METRICS_FILE)
     # W&B draws a histogram on the page of a run, but in no panel of a project.

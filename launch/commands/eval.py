@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     )
     number = args.num_prompts or config.eval.final_num_prompts
     config = config_for(config, sampling, number)
-    from rich.console import Console
-
+    from launch.run.terminal import console
     from launch.tools.evaluation.evaluate import evaluate
     from launch.tools.evaluation.report import table
     from qarl.config.schedule import scheme_at
@@ -60,6 +59,6 @@ def run(args: argparse.Namespace) -> int:
     chosen = chosen or [scheme_at(rollout, config.train.steps)]
     out = args.out or config.run.folder / "eval"
     found = evaluate(config, chosen, sampling, number, out)
-    Console().print(table(found))
+    console().print(table(found))
     print(f"samples and figures: {out}")
     return 0

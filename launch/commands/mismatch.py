@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from launch.demo.pretrained import fetch_missing
     from launch.demo.tiny_model import ensure_model
     from launch.run.prompts import load_prompts
+    from launch.run.report import read_summary
     from launch.tools.mismatch.measure import Comparison, run
     from launch.tools.mismatch.report import WIDTH, render
     from qarl.config.schedule import scheme_at
@@ -81,7 +82,11 @@ def run(args: argparse.Namespace) -> int:
     if is_run:
         rollout = config.rollout
         options = {"dtypes": [config.model.dtype], "lr": config.learner.optimizer.lr}
-        options |= {"lengths": [rollout.sampling.max_new_tokens], "heldout": load_prompts(config, print)[2]}
+        options |= {
+            "steps": read_summary(Path(model)).steps,
+            "lengths": [rollout.sampling.max_new_tokens],
+            "heldout": load_prompts(config, print)[2],
+        }
         measured, ignore = [scheme_at(rollout, config.train.steps)], rollout.ignore
     if args.scheme:
         measured = [known[name] for name in args.scheme]

@@ -35,9 +35,10 @@ def run(args: argparse.Namespace) -> int:
     check_lengths(config, args.prompt_tokens, args.response_tokens)
     check_model_path(config, plans=True)
     import torch
-    from rich.console import Console, Group
+    from rich.console import Group
 
     from launch.preflight import model_config
+    from launch.run.terminal import console
     from launch.tools.plan.command import choose_device, render, to_tree
     from launch.tools.plan.measure import measure
     from launch.tools.plan.planner import Planner
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(to_tree(plan) | {"simulated": ahead and ahead.to_tree()}, indent=2))
     else:
-        Console().print(Group(render(plan), *([ahead.render()] if ahead else [])))
+        console().print(Group(render(plan), *([ahead.render()] if ahead else [])))
     for fault in plan.faults:
         print(f"qarl: {fault}", file=sys.stderr)
     return UsageError.exit_code if plan.faults else 0

@@ -22,17 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    from launch.run.report import REPORT_FILE, final_summary, render_summary, write_page, write_report
+    from launch.run.terminal import console
 
-    from launch.run.files import SUMMARY_FILE
-    from launch.run.report import REPORT_FILE, read_summary, render_summary, write_page, write_report
-
-    ended = [(run_dir / SUMMARY_FILE).is_file() for run_dir in args.run_dirs]
-    summaries = [read_summary(run_dir) if is_so else None for run_dir, is_so in zip(args.run_dirs, ended, strict=True)]
+    summaries = [final_summary(run_dir) for run_dir in args.run_dirs]
     first, out = args.run_dirs[0], args.out
     if len(args.run_dirs) == 1 and summaries[0]:
         write_report(first, summaries[0])
-        Console().print(render_summary(summaries[0]))
+        console().print(render_summary(summaries[0]))
     if out or len(args.run_dirs) > 1 or not summaries[0]:
         out = out or (first.parent / "comparison.html" if len(args.run_dirs) > 1 else first / REPORT_FILE)
         write_page(args.run_dirs, out, summaries)

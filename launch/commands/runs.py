@@ -19,9 +19,8 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from launch.run.listing import find_runs, render_runs
+    from launch.run.terminal import console
     from qarl.errors import UsageError
 
     if not args.folder.is_dir():
@@ -33,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
         for one in found:
             print(json.dumps(asdict(one)))
     else:
-        Console().print(render_runs(found))
+        console().print(render_runs(found))
     return 0

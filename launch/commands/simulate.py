@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("a worker and a rank need a device each", "--devices", "give at least 2")
     for config in [*configs, *([config_of_run(args.run_dir)] if args.run_dir else ())]:
         check_model_path(config, plans=True)
-    from rich.console import Console
-
+    from launch.run.terminal import console
     from launch.tools.simulate.command import Simulator, render, to_json
 
     lengths = (args.prompt_tokens, args.response_tokens, args.spread)
@@ -61,5 +60,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(to_json(outcomes, splits))
     else:
-        Console().print(render(outcomes, splits))
+        console().print(render(outcomes, splits))
     return 0

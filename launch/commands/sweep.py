@@ -4,7 +4,7 @@ The sweep becomes a study, runs/studies/NAME/NAME.yaml. What has ended is not ru
 
 import argparse
 
-from launch.arguments import add_config, path
+from launch.arguments import add_config, name, path
 from launch.commands import study
 from qarl.config.shipped import config_path
 
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
     add = parser.add_argument
     add("--seeds", type=int, nargs="+", default=[0], help="seeds of each combination (default: 0)")
-    add("--name", help="of the sweep (default: sweep-CONFIG)")
+    add("--name", type=name, help="of the sweep (default: sweep-CONFIG)")
     add("--out", metavar="FOLDER", type=path, help="folder of the report (default: runs/studies/NAME)")
     add("--report-only", action="store_true", help="run nothing; report the runs that exist")
 

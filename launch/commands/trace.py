@@ -20,12 +20,14 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from launch.run.files import write_whole
+    from launch.run.resume import check_is_run
     from launch.run.spans import chrome_trace, read_spans
     from qarl.errors import DataError
 
     spans = read_spans(args.run_dir)
     if not spans:
-        raise DataError("no process has logged what it did", str(args.run_dir / "logs"), "name the folder of a run")
+        check_is_run(args.run_dir)
+        raise DataError("no process has logged what it did", str(args.run_dir / "logs"), "the run has done nothing yet")
     out = args.out or args.run_dir / "trace.json"
     write_whole(out, json.dumps(chrome_trace(spans)))
     print(out)

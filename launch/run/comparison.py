@@ -12,10 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launch.run.files import SUMMARY_FILE
 from launch.run.metric_table import HELD_OUT
 from launch.run.page.build import wilson
-from launch.run.report import mismatch_text, read_series, read_summary, run_names
+from launch.run.report import final_summary, mismatch_text, read_series, run_names
 from launch.run.resume import CONFIG_FILE
 from qarl.config.io import read_tree
 
@@ -44,12 +43,12 @@ class ComparedRun:
 
 def compare(run_dirs: Sequence[Path]) -> list[ComparedRun]:
     """Raises ConfigError, DataError: one is no folder of a run, or its config or metrics cannot be read."""
-    summaries = [read_summary(path) if (path / SUMMARY_FILE).is_file() else None for path in run_dirs]
+    summaries = [final_summary(path) for path in run_dirs]
     found = []
     for name, path, summary in zip(run_names(run_dirs, summaries), run_dirs, summaries, strict=True):
         series, settings = read_series(path), read_tree(path / CONFIG_FILE)
         last = max(max(points) for points in series.values())
-        state = {"steps": f"{last:,}" if summary and summary.steps >= last else f"{last:,}, not ended"}
+        state = {"steps": f"{last:,}" if summary else f"{last:,}, not ended"}
         found.append(ComparedRun(name, state | _figures(series), settings))
     return found
 

@@ -58,6 +58,8 @@ class Cell:
     mean_logprob: float
     """Of the sampled tokens, in nats: how sure the model is of what it writes."""
     gaps: list[Gap]
+    steps: int = 0
+    """Training steps of the run whose final model this is; 0 for a model that is of no run."""
 
     @property
     def title(self) -> str:

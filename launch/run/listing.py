@@ -40,15 +40,16 @@ class ListedRun:
 
 
 def find_runs(folder: Path) -> list[ListedRun]:
-    """Every run below `folder`, the one that logged last first."""
-    patterns = ["/".join(["*"] * depth + [CONFIG_FILE]) for depth in range(1, DEPTH + 1)]
+    """The run that `folder` is, and every run below it, the one that logged last first."""
+    patterns = ["/".join(["*"] * depth + [CONFIG_FILE]) for depth in range(DEPTH + 1)]
     paths = [file.parent for pattern in patterns for file in folder.glob(pattern)]
     found = [_listed(path, folder) for path in paths if not path.name.startswith(".")]
     return sorted(found, key=lambda run: run.age_s)
 
 
 def _listed(path: Path, folder: Path) -> ListedRun:
-    name, config, metrics = str(path.relative_to(folder)), path / CONFIG_FILE, path / METRICS_FILE
+    name = path.name if path == folder else str(path.relative_to(folder))
+    config, metrics = path / CONFIG_FILE, path / METRICS_FILE
     summary = path / SUMMARY_FILE
     try:
         rows = read_log(metrics)

@@ -18,6 +18,7 @@ from launch.run.curves import Series, draw_curves
 from launch.run.files import SUMMARY_FILE, write_whole
 from launch.run.gaps import GAPS_FILE, read_gaps
 from launch.run.page.build import PageRun, build_page
+from launch.run.resume import check_is_run
 from launch.run.spans import newest_step, read_spans
 from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, number, read_log
 from qarl.config.run import Config
@@ -119,6 +120,18 @@ def read_summary(run_dir: Path) -> Summary:
         raise DataError(f"not a run summary: {reason}", str(path), hint) from error
 
 
+def final_summary(run_dir: Path) -> Summary | None:
+    """The summary of a run that has ended; None where it has not, and where it was given more steps and goes on.
+
+    Raises DataError: the summary, or the log, is damaged.
+    """
+    if not (run_dir / SUMMARY_FILE).is_file():
+        return None
+    summary = read_summary(run_dir)
+    logged = max((row["step"] for row in read_log(run_dir / METRICS_FILE)), default=0)
+    return summary if summary.steps >= logged else None
+
+
 def read_series(run_dir: Path) -> Series:
     """Every number of metrics.jsonl by step. Raises DataError when there are none or the file is damaged."""
     series: Series = {}
@@ -127,8 +140,7 @@ def read_series(run_dir: Path) -> Series:
             if not isinstance(row[name], dict):  # a histogram
                 series.setdefault(name, {})[row["step"]] = number(row[name], f"{run_dir / METRICS_FILE}, {name}")
     if not series:
-        if not run_dir.is_dir():
-            raise DataError("is no folder", str(run_dir), "name that of a run, see `qarl runs`")
+        check_is_run(run_dir)
         raise DataError("no metrics", where=str(run_dir / METRICS_FILE), hint="nothing has been logged yet")
     return dict(sorted(series.items()))
 

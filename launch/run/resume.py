@@ -44,10 +44,14 @@ def saved_learner(config: Config) -> LearnerConfig | None:
 
 def config_of_run(run_dir: Path) -> Config:
     """The config of the run in `run_dir`. Raises ConfigError: it is no folder of a run, or its config is wrong."""
-    file = run_dir / CONFIG_FILE
-    if not file.is_file():
+    check_is_run(run_dir)
+    return load_config(run_dir / CONFIG_FILE)
+
+
+def check_is_run(run_dir: Path) -> None:
+    """Raises ConfigError: `run_dir` is no folder of a run."""
+    if not (run_dir / CONFIG_FILE).is_file():
         raise ConfigError(f"is no folder of a run, it has no {CONFIG_FILE}", str(run_dir), "see `qarl runs`")
-    return load_config(file)
 
 
 def check_same_run(config: Config, run_dir: Path) -> Config:

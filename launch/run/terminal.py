@@ -1,6 +1,7 @@
 """What `qarl train` shows: a live view in a terminal, plain lines elsewhere."""
 
 import logging
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ AGE = "staleness/age_mean"
 """A step that logs it has the learner's log-probs for pi_prox: its `FIRST_RATIO` says nothing of the samplers."""
 SPEED = "perf/tokens_per_s"
 """Every step logs it."""
+WIDE = 400
+"""Columns where there is no terminal."""
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN = 32
 """Values of a sparkline: the newest."""
@@ -41,6 +44,12 @@ LONG = {
     "export": "exporting the model",
 }
 """What a line says when such a phase begins and no live view shows it: it may take minutes with a large model."""
+
+
+def console() -> Console:
+    """Prints tables as wide as the terminal, or as COLUMNS says. Elsewhere, such as in a pipe, it wraps no name."""
+    made = Console()
+    return made if made.is_terminal or "COLUMNS" in os.environ else Console(width=WIDE)
 
 
 class Terminal:

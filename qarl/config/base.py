@@ -20,6 +20,8 @@ AutoCount = Annotated[int, Field(ge=0, le=LARGEST), BeforeValidator(lambda value
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
 Seconds = Annotated[float, Field(gt=0.0, le=1e8)]
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+NAME_TEXT = "a name has letters, digits, dots, dashes and underscores, and begins with a letter or digit"
 Betas = Annotated[list[Annotated[float, Field(ge=0.0, lt=1.0)]], Field(min_length=2, max_length=2)]
 
 

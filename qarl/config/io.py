@@ -1,6 +1,7 @@
 """Reading and writing configs: YAML with inheritance, overrides, and errors that name the nearest key."""
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from qarl.config.base import Node
+from qarl.config.base import NAME_PATTERN, NAME_TEXT, Node
 from qarl.config.run import Config
 from qarl.config.shipped import config_path, shipped_names
 from qarl.errors import ConfigError, first_line
@@ -245,6 +246,8 @@ def _explain(fault: ErrorDetails, kind: type[Node]) -> str:
         return f"{key}: a section of keys, not {_shown(given)}"
     if what == "model_attributes_type" or (what.endswith("_type") and parts and parts[-1] in UNIONS):
         return f"{key}: a section of keys, among them kind, not {_shown(given)}"
+    if what == "string_pattern_mismatch" and context["pattern"] == NAME_PATTERN:
+        return f"{key}: {NAME_TEXT}, not {_shown(given)}"
     quotes = "; put it in quotes, which YAML must see" if what == "string_type" and given is not None else ""
     return f"{key}: {fault['msg'][:1].lower()}{fault['msg'][1:]}, not {_shown(given)}{quotes}"
 
@@ -284,13 +287,18 @@ def _has(tree: Any, key: list[str]) -> bool:
     return not key or (isinstance(tree, dict) and key[0] in tree and _has(tree[key[0]], key[1:]))
 
 
+def _default_text(default: Any) -> str:
+    """A default as YAML takes it."""
+    return json.dumps(default) if default is None or isinstance(default, bool) else str(default)
+
+
 def documentation(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """(key, default, description) of every field, depth first."""
     seen: set[str] = set()
     for name, field in model.model_fields.items():
         key = prefix + name
         default = "required" if field.is_required() else field.get_default()
-        shown = "" if isinstance(default, BaseModel) else str(default)
+        shown = "" if isinstance(default, BaseModel) else _default_text(default)
         description = field.description or ("Which kind; the other keys depend on it." if name == "kind" else "")
         yield key, shown, " ".join(description.split())
         for section in _sections(field.annotation):

@@ -10,7 +10,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from qarl.config.base import Count, Fraction, Node, NonNegativeFloat, PathText, PositiveFloat, PositiveInt, Seconds
+from qarl.config.base import (
+    NAME_PATTERN,
+    Count,
+    Fraction,
+    Node,
+    NonNegativeFloat,
+    PathText,
+    PositiveFloat,
+    PositiveInt,
+    Seconds,
+)
 from qarl.config.environment import EnvironmentConfig
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
@@ -25,7 +35,7 @@ PROBE_PROMPTS = 4
 
 
 class RunConfig(Node):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)] = "run"
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=200)] = "run"
     """Name of the run, a plain folder name; its files lie in `dir`/`name`."""
     dir: PathText = "runs"
     """Folder of all runs, relative to the working directory."""

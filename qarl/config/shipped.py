@@ -8,10 +8,9 @@ from pathlib import Path
 def config_path(name: str, folder: str = "", beside: Path = Path()) -> Path:
     """The config called `name`: a file relative to `beside`, or by its stem one that is shipped in `configs/folder`."""
     path = beside / os.path.expanduser(name)  # unlike pathlib's it leaves an unknown user as it is
-    if path.suffix in {".yaml", ".yml"} or path.exists():
-        return path
     stem = name.removeprefix(f"{folder}/") if folder else name
-    return Path(str(files("configs"))) / folder / f"{stem}.yaml"
+    shipped = Path(str(files("configs"))) / folder / f"{stem}.yaml"
+    return path if path.suffix in {".yaml", ".yml"} or path.exists() or not shipped.is_file() else shipped
 
 
 def shipped_names() -> list[str]:

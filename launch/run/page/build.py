@@ -131,7 +131,7 @@ def _gaps(cell: Cell) -> dict[str, Any]:
     """The gaps of a cell as the page reads them: part, what differs, mean, max and the means of the quarters."""
     quarters = [f"q{number}_logp_abs_mean" for number in range(1, 5)]
     rows = [[gap.part, gap.name, gap.mean, gap.max, *(gap.metrics.get(name) for name in quarters)] for gap in cell.gaps]
-    return {"title": f"{cell.title} tokens", "rows": rows}
+    return {"title": f"{cell.title} tokens", "steps": cell.steps, "rows": rows}
 
 
 def _newest(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -169,7 +169,7 @@ function partsOf(gaps) {
 
 function drawGaps(run) {
   const { gaps } = run;
-  const panel = { title: "Mismatch by part", text: "Mean |d log p| in nats when one thing differs, as qarl mismatch last measured it on the final model; 0 means that both compute the same, bit for bit.", lines: {} };
+  const panel = { title: "Mismatch by part", text: `Mean |d log p| in nats when one thing differs, as qarl mismatch measured it on the final model of step ${gaps[0].steps}; 0 means that both compute the same, bit for bit.`, lines: {} };
   draw({ panel, runs: [run], stacked: true, gaps }, byId("charts"));
 }
 

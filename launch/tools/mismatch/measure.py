@@ -55,7 +55,7 @@ class Comparison:
     tokens.
 
     `lr` is the learning rate of the optimizer step whose staleness is measured, unless `stale_model` names a model
-    folder that takes its place.
+    folder that takes its place. `steps` are those that a run has trained the model.
     """
 
     model: str
@@ -69,6 +69,7 @@ class Comparison:
     heldout: Sequence[Prompt] = ()
     lr: float = 1e-6
     stale_model: str | None = None
+    steps: int = 0
     kv_cache_gib: int = 2
     seed: int = 0
 
@@ -159,7 +160,8 @@ def measure_length(
     mean_logprob = float(np.concatenate(sampler).mean(dtype=np.float64))
     kernels = list(engine.info().kernels)
     name = str(dtype).removeprefix("torch.")
-    return Cell(comparison.model, scheme.label, name, kernels, length, len(samples), mean_logprob, gaps)
+    told = (comparison.model, scheme.label, name, kernels, length, len(samples), mean_logprob)
+    return Cell(*told, gaps, comparison.steps)
 
 
 class Learners:

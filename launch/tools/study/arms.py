@@ -18,7 +18,7 @@ from launch.run.report import read_series, read_summary
 from launch.run.resume import CONFIG_FILE, check_same_run
 from launch.run.tracking import METRICS_FILE
 from launch.tools.child import child
-from qarl.config.base import Fraction, Node
+from qarl.config.base import NAME_PATTERN, Fraction, Node
 from qarl.config.io import load_config, read_tree, validate_as
 from qarl.config.run import Config
 from qarl.errors import ConfigError, DivergenceError
@@ -29,7 +29,7 @@ FAILURE_FILE = "failure.json"
 """In the folder of a run that did not end well: its exit code and its last line."""
 
 Status = Literal["done", "diverged", "failed", "not run"]
-PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+PlainName = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class StudyConfig(Node):

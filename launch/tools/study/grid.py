@@ -39,7 +39,11 @@ def write_grid(base: Path, items: Sequence[str], name: str, seeds: Sequence[int]
     file = Path(RUNS, name, f"{name}.yaml")
     config = validate_as(StudyConfig, tree, str(file))
     # What is wrong is told before anything is written.
-    plan(Study(name, file, config, tuple(config.arms), tuple(seeds)))
+    planned = plan(Study(name, file, config, tuple(config.arms), tuple(seeds)))
+    whole = [run.config.model_dump(exclude={"run"}) for run in planned]
+    for run, settings in zip(planned, whole, strict=True):
+        if whole.count(settings) > 1:
+            raise ConfigError(f"{run.arm}: another combination is the same run", str(base), "list each value once")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, yaml.safe_dump(tree, sort_keys=False))
     return file

@@ -81,9 +81,9 @@ def make_config(**sections: dict[str, Any]) -> Config:
         (["quickstart", "train.steps=[1,"], ["override 'train.steps=[1,'", "not YAML"]),
         (["quickstart", "train.group_size=1"], ["train.group_size", "use 2 or more"]),
         (["quickstart", "learner.minibatches=33"], ["learner.minibatches", "train.prompts_per_step is 32"]),
-        (["no_such_config"], ["no_such_config.yaml: no such config file", "qarl config list"]),
+        (["no_such_config"], ["no_such_config: no such config file", "qarl config list"]),
         (["here/nothing.yaml"], ["here/nothing.yaml: no such config file"]),
-        (["seed=3", "quickstart"], ["seed=3.yaml: no such config file", "the config comes first"]),
+        (["seed=3", "quickstart"], ["seed=3: no such config file", "the config comes first"]),
     ],
 )
 @pytest.mark.parametrize("command", [["train"], ["config", "show"]], ids=" ".join)
@@ -276,7 +276,7 @@ def test_config_keys_explains_every_key(capsys: pytest.CaptureFixture[str]) -> N
 def test_config_path_prefers_files(tmp_path: Path) -> None:
     assert config_path("quickstart") == SHIPPED / "quickstart.yaml"
     assert config_path("mine.yaml") == Path("mine.yaml")
-    assert config_path("/data/mine") == Path("/data/mine.yaml")
+    assert config_path("/data/mine") == Path("/data/mine")  # as it was typed: no such config
     (tmp_path / "quickstart").touch()
     assert config_path("quickstart") == Path("quickstart")
 
@@ -285,7 +285,7 @@ def test_a_config_inherits_a_shipped_one_by_name(fail: Fail) -> None:
     Path("mine.yaml").write_text("inherits: quickstart\nseed: 5\n")
     assert load_config("mine.yaml") == load_config(SHIPPED / "quickstart.yaml", ["seed=5"])
     Path("mine.yaml").write_text("inherits: quickstartt\n")
-    assert "quickstartt.yaml: no such config file" in fail("train", "mine.yaml")
+    assert "quickstartt: no such config file" in fail("train", "mine.yaml")
 
 
 @pytest.mark.parametrize(
@@ -418,7 +418,9 @@ EARLY = {
     "simulate quickstart --prompt-tokens 51": "--prompt-tokens: 51 exceeds the 50",
     "simulate quickstart --devices 1": "--devices: a worker and a rank need a device each",
     "simulate quickstart --from here": "here: is no folder of a run",
-    "eval nowhere": "nowhere.yaml: no such config file",
+    "eval nowhere": "nowhere: no such config file",
+    "eval runs/nowhere": "runs/nowhere: no such config file",
+    "mismatch runs/nowhere": "runs/nowhere: no such config file",
     "eval here": "here: no such config file; it is a folder, and not of a run",
     "eval quickstart --model nowhere": "nowhere: no such model directory",
     "eval quickstart --model here": "here: holds no config.json",
@@ -427,21 +429,27 @@ EARLY = {
     "export nowhere out": "nowhere: is no folder of a run",
     "export run here": "here exists; name a new folder",
     "export run out": "run: the run has no checkpoint yet",
-    "report nowhere": "nowhere: is no folder; name that of a run",
-    "report here": "here/metrics.jsonl: no metrics",
+    "report nowhere": "nowhere: is no folder of a run",
+    "report here": "here: is no folder of a run",
+    "report run": "run/metrics.jsonl: no metrics",
+    "trace here": "here: is no folder of a run",
+    "trace run": "run/logs: no process has logged what it did; the run has done nothing yet",
     "compare run": "run: is one run alone; name the runs to compare it with",
-    "compare nowhere run": "nowhere: is no folder; name that of a run",
+    "compare nowhere run": "nowhere: is no folder of a run",
     "dashboard here --entity me": "here: is no folder of a run",
+    "dashboard run": "--entity: is required: the user or team that has the project",
     "dashboard run --entity me": "run/metrics.jsonl: no metrics",
     "split-outliers nowhere out --channels 1": "nowhere: no such model directory",
     "split-outliers model here --channels 1": "here exists",
-    "study nowhere": "nowhere.yaml: no such config file",
+    "study nowhere": "nowhere: no such config file",
     "study tbpo --arms nothing": "no arm is called nothing",
     "study mine.yaml": "nowhere: no such model directory",
     "study mine.yaml --out c.yaml": "--out c.yaml: cannot be made: File exists; name a folder",
     "study study/tbpo --arms nothing": "no arm is called nothing",
     "sweep quickstart train.steps=2": "no setting lists several values; write them as key=a,b",
     "sweep quickstart train.steps=2,x": "arm steps_x: train.steps",
+    "sweep quickstart train.steps=2,3 --name a/b": "argument --name: 'a/b': a name has letters, digits, dots",
+    "train quickstart run.name=a/b": "run.name: a name has letters, digits, dots, dashes and underscores, and begins",
     "sweep c.yaml seed=1,2": "the study itself sets run.name, run.dir and seed",
     "train study/tbpo": "is a study, not a config; `qarl study` runs it",
     "train Quickstart": "no such config file; did you mean quickstart?",

@@ -30,12 +30,12 @@ def test_the_page_of_a_run_has_what_lies_in_its_folder(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
     metrics = {"logp_abs_mean": 0.25, "logp_abs_max": 1.0, "q1_logp_abs_mean": 0.125}
     found = []
-    for cells in ([], [Cell("m", "none", "float32", [], 8, 2, -1.5, [Gap("rounding", "rope", metrics)])]):
+    for cells in ([], [Cell("m", "none", "float32", [], 8, 2, -1.5, [Gap("rounding", "rope", metrics)], 7)]):
         if cells:
             write_gaps(tmp_path / GAPS_FILE, cells)
         write_page([tmp_path], tmp_path / "page.html", [None])
         found += re.findall(r'"gaps":(\[.*?\])}', (tmp_path / "page.html").read_text())
     assert found == [
         "[]",
-        '[{"title":"none float32 8 tokens","rows":[["rounding","rope",0.25,1.0,0.125,null,null,null]]',
+        '[{"title":"none float32 8 tokens","steps":7,"rows":[["rounding","rope",0.25,1.0,0.125,null,null,null]]',
     ]

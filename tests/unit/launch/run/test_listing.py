@@ -53,6 +53,19 @@ def test_a_run_with_more_steps_than_its_summary_is_not_done(tmp_path: Path, caps
     assert json.loads(capsys.readouterr().out)["state"] == "stopped"
 
 
+def test_a_run_itself_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "mine", 9, [{"step": 4}], 60)
+    assert main(["runs", str(tmp_path / "mine"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "mine"
+
+
+def test_no_name_is_wrapped_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a-sweep-of-many-settings/lr_1e-4-group_size_8-seq_clip_ratio_low_0.03-seed0"
+    make(tmp_path / name, 9, [{"step": 4}], 60)
+    assert main(["runs", str(tmp_path)]) == 0
+    assert name in capsys.readouterr().out
+
+
 def test_a_folder_without_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no runs\n"

@@ -83,5 +83,5 @@ def test_a_run_without_files_of_wandb_is_one_line(capsys: pytest.CaptureFixture[
     assert main(["dashboard", ".", "--preview", "page.html"]) == 2
     assert "no W&B files; tracking.trackers needs wandb, not disabled" in capsys.readouterr().err
     assert main(["dashboard", "."]) == 2
-    assert "--entity: no entity" in capsys.readouterr().err
+    assert "--entity: is required" in capsys.readouterr().err
     assert not Path("page.html").exists()

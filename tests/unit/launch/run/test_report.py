@@ -23,7 +23,7 @@ from launch.run.report import (
     write_page,
     write_report,
 )
-from qarl.errors import DataError
+from qarl.errors import ConfigError, DataError
 from qarl.prompts.stats import BINS
 
 SUMMARY = Summary(
@@ -99,6 +99,14 @@ def test_a_page_shows_runs_side_by_side_also_those_that_go_on(
     assert main(["report", str(second), "--out", str(tmp_path / "new" / "one.html")]) == 0
     assert "<title>second</title>" in (tmp_path / "new" / "one.html").read_text()
     assert not (second / "curves.png").exists()
+
+
+def test_a_run_that_got_more_steps_has_not_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_report(make_run(tmp_path, steps=SUMMARY.steps + 2), SUMMARY)
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
+    assert f"not ended, step {SUMMARY.steps + 2} is the last so far" in (tmp_path / "report.html").read_text()
+    assert read_summary(tmp_path) == SUMMARY
 
 
 def test_runs_of_one_name_are_called_by_their_paths(tmp_path: Path) -> None:
@@ -181,9 +189,12 @@ def test_any_number_can_be_drawn() -> None:
 
 
 def test_nothing_logged_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder of a run"):
+        write_report(tmp_path, SUMMARY)
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(DataError, match="no metrics"):
         write_report(tmp_path, SUMMARY)
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_terminal_summary_fits_eighty_columns() -> None:

@@ -61,6 +61,9 @@ def test_a_trace_has_a_row_for_each_process(tmp_path: Path, capsys: pytest.Captu
 
 def test_a_folder_without_logs_has_no_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", str(tmp_path)]) == 2
+    assert "is no folder of a run" in capsys.readouterr().err
+    (tmp_path / "config.yaml").touch()
+    assert main(["trace", str(tmp_path)]) == 2
     assert "no process has logged" in capsys.readouterr().err
 
 

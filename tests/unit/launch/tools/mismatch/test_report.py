@@ -145,10 +145,13 @@ def test_a_run_is_measured_as_it_sampled(
         "inherits: quickstart\nmodel: {dtype: float32}\n"
         "rollout: {scheme: w4a8, group_size: 32, ignore: [lm_head, 're:.*down.*']}\n"
     )
+    summary = {"run": "mine", "scheme": "w4a8", "kernels": [], "steps": 7, "rollouts": 56, "train_seconds": 1.0}
+    summary |= {"tokens_per_s": 9.0, "eval_before": {}, "eval_after": {}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert main(["mismatch", str(tmp_path), "--num-sequences", "3"]) == 0
     assert "draws them, too" in capsys.readouterr().out
     comparison, out = measured.call_args.args
-    assert (out, comparison.model) == (tmp_path, str(tmp_path / "final"))
+    assert (out, comparison.model, comparison.steps) == (tmp_path, str(tmp_path / "final"), 7)
     assert comparison.schemes == [QuantScheme("w4a8", ("lm_head", "re:.*down.*"), 32)]
     assert (comparison.dtypes, comparison.lengths, comparison.lr) == (["float32"], [14], 1e-4)
     prompts = make_prompts(replace(comparison, num_sequences=len(comparison.heldout) + 1))

@@ -115,7 +115,7 @@ def test_every_run_of_a_shipped_study_has_a_valid_config(path: Path) -> None:
         ("seed: 3", "unknown key 'seed', did you mean 'seeds'?"),
         ("reach: 1.5", "reach: input should be less than or equal to 1, not 1.5"),
         ("comparisons: {mine: [band, bend]}", "comparisons.mine: no arm is called bend"),
-        ("arms: {a b: []}", "should match pattern"),
+        ("arms: {a b: []}", "a name has letters, digits"),
         ("arms: {band: [tbop]}", "arms.band: no part is called tbop"),
         ("parts: {gspo: [seed=3]}", "seed=3: the study itself sets"),
         ("overrides: [seed=3]", "seed=3: the study itself sets run.name, run.dir and seed"),

@@ -46,6 +46,7 @@ def test_commas_within_quotes_lists_and_mappings_divide_nothing(text: str, value
     [
         (["train.steps=4"], "no setting lists several values"),
         (["train.steps=4,4"], "two combinations have the same name"),
+        (["train.steps=4,04"], "steps_4: another combination is the same run"),
         (["train.steps=4,x"], "arm steps_x: train.steps"),
         (["seed=1,2"], "seed=1: the study itself sets"),
         (["train.stepz=1,2"], "unknown key"),
