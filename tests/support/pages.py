@@ -19,27 +19,52 @@ SMALL = (
 
 
 class Rule(NamedTuple):
-    """Commands that match `pattern` are run, with `change` after them, or are only parsed, or skipped, for a reason."""
+    """Commands that match `pattern` are run, with `change` after them, or are only parsed, or skipped, for a reason.
+
+    What a command prints that is run must match `shows`.
+    """
 
     pattern: str
     kind: Literal["run", "parse", "skip"]
     change: str = ""
+    shows: str = ""
 
 
+EXACT = r"max \|d log p\| +exactly 0 "
 RULES = (
     Rule(r"source |make setup|make lint|make test|make quickstart", "skip", "the check itself, or CI, does it"),
     Rule(r"launch/ +", "skip", "a tree of folders"),
     Rule(r"\S* ?.*(HEAD|CONFIG|MODEL|NAME|HOST|RUN|JOB)\b", "parse", "has a place for the reader's own"),
     Rule(r"launch/cluster/ray_cluster\.sh ", "skip", "needs a cluster; pytest -m slow starts one"),
     Rule(r"qarl (submit|up)|ray |sbatch |kubectl |docker ", "skip", "needs a cluster, a cloud or a container daemon"),
-    Rule(r"qarl train quickstart", "run", SMALL),
-    Rule(r"qarl train .*--dry-run|qarl (plan|config|doctor|runs|--version)", "run"),
-    Rule(r"qarl train (guess|calculator|three_tasks|smollm2_gsm8k)|qarl chaos", "parse", "minutes"),
-    Rule(r"qarl (eval|export|report|compare|trace|dashboard) runs/quickstart|qarl simulate quickstart", "run"),
-    Rule(r"qarl simulate recipes/", "parse", "minutes"),
-    Rule(r"qarl eval|make real|qarl (fetch|study|sweep|mismatch|bench)", "parse", "minutes, or a download of a model"),
-    Rule(r"python -m launch\.demo\.minimal", "run", SMALL),
-    Rule(r"pytest -q tests/unit", "run"),
+    Rule(r"qarl train quickstart --dry-run", "run", SMALL, "(?i)nothing was started|dry run"),
+    Rule(r"qarl train quickstart .*learner\.aligned=false", "run", SMALL, r"max \|d log p\| +\d"),
+    Rule(r"qarl train quickstart .*learner\.numerics=portable", "run", SMALL, r"max \|d log p\| +"),
+    Rule(r"qarl train quickstart", "run", SMALL, EXACT),
+    Rule(
+        r"qarl train (guess|calculator|three_tasks)",
+        "run",
+        "train.steps=1 eval.num_prompts=8 eval.final_num_prompts=8",
+        EXACT,
+    ),
+    Rule(r"qarl train smollm2_gsm8k|qarl simulate recipes/", "parse", "minutes"),
+    Rule(r"qarl sweep quickstart", "run", f"train.group_size=8 --name shown {SMALL}", r"lr_5e-5 .*\n.*lr_1e-4"),
+    Rule(r"qarl chaos chaos --faults", "run", "--faults 1", r"0 lost, 0 doubled"),
+    Rule(r"qarl chaos", "parse", "minutes"),
+    Rule(r"qarl mismatch runs/quickstart", "run", "--num-sequences 8", r"w8a8_int8 .*exactly 0"),
+    Rule(r"qarl doctor", "run", "", "good"),
+    Rule(r"qarl plan", "run", "", "a training step is"),
+    Rule(r"qarl simulate quickstart", "run", "", "idle"),
+    Rule(r"qarl config", "run", "", r"(?m)^(train:|train\.steps = )"),
+    Rule(r"qarl runs", "run", "", r"quickstart +done +2/2"),
+    Rule(r"qarl compare", "run", "", r"held-out pass@1, last"),
+    Rule(r"qarl report", "run", "", EXACT),
+    Rule(r"qarl (trace|dashboard) runs/quickstart", "run", "", r"(trace\.json|workspace\.html)"),
+    Rule(r"qarl eval runs/quickstart", "run", "", r"pass@1"),
+    Rule(r"qarl export runs/quickstart", "run", "", r"exported"),
+    Rule(r"make real|qarl (eval|fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
+    Rule(r"python -m launch\.demo\.minimal", "run", SMALL, EXACT),
+    Rule(r"pytest -q tests/unit", "run", "", r"\d passed"),
     Rule(r"pytest -m (gpu|slow)|python -m (venv|tests\.)", "skip", "run by name, for minutes"),
 )
 
