@@ -212,3 +212,62 @@ def test_every_group_comes_out_once_as_the_weights_of_then_make_it(
         driver.close()
     for note in driver.notes:
         event(" ".join(note.split()[3:7]))
+
+
+def fleet_of_one(virtual: VirtualRay, capacity: int, notes: list[str]) -> RayFleet:
+    """One worker, which must answer within 30 s; a response takes at most 12 steps of a second."""
+    fleet = RayFleet(virtual.start, QuantScheme("none"), 1, capacity, 30.0, MAX_RESTARTS, notes.append)
+    fleet.load(make_weights(1, 4.0))
+    return fleet
+
+
+LONG = next(seed for seed in range(10**4) if not any(next_token(seed, place, 4.0)[1] for place in range(12)))
+"""The seed of a response that no last token ends under the weights 4."""
+
+
+def single_requests(count: int) -> list[list[SampleRequest]]:
+    return [[SampleRequest(prompt, seed, 1.0, 12)] for seed, prompt in enumerate(make_prompts(count))]
+
+
+def poll_all(fleet: RayFleet, numbers: Sequence[int]) -> None:
+    left = set(numbers)
+    while left:
+        left -= fleet.poll(100.0).keys()
+
+
+def test_what_is_asked_for_first_comes_before_what_waits_and_in_order() -> None:
+    groups, asked = single_requests(6), []
+    with VirtualRay(Random(0)).installed() as virtual:
+        fleet = fleet_of_one(virtual, 1, [])
+        virtual.on_call = lambda _, method, args: asked.append(args[0]) if method == "generate" else None
+        numbers = fleet.submit(groups[:3])
+        fleet.sample([*groups[3], *groups[4], *groups[5]])
+        poll_all(fleet, numbers)
+        fleet.close()
+    assert asked == [groups[index] for index in (0, 3, 4, 5, 1, 2)]
+
+
+def test_a_worker_that_always_has_groups_is_silent_only_between_two_of_them() -> None:
+    notes = list[str]()
+    with VirtualRay(Random(0)).installed() as virtual:
+        fleet = fleet_of_one(virtual, 8, notes)
+        poll_all(fleet, fleet.submit(single_requests(160)))
+        assert virtual.now > 90
+        fleet.close()
+    assert notes == []
+
+
+def test_while_a_worker_loads_it_is_not_silent() -> None:
+    notes = list[str]()
+    with VirtualRay(Random(0)).installed() as virtual:
+        fleet = fleet_of_one(virtual, 4, notes)
+        numbers = fleet.submit([[SampleRequest(*make_prompts(1), LONG, 1.0, 12, partial=True)]])
+
+        def load_slowly(actor: Actor, method: str, _: tuple[Any, ...]) -> None:
+            virtual.now += 40 * (method == "load")
+
+        virtual.on_call = load_slowly
+        fleet.load(make_weights(2, 4.0))
+        poll_all(fleet, numbers)
+        fleet.close()
+    assert notes == []
