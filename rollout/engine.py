@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torch import Tensor, distributed
 
 from qarl.config.policy import RolloutConfig
+from qarl.config.run import PROBE_PROMPTS
 from qarl.errors import KernelError, PublicationError, QarlError, ResourceError, RolloutError, first_line
 from qarl.numerics.engine_ops import same_prefill_tokens
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
@@ -165,6 +166,7 @@ class VLLMEngine:
         cache = self._llm.llm_engine.vllm_config.cache_config
         self._block, self._blocks = cache.block_size, cache.num_gpu_blocks - 1  # vLLM leaves one empty
         self._at_once = min(self._fitting(config.max_model_len), config.max_num_seqs)
+        self._partial_at_once = config.max_num_seqs - PROBE_PROMPTS
 
     @property
     def version(self) -> int:
@@ -287,16 +289,18 @@ class VLLMEngine:
     def _begin(self) -> None:
         """Give vLLM requests, in order, while their longest responses fit in its KV cache beside all that run.
 
-        Partial requests come last: the others may check a publication, for which the run waits. vLLM itself would begin
-        as many as have room now. When the cache is full later, it drops the keys and values of a response and prefills
-        its tokens, which rounds differently from decoding them.
+        Partial requests come last, and leave `PROBE_PROMPTS` places free: the others may check a publication, for which
+        the run waits. vLLM itself would begin as many as have room now. When the cache is full later, it drops the keys
+        and values of a response and prefills its tokens, which rounds differently from decoding them.
         """
         free = self._blocks - sum(running.blocks for running in self._running.values())
+        places = self._partial_at_once - sum(running.request.partial for running in self._running.values())
         for number, request in sorted(self._waiting.items(), key=lambda item: item[1].partial):
+            places -= request.partial
             ids = list(request.prompt.token_ids)
             blocks = self._blocks_of(len(ids) + request.max_new_tokens)
             free -= blocks
-            if free < 0:
+            if free < 0 or places < 0:
                 return
             (prompt,) = self._llm.renderer.render_cmpl([{"prompt_token_ids": ids}])
             self._llm.llm_engine.add_request(str(number), prompt, _params(request, self._longest_shared))

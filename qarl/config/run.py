@@ -260,8 +260,6 @@ class Config(Node):
     @property
     def worker_capacity(self) -> int:
         """Unfinished requests below which a worker gets another group."""
-        if self.rollout.partial:  # leave places for the requests that check a publication
-            return self.rollout.max_num_seqs - PROBE_PROMPTS - self.train.largest_group + 1
         # Some wait in the engine: they take the places of requests that finish before the rest of their group.
         return self.rollout.max_num_seqs * 3 // 2
 
@@ -336,10 +334,10 @@ class Config(Node):
             yield "rollout.transport: works in turn with learning only; use object_store, or train.max_staleness 0"
 
     def _partial_contradictions(self) -> Iterator[str]:
-        if self.worker_capacity < 1:
+        if self.rollout.max_num_seqs <= PROBE_PROMPTS:
             yield (
-                f"rollout.max_num_seqs: {self.rollout.max_num_seqs} may not hold what samples with rollout.partial, a "
-                f"group of {self.train.largest_group} and the {PROBE_PROMPTS} prompts that check a publication"
+                f"rollout.max_num_seqs: with rollout.partial {PROBE_PROMPTS} are kept for the prompts that check a "
+                f"publication, and {self.rollout.max_num_seqs} leaves none to sample with"
             )
         if not self.train.max_staleness:
             yield "rollout.partial: a response of two versions is stale; set train.max_staleness to 1 or more"

@@ -31,7 +31,6 @@ from qarl.quant.scheme import QuantScheme
 from qarl.types import Prompt, Sample, SampleRequest, TrainSequence
 from qarl.weights.source import PublishedWeights
 from qarl.weights.wire import pack, seal
-from rollout.dispatch import Dispatcher
 from rollout.engine import VLLMEngine
 from tests.support.fakes import FakeFleet, FakeLearner, FakeRewards, FakeTracker
 from tests.support.hosts import EXACT_W8A8, engine_w8a8, needs_avx512
@@ -250,16 +249,10 @@ def test_a_response_that_keeps_its_keys_needs_no_prefill_and_is_inexact(
 
 
 def test_partial_responses_leave_the_probe_its_places(engine: VLLMEngine, policy: Policy) -> None:
-    """It begins in the first step after a publication, beside all requests that a fleet gives the engine."""
-    settings = ("rollout.partial=true", "train.max_staleness=1", "rollout.max_model_len=768")
-    config = load_config(ROOT / "configs" / "quickstart.yaml", [*settings, "rollout.max_num_seqs=64"])
-    dispatcher = Dispatcher(1, config.worker_capacity)
-    for group in range(20):
-        dispatcher.add(group, config.train.group_size)
+    """It begins in the first step after a publication, beside more requests than the engine runs at once."""
     engine.load(publish(policy.model, SCHEME, 1))
-    for group, _ in dispatcher.assign():
-        asked = [dataclasses.replace(r, ignore_eos=True, partial=True) for r in requests(config.train.group_size, 99)]
-        engine.add(dict(enumerate(asked, 100 * group)))
+    asked = [dataclasses.replace(request, ignore_eos=True, partial=True) for request in requests(100, 99)]
+    engine.add(dict(enumerate(asked)))
     engine.step()
     engine.load(publish(policy.model, SCHEME, 2))
     probe = dict(enumerate(requests(PROBE_PROMPTS, 2), 9000))

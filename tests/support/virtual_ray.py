@@ -100,7 +100,8 @@ class LLM:
 def engine_over(llm: Any, blocks: int, block: int = 16) -> VLLMEngine:
     """An engine on a double of vLLM, whose KV cache has so many blocks of so many tokens."""
     engine = object.__new__(VLLMEngine)
-    room = {"_block": block, "_blocks": blocks, "_at_once": blocks, "_longest_shared": math.inf}
+    room = {"_block": block, "_blocks": blocks, "_at_once": blocks, "_partial_at_once": max(1, blocks - 2)}
+    room["_longest_shared"] = math.inf
     loads = {"_receives": False, "_shards": 1, "_keep_kv": False, "_read_back_every": 1, "_loads": 0}
     held: dict[str, Any] = {"_held": None, "_waiting": {}, "_running": {}, "_scheme": QuantScheme("none")}
     vars(engine).update(room | loads | held, _llm=llm, _worker=0, _device="cpu", _kernels=())

@@ -5,11 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qarl.config.run import PROBE_PROMPTS
 from qarl.types import Sample, SampleRequest
 from rollout.dispatch import Dispatcher
 from tests.support.fakes import FakeEngine, make_prompts, make_weights
-from tests.support.runs import make_config
 
 PROMPTS = make_prompts(12)
 
@@ -61,22 +59,6 @@ def test_samples_do_not_depend_on_the_dispatch(data: st.DataObject, sizes: list[
     alone = engine()
     for number, group in enumerate(groups):
         assert [s.response_ids for s in finished[number]] == [s.response_ids for s in alone.generate(group)]
-
-
-@given(st.data(), st.sampled_from(["equal", "frontier"]), st.integers(2, 6), st.integers(0, 30))
-def test_partial_groups_leave_the_probe_its_places(data: st.DataObject, kind: str, size: int, spare: int) -> None:
-    """Else the probe of new weights would wait in the engine for a response to end."""
-    largest = size * (2 if kind == "frontier" else 1)
-    places = largest + PROBE_PROMPTS + spare
-    train = {"group_size": size, "allocation": kind, "max_staleness": 1}
-    config = make_config(train=train, rollout={"partial": True, "max_num_seqs": places})
-    dispatcher = Dispatcher(2, config.worker_capacity)
-    sizes = data.draw(st.lists(st.integers(1, largest), min_size=80, max_size=80))
-    for number, of_group in enumerate(sizes):
-        dispatcher.add(number, of_group)
-    assert 0 < len(list(dispatcher.assign())) < len(sizes)
-    for worker in range(2):
-        assert places - PROBE_PROMPTS - largest < dispatcher.load(worker) <= places - PROBE_PROMPTS
 
 
 def engine() -> FakeEngine:

@@ -71,7 +71,7 @@ class LLM:
 
 def engine_of(llm: LLM) -> VLLMEngine:
     engine, held = object.__new__(VLLMEngine), SimpleNamespace(manifest=SimpleNamespace(version=1))
-    room = {"_block": BLOCK, "_blocks": BLOCKS, "_longest_shared": LONGEST}
+    room = {"_block": BLOCK, "_blocks": BLOCKS, "_longest_shared": LONGEST, "_partial_at_once": BLOCKS}
     vars(engine).update(_llm=llm, _held=held, _waiting={}, _running={}, _worker=0, **room)
     return engine
 
@@ -129,6 +129,17 @@ def test_a_check_of_a_publication_begins_before_partial_responses() -> None:
     assert llm.begun == [0, 1]
     engine.step()
     assert llm.begun[2] == 4
+
+
+def test_partial_responses_leave_places_for_a_check() -> None:
+    engine = engine_of(llm := LLM())
+    engine._partial_at_once = 2
+    engine.add(dict.fromkeys(range(4), replace(request(8, 8), partial=True)))
+    engine.add({4: request(8, 8)})
+    assert llm.begun == [0, 1, 4]
+    engine.abort([0])
+    engine.step()
+    assert llm.begun == [0, 1, 4, 2]
 
 
 def test_a_prompt_that_is_too_long_leaves_nothing_of_its_group() -> None:
