@@ -18,6 +18,7 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
+from launch import limits
 from launch.cluster.token import token_file
 from launch.early import check_engine_library, check_ray_folder, ray_folder
 from launch.run.wandb_run import LOGIN, has_wandb_key
@@ -154,8 +155,7 @@ def machine() -> Finding:
     }
     formats = [name for name, format_ in FORMATS.items() if format_.runs("cpu", avx512=parts["AVX-512"])]
     has = ", ".join(part for part, there in parts.items() if there) or "no AVX-512"
-    memory = psutil.virtual_memory().total / GIB
-    what = f"{os.cpu_count()} cores ({name}; {has}), {memory:.0f} GiB, {torch.cuda.device_count()} GPUs"
+    what = f"{limits.cores()} cores ({name}; {has}), {limits.memory() / GIB:.0f} GiB, {torch.cuda.device_count()} GPUs"
     if torch.cuda.device_count() == 0:
         what += f", engine formats {' '.join(formats)}"
         if not parts["VNNI"]:
@@ -191,7 +191,7 @@ def memory_and_disk(run_dir: Path) -> Iterator[Finding]:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         yield Finding("run folder", "bad", f"{existing} is no folder that you may write", "set run.dir")
     shared = shutil.disk_usage("/dev/shm").free
-    yield space("memory", psutil.virtual_memory().available, LEAST_MEMORY, "end other programs")
+    yield space("memory", limits.free_memory(), LEAST_MEMORY, "end other programs")
     hint = "Ray keeps weights there; in Docker, give --shm-size"
     yield space("shared memory (/dev/shm)", shared, LEAST_SHARED, hint)
     yield space(f"disk of {run_dir}", shutil.disk_usage(existing).free, LEAST_DISK, "delete old runs, or set run.dir")

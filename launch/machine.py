@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from launch import limits
 from launch.run.resume import saved_learner
 from qarl.config.derived import choose_counts, sleeps
 from qarl.config.run import Config
@@ -49,8 +50,7 @@ class Machine:
 def find_machine(config: Config) -> Machine:
     """This machine, or the cluster of `cluster.address`, which is joined. Raises ResourceError: none answers."""
     if config.cluster.address is None:
-        memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        return Machine.of(config, float(os.cpu_count() or 1), float(torch.cuda.device_count()), memory)
+        return Machine.of(config, float(limits.cores()), float(torch.cuda.device_count()), float(limits.memory()))
     import ray  # slow to import
 
     from launch.cluster.connect import connect
@@ -64,7 +64,7 @@ def with_counts(config: Config) -> Config:
     """`config` with the counts that are "auto" chosen for this machine; a run that continues keeps its ranks and their
     threads."""
     device = Machine.of(config, 1.0, float(torch.cuda.device_count()), inf).device
-    return choose_counts(config, device, os.cpu_count() or 1, saved_learner(config), _width(config))
+    return choose_counts(config, device, limits.cores(), saved_learner(config), _width(config))
 
 
 def _width(config: Config) -> int | None:

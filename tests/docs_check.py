@@ -19,6 +19,8 @@ from tests.support.pages import PAGES, ROOT, commands, rule_of
 
 FIRST = "qarl train quickstart"
 """Later commands look at this run."""
+LONGEST_S = 1800
+"""Of one command; one that takes longer hangs."""
 
 
 def main() -> int:
@@ -60,6 +62,7 @@ def _run(shown: str, clone: Path) -> bool:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=LONGEST_S,
     )
     is_right = done.returncode == 0 and bool(re.search(rule.shows, done.stdout))
     print(f"{'ok' if is_right else 'FAILED'}  {time.monotonic() - start:4.0f} s  {command}", flush=True)

@@ -16,6 +16,7 @@ import torch
 from ray._private import utils as ray_utils
 from ray.exceptions import AuthenticationError, RayError
 
+from launch import limits
 from qarl.config.run import Config
 from qarl.errors import ResourceError, first_line
 from qarl.remote import guard, raise_when_gone
@@ -68,10 +69,10 @@ def signals_after_start() -> Iterator[None]:
 def _connect(address: str | None) -> None:
     if address is None:
         # "local": without it Ray would join whatever cluster this machine already runs.
-        gpus = torch.cuda.device_count()
+        own = {"num_cpus": limits.cores(), "num_gpus": torch.cuda.device_count()}
         guard(f"_{os.getpid()}/logs/raylet.out")  # Ray names the folder of a session by its time and driver
         try:
-            ray.init("local", num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+            ray.init("local", **own, include_dashboard=False, log_to_driver=False, logging_level="error")
         except Exception as error:
             # Ray raises a plain Exception when its processes start too slowly. Anything else is a mistake of ours.
             if type(error) is not Exception and not isinstance(error, (OSError, RuntimeError, ValueError, RayError)):

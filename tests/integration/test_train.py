@@ -94,8 +94,11 @@ class Watched:
     addresses: set[str] = field(default_factory=set)
 
     def look(self, driver: int) -> None:
-        with suppress(psutil.Error):
-            for process in (psutil.Process(driver), *psutil.Process(driver).children(recursive=True)):
+        found: list[psutil.Process] = []
+        with suppress(psutil.NoSuchProcess):
+            found = [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]
+        for process in found:
+            with suppress(psutil.Error):  # it has ended meanwhile
                 self.commands.add(" ".join(process.cmdline()))
                 links = process.net_connections("tcp")
                 self.addresses |= {link.laddr.ip for link in links if link.status == psutil.CONN_LISTEN}

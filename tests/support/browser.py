@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.support.needs import lacking
 
 NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
 
@@ -19,7 +19,7 @@ def program() -> str:
     """The Chromium of this machine. Skips the test where there is none."""
     found = next(filter(None, map(shutil.which, NAMES)), None)
     if found is None:
-        pytest.skip(f"no Chromium ({', '.join(NAMES)}): apt install {NAMES[0]}")
+        lacking(f"no Chromium ({', '.join(NAMES)}): apt install {NAMES[0]}")
     return found
 
 

@@ -36,7 +36,7 @@ RULES = (
     Rule(r"launch/ +", "skip", "a tree of folders"),
     Rule(r"\S* ?.*(HEAD|CONFIG|MODEL|NAME|HOST|RUN|JOB)\b", "parse", "has a place for the reader's own"),
     Rule(r"launch/cluster/ray_cluster\.sh ", "skip", "needs a cluster; pytest -m slow starts one"),
-    Rule(r"qarl (submit|up)|ray |sbatch |kubectl |docker ", "skip", "needs a cluster, a cloud or a container daemon"),
+    Rule(r"qarl submit|ray |sbatch |kubectl |docker ", "skip", "needs a cluster, a cloud or a container daemon"),
     Rule(r"qarl train quickstart --dry-run", "run", SMALL, "(?i)nothing was started|dry run"),
     Rule(r"qarl train quickstart .*learner\.aligned=false", "run", SMALL, r"max \|d log p\| +\d"),
     Rule(r"qarl train quickstart .*learner\.numerics=portable", "run", SMALL, r"max \|d log p\| +"),
@@ -70,7 +70,7 @@ RULES = (
 
 
 def commands(page: Path) -> Iterator[str]:
-    """Every command of the code blocks of a page, without its comment."""
+    """Every command of a page's code blocks that begins with one of `PROGRAMS`, without its comment."""
     for block in map("".join, CODE.findall(page.read_text())):
         for line in block.splitlines():
             for part in line.partition(" #")[0].split(";"):

@@ -93,6 +93,14 @@ def test_commands_parse(page: Path, command: str) -> None:
         read_config(args)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=title)
+def test_commands_within_text_parse(page: Path) -> None:
+    """Those that have more than options, and no place for the reader's own."""
+    found = re.findall(r"`qarl (\w[^` ]* [^`-][^`]*)`", page.read_text())
+    for command in [command for command in found if not re.search(r"\b[A-Z]{2,}\b|\.\.\.", command)]:
+        cli._parser(command.split()[0]).parse_args(shlex.split(command))
+
+
 def test_the_recipes_name_what_exists() -> None:
     """A name in an item of CONTRIBUTING occurs in one of the files which that item names."""
     items = re.split(r"\n(?=\d\. |#|\n)", (ROOT / "CONTRIBUTING.md").read_text().partition("## Recipes")[2])

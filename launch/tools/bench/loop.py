@@ -5,11 +5,11 @@ Continued: how many responses of a step new weights had interrupted.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from statistics import fmean, median
 
+from launch import limits
 from launch.run.tracking import METRICS_FILE
 from launch.tools.bench.e2e import FOLDER, run
 from qarl.config.io import load_config
@@ -34,8 +34,7 @@ def bench(config: str, overrides: Sequence[str], steps: int, rounds: int) -> Ite
         ConfigError, ModelError, DataError: as `qarl train`.
         QarlError: a run failed; its log is named.
     """
-    cores = os.cpu_count()
-    yield f"{config}: {rounds} rounds of {steps} steps, one warm-up step more, on {cores} cores\n\n{HEADER}"
+    yield f"{config}: {rounds} rounds of {steps} steps, one warm-up step more, on {limits.cores()} cores\n\n{HEADER}"
     FOLDER.mkdir(parents=True, exist_ok=True)
     for number in range(1, rounds + 1):
         for mode, settings in MODES.items():

@@ -1,10 +1,10 @@
 """Devices that a run can be planned for: published peaks of GPUs, and one core of a CPU as measured."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from launch import limits
 from qarl.errors import ConfigError
 from qarl.quant.scheme import Arithmetic
 
@@ -68,7 +68,7 @@ def device_called(name: str) -> Device:
         parts = {"AVX512-VNNI": processor.has_vnni(), "AVX512-BF16": processor.has_bfloat16_gemm()}
         lacks = " and ".join(part for part, is_there in parts.items() if not is_there)
         source = CPU.source + f" (slower: this processor has no {lacks})" * bool(lacks)
-        return replace(CPU, memory=float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")), source=source)
+        return replace(CPU, memory=float(limits.memory()), source=source)
     found = {gpu.name: gpu for gpu in GPUS}
     if name not in found:
         raise ConfigError(f"'{name}' is none of cpu, {', '.join(found)}", where="--device")

@@ -3,7 +3,6 @@
 `launch.tools.plan.command` prints it. Every time is an estimate (docs/plan.md).
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -11,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 
+from launch import limits
 from launch.machine import Machine
 from launch.preflight import check_numerics, learner_kernel, scheme_faults, setting_faults
 from launch.tools.plan import memory, speed
@@ -68,7 +68,7 @@ class Planner:
         response_tokens: int | None = None,
         measure: bool = False,
     ) -> None:
-        config = choose_counts(config, device.kind, os.cpu_count() or 1, width=model.hidden_size)
+        config = choose_counts(config, device.kind, limits.cores(), width=model.hidden_size)
         rollout, train = config.rollout, config.train
         longest = rollout.sampling.max_new_tokens
         self._config, self._device = config, device

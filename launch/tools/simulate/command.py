@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
+from launch import limits
 from launch.preflight import model_config
 from launch.run.resume import config_of_run
 from launch.tools.plan.command import choose_device, table_of
@@ -55,7 +55,7 @@ class Simulator:
         """Raises ConfigError: the plan of this config has a fault."""
         device = self._device(config)
         width = model_config(config).hidden_size
-        config = choose_counts(config, device.kind, os.cpu_count() or 1, width=width)
+        config = choose_counts(config, device.kind, limits.cores(), width=width)
         if self.run_dir is None:
             return self._run(config, self._rates(config, self._lengths(config)))
         before = config_of_run(self.run_dir)
@@ -108,7 +108,7 @@ class Simulator:
         device, threads, processors = self._device(config), 1, math.inf
         if device.kind == "cpu" and config.cluster.address is None:
             threads = config.learner.num_threads
-            processors = float(os.cpu_count() or 1)
+            processors = float(limits.cores())
         elif device.kind == "cuda" and config.cluster.colocate:
             processors = float(config.rollout.num_workers)
         return run(config, rates, self.steps, processors, threads)

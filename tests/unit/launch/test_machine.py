@@ -38,7 +38,7 @@ def test_the_line_says_how_many_of_each(device: str, sections: dict[str, Any], l
 
 
 def test_the_readme_shows_the_quickstarts_line_on_two_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("launch.limits.cores", lambda: 2)
     monkeypatch.chdir(tmp_path)
     config = with_counts(load_config(config_path("quickstart"), ["cluster.device=cpu"]))
     assert f"    {counts_line(config, 'cpu')}\n" in README.read_text()
@@ -65,7 +65,7 @@ def test_threads_follow_the_models_width(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("launch.limits.cores", lambda: 4)
     path = tmp_path / "model"
     if model is not None:
         path.mkdir()
@@ -76,14 +76,14 @@ def test_threads_follow_the_models_width(
 
 
 def test_a_damaged_model_folder_is_left_to_the_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("launch.limits.cores", lambda: 4)
     (tmp_path / "config.json").write_text("{")
     config = with_counts(make_config(run={"dir": str(tmp_path)}, cluster=CPU, model={"path": str(tmp_path)}))
     assert config.learner.num_threads == 4
 
 
 def test_sizes_of_a_published_model_are_known_before_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("launch.limits.cores", lambda: 4)
     config = make_config(cluster=CPU, model={"path": "no/such/Qwen2.5-0.5B-Instruct"})
     monkeypatch.setattr("qarl.config.derived.NARROW", 897)  # it has 896
     assert with_counts(config).learner.num_threads == 1

@@ -80,6 +80,23 @@ def test_retries_are_bounded(stub: Stub) -> None:
     assert len(stub.bodies) == 3
 
 
+@pytest.mark.parametrize("status", [401, 500])
+def test_a_failure_tells_no_key(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """Judges and HTTP rewards ask by the same endpoint."""
+    caplog.set_level("DEBUG")
+    monkeypatch.setenv("TEACHER_KEY", "key-5ec4e7")
+    stub.plans = {"q": [status] * 2}
+    try:
+        told = ask(stub, api_key_env="TEACHER_KEY", max_retries=1).reason
+    except TeacherError as error:
+        told = str(error)
+    assert str(status) in told
+    assert "5ec4e7" in stub.headers[0]["Authorization"]
+    assert "5ec4e7" not in told + caplog.text
+
+
 def test_pauses_between_tries_are_bounded(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Doubled thirty times they would be longer than any run."""
     monkeypatch.setattr(endpoint_module, "LONGEST_PAUSE_S", 0.02)

@@ -21,6 +21,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from launch.arguments import read_config
 from launch.cli import _parser
+from tests.support.needs import lacking
 
 ROOT = Path(__file__).parents[4]
 FILES = ROOT / "launch/cluster"
@@ -221,7 +222,7 @@ def test_an_unhealthy_container_says_1(tmp_path: Path, code: int) -> None:
 def checker(name: str) -> str:
     """The path of a checker, which `make setup` installs."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    return found or pytest.skip(f"no {name} here: make setup installs it")
+    return found or lacking(f"no {name} here: make setup installs it")
 
 
 def is_shell_script(file: Path) -> bool:

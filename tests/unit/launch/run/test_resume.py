@@ -55,12 +55,12 @@ def test_a_folder_belongs_to_one_run(tmp_path: Path, key: str, value: Any, same:
 def test_a_machine_with_other_cores_continues_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "auto" then means the ranks of the run; workers may be others, also by name."""
     folder = {"dir": str(tmp_path), "name": "it"}
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("launch.limits.cores", lambda: 2)
     begun = with_counts(make_config(run=folder, cluster={"device": "cpu"}))
     (tmp_path / "it").mkdir()
     (tmp_path / "it/config.yaml").write_text(to_yaml(begun))
     for cores in (1, 8):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr("launch.limits.cores", lambda cores=cores: cores)
         for rollout in ({}, {"num_workers": 1}):
             config = with_counts(make_config(run=folder, cluster={"device": "cpu"}, rollout=rollout))
             assert check_same_run(config, tmp_path / "it") == begun
