@@ -115,7 +115,7 @@ class Trainer:
         self._pool, self._tracker, self._heldout = pool, tracker, heldout
         self._checkpoints, self._augmenter, self._batches = checkpoints, augmenter, batches
         self._scheme = scheme_at(config.rollout, 1)
-        self._proof = ExactnessProof(config, exact, tracker.note)
+        self._proof = ExactnessProof(config, exact, tracker.note, tracker.alert)
         self._collector = Collector(config, fleet, rewards, pool, augmenter, self._clock)
         # Groups are sampled and scored while the learner computes.
         ahead = partial(self._collector.advance, 0.0) if config.train.max_staleness else None

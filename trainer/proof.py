@@ -14,6 +14,8 @@ PROBE_TOKENS = 16
 """Tokens of a response at first and in every `rollout.read_back_every`-th publication."""
 SHORT_PROBE_TOKENS = 4
 """Tokens of a response in the others: decoding is most of what a publication costs."""
+LEFT_ZERO = "mismatch no longer zero"
+"""Title of the alert. It comes again only after a step without mismatch."""
 
 
 class ExactnessProof:
@@ -24,10 +26,13 @@ class ExactnessProof:
         exact: the learner's ops equal the engine's on this host. The first probe confirms it. From then on a probe that
             shows any mismatch means wrong weights, and stops the run.
         log: takes one line for the user.
+        alert: takes a title and one line, for a person to look at.
     """
 
-    def __init__(self, config: Config, exact: bool, log: Callable[[str], None]) -> None:
-        self._config, self._learner, self._log = config.mismatch, config.learner, log
+    def __init__(
+        self, config: Config, exact: bool, log: Callable[[str], None], alert: Callable[[str, str], None]
+    ) -> None:
+        self._config, self._learner, self._log, self._alert = config.mismatch, config.learner, log, alert
         self.restart(exact)
 
     @property
@@ -46,10 +51,10 @@ class ExactnessProof:
         self._exact_steps = 0  # steps in a row whose max |d log p| was 0
 
     def reset(self, reason: str) -> None:
-        """Start the count of exact steps again; `reason` is logged when that ends a proof."""
+        """Start the count of exact steps again; `reason` is an alert when that ends a proof."""
         if self.is_made:
             trusted = self._learner.prox == "auto"
-            self._log(reason + (": the sampler's log-probs are no longer trusted" if trusted else ""))
+            self._alert(LEFT_ZERO, reason + (": the sampler's log-probs are no longer trusted" if trusted else ""))
         self._exact_steps = 0
 
     def observe(self, learner: Sequence[Logprobs], sampler: Sequence[Logprobs], step: int) -> dict[str, float]:
@@ -63,8 +68,8 @@ class ExactnessProof:
             self._exact_steps += 1
         else:
             line = f"step {step}: the mismatch is no longer zero, max |d log p| {mismatch.abs_max:.2e}"
-            if self._exact and self._exact_steps and not self.is_made:  # the end of a proof is logged on every host
-                self._log(line)
+            if self._exact and self._exact_steps and not self.is_made:  # the end of a proof is an alert on every host
+                self._alert(LEFT_ZERO, line)
             self.reset(line)
         self._check_bounds(mismatch, step)
         metrics = mismatch.metrics()

@@ -79,9 +79,7 @@ class RunTracker(Tracker):
         values = {name: float(value) for name, value in metrics.items() if not isinstance(value, Histogram)}
         self._terminal.show(step, values)
         for title, text in self._alerts.observe(step, values):
-            self.note(text, logging.WARNING)
-            for tracker in self._trackers:
-                tracker.alert(title, text)
+            self.alert(title, text)
 
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         """Pass the rows on, with the text of each token, while the tables have room."""
@@ -115,6 +113,12 @@ class RunTracker(Tracker):
         self._terminal.note(line, level)
         for tracker in self._trackers:
             tracker.note(line)
+
+    def alert(self, title: str, text: str) -> None:
+        """Log `text` as a warning, and pass both on."""
+        self.note(text, logging.WARNING)
+        for tracker in self._trackers:
+            tracker.alert(title, text)
 
     def close(self) -> None:
         """Restore the terminal and close the trackers. Call it in a `finally`; a second call does nothing."""

@@ -430,6 +430,7 @@ class FakeTracker:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.tables: list[tuple[int, int, str]] = []
         self.notes: list[str] = []
+        self.alerts: list[tuple[str, str]] = []
         self.outcomes: list[tuple[int, AugmentOutcome]] = []
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -443,6 +444,9 @@ class FakeTracker:
 
     def note(self, line: str) -> None:
         self.notes.append(line)
+
+    def alert(self, title: str, text: str) -> None:
+        self.alerts.append((title, text))
 
     def phase(self, name: str) -> None:
         pass

@@ -317,7 +317,8 @@ def test_a_ratio_deviation_ends_the_trust_in_the_sampler(tmp_path: Path) -> None
     run.trainer.run()
     assert run.values("actor/seq_ratio_max_dev_first_minibatch") == [0.0, 0.0, 0.0, 1e-6, 0.0, 0.0, 0.0, 0.0]
     assert run.steps("timing_s/prox") == [1, 2, 5, 6]
-    (line,) = run.tracker.notes
+    ((title, line),) = run.tracker.alerts
+    assert title == "mismatch no longer zero"
     assert line.startswith("step 4: the first minibatch has max |r_seq - 1| 1.00e-06")
 
 

@@ -15,17 +15,18 @@ from qarl.types import Sample, SampleRequest, TrainSequence
 from qarl.weights.source import PublishedWeights
 from tests.support.fakes import FakeEngine
 from tests.support.runs import PROMPTS, Run, make_config
-from trainer.proof import PROBE_TOKENS, SHORT_PROBE_TOKENS, ExactnessProof, Probe
+from trainer.proof import LEFT_ZERO, PROBE_TOKENS, SHORT_PROBE_TOKENS, ExactnessProof, Probe
 
 
 class Proof(ExactnessProof):
-    """A proof, and the lines that it logs."""
+    """A proof, and the lines that it logs, or alerts with."""
 
     def __init__(self, prox: str = "auto", aligned: bool = True, exact: bool = True) -> None:
         self.lines: list[str] = []
+        self.alerts: list[tuple[str, str]] = []
         learner = {"prox": prox, "aligned": aligned}
         config = make_config(learner=learner, mismatch={"proof_steps": 2, "probe_bound": 0.5})
-        super().__init__(config, exact, self.lines.append)
+        super().__init__(config, exact, self.lines.append, lambda *alert: self.alerts.append(alert))
 
     def see(self, *gaps: float) -> bool:
         """Observe one step for each gap; returns whether the sampler is trusted then."""
@@ -46,13 +47,13 @@ def test_trust_takes_exact_steps_in_a_row() -> None:
     assert not Proof(prox="recompute").see(0, 0, 0)
 
 
-def test_a_mismatch_after_an_exact_step_is_logged_where_exactness_is_promised() -> None:
+def test_a_mismatch_after_an_exact_step_is_an_alert_where_exactness_is_promised() -> None:
     proof = Proof()
     proof.see(1e-3, 0, 2e-3, 2e-3)
-    assert proof.lines == ["step 3: the mismatch is no longer zero, max |d log p| 2.00e-03"]
+    assert proof.alerts == [(LEFT_ZERO, "step 3: the mismatch is no longer zero, max |d log p| 2.00e-03")]
     loose = Proof(exact=False)
     loose.see(0, 2e-3)
-    assert loose.lines == []
+    assert loose.lines == loose.alerts == proof.lines == []
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -60,15 +61,16 @@ def test_a_mismatch_after_an_exact_step_is_logged_where_exactness_is_promised() 
 @pytest.mark.parametrize(
     ("prox", "ending"), [("auto", ": the sampler's log-probs are no longer trusted"), ("recompute", "")]
 )
-def test_the_end_of_a_proof_is_logged_whatever_is_promised(exact: bool, gap: float, prox: str, ending: str) -> None:
+def test_the_end_of_a_proof_is_an_alert_whatever_is_promised(exact: bool, gap: float, prox: str, ending: str) -> None:
     """A host that promises nothing may prove it, too: its parity check or its first probe differed."""
     proof = Proof(prox=prox, exact=exact)
     proof.see(0, 0, gap)
-    (line,) = proof.lines
+    ((title, line),) = proof.alerts
+    assert title == LEFT_ZERO
     assert line.startswith("step 3: the mismatch is no longer zero, max |d log p| ")
     assert line.endswith(("e-06" if gap < 1 else "nan") + ending)
     proof.see(gap)
-    assert len(proof.lines) == 1  # there is none to end
+    assert len(proof.alerts) == 1  # there is none to end
 
 
 def test_a_probe_that_differs_does_not_silence_the_end_of_a_later_proof() -> None:
@@ -76,8 +78,9 @@ def test_a_probe_that_differs_does_not_silence_the_end_of_a_later_proof() -> Non
     proof.probe({0: 0.25}, version=0)
     assert proof.see(0, 0)
     assert not proof.see(1e-6)
-    assert len(proof.lines) == 2
-    assert proof.lines[1].endswith("the sampler's log-probs are no longer trusted")
+    assert len(proof.lines) == 1
+    ((_, line),) = proof.alerts
+    assert line.endswith("the sampler's log-probs are no longer trusted")
 
 
 def test_a_reset_says_why_when_it_ends_trust() -> None:
@@ -86,10 +89,10 @@ def test_a_reset_says_why_when_it_ends_trust() -> None:
     proof.reset("too early to matter")
     assert not proof.see(0)  # the count began again
     assert proof.see(0)
-    assert proof.lines == []
+    assert proof.alerts == []
     proof.reset("step 9: a reason")
     assert not proof.trusts_sampler(1)
-    assert proof.lines == ["step 9: a reason: the sampler's log-probs are no longer trusted"]
+    assert proof.alerts == [(LEFT_ZERO, "step 9: a reason: the sampler's log-probs are no longer trusted")]
 
 
 def test_the_first_probe_decides_whether_zero_is_reached() -> None:

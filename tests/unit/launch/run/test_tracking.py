@@ -283,12 +283,14 @@ def test_wandb_hears_of_alerts_and_of_a_run_that_is_stopped(tmp_path: Path) -> N
     tree["mismatch"]["warn_above"] = 0.1
     tracker = RunTracker(validate(tree, "test"), tmp_path, 0, 2)
     tracker.log(1, {**STEP, "mismatch/logp_abs_max": 0.5})
+    tracker.alert("mismatch no longer zero", "step 1: ...")
     with pytest.raises(DataError), tracker:
         raise DataError("the data is wrong")
     found = records(tmp_path / "wandb" / "latest-run")
     alerts = [record["alert"] for record in found if record["type"] == "alert"]
-    assert [alert["title"] for alert in alerts] == ["mismatch above its bound", "run stopped"]
-    assert alerts[1]["text"] == "the data is wrong"
+    titles = ["mismatch above its bound", "mismatch no longer zero", "run stopped"]
+    assert [alert["title"] for alert in alerts] == titles
+    assert alerts[-1]["text"] == "the data is wrong"
     assert [record["exit"].get("exit_code", 0) for record in found if record["type"] == "exit"] == [1]
 
 
@@ -363,16 +365,21 @@ def test_disabled_never_imports_wandb(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
-def test_notes_are_logged_with_their_level(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = RunTracker(config(), tmp_path, 0, 3)
+def test_notes_are_logged_with_their_level(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = RunTracker(config(), tmp_path, 0, 3, verbosity="quiet")
     with caplog.at_level(logging.INFO):
         tracker.note("a fact")
         tracker.note("a fault", level=logging.WARNING)
+        tracker.alert("a title", "an alert")
     tracker.close()
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("INFO", "a fact"),
         ("WARNING", "a fault"),
+        ("WARNING", "an alert"),
     ]
+    assert capsys.readouterr().out == "a fault\nan alert\n"
 
 
 @pytest.mark.parametrize(
