@@ -251,8 +251,11 @@ def token() -> Finding:
 
 
 def wandb_login() -> Finding:
-    if has_wandb_key():
-        return Finding("wandb", "good", "has a key")
+    try:
+        if has_wandb_key():
+            return Finding("wandb", "good", "has a key")
+    except ResourceError as error:
+        return Finding("wandb", "bad", error.what, error.hint)
     return Finding("wandb", "warning", "no key: runs can log offline only", LOGIN)
 
 

@@ -118,6 +118,7 @@ def offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "data"))
+    wandb.teardown()  # of the settings that an earlier test has read
     yield
     wandb.teardown()
     assert "WANDB_SERVICE" not in os.environ

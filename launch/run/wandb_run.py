@@ -17,6 +17,7 @@ from qarl.protocols import Row, Tracker
 
 WANDB_ID_FILE = "wandb_id"
 LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
+WRONG_KEY = "correct or unset that key, or set tracking.wandb_mode=offline"
 PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
 
 
@@ -104,17 +105,22 @@ class WandbTracker(Tracker):
 
 
 def check_login(config: Config) -> None:
-    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it."""
+    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it, or one of a wrong form."""
     online = "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online"
     if online and not has_wandb_key():
         raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
 
 
 def has_wandb_key() -> bool:
-    """Whether this machine has a key for W&B; it is not asked whether it is valid."""
+    """Whether this machine has a key for W&B, which is not asked whether it is valid. Raises ResourceError: its form is
+    wrong."""
     import wandb
 
-    return bool(wandb.login(prompt=False, verify=False))
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except wandb.errors.AuthenticationError as error:
+        what = f"W&B cannot use its key: {' '.join(str(error).split()).rstrip('.')}"
+        raise ResourceError(what, "tracking.wandb_mode", WRONG_KEY) from error
 
 
 def _start(config: Config, run_dir: Path, start_step: int) -> Any:

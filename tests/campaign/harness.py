@@ -60,6 +60,7 @@ class Case:
         argv: the command.
         is_good: whether the input is right, however strange; it is then to be accepted.
         is_either: whether it may be refused or accepted: a random fault, which may hit what nobody reads.
+        env: added to the environment.
         exit_code: of the refusal; one of these.
         may_write: whether the refused command may change files.
     """
@@ -72,6 +73,7 @@ class Case:
     argv: tuple[str, ...] = ("train", "c.yaml")
     is_good: bool = False
     is_either: bool = False
+    env: tuple[tuple[str, str], ...] = ()
     exit_code: tuple[int, ...] = (2,)
     may_write: bool = False
 
@@ -152,7 +154,7 @@ def answer(case: Case, good: Path) -> Answer:
         try:
             case.edit(folder)
             was, start = _tree(folder), time.process_time()
-            code, out, error = _run([*case.argv, *case.settings])
+            code, out, error = _run([*case.argv, *case.settings], dict(case.env))
             seconds = time.process_time() - start
             return Answer(case, *_judge(case, code, out, error, seconds, _tree(folder) != was), seconds=seconds)
         finally:
@@ -162,7 +164,7 @@ def answer(case: Case, good: Path) -> Answer:
                     path.chmod(0o755)
 
 
-def _run(argv: list[str]) -> tuple[int | BaseException, str, str]:
+def _run(argv: list[str], env: dict[str, str]) -> tuple[int | BaseException, str, str]:
     """Exit code, or the exception that left `main`; standard output and standard error."""
     from launch import cli, train  # noqa: F401  # patched below
     from launch.tools.evaluation import evaluate  # noqa: F401
@@ -181,6 +183,7 @@ def _run(argv: list[str]) -> tuple[int | BaseException, str, str]:
         ):
             for name in ("QARL_TRACEBACK", "WANDB_MODE"):
                 os.environ.pop(name, None)
+            os.environ.update(env)
             code: int | BaseException = cli.main(argv)
     except SystemExit as exit_:  # argparse
         code = int(exit_.code or 0)

@@ -246,6 +246,13 @@ CASES = [
     *cases("objective", OBJECTIVES),
     *cases("pool", POOLS),
     *cases("trackers", TRACKERS, trackers),
+    Case(
+        "trackers",
+        "a key of W&B that is too short",
+        ("tracking.wandb_mode", "40+ characters", "offline"),
+        ("tracking.trackers=[jsonl, wandb]", "tracking.wandb_mode=online"),
+        env=(("WANDB_API_KEY", "tooshort"),),
+    ),
     *cases("good loop", [(settings, ()) for settings in GOOD]),
     *wrong_types(),
     *random_settings(),

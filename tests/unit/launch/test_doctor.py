@@ -20,6 +20,7 @@ from launch import doctor
 from launch.cli import main
 from launch.commands import doctor as command
 from launch.doctor import GIB, Finding
+from launch.run.wandb_run import WRONG_KEY
 from qarl.numerics import processor
 
 
@@ -49,6 +50,14 @@ def test_every_check_answers_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     for finding in found.values():
         assert finding.grade == "good" or finding.hint, finding
         assert "\n" not in str(finding)
+
+
+@pytest.mark.usefixtures("offline_wandb")
+def test_a_key_of_wandb_in_a_wrong_form_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "tooshort")
+    finding = doctor.wandb_login()
+    assert (finding.grade, finding.hint) == ("bad", WRONG_KEY)
+    assert "has 8" in finding.what
 
 
 def test_packages_are_compared_with_the_tested_ones() -> None:

@@ -354,6 +354,14 @@ def test_wandb_online_without_login_names_the_mend(tmp_path: Path, monkeypatch: 
     check_login(config("online", trackers=["jsonl"]))
 
 
+@pytest.mark.usefixtures("offline_wandb")
+def test_a_key_of_wandb_in_a_wrong_form_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "tooshort")
+    with pytest.raises(ResourceError, match=r"API key must have 40\+ characters, has 8; correct or unset that key, or"):
+        check_login(config("online"))
+    check_login(config("offline"))
+
+
 def test_disabled_never_imports_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; "
