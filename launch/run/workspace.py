@@ -9,6 +9,7 @@ from typing import Any
 import wandb
 import wandb_workspaces.reports.v2 as reports
 import wandb_workspaces.workspaces as workspaces
+from wandb.sdk.lib.service.service_connection import WandbApiFailedError  # no public name, and no wandb.Error
 
 from launch.run.metric_table import OTHER, SECTIONS, describe, position, section_of
 from qarl.errors import ResourceError
@@ -46,9 +47,10 @@ def save(workspace: Any) -> str:
     """Save the workspace to W&B; returns its address. Raises ResourceError: W&B refuses, or cannot be reached."""
     try:
         workspace.save()
-    except (wandb.Error, OSError, ValueError) as error:
+    except (wandb.Error, WandbApiFailedError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ResourceError(f"W&B did not save the workspace: {reason}", hint="run `wandb login`") from error
+        hint = "check --entity, or run `wandb login`"
+        raise ResourceError(f"W&B did not save the workspace: {reason}", hint=hint) from error
     return str(workspace.url)
 
 

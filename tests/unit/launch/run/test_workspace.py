@@ -1,12 +1,13 @@
 import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
-import wandb
 
 from launch.cli import main
-from launch.run import workspace
 from launch.run.metric_table import rows
 from launch.run.workspace import make_workspace, save
 from qarl.config.io import to_yaml, validate
@@ -58,12 +59,35 @@ def test_every_metric_of_the_table_but_histograms_has_a_panel(tmp_path: Path) ->
     assert histograms == {"actor/seq_mismatch_weight_hist"}
 
 
-def test_a_workspace_that_cannot_be_saved_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make_workspace("team", "p", NAMES, ["samples"])
+class Refuses(BaseHTTPRequestHandler):
+    """W&B's API: knows the user, and refuses to save a view."""
 
-    def refuse(view: object) -> None:
-        raise wandb.errors.CommError("no\nconnection")
+    def do_POST(self) -> None:
+        query = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        user: dict[str, Any] = {"data": {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}"}}}
+        refused = {"data": None, "errors": [{"message": "entity team\nnot found"}]}
+        answer = json.dumps(refused if "UpsertView" in query else user).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
-    monkeypatch.setattr(workspace.workspaces.internal, "upsert_view2", refuse)
-    with pytest.raises(ResourceError, match="W&B did not save the workspace: no connection; run `wandb login`"):
-        save(made)
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing(offline_wandb: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as server:
+        Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("refusing")
+def test_a_workspace_that_wandb_refuses_is_one_line() -> None:
+    """W&B's own client and service, up to the answer of a server."""
+    with pytest.raises(ResourceError, match=r"W&B did not save the workspace: .*entity team not found; check --entity"):
+        save(make_workspace("team", "p", NAMES, ["samples"]))
