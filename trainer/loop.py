@@ -311,7 +311,8 @@ class Trainer:
         config = self._config.error_tokens
         found = error_tokens_of(records, config)
         if config.table_every and step % config.table_every == 0 and (rows := worst(found, config.table_rows)):
-            self._tracker.table(step, "error_tokens", [table_row(records[i], found[i]) for i in rows])
+            table = [table_row(records[i], found[i], step, self._config) for i in rows]
+            self._tracker.table(step, "error_tokens", table)
         metrics = error_token_metrics(found, [record.sequence.advantage for record in records])
         return without_error_tokens(records, found) if config.mode == "mask" else records, metrics
 
@@ -320,7 +321,9 @@ class Trainer:
         after = self._calls.during(self._learner.score, [record.sequence for record in records])
         off = self._config.error_tokens.mode == "off"
         found = [None] * len(records) if off else error_tokens_of(records, self._config.error_tokens)
-        self._tracker.table(step, "samples", [table_row(*row) for row in zip(records, found, after, strict=True)])
+        rows = zip(records, found, after, strict=True)
+        table = [table_row(record, tokens, step, self._config, after_T) for record, tokens, after_T in rows]
+        self._tracker.table(step, "samples", table)
 
     def _advance(self, step: int, groups: Sequence[Group], timer: Timer) -> dict[str, float]:
         """Count a finished step; returns metrics of time and throughput."""

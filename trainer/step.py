@@ -141,17 +141,20 @@ def without_error_tokens(records: Sequence[Record], found: Sequence[ErrorTokens]
     return masked
 
 
-def table_row(record: Record, found: ErrorTokens | None, after_T: Logprobs | None = None) -> Row:
-    """A response as a row of a table. Its record has log pi_prox.
+def table_row(
+    record: Record, found: ErrorTokens | None, step: int, config: Config, after_T: Logprobs | None = None
+) -> Row:
+    """A response as a row of a table of `step`. Its record has log pi_prox.
 
-    `mismatch` is max |log pi_prox - log pi_samp| (nats); `ratio` is exp(mean(log pi_theta - log pi_prox)), where
-    `after_T` is log pi_theta after the update. `token_...` have a value for each response token: id, log pi_samp, the
-    ratio, and 1 for an error token.
+    `mismatch` is max |log pi_prox - log pi_samp| (nats) of the tokens that `compared` compares; `staleness`, with
+    `train.max_staleness`, is that of all others. `ratio` is exp(mean(log pi_theta - log pi_prox)), where `after_T` is
+    log pi_theta after the update. `token_...` have a value for each response token: id, log pi_samp, the ratio, and 1
+    for an error token.
     """
     sample, score, sequence = record.sample, record.score, record.sequence
     prox_T = sequence.prox_logprobs_T
     assert prox_T is not None
-    gap_T = np.abs(sequence.at_sampled(prox_T) - sequence.at_sampled(sample.logprobs_T))
+    own, others = _largest_gaps(record, prox_T, step - 1, config.rollout.keep_kv)
     tokens: dict[str, Cell] = {"token_ids": list(sample.response_ids), "token_logprobs": _short(sample.logprobs_T)}
     ratio: dict[str, float] = {}
     if after_T is not None:
@@ -170,13 +173,26 @@ def table_row(record: Record, found: ErrorTokens | None, after_T: Logprobs | Non
         **{f"reward/{name}": value for name, value in score.components.items() if len(score.components) > 1},
         "advantage": sequence.advantage,
         **ratio,
-        "mismatch": float(gap_T.max(initial=0.0)),
+        "mismatch": own,
+        **({"staleness": others} if config.train.max_staleness else {}),
         "finish_reason": sample.finish_reason,
         "version": sample.version,
         "mean_logprob": float(sample.logprobs_T.sum() / sample.num_sampled) if sample.num_sampled else math.nan,
         **(found.columns() if found else {}),
         **tokens,
     }
+
+
+def _largest_gaps(record: Record, prox_T: Logprobs, version: int, keep_kv: bool) -> tuple[float, float]:
+    """Max |log pi_prox - log pi_samp| of the tokens that `compared` compares, and of the other sampled ones; NaN where
+    there is none."""
+    gap_T = np.abs(prox_T - record.sample.logprobs_T)
+    at_T = np.arange(len(gap_T))
+    is_mixed = keep_kv and len(record.sample.versions) > 1
+    own = at_T[:0] if is_mixed else record.sequence.at_sampled(at_T, version)
+    others = np.setdiff1d(record.sequence.at_sampled(at_T), own)
+    largest_own, largest_other = (float(gap_T[chosen].max()) if len(chosen) else math.nan for chosen in (own, others))
+    return largest_own, largest_other
 
 
 def _short(values_T: npt.NDArray[Any]) -> list[float]:

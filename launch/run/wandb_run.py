@@ -1,5 +1,6 @@
 """A run's metrics, tables, alerts and models in Weights & Biases."""
 
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,8 @@ class WandbTracker(Tracker):
         self._run.log({"step": step, **drawn})
 
     def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
-        """Add the rows to the one table `name`. What has a value for each token stays in the run's own file."""
+        """Add the rows to the one table `name`, with None for NaN, which W&B would write as no JSON. What has a value
+        for each token stays in the run's own file."""
         import wandb
 
         shown = [{"step": step, **{k: v for k, v in row.items() if isinstance(v, float | int | str)}} for row in rows]
@@ -65,7 +67,8 @@ class WandbTracker(Tracker):
             self._tables[name] = wandb.Table(columns=list(shown[0]), log_mode="INCREMENTAL", allow_mixed_types=True)
         table = self._tables[name]
         for row in shown:
-            table.add_data(*(row.get(column) for column in table.columns))
+            cells = map(row.get, table.columns)
+            table.add_data(*(None if isinstance(cell, float) and math.isnan(cell) else cell for cell in cells))
         self._run.log({"step": step, name: table})
 
     def alert(self, title: str, text: str) -> None:

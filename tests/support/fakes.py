@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from qarl.errors import CheckpointError, KernelError, ModelError, PublicationError
 from qarl.metrics import Metrics, maximum, mean
-from qarl.protocols import Prover, UpdateResult
+from qarl.protocols import Prover, Row, UpdateResult
 from qarl.quant.scheme import QuantScheme
 from qarl.seeds import derive_seed
 from qarl.types import AugmentOutcome, EnvironmentTurn, Prompt, Sample, SampleRequest, Score, TrainSequence, WorkerInfo
@@ -429,6 +429,7 @@ class FakeTracker:
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.tables: list[tuple[int, int, str]] = []
+        self.table_rows: list[Row] = []
         self.notes: list[str] = []
         self.alerts: list[tuple[str, str]] = []
         self.outcomes: list[tuple[int, AugmentOutcome]] = []
@@ -436,8 +437,9 @@ class FakeTracker:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.rows.append((step, dict(metrics)))
 
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, float | str]]) -> None:
+    def table(self, step: int, name: str, rows: Sequence[Row]) -> None:
         self.tables.append((step, len(rows), name))
+        self.table_rows += rows
 
     def augmented(self, step: int, outcomes: Sequence[AugmentOutcome]) -> None:
         self.outcomes += [(step, outcome) for outcome in outcomes]

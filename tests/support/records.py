@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from qarl.protocols import Row
 from qarl.types import Sample, Score, TrainSequence
+from tests.support.runs import make_config
 from trainer.step import Record, table_row
 
 
@@ -16,4 +17,4 @@ def record_of(sample: Sample, score: Score, advantage: float = 0.0) -> Record:
 
 
 def row_of(sample: Sample, score: Score) -> Row:
-    return table_row(record_of(sample, score), None)
+    return table_row(record_of(sample, score), None, sample.version + 1, make_config())

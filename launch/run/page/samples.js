@@ -63,7 +63,7 @@ function readToken(event, pre, said) {
 
 function facts(row) {
   const skip = new Set(["step", "table", "prompt", "response", "tokens", "marked", "token_logprobs", "token_ratios", "token_errors"]);
-  const cells = Object.entries(row).filter(([name, value]) => !skip.has(name) && value !== "" && value !== null);
+  const cells = Object.entries(row).filter(([name, value]) => !skip.has(name) && !["", "nan", null].includes(value));
   return `step ${row.step} · ${cells.map(([name, value]) => `${name.replaceAll("_", " ")} ${typeof value === "number" ? show(value) : value}`).join(" · ")}`;
 }
 

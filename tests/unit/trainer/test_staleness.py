@@ -277,7 +277,7 @@ def test_a_killed_run_resumes_what_was_in_flight(
 
 
 def test_one_step_off_samples_the_next_step_while_this_one_is_learned(tmp_path: Path) -> None:
-    run = Run(tmp_path, stale_config(1), learner=CheckedLearner())
+    run = Run(tmp_path, stale_config(1, tracking={"table_every": 1}), learner=CheckedLearner())
     run.trainer.run()
     versions = [{s.version for m in update for s in m} for update in run.learner.minibatches]
     assert versions == [{0}, {0}, {1}, {2}, {3}, {4}]
@@ -285,6 +285,10 @@ def test_one_step_off_samples_the_next_step_while_this_one_is_learned(tmp_path: 
     assert run.steps("mismatch/logp_abs_max") == [1]  # the only samples of the learner's own version
     assert run.values("staleness/k3_kl")[0] == 0.0
     assert any(value > 0 for value in run.values("staleness/k3_kl"))
+    mismatch, staleness = ([row[name] for row in run.tracker.table_rows] for name in ("mismatch", "staleness"))
+    assert mismatch == pytest.approx([0.0] * 16 + [math.nan] * 80, nan_ok=True)
+    assert np.isnan(staleness).tolist() == [True] * 16 + [False] * 80
+    assert max(staleness[16:]) > 0.0
 
 
 class Interrupted(FakeFleet):

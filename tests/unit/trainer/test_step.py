@@ -33,6 +33,7 @@ from trainer.step import (
     without_error_tokens,
 )
 
+LONG = {"learner": {"max_tokens_per_micro_batch": 9 * 1024}}
 REWARDS = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=2, max_size=5), max_size=8)
 
 
@@ -168,10 +169,32 @@ def test_a_table_row_shows_what_the_update_did_to_each_token() -> None:
     record = replace(record, sequence=replace(record.sequence, prox_logprobs_T=prox_T))
     none = np.zeros(3, bool)
     found = ErrorTokens(none, none, np.array([False, False, True]))
-    row = table_row(record, found, prox_T + np.array([math.log(2), 0.0, math.log(4), 0.0], np.float32))
+    after_T = prox_T + np.array([math.log(2), 0.0, math.log(4), 0.0], np.float32)
+    row = table_row(record, found, 4, make_config(), after_T)
     assert row["mismatch"] == 0.125
+    assert "staleness" not in row
     assert row["ratio"] == pytest.approx(2.0)
     assert row["token_ratios"] == pytest.approx([2.0, 1.0, 4.0, 1.0])
     assert row["token_errors"] == [0, 0, 0, 1]
     assert row["token_logprobs"] == [-1.0, 0.0, -2.0, -0.5]
     assert (row["advantage"], row["version"], row["error_tokens"]) == (0.25, 3, "improbable 2-2")
+
+
+@pytest.mark.parametrize(
+    ("step", "keep_kv", "expected"),
+    [(4, False, (0.125, 2.0)), (4, True, (math.nan, 2.0)), (3, False, (2.0, 0.125)), (5, False, (math.nan, 2.0))],
+)
+def test_only_tokens_of_the_learners_own_weights_show_mismatch(
+    step: int, keep_kv: bool, expected: tuple[float, float]
+) -> None:
+    """Of four tokens one was given, one is of version 2, and two of 3, which those of `keep_kv` cannot compare."""
+    sampled_T, versions_T = np.array([True, False, True, True]), np.array([2, 2, 3, 3])
+    logprobs_T = np.array([-1.0, 0.0, -2.0, -0.5], np.float32)
+    prompt = make_prompts(1)[0]
+    sample = Sample(prompt, (5, 9, 6, 7), logprobs_T, "text", "stop", 3, sampled_T=sampled_T, versions_T=versions_T)
+    record = record_of(sample, Score(1.0))
+    gap_T = np.array([2.0, 9.0, 0.0, -0.125], np.float32)
+    record = replace(record, sequence=replace(record.sequence, prox_logprobs_T=logprobs_T + gap_T))
+    config = make_config(train={"max_staleness": 2}, **LONG, rollout={"partial": True, "keep_kv": keep_kv})
+    row = table_row(record, None, step, config)
+    assert (row["mismatch"], row["staleness"]) == pytest.approx(expected, nan_ok=True)

@@ -249,7 +249,7 @@ def test_wandb_offline_holds_the_run_under_one_id(tmp_path: Path) -> None:
         tracker = RunTracker(config("offline", wandb_group="arms"), tmp_path, start, 2)
         for step in (start + 1, start + 2):
             tracker.log(step, {**STEP, "w_hist": HISTOGRAM})
-            tracker.table(step, "samples", [row_of(sample(), Score(1.0))] * step)
+            tracker.table(step, "samples", [row_of(sample(), Score(1.0)) | {"mismatch": math.nan}] * step)
         tracker.exported({"final model": tmp_path / "final"})
         tracker.close()
         found = records(tmp_path / "wandb" / "latest-run")
@@ -260,6 +260,8 @@ def test_wandb_offline_holds_the_run_under_one_id(tmp_path: Path) -> None:
         assert "[3, 4]" in str(drawn)
         assert [history[-3]["samples.nrows"], history[-1]["samples.nrows"]] == [start + 1, 2 * start + 3]
         assert history[-1]["samples._type"] == "incremental-table-file"
+        table = json.loads((tmp_path / "wandb" / "latest-run" / "files" / history[-1]["samples.path"]).read_text())
+        assert {row[table["columns"].index("mismatch")] for row in table["data"]} == {None}  # NaN is no JSON
         metrics = [record["metric"] for record in found if record["type"] == "metric"]
         assert any(metric.get("glob_name") == "*" and metric["step_metric"] == "step" for metric in metrics)
         kept = {metric["name"]: metric["summary"] for metric in metrics if "summary" in metric}

@@ -46,6 +46,7 @@ if (data.runs.length > 1) {
 
 found.all = text("#count");
 found.tokens = text(".sample:first-child .response span");
+found.facts = text(".sample:first-child .facts");
 found.likely = second(".sample .response");
 set("step", "4");
 set("low", "0.5");

@@ -27,6 +27,8 @@ ROW = {
     "prompt": "21=",
     "response": "1</script>2",
     "reward": 1.0,
+    "mismatch": "nan",
+    "staleness": 0.25,
     "tokens": ["1", "</script>", "2"],
     "token_logprobs": [-0.1, -3.0, 0.0],
     "token_ratios": [1.0, 2.0, 0.5],
@@ -178,6 +180,7 @@ def test_a_browser_draws_the_curves_and_filters_the_samples(tmp_path: Path) -> N
     assert not found["wide"]
     assert found["all"] == ["4 samples, page 1 of 1"]
     assert found["tokens"] == ["1", "</script>", "2"]
+    assert found["facts"] == ["step 2 · reward 0 · staleness 0.25"]
     assert found["likely"] == "log-prob -3, error token"
     assert found["filtered"] == ["1 samples, page 1 of 1"]
     assert found["ratio"] == "ratio 2, error token"
