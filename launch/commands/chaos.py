@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kinds", nargs="+", choices=FAULTS, default=list(FAULTS), metavar="KIND", help=", ".join(FAULTS)
     )
-    folder = "where runs and results lie; a further call goes on there (default: runs/chaos-campaign)"
+    folder = "where runs and results lie; a further call of the same settings goes on (default: runs/chaos-campaign)"
     parser.add_argument("--folder", type=path, default=Path("runs/chaos-campaign"), help=folder)
 
 
@@ -37,12 +37,14 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from launch.early import check_input
+    from launch.run.resume import flatten
     from launch.tools.chaos.campaign import Campaign, table
 
     config = read_config(args)
     check_input(config)
     seconds, in_turn = 60 * args.minutes, config.train.max_staleness == 0
-    campaign = Campaign(args.folder, partial(_command, args), args.faults, seconds, args.seed, in_turn, args.kinds)
+    command, settings = partial(_command, args), flatten(config.model_dump(mode="json"))
+    campaign = Campaign(args.folder, command, settings, args.faults, seconds, args.seed, in_turn, args.kinds)
     import torch  # late: the checks above do not need it
 
     campaign.is_exact &= not torch.cuda.is_available()  # on a GPU a resumed run may round otherwise

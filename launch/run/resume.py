@@ -57,7 +57,7 @@ def check_is_run(run_dir: Path) -> None:
 def check_same_run(config: Config, run_dir: Path) -> Config:
     """The config of the run in `run_dir`. Raises ConfigError when its settings are others than those of `config`."""
     old = load_config(run_dir / CONFIG_FILE)
-    before, now = _flatten(old.model_dump()), _flatten(config.model_dump())
+    before, now = flatten(old.model_dump()), flatten(config.model_dump())
     changed = [
         key
         for key in sorted(now.keys() | before.keys())
@@ -106,11 +106,12 @@ def _digest(data: bytes) -> str:
     return sha256(data).hexdigest()
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Key -> value of a config, `train.steps` for example."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

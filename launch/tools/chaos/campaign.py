@@ -15,12 +15,14 @@ from typing import Any
 
 import psutil
 
+from launch.run.files import write_whole
 from launch.tools.chaos.checks import differences, lost_and_doubled
 from launch.tools.chaos.faults import FAULTS, JITTER_S, PHASES, STARTING_S
-from launch.tools.chaos.start import Start
+from launch.tools.chaos.start import PATIENCE_S, Start
 from qarl.errors import ConfigError, QarlError, first_line
 
 RESULTS_FILE = "results.jsonl"
+SETTINGS_FILE = "settings.json"
 MIB = 2**20
 
 
@@ -48,6 +50,7 @@ class Campaign:
 
     Attributes:
         command: what starts or continues the run in a folder.
+        settings: the config of the runs, by key; a folder has runs of one config and seed.
         faults: how many are injected in all; those of earlier calls count.
         seconds: after so many no further fault is injected; the last run still goes to its end.
         is_exact: whether every run must end with the bits of the undisturbed one.
@@ -56,6 +59,7 @@ class Campaign:
 
     folder: Path
     command: Callable[[Path], Sequence[str]]
+    settings: Mapping[str, Any]
     faults: int
     seconds: float = math.inf
     seed: int = 0
@@ -66,7 +70,9 @@ class Campaign:
     def __post_init__(self) -> None:
         if not self._is_free():
             raise ConfigError("holds something else than a campaign", f"--folder {self.folder}", "name a new folder")
+        self._check_settings()
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / SETTINGS_FILE, json.dumps(self._own_settings))
         self._began, self._file = time.monotonic(), self.folder / RESULTS_FILE
         if self._file.exists():
             found = [Outcome(**json.loads(line)) for line in self._file.read_text().splitlines()]
@@ -115,21 +121,46 @@ class Campaign:
         counts = {"runs": len(runs), "runs_right": len(right), "runs_not_ended": sum(not run.has_ended for run in runs)}
         return {"kinds": kinds, "phases": phases, "all": total, **counts}
 
+    @property
+    def patience_s(self) -> float:
+        """A run that hangs ends, or goes on, after a timeout of its config: the campaign waits for longer."""
+        timeouts = [seconds for key, seconds in self.settings.items() if key.endswith("timeout_s")]
+        return PATIENCE_S + max(timeouts, default=0.0)
+
+    @property
+    def _own_settings(self) -> dict[str, Any]:
+        return {"--seed": self.seed, **self.settings}
+
+    def _check_settings(self) -> None:
+        """Raises ConfigError: the runs of the folder have other settings, or such that are not known."""
+        file, where, hint = self.folder / SETTINGS_FILE, f"--folder {self.folder}", "name a new folder"
+        if file.exists():
+            old, new = json.loads(file.read_text()), json.loads(json.dumps(self._own_settings))
+            changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+            if changed:
+                told = ", ".join(f"{key}={old.get(key)}" for key in changed[:4])
+                raise ConfigError(f"was begun with other settings ({told})", where, f"use them, or {hint}")
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ConfigError(f"has runs, but no {SETTINGS_FILE}: their settings are not known", where, hint)
+
     def _is_free(self) -> bool:
         """Whether the folder is new, empty, or of an earlier call."""
         if not self.folder.exists():
             return True
         names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else {"a file"}
-        return not names or bool(names & {"undisturbed", RESULTS_FILE})
+        return not names or bool(names & {"undisturbed", RESULTS_FILE, SETTINGS_FILE})
 
     def _has_more(self) -> bool:
         return self._injected < self.faults and time.monotonic() - self._began < self.seconds
+
+    def _start(self, run: Path) -> Start:
+        return Start(run, self.command(run), run.parent.parent, patience_s=self.patience_s)
 
     def _undisturbed(self) -> Path:
         run = self.folder / "undisturbed" / "runs" / "chaos"
         if not (run / "summary.json").exists():
             run.parent.mkdir(parents=True, exist_ok=True)
-            start = Start(run, self.command(run), run.parent.parent)
+            start = self._start(run)
             with ending(start):
                 faults = start.faults_of_end([0])
             if faults:
@@ -141,7 +172,7 @@ class Campaign:
         """Start the run again and again until it has ended."""
         rng = Random(f"{self.seed} {name}")
         while True:
-            start = Start(run, self.command(run), run.parent.parent)
+            start = self._start(run)
             last, codes = None, {0}
             with ending(start):
                 while self._has_more() and (fault := self._inject(start, rng, is_first=last is None)):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 PATIENCE_S = 600.0
-"""A run that writes nothing to its logs for so long hangs."""
+"""A run that writes nothing to its logs for so long, after the longest of its own timeouts, hangs."""
 LEFT_AFTER_S = 10.0
 """So long after the end of a start its last process is gone."""
 
@@ -25,6 +25,7 @@ class Start:
         output: the folder for what it prints.
         env: variables besides those of this process.
         cwd: where it is started.
+        patience_s: it hangs when it writes nothing to its logs for so long.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class Start:
         output: Path,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
+        self._patience_s = patience_s
         self.run, self._mark = run, ("QARL_TRIED", str(uuid.uuid4()))
         self._began, self._seen = time.time(), set[psutil.Process]()
         self._sizes = {path: path.stat().st_size for path in self.run.glob("**/*") if path.is_file()}
@@ -106,10 +109,10 @@ class Start:
         return self._mark in process.environ().items()
 
     def hangs(self) -> bool:
-        """Whether it runs, and has written to none of its logs for `PATIENCE_S`."""
+        """Whether it runs, and has written to none of its logs for `patience_s`."""
         files = [*self.run.glob("logs/*"), *self.run.glob("*.jsonl")]
         newest = max([self._began, *(file.stat().st_mtime for file in files)])
-        return self.process.poll() is None and time.time() - newest > PATIENCE_S
+        return self.process.poll() is None and time.time() - newest > self._patience_s
 
     def reaches(self, phase: Callable[[], bool]) -> bool:
         """Wait for `phase`; False when it ends before, or hangs."""

@@ -6,13 +6,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from launch.cli import main
+from launch.run.resume import flatten
 from launch.tools.chaos import campaign, faults, start
 from launch.tools.chaos.campaign import Campaign, own_disk, table
 from launch.tools.chaos.faults import FAULTS, Fault
+from qarl.config.io import load_config
 from qarl.errors import ConfigError, QarlError
 
 FAKE = Path(__file__).parents[4] / "support" / "fake_run.py"
@@ -27,14 +31,16 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "FULL_S", 0.2)
 
 
-def campaign_of(folder: Path, number: int, fault: str = "", kinds: Sequence[str] = KINDS) -> Campaign:
+def campaign_of(
+    folder: Path, number: int, fault: str = "", kinds: Sequence[str] = KINDS, seed: int = 0, **settings: Any
+) -> Campaign:
     """On fake runs; those that are disturbed have `fault`."""
 
     def command(run: Path) -> list[str]:
         is_disturbed = run.parents[1].name != "undisturbed"
         return [sys.executable, str(FAKE), str(run), *[fault] * is_disturbed]
 
-    return Campaign(folder, command, number, kinds=kinds)
+    return Campaign(folder, command, settings, number, seed=seed, kinds=kinds)
 
 
 def test_every_fault_is_survived_and_a_further_call_goes_on(tmp_path: Path) -> None:
@@ -96,7 +102,7 @@ def test_a_run_that_does_not_resume_is_lost(tmp_path: Path) -> None:
         program = FAKE if run.parents[1].name == "undisturbed" or not (run / "checkpoints").exists() else "nothing"
         return [sys.executable, str(program), str(run)]
 
-    chaos = Campaign(tmp_path, command, 1, kinds=["driver killed"])
+    chaos = Campaign(tmp_path, command, {}, 1, kinds=["driver killed"])
     assert "does not resume: code 2" in list(chaos.run())[-1]
     assert chaos.summary()["all"] == {"injected": 1, "survived": 0, "lost": 0, "doubled": 0}
     assert table(chaos.summary()).endswith("in which nothing of this is counted: 1")
@@ -127,6 +133,33 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "notes"):
         with pytest.raises(ConfigError, match="something else"):
             campaign_of(folder, 1)
+
+
+def test_other_settings_need_another_folder(tmp_path: Path) -> None:
+    list(campaign_of(tmp_path, 1, kinds=["driver killed"], steps=6).run())
+    before = (tmp_path / "settings.json").read_text()
+    for change, told in (({"steps": 7}, "steps=6"), ({"steps": 6, "seed": 1}, "--seed=0"), ({}, "steps=6")):
+        with pytest.raises(ConfigError, match=f"begun with other settings \\({told}\\)"):
+            campaign_of(tmp_path, 2, **change)
+    assert (tmp_path / "settings.json").read_text() == before
+    (tmp_path / "settings.json").unlink()  # as of an earlier version
+    with pytest.raises(ConfigError, match="settings are not known"):
+        campaign_of(tmp_path, 2, steps=6)
+
+
+def test_the_command_tells_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = flatten(load_config("configs/chaos.yaml").model_dump(mode="json"))
+    Campaign(tmp_path, lambda _: [], settings, 1)
+    assert main(["chaos", "chaos", "train.max_staleness=1", "--folder", str(tmp_path)]) == 2
+    assert "was begun with other settings (train.max_staleness=0); use" in capsys.readouterr().err
+
+
+def test_a_run_that_waits_for_its_own_timeout_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "PATIENCE_S", 0.0)
+    settings = {"learner.timeout_s": 90.0, "reward.timeout_s": 5.0}
+    assert list(campaign_of(tmp_path / "a", 1, kinds=["driver killed"], **settings).run())[-1].endswith("right")
+    with pytest.raises(QarlError, match="undisturbed: hangs"):
+        list(campaign_of(tmp_path / "b", 1).run())
 
 
 def test_a_disk_that_is_still_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
