@@ -22,7 +22,11 @@ def test_a_row_for_each_mode(
         config = load_config(config_path(command[4]), command[5:])  # valid in every mode
         stale, idle = config.train.max_staleness, {"perf/workers_idle": 0.25, "perf/learner_idle": 0.5}
         of_stale = {"staleness/age_mean": float(stale), "staleness/ess": 0.5, "staleness/continued": 1.5}
-        steps = [{"timing_s/step": seconds, **idle, **(of_stale if stale else {})} for seconds in (9.0, 2.0, 3.0, 4.0)]
+        assert config.train.steps == config.eval.every == 6  # one to warm up, two that may sample nothing more
+        steps = [
+            {"timing_s/step": seconds, "training/rollouts": 8.0 * (i + 1), **idle, **(of_stale if stale else {})}
+            for i, seconds in enumerate((9.0, 1.0, 1.0, 4.0, 0.1, 0.1))
+        ]
         rows = [{"eval/pass@1": 0.1}, *steps, {"eval/pass@1": 0.75}]
         config.run.folder.mkdir(parents=True)
         (config.run.folder / METRICS_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -32,8 +36,16 @@ def test_a_row_for_each_mode(
     assert main(["bench", "loop", "quickstart", "--steps", "3", "--overrides", "seed=1"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
     assert rows == [
-        "| in turn | 1200 | 3.00 | 25% | 50% | 0.00 | 1.00 | 0.00 | 0.750 |",
-        "| one step off | 1200 | 3.00 | 25% | 50% | 1.00 | 0.50 | 1.50 | 0.750 |",
-        "| staleness 4 | 1200 | 3.00 | 25% | 50% | 4.00 | 0.50 | 1.50 | 0.750 |",
-        "| partial rollouts | 1200 | 3.00 | 25% | 50% | 4.00 | 0.50 | 1.50 | 0.750 |",
+        "| in turn | 24 | 1800 | 2.00 | 25% | 50% | 0.00 | 1.00 | 0.00 | 0.750 |",
+        "| one step off | 24 | 1800 | 2.00 | 25% | 50% | 1.00 | 0.50 | 1.50 | 0.750 |",
+        "| staleness 4 | 24 | 1800 | 2.00 | 25% | 50% | 4.00 | 0.50 | 1.50 | 0.750 |",
+        "| partial rollouts | 24 | 1800 | 2.00 | 25% | 50% | 4.00 | 0.50 | 1.50 | 0.750 |",
     ]
+
+
+def test_every_mode_is_checked_before_the_first_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(loop, "run", lambda *_: pytest.fail("a run starts"))
+    assert main(["bench", "loop", "quickstart", "--overrides", "learner.max_tokens_per_micro_batch=128"]) == 2
+    assert "learner.max_tokens_per_micro_batch" in capsys.readouterr().err
