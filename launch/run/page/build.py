@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
+from itertools import groupby
 from typing import Any
 
 from launch.run.gaps import Cell
@@ -21,7 +22,7 @@ MAX_SAMPLES = 400
 MAX_TOKENS = 400_000
 """Tokens of all of a run's responses in the page: older responses are left out."""
 MAX_POINTS = 2000
-"""Steps of a metric in the page: of more, every second, third, ... is shown, and the last."""
+"""Points of a metric in the page, about: of more, one of every two, three, ... steps is shown, and the last."""
 ASSETS = {
     "css": ("page.css",),
     "library": ("echarts.common.min.js",),
@@ -54,18 +55,7 @@ def build_page(runs: Sequence[PageRun], title: str, panels: Sequence[Mapping[str
     """The page. `panels` are drawn, or those of the report; panels of which no run has a metric are left out."""
     names = {name for run in runs for name in run.series}
     data = {
-        "runs": [
-            {
-                "name": run.name,
-                "series": {name: _columns(points) for name, points in run.series.items()},
-                "controls": dict(run.controls),
-                "intervals": _intervals(run),
-                "samples": _newest(run.samples),
-                "trace": run.trace,
-                "gaps": [_gaps(cell) for cell in run.gaps],
-            }
-            for run in runs
-        ],
+        "runs": [_data(run) for run in runs],
         "panels": drawn(PANELS, names) if panels is None else panels,
         "metrics": {name: _meaning(name) for name in sorted(names)},
     }
@@ -76,6 +66,20 @@ def build_page(runs: Sequence[PageRun], title: str, panels: Sequence[Mapping[str
     for place, assets in ASSETS.items():
         page = page.replace(f"{{{{{place}}}}}", "".join(map(_asset, assets)))
     return page.replace("{{data}}", text)  # last: it may hold any text
+
+
+def _data(run: PageRun) -> dict[str, Any]:
+    every = max(1, math.ceil(max(map(len, run.series.values()), default=0) / MAX_POINTS))
+    return {
+        "name": run.name,
+        "every": every,
+        "series": {name: _columns(points, _shown(name, points, every)) for name, points in run.series.items()},
+        "controls": dict(run.controls),
+        "intervals": _intervals(run, every),
+        "samples": _newest(run.samples),
+        "trace": run.trace,
+        "gaps": [_gaps(cell) for cell in run.gaps],
+    }
 
 
 def _asset(name: str) -> str:
@@ -99,14 +103,25 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{head}{''.join(line(row, 'row', 1) for row in rows)}</table>".replace("-&gt;", "→")
 
 
-def _columns(points: Mapping[int, float]) -> list[list[Any]]:
+def _shown(name: str, points: Mapping[int, float], every: int) -> list[int]:
+    """One of every `every` steps, and the last: one whose value no axis can show, such as NaN, if there is one; of
+    mismatch and of maxima the largest, so that no error is left out; of other metrics the first."""
+    is_error = name.startswith("mismatch/") or "max" in name
+
+    def rank(step: int) -> tuple[bool, float]:
+        size = abs(points[step])
+        return (not size < LARGEST, size if is_error else 0.0)
+
+    shown = [max(part, key=rank) for _, part in groupby(points, key=lambda step: step // every)]
+    return list(dict.fromkeys([*shown, *list(points)[-1:]]))
+
+
+def _columns(points: Mapping[int, float], shown: Sequence[int]) -> list[list[Any]]:
     """Steps and values; a value that no axis can show is None."""
-    steps, stride = list(points), math.ceil(len(points) / MAX_POINTS)
-    shown = [step for i, step in enumerate(steps) if i % stride == 0 or step == steps[-1]]
-    return [shown, [float(f"{points[step]:.5g}") if abs(points[step]) < LARGEST else None for step in shown]]
+    return [list(shown), [float(f"{points[step]:.5g}") if abs(points[step]) < LARGEST else None for step in shown]]
 
 
-def _intervals(run: PageRun) -> dict[str, list[list[float]]]:
+def _intervals(run: PageRun, every: int) -> dict[str, list[list[float]]]:
     """Metric -> [step, low, high] of each evaluation: Wilson's 95% interval of a share of the held-out prompts.
 
     An evaluation without `eval/num_prompts` has none: older runs did not log it.
@@ -115,7 +130,7 @@ def _intervals(run: PageRun) -> dict[str, list[list[float]]]:
     found = {}
     for name in ("eval/pass@1", "eval/greedy"):
         points = run.series.get(name, {})
-        shown = [step for step in _columns(points)[0] if counts.get(step, 0) >= 1]
+        shown = [step for step in _shown(name, points, every) if counts.get(step, 0) >= 1]
         found[name] = [[step, *wilson(points[step], counts[step])] for step in shown]
     return found
 

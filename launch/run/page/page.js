@@ -33,11 +33,17 @@ function points(run, name, transform) {
   return steps.map((step, i) => [step, transform(values[i])]);
 }
 
-// What is stacked needs a value at every step.
+// What is stacked needs a value at every step. Where one of several steps is shown, metrics may show different ones.
 function filled(run, names, name) {
-  const steps = [...new Set(names.flatMap((one) => run.series[one][0]))].sort((a, b) => a - b);
-  const values = new Map(points(run, name, (value) => value));
-  return steps.map((step) => [step, values.get(step) ?? 0]);
+  const part = (step) => Math.floor(step / run.every);
+  const steps = [...new Map(names.flatMap((one) => run.series[one][0]).map((step) => [part(step), step])).values()].sort((a, b) => a - b);
+  const values = new Map(points(run, name, (value) => value).map(([step, value]) => [part(step), value]));
+  return steps.map((step) => [step, values.get(part(step)) ?? 0]);
+}
+
+// What a chart and its values leave out, in words.
+function leftOut(runs) {
+  return runs.filter((run) => run.every > 1).map((run) => ` ${several ? `${run.name}: of` : "Of"} every ${run.every} steps one is shown: one whose value is no number, of mismatch and maxima the largest, else the first.`).join("");
 }
 
 // One chart holds the lines of all runs; stacked ones hold one run each.
@@ -60,7 +66,7 @@ function seriesOf({ panel, stacked, runs }) {
       const label = several && !stacked ? `${run.name}: ${panel.lines[name]}` : panel.lines[name];
       const base = { name: label, data: stacked ? filled(run, names, name) : points(run, name, transform), color: colour, animation: false };
       if (panel.kind === "bar" && base.data.length <= MANY) return found.push({ ...base, type: "bar", stack: "all", barMaxWidth: 40 });
-      const style = { type: "line", showSymbol: base.data.length < 16, symbolSize: 5, sampling: "lttb" };
+      const style = { type: "line", showSymbol: base.data.length < 16, symbolSize: 5, sampling: panel.scale === "log" ? undefined : "lttb" }; // a mismatch is always drawn
       if (stacked) return found.push({ ...base, ...style, showSymbol: base.data.length < 2, stack: "all", areaStyle: { opacity: 0.75 }, lineStyle: { width: 0.5 } });
       const dash = several ? DASHES[line % DASHES.length] : DASHES[Math.floor(line / COLOURS.length)];
       found.push({ ...base, ...style, lineStyle: { width: 1.8, type: dash } });
@@ -191,7 +197,7 @@ function draw(chart, parent) {
   const { panel, runs, stacked } = chart;
   const figure = element("figure");
   const title = several && stacked ? `${panel.title}: ${runs[0].name}` : panel.title;
-  figure.append(element("h3", title), element("figcaption", panel.text));
+  figure.append(element("h3", title), element("figcaption", `${panel.text}${chart.trace || chart.gaps ? "" : leftOut(runs)}`));
   const place = element("div", undefined, { className: "chart" });
   if (chart.gaps) place.style.height = `${60 + partsOf(chart.gaps).length * Math.max(18, 12 * chart.gaps.length)}px`;
   figure.append(place, valuesOf(chart));

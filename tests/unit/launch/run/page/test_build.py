@@ -137,6 +137,58 @@ def test_long_runs_are_thinned() -> None:
     assert shown["intervals"] == {"eval/pass@1": [], "eval/greedy": []}
 
 
+LONG = {step: 0.0 for step in range(1, 3 * MAX_POINTS + 1)}
+"""A run of which one of every 3 steps is shown: 1 and 2, 3 to 5, 6 to 8, ..."""
+
+
+@pytest.mark.parametrize("name", ["mismatch/logp_abs_max", "actor/seq_ratio_max_dev_first_minibatch"])
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 3 * MAX_POINTS - 1])
+def test_a_thinned_run_hides_no_error(name: str, step: int) -> None:
+    run = PageRun("long", "", {name: {**LONG, step: -1e-7, 7: 1e-9, 8: 2e-9}, "reward/mean": LONG}, [], {}, [])
+    (shown,) = data_of(build_page([run], "long"))["runs"]
+    errors = {at: value for at, value in zip(*shown["series"][name], strict=True) if value != 0}
+    assert errors == {step: -1e-7, 8: 2e-9}
+    assert shown["every"] == 3
+
+
+@pytest.mark.parametrize("name", ["mismatch/logp_abs_max", "reward/mean"])
+def test_a_thinned_run_hides_no_value_that_is_no_number(name: str) -> None:
+    run = PageRun("long", "", {name: {**LONG, 3: 1.0, 4: math.nan, 8: math.inf, 6: 9.0}}, [], {}, [])
+    (shown,) = data_of(build_page([run], "long"))["runs"]
+    assert [at for at, value in zip(*shown["series"][name], strict=True) if value is None] == [4, 8]
+
+
+def test_a_thinned_run_says_so_and_stacks_what_belongs_together(tmp_path: Path) -> None:
+    series = {
+        "mismatch/logp_abs_max": {**LONG, 3002: 1e-4},
+        "timing_s/sample": {step: 2.0 for step in LONG},
+        "timing_s/publish": {step: 1.0 for step in LONG if step % 2 == 0},
+    }
+    page = tmp_path / "report.html"
+    page.write_text(build_page([PageRun("long", "", series, [], {}, [])], "long"))
+    found = look(page, LOOK_AT_LONG)
+    assert found["errors"] == []
+    assert all("Of every 3 steps one is shown" in caption for caption in found["captions"])
+    assert len(found["captions"]) == 2
+    assert found["spikes"] == 1
+    assert found["rows"] == [["long", "aligned, max", "3,002", "1.00e-4"]]
+    assert found["sample"] == [2.0]  # and 0 nowhere
+
+
+LOOK_AT_LONG = """
+found.captions = [...document.querySelectorAll("#charts figcaption")].map((one) => one.textContent);
+const [mismatch] = document.querySelectorAll("#charts figure");
+const line = [...mismatch.querySelectorAll('path[stroke="#0072b2"]')].map((one) => one.getAttribute("d"));
+const ys = line.sort((a, b) => b.length - a.length)[0].match(/-?[0-9.]+/g).map(Number).filter((_, i) => i % 2);
+found.spikes = ys.filter((y) => y < Math.max(...ys)).length;
+mismatch.querySelector("details").dispatchEvent(new Event("toggle"));
+const rows = [...mismatch.querySelectorAll("tr")].map((row) => [...row.querySelectorAll("td")]);
+found.rows = rows.map((cells) => cells.map((one) => one.textContent)).filter((row) => row.length && row[3] !== "0");
+const stacked = ["timing_s/publish", "timing_s/sample"];
+found.sample = [...new Set(filled(data.runs[0], stacked, "timing_s/sample").map(([, value]) => value))];
+"""
+
+
 def test_the_interval_is_wilsons() -> None:
     """Against statsmodels' proportion_confint(45, 50, method="wilson") and (0, 20)."""
     assert wilson(0.9, 50) == pytest.approx([0.78640, 0.95652], abs=1e-4)
