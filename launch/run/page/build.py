@@ -70,13 +70,15 @@ def build_page(runs: Sequence[PageRun], title: str, panels: Sequence[Mapping[str
 
 def _data(run: PageRun) -> dict[str, Any]:
     every = max(1, math.ceil(max(map(len, run.series.values()), default=0) / MAX_POINTS))
+    samples = _newest(run.samples)
     return {
         "name": run.name,
         "every": every,
         "series": {name: _columns(points, _shown(name, points, every)) for name, points in run.series.items()},
         "controls": dict(run.controls),
         "intervals": _intervals(run, every),
-        "samples": _newest(run.samples),
+        "samples": samples,
+        "older": len(run.samples) - len(samples),
         "trace": run.trace,
         "gaps": [_gaps(cell) for cell in run.gaps],
     }

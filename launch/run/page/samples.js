@@ -37,7 +37,9 @@ function look(row, i, mode) {
 function response(row, mode) {
   const pre = element("pre", undefined, { className: "response", tabIndex: 0, ariaLabel: "Response", role: "group" });
   if (!row.tokens || mode === "none") return Object.assign(pre, { textContent: row.response });
+  const kept = row.token_logprobs?.length ?? Infinity;
   row.tokens.forEach((text, i) => {
+    if (i >= kept) return pre.append(element("span", text, { className: "rest", title: "the rest of the response: no values of its tokens were kept" }));
     const [colour, words] = look(row, i, mode);
     const flagged = row.token_errors?.[i] && mode !== "error" ? "error token" : "";
     const token = element("span", text, { title: [words, flagged].filter(Boolean).join(", ") });
@@ -89,7 +91,9 @@ function showSamples() {
     article.append(element("p", facts(row), { className: "facts" }), element("pre", row.prompt, { className: "prompt" }), shown, said);
     return article;
   }));
-  byId("count").textContent = rows.length ? `${rows.length} samples, page ${page + 1} of ${last + 1}` : "No sample matches.";
+  const { older } = data.runs[Number(filters.run.value)];
+  byId("count").textContent = (rows.length ? `${rows.length} samples, page ${page + 1} of ${last + 1}` : "No sample matches.")
+    + (older ? ` (${show(older)} older ones are in samples.jsonl alone)` : "");
   byId("previous").disabled = page === 0;
   byId("next").disabled = page === last;
 }

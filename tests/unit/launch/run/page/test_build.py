@@ -11,6 +11,7 @@ import pytest
 
 from launch.run.gaps import Cell, Gap, Part
 from launch.run.page.build import MAX_POINTS, MAX_SAMPLES, PageRun, build_page, wilson
+from launch.run.tables import MAX_TOKENS, with_tokens
 from tests.support.browser import look
 from tests.support.keyboard import Keyboard
 
@@ -134,6 +135,7 @@ def test_long_runs_are_thinned() -> None:
     assert len(steps) == MAX_POINTS + 1
     assert (steps[0], steps[-1], values[-1]) == (1, 3 * MAX_POINTS, 3.0 * MAX_POINTS)
     assert [row["step"] for row in shown["samples"]] == list(range(MAX_SAMPLES, 2 * MAX_SAMPLES))
+    assert shown["older"] == MAX_SAMPLES
     assert shown["intervals"] == {"eval/pass@1": [], "eval/greedy": []}
 
 
@@ -261,6 +263,36 @@ def test_two_runs_share_a_chart_on_a_dark_narrow_screen(tmp_path: Path) -> None:
     assert "second, reward: 0.1 at step 1, - at step 4" in found["labels"][0]
     assert not found["wide"]
 
+
+def test_the_page_says_where_samples_and_responses_go_on(tmp_path: Path) -> None:
+    ids = [i % 10 for i in range(MAX_TOKENS + 1024)]
+    values = [-0.1] * len(ids)
+    row = {**ROW, "token_ids": ids, "token_logprobs": values, "token_ratios": values, "token_errors": [1] * len(ids)}
+    row |= {"step": 1, "response": "".join(map(str, ids))}
+    shown = with_tokens(row, lambda ids: "".join(map(str, ids)))
+    page = tmp_path / "report.html"
+    page.write_text(build_page([replace(RUN, samples=[shown] * 600)], "first"))
+    found = look(page, LOOK_AT_ENDS)
+    assert found["errors"] == []
+    assert found["texts"] == [row["response"]] * 4
+    assert found["count"] == "195 samples, page 1 of 20 (405 older ones are in samples.jsonl alone)"
+    assert found["spans"] == MAX_TOKENS + 1
+    assert found["rest"] == ["the rest of the response: no values of its tokens were kept", "", "rest"]
+
+
+LOOK_AT_ENDS = """
+const shownIn = (mode) => {
+  filters.colour.value = mode;
+  filters.colour.dispatchEvent(new Event("input", { bubbles: true }));
+  return document.querySelector(".sample .response");
+};
+found.texts = ["none", "ratio", "error", "logprob"].map((mode) => shownIn(mode).textContent);
+found.count = byId("count").textContent;
+const spans = document.querySelectorAll(".sample:first-child .response span");
+const { title, style, className } = [...spans].at(-1);
+found.spans = spans.length;
+found.rest = [title, style.backgroundColor, className];
+"""
 
 CONTROLS = "button:not(:disabled), select, input, summary, .keys, .response, a[href]:not([hidden])"
 STOP = """(() => {
