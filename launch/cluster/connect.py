@@ -17,6 +17,7 @@ from ray._private import utils as ray_utils
 from ray.exceptions import AuthenticationError, RayError
 
 from launch import limits
+from launch.cluster.token import head_command
 from qarl.config.run import Config
 from qarl.errors import ResourceError, first_line
 from qarl.remote import guard, raise_when_gone
@@ -92,7 +93,7 @@ def _connect(address: str | None) -> None:
         raise ResourceError(what, f"cluster.address {address}", hint) from error
     except OSError as error:
         what = f"no Ray cluster answers at {address} ({error})"
-        raise ResourceError(what, "cluster.address", "start one with launch/cluster/ray_cluster.sh head") from error
+        raise ResourceError(what, "cluster.address", f"start one with {head_command()}") from error
     except ValueError as error:
         raise ResourceError(f"'{address}' is no address", "cluster.address", "write host:port, or auto") from error
     except RuntimeError as error:  # another version of Ray or Python, mostly

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.cluster.token import read_token
+from launch.cluster.token import head_command, read_token
 from launch.early import check_input
 from qarl.config.io import load_config
 from qarl.errors import QarlError, UsageError, first_line
@@ -79,7 +79,7 @@ def _reachable(address: str) -> str:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
     except OSError as error:
         what = f"no Ray dashboard answers ({error})"
-        hint = "start a head with launch/cluster/ray_cluster.sh head, or give the right --address"
+        hint = f"start a head with {head_command()}, or give the right --address"
         raise ClusterError(what, full, hint) from error
     return full
 

@@ -15,13 +15,16 @@ usage: launch/cluster/ray_cluster.sh COMMAND
   status [--address HOST:PORT]                                                 nodes and resources
   down   [--name NAME]                                                         end what was started here
 
-Nodes hold this tree and its .venv at the same path. The cluster authenticates with a token (~/.ray/auth_token,
+Nodes hold this tree and its .venv, or the environment of an installed qarl, at the same path. The cluster authenticates with a token (~/.ray/auth_token,
 or RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN); RAY_AUTH_MODE=disabled turns that off.
 TEXT
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-ray=$root/.venv/bin/ray
+bin=$root/.venv/bin
+# An installed package has no .venv beside it.
+if [ ! -e "$root/.venv" ] && ray=$(command -v ray); then bin=$(dirname "$ray"); fi
+ray=$bin/ray
 state=${QARL_CLUSTER_DIR:-$HOME/.qarl/cluster}
 start_timeout_s=120
 
@@ -30,9 +33,13 @@ die() {
     echo "ray_cluster: $1" >&2
     exit "${2:-1}"
 }
-misuse() { die "$1; 'launch/cluster/ray_cluster.sh --help' shows the usage" 2; }
+misuse() { die "$1; '$0 --help' shows the usage" 2; }
 
-check_installed() { [ -x "$ray" ] || die "Ray is not installed in $root/.venv; run 'make setup'"; }
+check_installed() {
+    [ ! -x "$ray" ] || return 0
+    [ ! -e "$root/.venv" ] || die "Ray is not installed in $root/.venv; run 'make setup'"
+    die "no Ray in PATH, and no $root/.venv; run 'make setup', or activate the environment that qarl is installed in"
+}
 
 answers() { # HOST:PORT
     timeout 5 bash -c "exec 3<>/dev/tcp/${1%:*}/${1##*:}" 2>/dev/null
@@ -168,7 +175,7 @@ cmd_head() {
     else
         say "on each worker run:"
     fi
-    echo "  launch/cluster/ray_cluster.sh worker --address $address"
+    echo "  $0 worker --address $address"
 }
 
 cmd_worker() {
@@ -192,7 +199,7 @@ cmd_submit() {
     local dashboard
     dashboard=$(recorded_field dashboard)
     [[ " $* " == *" --address"* ]] || set -- "$@" --address "${dashboard:-http://127.0.0.1:8265}"
-    exec "$root/.venv/bin/python" -m launch.cli submit "$@"
+    exec "$bin/qarl" submit "$@"
 }
 
 cmd_status() {

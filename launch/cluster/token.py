@@ -9,6 +9,11 @@ def token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
+def head_command() -> str:
+    """What starts a head, and makes the token: the script of this installation, seen from the working directory."""
+    return f"{os.path.relpath(Path(__file__).with_name('ray_cluster.sh'))} head"
+
+
 def read_token() -> str:
     """Empty for none."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):

@@ -15,6 +15,26 @@ from tests.support.pages import SMALL
 ROOT = Path(__file__).parents[2]
 
 
+def tracked(*folders: str) -> set[str]:
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
+
+
+def test_the_packages_have_every_file(tmp_path: Path) -> None:
+    """The wheel all of its packages, with scripts and pages; the source distribution all that git tracks."""
+    lists = "import sys; from setuptools import setup; setup(script_args=sys.argv[1:])"
+    info = ["-q", "egg_info", "--egg-base", tmp_path]
+    build = ["build", "--build-base", tmp_path / "build", "--build-lib", tmp_path / "wheel"]
+    subprocess.run([sys.executable, "-c", lists, *info, *build], cwd=ROOT, check=True, timeout=200)
+    made = {str(path.relative_to(tmp_path / "wheel")) for path in (tmp_path / "wheel").rglob("*") if path.is_file()}
+    packages = ("configs", "launch", "qarl", "rewards", "rollout", "trainer")
+    assert tracked(*packages) - made == set()
+    assert os.access(tmp_path / "wheel/launch/cluster/ray_cluster.sh", os.X_OK)
+    sources = (tmp_path / "qarl.egg-info/SOURCES.txt").read_text().splitlines()
+    assert tracked() - set(sources) == set()
+    assert not [name for name in (*made, *sources) if name.endswith(".pyc") or name.startswith(("runs/", ".venv/"))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_an_installed_package_trains(kind: str, tmp_path: Path) -> None:

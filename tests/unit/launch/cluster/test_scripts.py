@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -263,6 +265,36 @@ def test_cluster_says_what_is_absent(args: list[str], says: str, tmp_path: Path)
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """The script as an installed package has it, with no .venv, and `ray` and `qarl` in a folder of their own."""
+    script = tmp_path / "site-packages/launch/cluster/ray_cluster.sh"
+    script.parent.mkdir(parents=True)
+    shutil.copy(CLUSTER, script)
+    for name in ("ray", "qarl"):
+        program(tmp_path / "bin" / name, f'#!/bin/sh\necho "{name} $*"\n')
+    return script
+
+
+def test_an_installed_script_uses_the_ray_of_path(package: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "QARL_CLUSTER_DIR": str(tmp_path / "state")}
+        assert run(package, "status", "--address", address, **env).stdout == f"ray status --address {address}\n"
+    said = run(package, "submit", "quickstart", "--no-wait", **env).stdout
+    assert said == "qarl submit quickstart --no-wait --address http://127.0.0.1:8265\n"
+
+
+def test_without_any_ray_the_script_says_what_to_do(package: Path, tmp_path: Path) -> None:
+    done = run(package, "submit", "quickstart", PATH="/usr/bin:/bin", QARL_CLUSTER_DIR=str(tmp_path / "state"))
+    assert done.returncode == 1
+    assert f"no Ray in PATH, and no {tmp_path}/site-packages/.venv" in done.stderr
+    (tmp_path / "site-packages/.venv").mkdir()  # of a checkout: another Ray is not taken for it
+    done = run(package, "submit", "quickstart", PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert done.returncode == 1
+    assert done.stderr == f"ray_cluster: Ray is not installed in {tmp_path}/site-packages/.venv; run 'make setup'\n"
+
+
 def test_a_worker_without_the_token_is_told_so(tmp_path: Path) -> None:
     worker = [CLUSTER, "worker", "--address", "127.0.0.1:1"]
     done = run(*worker, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none"))
@@ -302,12 +334,14 @@ def test_a_wrong_config_is_refused_before_anything_is_sent(overrides: list[str])
     assert caught.value.exit_code == 2
 
 
-def test_an_absent_cluster_is_one_line_with_the_mend() -> None:
+def test_an_absent_cluster_is_one_line_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(jobs.ClusterError) as caught:
         jobs.submit(CONFIG, [], "127.0.0.1:1")
     line = str(caught.value)
     assert "http://127.0.0.1:1" in line
-    assert "ray_cluster.sh head" in line
+    (script,) = re.findall(r"start a head with (\S+) head", line)
+    assert Path(script).samefile(CLUSTER)
     assert "\n" not in line
 
 
