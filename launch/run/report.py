@@ -18,6 +18,7 @@ from launch.run.curves import Series, draw_curves
 from launch.run.files import SUMMARY_FILE, write_whole
 from launch.run.gaps import GAPS_FILE, read_gaps
 from launch.run.page.build import PageRun, build_page
+from launch.run.page.panels import with_rest
 from launch.run.resume import check_is_run
 from launch.run.spans import newest_step, read_spans
 from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, number, read_log
@@ -187,7 +188,7 @@ def _page_run(name: str, run_dir: Path, summary: Summary | None) -> PageRun:
     return PageRun(
         name,
         lead,
-        series,
+        with_rest(series),
         tables,
         controls,
         samples,

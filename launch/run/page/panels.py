@@ -7,7 +7,20 @@ from typing import Any, Literal
 from qarl.prompts.augment import REASONS
 from qarl.prompts.stats import BINS
 
-PHASES = ("pool", "sample", "reward", "prox", "unaligned", "error_tokens", "update", "publish", "augment", "table")
+PHASES = (
+    "pool",
+    "sample",
+    "reward",
+    "sleep",
+    "prox",
+    "unaligned",
+    "error_tokens",
+    "update",
+    "publish",
+    "augment",
+    "table",
+)
+"""Of a step: every one that trainer/loop.py and trainer/collect.py time."""
 STATES = ("cold", "low", "high", "in_flight", "cooling", "retired")
 
 
@@ -97,7 +110,7 @@ PANELS = (
         "share",
         ordered=True,
     ),
-    Panel("Phases", "Seconds of each phase of a step.", "s", _named("timing_s/", PHASES), "bar"),
+    Panel("Phases", "Seconds of each phase of a step.", "s", _named("timing_s/", (*PHASES, "other")), "bar"),
     Panel(
         "Idle",
         "Share of a step in which a worker has no group, and the learner no call.",
@@ -146,6 +159,14 @@ PANELS = (
         "area",
     ),
 )
+
+
+def with_rest(series: Mapping[str, Mapping[int, float]]) -> dict[str, Mapping[int, float]]:
+    """The series, and as `timing_s/other` what no phase took of a step."""
+    phases = [series.get(f"timing_s/{name}", {}) for name in PHASES]
+    steps = series.get("timing_s/step", {})
+    rest = {step: max(0.0, whole - sum(points.get(step, 0.0) for points in phases)) for step, whole in steps.items()}
+    return {**series, **({"timing_s/other": rest} if rest else {})}
 
 
 def drawn(panels: Sequence[Panel], names: set[str]) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def make_run(folder: Path, steps: int = 54) -> Path:
 
 def test_page_holds_the_figures(tmp_path: Path) -> None:
     write_report(make_run(tmp_path), SUMMARY)
+    assert '"timing_s/other":"other"' in (tmp_path / "report.html").read_text()
     cells = set(re.split("<[^>]*>", (tmp_path / "report.html").read_text().partition("</article>")[0]))
     expected = {"sort &lt;demo&gt;", "0.861 → 0.953", "0.412 → 0.823", "0.051 → 0.513", "level 12", "teacher", "0.347"}
     expected |= {"SFT continued, pass@1", "0.436", "exactly 0", "5.43e-02", "1.43e+00", "3.21e-03", "54, 13,824"}
