@@ -33,12 +33,13 @@ function points(run, name, transform) {
   return steps.map((step, i) => [step, transform(values[i])]);
 }
 
-// What is stacked needs a value at every step. Where one of several steps is shown, metrics may show different ones.
+// What is stacked needs a value at every step, and all of one step: where one of several steps is shown, the first.
 function filled(run, names, name) {
+  const all = [...new Set(names.flatMap((one) => run.series[one][0]))].sort((a, b) => a - b);
   const part = (step) => Math.floor(step / run.every);
-  const steps = [...new Map(names.flatMap((one) => run.series[one][0]).map((step) => [part(step), step])).values()].sort((a, b) => a - b);
-  const values = new Map(points(run, name, (value) => value).map(([step, value]) => [part(step), value]));
-  return steps.map((step) => [step, values.get(part(step)) ?? 0]);
+  const steps = all.filter((step, i) => part(step) !== part(all[i - 1]) || i === all.length - 1);
+  const values = new Map(points(run, name, (value) => value));
+  return steps.map((step) => [step, values.get(step) ?? 0]);
 }
 
 // What a chart and its values leave out, in words.

@@ -174,7 +174,7 @@ def test_a_thinned_run_says_so_and_stacks_what_belongs_together(tmp_path: Path) 
     assert len(found["captions"]) == 2
     assert found["spikes"] == 1
     assert found["rows"] == [["long", "aligned, max", "3,002", "1.00e-4"]]
-    assert found["sample"] == [2.0]  # and 0 nowhere
+    assert found["stacked"] == [[2.0, 0], [2.0, 1.0]]  # of odd and of even steps
 
 
 LOOK_AT_LONG = """
@@ -186,8 +186,11 @@ found.spikes = ys.filter((y) => y < Math.max(...ys)).length;
 mismatch.querySelector("details").dispatchEvent(new Event("toggle"));
 const rows = [...mismatch.querySelectorAll("tr")].map((row) => [...row.querySelectorAll("td")]);
 found.rows = rows.map((cells) => cells.map((one) => one.textContent)).filter((row) => row.length && row[3] !== "0");
-const stacked = ["timing_s/publish", "timing_s/sample"];
-found.sample = [...new Set(filled(data.runs[0], stacked, "timing_s/sample").map(([, value]) => value))];
+const names = ["timing_s/publish", "timing_s/sample"];
+const [publish, sample] = names.map((name) => filled(data.runs[0], names, name));
+found.stacked = [1, 0].map((odd) => [sample, publish].flatMap((part) => [
+  ...new Set(part.filter(([step]) => step % 2 === odd).map(([, value]) => value)),
+]));
 """
 
 
