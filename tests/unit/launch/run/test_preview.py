@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from qarl.config.io import to_yaml, validate
 from qarl.errors import DataError
 from qarl.types import Prompt, Sample, Score
 from tests.support.browser import look
+from tests.support.pages import ROOT
 from tests.support.records import row_of
 
 TREE = {"model": {"path": "m"}, "task": {"kind": "sorting"}, "tracking": {"wandb_mode": "offline"}}
@@ -66,6 +68,28 @@ def test_the_panels_of_a_workspace_are_drawn_from_the_file_of_wandb(run_dir: Pat
     assert found["head"][0].endswith("panels; 2 of them have no data in this run's W&B files")
     assert found["head"].count("eval/pass@1") == 2  # of the sections "compare runs" and "eval"
     assert not found["wide"]
+
+
+def rows_of(step: int) -> list[dict[str, float]]:
+    return [{"reward/mean": step / 8}, {"eval/greedy": step / 16}]
+
+
+def test_the_folders_of_a_resumed_run_are_together_the_run(tmp_path: Path, offline_wandb: None) -> None:
+    """It was interrupted after step 4, and continues after step 2: of its rows only the last may not have arrived."""
+    for start, last in ((0, 4), (2, 5)):
+        tracker = RunTracker(CONFIG, tmp_path, start, 5)
+        for step in range(start + 1, last + 1):
+            for row in rows_of(step):
+                tracker.log(step, row)
+        tracker.close()
+    pages = (ROOT / "docs" / "tracking.md").read_text() + (ROOT / "README.md").read_text()
+    (synced,) = set(re.findall(r"wandb sync runs/\w+/([^`\s]+)", pages))
+    files = sorted(tmp_path.glob(f"{synced}/run-*.wandb"))
+    assert files == sorted(tmp_path.rglob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    rows = [{key: row[key] for key in row if key[0] != "_"} for row in _history(tmp_path)]
+    every = [{"step": step, **row} for step in range(1, 6) for row in rows_of(step)]
+    assert rows == every[:8] + every[7:]
 
 
 def test_a_file_that_wandb_cannot_read_is_one_line(tmp_path: Path) -> None:
