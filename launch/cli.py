@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` sets it
             signal.signal(number, _interrupt)
-    from qarl.errors import AGAIN, QarlError  # late: `qarl --help` needs none of the package
+    from qarl.errors import INTERRUPTED, QarlError  # late: `qarl --help` needs none of the package
 
     try:
         args = _parse(argv)
@@ -71,21 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second one would cut the end short
             signal.signal(number, signal.SIG_IGN)
         starts = argv[0] == "train" and "--dry-run" not in argv
-        print(f"qarl: interrupted; {AGAIN}" if starts else "qarl: interrupted", file=sys.stderr)
+        print(f"qarl: {INTERRUPTED}" if starts else "qarl: interrupted", file=sys.stderr)
         return 130
 
 
 def _run(args: argparse.Namespace) -> int:
-    from qarl.errors import QarlError
+    from qarl.errors import behind
 
     try:
         return int(args.run(args))
     except SystemError as error:
-        # What a signal's handler raises inside of a C extension comes as this one's cause, or as the cause of that.
-        cause: BaseException | None = error
-        while cause and not isinstance(cause, (QarlError, KeyboardInterrupt)):
-            cause = cause.__cause__
-        if cause is None:
+        if (cause := behind(error)) is error:
             raise
         raise cause from cause.__cause__
 

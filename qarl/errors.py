@@ -28,6 +28,15 @@ def first_line(error: object) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]
 
 
+def behind(error: BaseException) -> BaseException:
+    """What a signal's handler raised inside of a C extension: the cause of `error`, a SystemError, or that one's cause.
+    Any other error itself."""
+    cause: BaseException | None = error if isinstance(error, SystemError) else None
+    while cause and not isinstance(cause, (QarlError, KeyboardInterrupt)):
+        cause = cause.__cause__
+    return cause or error
+
+
 LACK_OF_MEMORY = "perhaps by the system for lack of memory, see `dmesg`"
 """The likely reason of a SIGKILL that qarl did not send."""
 
@@ -42,6 +51,9 @@ def how_ended(code: int) -> str:
 
 AGAIN = "the same command continues from the last checkpoint, if there is one"
 """The hint of a run that failed through no fault of its input."""
+
+INTERRUPTED = f"interrupted; {AGAIN}"
+"""What is said of a run that a signal has ended."""
 
 TRACEBACK = "QARL_TRACEBACK=1 shows the traceback"
 """The hint where the user's own code fails."""

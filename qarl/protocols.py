@@ -246,7 +246,7 @@ class Tracker:
         """Folders of the models that the run has written, by name."""
 
     def stopped(self, reason: str) -> None:
-        """The run ends with an error, or is interrupted. `close` follows."""
+        """The run ends with an error, or is interrupted: `reason` is then `INTERRUPTED`. `close` follows."""
 
     def close(self) -> None:
         """The run has ended, well or not."""

@@ -18,7 +18,7 @@ from launch.run.terminal import SPEED, Terminal, Verbosity
 from launch.run.usage import usage
 from launch.run.wandb_run import WandbTracker
 from qarl.config.run import Config
-from qarl.errors import TRACEBACK, ConfigError, DataError, first_line
+from qarl.errors import INTERRUPTED, TRACEBACK, ConfigError, DataError, behind, first_line
 from qarl.hooks import load_function
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Row, Tracker
@@ -64,7 +64,10 @@ class RunTracker(Tracker):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
             if error is not None:
+                error = behind(error)
                 reason = " ".join(str(error).split()) or type(error).__name__
+                if isinstance(error, KeyboardInterrupt):
+                    reason = INTERRUPTED
                 for tracker in self._trackers:
                     tracker.stopped(reason)
         finally:

@@ -12,7 +12,7 @@ from launch.run.files import write_whole
 from launch.run.metric_table import describe
 from launch.run.resume import CONFIG_FILE
 from qarl.config.run import Config
-from qarl.errors import ResourceError
+from qarl.errors import INTERRUPTED, ResourceError
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Row, Tracker
 
@@ -94,7 +94,7 @@ class WandbTracker(Tracker):
 
     def stopped(self, reason: str) -> None:
         self._failed = True
-        self._run.alert("run stopped", reason, level="ERROR")
+        self._run.alert("run stopped", reason, level="INFO" if reason == INTERRUPTED else "ERROR")
 
     def close(self) -> None:
         self._run.finish(exit_code=int(self._failed))

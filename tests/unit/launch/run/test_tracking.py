@@ -21,7 +21,7 @@ from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTra
 from launch.run.wandb_run import check_login
 from qarl.config.io import validate
 from qarl.config.run import Config
-from qarl.errors import ConfigError, DataError, ResourceError
+from qarl.errors import INTERRUPTED, ConfigError, DataError, ResourceError
 from qarl.metrics import Histogram
 from qarl.types import Activity, AugmentOutcome, Prompt, Sample, Score
 from tests.support.records import row_of
@@ -292,8 +292,20 @@ def test_wandb_hears_of_alerts_and_of_a_run_that_is_stopped(tmp_path: Path) -> N
     alerts = [record["alert"] for record in found if record["type"] == "alert"]
     titles = ["mismatch above its bound", "mismatch no longer zero", "run stopped"]
     assert [alert["title"] for alert in alerts] == titles
-    assert alerts[-1]["text"] == "the data is wrong"
+    assert (alerts[-1]["level"], alerts[-1]["text"]) == ("ERROR", "the data is wrong")
     assert [record["exit"].get("exit_code", 0) for record in found if record["type"] == "exit"] == [1]
+
+
+@pytest.mark.usefixtures("offline_wandb")
+@pytest.mark.parametrize("in_c", [False, True])
+def test_an_interrupt_is_no_error_for_wandb(tmp_path: Path, in_c: bool) -> None:
+    """A signal that comes inside of a C extension is the cause of a SystemError."""
+    error = SystemError("returned a result with an exception set") if in_c else KeyboardInterrupt()
+    error.__cause__ = KeyboardInterrupt() if in_c else None
+    with pytest.raises(type(error)), RunTracker(config("offline"), tmp_path, 0, 2):
+        raise error
+    (alert,) = [row["alert"] for row in records(tmp_path / "wandb" / "latest-run") if row["type"] == "alert"]
+    assert (alert["level"], alert["text"]) == ("INFO", INTERRUPTED)
 
 
 def test_tables_have_a_bound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
