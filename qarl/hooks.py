@@ -50,6 +50,17 @@ def load_function(name: str, where: str) -> Hook:
     return function
 
 
+def source_file(name: str) -> Path | None:
+    """The file that has the function called `name`; None for a builtin. Raises ConfigError as `load_function` does."""
+    function = inspect.unwrap(load_function(name, ""))
+    try:
+        found = inspect.getsourcefile(function)
+    except TypeError:  # neither function nor class, but a partial or an object that can be called
+        module = name.rpartition(":")[0]
+        found = str(_find(module, "")) if module.endswith(".py") else getattr(sys.modules[module], "__file__", None)
+    return Path(found) if found else None
+
+
 def check_call(function: Hook, arguments: Sequence[str], kwargs: Mapping[str, Any], where: str) -> None:
     """Raises ConfigError unless `function` takes these positional `arguments`, given by their names, and `kwargs`."""
     try:

@@ -1,6 +1,5 @@
 """What may change between a run and its continuation, and what has changed. Free of torch and ray."""
 
-import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from qarl.config.io import load_config
 from qarl.config.policy import LearnerConfig
 from qarl.config.run import Config
 from qarl.errors import ConfigError
-from qarl.hooks import load_function
+from qarl.hooks import source_file
 from qarl.types import Prompt
 
 CONFIG_FILE = "config.yaml"
@@ -81,15 +80,17 @@ def input_digests(config: Config, prompts: Sequence[Prompt], heldout: Sequence[P
     for file in sorted(file for pattern in patterns for file in Path(config.model.path).glob(pattern)):
         with file.open("rb") as opened:
             digests[str(file)] = file_digest(opened, "sha256").hexdigest()
-    for name in (
+    return digests | {name: _digest(file.read_bytes()) for name, file in function_files(config).items()}
+
+
+def function_files(config: Config) -> dict[str, Path]:
+    """The files of the user's functions that decide on the figures, by their names in the config."""
+    names = (
         *(name for name, *_ in config.reward.functions()),
         None if config.environment.python else config.environment.function,
         *(getattr(part, "function", None) for part in (config.objective, config.task)),
-    ):
-        source = name and inspect.getsourcefile(inspect.unwrap(load_function(name, "")))
-        if source:
-            digests[str(name)] = _digest(Path(source).read_bytes())
-    return digests
+    )
+    return {name: file for name in names if name and (file := source_file(name))}
 
 
 def changed_inputs(run_dir: Path, digests: Mapping[str, str]) -> list[str]:

@@ -10,9 +10,10 @@ from typing import Any
 
 from launch.run.files import write_whole
 from launch.run.metric_table import describe
-from launch.run.resume import CONFIG_FILE
-from qarl.config.run import Config
+from launch.run.resume import CONFIG_FILE, function_files
+from qarl.config.run import TRACKERS, Config
 from qarl.errors import INTERRUPTED, ResourceError
+from qarl.hooks import source_file
 from qarl.metrics import Histogram, Value
 from qarl.protocols import Row, Tracker
 
@@ -38,7 +39,7 @@ class WandbTracker(Tracker):
         self._defined = set[str]()
         self._tables = dict[str, Any]()
         self._failed = False
-        _log_code(self._run, run_dir)
+        _log_code(self._run, config, run_dir)
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
         import wandb
@@ -153,8 +154,8 @@ def _start(config: Config, run_dir: Path, start_step: int) -> Any:
     return run
 
 
-def _log_code(run: Any, run_dir: Path) -> None:
-    """Save the run's config, and the code that runs, as an artifact."""
+def _log_code(run: Any, config: Config, run_dir: Path) -> None:
+    """Save the run's config, and the code that runs, as an artifact: qarl's, and the files of the user's functions."""
     import wandb
 
     code = wandb.Artifact(_artifact_name(f"code-{run.id}"), "code")
@@ -164,6 +165,9 @@ def _log_code(run: Any, run_dir: Path) -> None:
         for folder in map(Path, spec.submodule_search_locations or ()):
             for file in sorted(folder.rglob("*.py")):
                 code.add_file(str(file), f"{package}/{file.relative_to(folder)}", skip_cache=True)
+    own = (source_file(name) for name in config.tracking.trackers if name not in TRACKERS)
+    for file in sorted({file.resolve() for file in (*function_files(config).values(), *own) if file}):
+        code.add_file(str(file), f"functions/{file.relative_to(file.anchor)}", skip_cache=True)
     if (run_dir / CONFIG_FILE).is_file():
         code.add_file(str(run_dir / CONFIG_FILE), CONFIG_FILE, skip_cache=True)
     run.log_artifact(code)

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from launch.demo import partial_credit
 from launch.run import terminal, tracking, wandb_run
 from launch.run.report import read_series
 from launch.run.tracking import AUGMENT_FILE, METRICS_FILE, SAMPLES_FILE, RunTracker, read_log
@@ -277,6 +278,24 @@ def test_wandb_offline_holds_the_run_under_one_id(tmp_path: Path) -> None:
         assert run["run_group"] == "arms"
         ids.add(run["run_id"])
     assert ids == {(tmp_path / "wandb_id").read_text()}
+
+
+@pytest.mark.usefixtures("offline_wandb")
+def test_the_code_artifact_has_the_files_of_the_users_functions(tmp_path: Path) -> None:
+    """Also of two with one name, and of one that is a partial."""
+    judge, own = tmp_path / "a" / "mine.py", tmp_path / "b" / "mine.py"
+    for file in (judge, own):
+        file.parent.mkdir()
+    judge.write_text("from functools import partial\n\njudge = partial(lambda *args, bonus: bonus, bonus=1.0)\n")
+    own.write_text("from qarl.protocols import Tracker\n\ndef make(config, run_dir): return Tracker()\n")
+    tree = config("offline", trackers=["jsonl", "wandb", f"{own}:make"]).model_dump()
+    tree["reward"] |= {"kind": "custom", "function": f"{judge}:judge"}
+    tree["objective"] = {"kind": "custom", "function": "launch.demo.partial_credit:right_beginning"}
+    RunTracker(validate(tree, "test"), tmp_path, 0, 2).close()
+    (code,) = [row["artifact"] for row in records(tmp_path / "wandb" / "latest-run") if row["type"] == "artifact"]
+    named = [entry["path"] for entry in code["manifest"]["contents"]]
+    files = sorted("/" + path.removeprefix("functions/") for path in named if path.startswith("functions/"))
+    assert files == sorted(str(Path(file).resolve()) for file in (judge, own, partial_credit.__file__))
 
 
 @pytest.mark.usefixtures("offline_wandb")
