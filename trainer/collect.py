@@ -62,6 +62,8 @@ class _Flight:
     drawn_at: int
     started: float
     """When it was last seen to wait for a worker."""
+    begun: int
+    """The weight version of the engines then."""
     seconds: float = math.inf
     """How long it was sampled; infinite until it is finished."""
     samples: list[Sample] = field(default_factory=list)
@@ -101,6 +103,8 @@ class Collector:
         self._thread = clock.thread("scores")
         self._scoring: tuple[list[_Flight], Future[list[Score]]] | None = None
         self._given_back = {"train/stragglers": 0, "train/too_old": 0}  # groups of this step
+        self._kept = 0  # groups whose turn it is, but for which this step does not wait
+        self._published = 0  # version of the engines' weights
 
     def collect(self, step: int, timer: Timer) -> tuple[list[Group], list[Group]]:
         """All groups of `step`, and those to learn from; the pool gets the results of all.
@@ -114,7 +118,7 @@ class Collector:
         ahead = target * min(train.steps_ahead, train.steps - step)
         groups: list[Group] = []
         used: list[Group] = []
-        self._given_back = dict.fromkeys(self._given_back, 0)
+        self._given_back, self._kept = dict.fromkeys(self._given_back, 0), 0
         if self._augmenter:
             with timer("augment"):
                 self._augmenter.resolve_pending()
@@ -134,8 +138,9 @@ class Collector:
         return groups, used
 
     def metrics(self) -> dict[str, float]:
-        waits = self._config.rollout.stragglers.kind == "wait"
-        return {} if waits else {name: float(count) for name, count in self._given_back.items()}
+        if self._config.rollout.stragglers.kind == "wait":
+            return {}
+        return {name: float(count) for name, count in self._given_back.items()} | {"train/kept": float(self._kept)}
 
     def why_none(self) -> str:
         """Why this step has no groups."""
@@ -170,10 +175,14 @@ class Collector:
             flight = self._flights[number]
             flight.samples, flight.seconds = samples, self._clock.now() - flight.started
             self._unscored.append(flight)
-        for number in self._fleet.queued() & self._flights.keys():
-            self._flights[number].started = self._clock.now()
+        self._see_queued()
         self._score(0.0)
         return not all(flight.samples for flight in self._flights.values())
+
+    def published(self, version: int) -> None:
+        """The engines have the weights of `version` now."""
+        self._published = version
+        self._see_queued()
 
     def wait_for_scores(self) -> None:
         """Until all that was sampled is scored: others may use the reward service then."""
@@ -191,7 +200,8 @@ class Collector:
                 groups += [[request] for request in augmenter.requests(prompts, step)]
         numbers = self._fleet.submit([[replace(one, partial=rollout.partial) for one in group] for group in groups])
         now = self._clock.now()
-        self._flights |= {number: _Flight(prompt, step, now) for number, prompt in zip(numbers, prompts, strict=False)}
+        flights = [_Flight(prompt, step, now, self._published) for prompt in prompts]
+        self._flights |= zip(numbers, flights, strict=False)
         self._asked |= {number: [] for number in numbers[len(prompts) :]}
 
     def _take(self, count: int, step: int, timer: Timer) -> list[_Flight]:
@@ -215,7 +225,7 @@ class Collector:
         return due
 
     def _due(self, count: int, step: int) -> list[_Flight]:
-        """The groups that `step` waits for. Stragglers are not among them, nor groups that are too old."""
+        """The groups that `step` waits for. Stragglers are not among them, nor groups that are too old, or will be."""
         for flight in self._flights.values():
             if flight.samples and not flight.is_checked:
                 self._check_versions(flight.samples, step - 1)
@@ -225,9 +235,12 @@ class Collector:
         late = self._late()
         if self._config.rollout.stragglers.kind == "return":
             self._give_back("train/stragglers", late)
-        not_due = set(late)
-        due = [flight for number, flight in self._flights.items() if number not in not_due]
-        return (due or list(self._flights.values()))[:count]
+        else:
+            self._give_back("train/too_old", [number for number in late if self._flights[number].begun < limit])
+        not_due, flights = set(late), list(self._flights.values())
+        due = ([flight for number, flight in self._flights.items() if number not in not_due] or flights)[:count]
+        self._kept = len(set(flights[:count]).difference(due))
+        return due
 
     def _give_back(self, why: str, numbers: Sequence[int]) -> None:
         if numbers:
@@ -238,6 +251,11 @@ class Collector:
         """Return the prompts of these groups to the pool."""
         self._fleet.abort([number for number in numbers if not self._flights[number].samples])
         self._pool.abort([self._flights.pop(number).prompt.id for number in numbers])
+
+    def _see_queued(self) -> None:
+        """The groups that no worker has yet begin at the earliest now, from the weights of now."""
+        for number in self._fleet.queued() & self._flights.keys():
+            self._flights[number].started, self._flights[number].begun = self._clock.now(), self._published
 
     def _late(self) -> list[int]:
         """Numbers of the groups that have been sampled for too long."""

@@ -164,6 +164,7 @@ class Trainer:
     def _train_step(self, step: int) -> None:
         timer, metrics = Timer(self._tracker.phase, self._clock), dict[str, Value]()
         self._calls.begin()
+        self._fleet.busy_share()  # the count begins again: what lies between two steps is part of neither
         with timer("step", f"step {step}"):
             if self._set_precision(step):
                 self._publish(step - 1)
@@ -289,6 +290,7 @@ class Trainer:
             self._fleet.wake()
         self._probe.learner_moved_on = False  # a worker that was replaced until now had the weights before
         gaps = self._fleet.load(weights, self._probe)
+        self._collector.published(version)
         return {"mismatch/probe_logp_abs_max": float(np.max(list(gaps.values())))}
 
     def _set_precision(self, step: int) -> bool:

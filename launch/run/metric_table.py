@@ -139,7 +139,8 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         ),
         ("train/groups_sampled", "count", "", "groups that dynamic sampling sampled in a step"),
         ("train/stragglers", "count", "", "groups that took too long in a step, and were given back"),
-        ("train/too_old", "count", "", "groups that were too old to learn from, and were given back"),
+        ("train/kept", "count", "", "groups that took too long in a step, and are left to a later one"),
+        ("train/too_old", "count", "", "groups that were, or would be, too old to learn from, and were given back"),
         ("train/group_size_*", "responses", "", "smallest and largest group of a step"),
     ),
     "error tokens": (

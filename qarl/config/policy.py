@@ -173,7 +173,8 @@ class StragglersConfig(Node):
     kind: Literal["wait", "return", "keep"] = "wait"
     """`wait` for all groups, so that a step depends on its seeds alone. `return`: end them, learn from the others, and
     give their prompts back to the pool; long responses are then seen less often. `keep`: a later step takes them, if
-    they are not older than `train.max_staleness` then; other groups fill their places."""
+    they are not older than `train.max_staleness` then; other groups fill their places, and one that a worker has had
+    for longer is ended. The last steps may have fewer groups: no step takes what is still sampled at the end."""
     times_median: Annotated[float, Field(gt=1.0)] = 3.0
     """A group is a straggler when it takes more than this many times the median of all groups in flight: those of its
     step, and with `train.max_staleness` those of later steps that are sampled already. None is one until more than

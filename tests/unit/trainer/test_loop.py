@@ -62,9 +62,10 @@ def test_engines_on_the_learners_gpu_sleep_while_it_works(tmp_path: Path) -> Non
     assert run.state() == plain.state()
     shared, alone = ([n for n in r.fuse.names if n.startswith(("fleet", "learner"))] for r in (run, plain))
     learns = ["learner.score", "learner.score", "learner.update", "learner.score"]  # prox, unaligned, table
-    publishes = ["learner.publish", "fleet.wake", "fleet.load", "learner.score"]
+    publishes = ["learner.publish", "fleet.wake", "fleet.load", "learner.score", "fleet.queued"]
     evaluation, checkpoint = "fleet.sample", "learner.save"
-    step = [*("fleet.submit", "fleet.poll", "fleet.queued", "fleet.sleep"), *learns, *publishes, "fleet.busy_share"]
+    samples = ["fleet.submit", "fleet.poll", "fleet.queued", "fleet.sleep"]
+    step = ["fleet.busy_share", *samples, *learns, *publishes, "fleet.busy_share"]  # which counts since its last call
     two = [*step, *step, evaluation, checkpoint]
     assert shared == [*publishes, evaluation, *two, *step, *step, checkpoint, evaluation]
     assert alone == [name for name in shared if name not in ("fleet.sleep", "fleet.wake")]

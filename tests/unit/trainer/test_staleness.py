@@ -316,6 +316,10 @@ class Interrupted(FakeFleet):
         over = [number for number, (loads, _) in self.held.items() if not self.holds(number, loads)]
         return {number: self.held.pop(number)[1] for number in over}
 
+    def abort(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            del self.held[number]
+
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         gaps = super().load(weights, prover)
         for number, (loads, group) in self.held.items():
@@ -324,22 +328,44 @@ class Interrupted(FakeFleet):
         return gaps
 
 
+KEEP = stale_config(1, rollout={"stragglers": {"kind": "keep", "after_s": 1e-3}, "partial": True})
+
+
 class Holding(Interrupted):
-    """Holds the first group until version 4 is there; each newer version samples all but its first tokens anew."""
+    """Holds a group until version `until` is there; each newer version samples all but its first tokens anew."""
+
+    def __init__(self, number: int, until: int) -> None:
+        super().__init__()
+        self.number, self.until = number, until
 
     def holds(self, number: int, loads: int) -> bool:
-        return number == 0 and len(self.loads) < 5
+        return number == self.number and len(self.loads) <= self.until
 
     def continued(self, sample: Sample, request: SampleRequest) -> Sample:
         return self.engines[0].continued(sample, request, 1)
 
 
 def test_a_response_is_as_old_as_its_oldest_segment(tmp_path: Path) -> None:
-    config = stale_config(1, rollout={"stragglers": {"kind": "keep", "after_s": 1e-3}, "partial": True})
-    run = Run(tmp_path, config, fleet=Holding(), learner=CheckedLearner(), rewards=OneCaller())
+    run = Run(tmp_path, KEEP, fleet=Holding(0, 2), learner=CheckedLearner(), rewards=OneCaller())
     run.trainer.run()
     check(run, 1)
-    assert sum(run.values("train/too_old")) >= 1.0
+    assert run.values("train/too_old") == [0, 0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("number", "kept", "too_old"),
+    [(0, [1, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]), (23, [0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0])],
+)
+def test_a_straggler_is_kept_until_it_is_too_old_or_the_run_ends(
+    tmp_path: Path, number: int, kept: list[int], too_old: list[int]
+) -> None:
+    fleet = Holding(number, 99)
+    run = Run(tmp_path, KEEP, fleet=fleet, learner=CheckedLearner(), rewards=OneCaller())
+    run.trainer.run()
+    check(run, 1)
+    assert (run.values("train/kept"), run.values("train/too_old")) == (kept, too_old)
+    assert list(fleet.held) == ([23] if number == 23 else [])
+    assert run.trainer.progress.rollouts == (23 if number == 23 else 24) * GROUP
 
 
 class OldKeys(Interrupted):
@@ -418,7 +444,7 @@ def test_engines_get_weights_as_often_as_the_bound_needs(tmp_path: Path) -> None
         ),
         ({"rollout": {"partial": True}}, "rollout.partial"),
         ({"train": {"max_staleness": 1}, "rollout": {"keep_kv": True}}, "rollout.keep_kv"),
-        ({"train": {"max_staleness": 1}, "rollout": {"partial": True, "max_num_seqs": 7}}, "rollout.max_num_seqs"),
+        ({"train": {"max_staleness": 1}, "rollout": {"partial": True, "max_num_seqs": 4}}, "rollout.max_num_seqs"),
         ({"train": {"max_staleness": 4}, "rollout": {"partial": True}}, "learner.max_tokens_per_micro_batch"),
     ],
 )
