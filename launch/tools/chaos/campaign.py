@@ -108,10 +108,11 @@ class Campaign:
         """Counts for each kind, and of all; a fault is survived when its run ended right, too."""
         runs = [outcome for outcome in self.outcomes if not outcome.kind]
         right = {outcome.run for outcome in runs if outcome.is_right}
-        kinds = {
+        kinds: dict[str, dict[str, Any]] = {
             kind: {
                 "injected": len(of_kind := [outcome for outcome in self.outcomes if outcome.kind == kind]),
                 "survived": sum(outcome.is_right and outcome.run in right for outcome in of_kind),
+                "phases": dict(Counter(outcome.phase for outcome in of_kind)),
             }
             for kind in FAULTS
         }
@@ -209,9 +210,11 @@ class Campaign:
 
 def table(summary: Mapping[str, Any]) -> str:
     """The summary for a person."""
-    lines = [f"{'':20s}{'injected':>9s}{'survived':>9s}"]
-    rows = {**summary["kinds"], "all": summary["all"]}
-    lines += [f"{kind:20s}{counts['injected']:9d}{counts['survived']:9d}" for kind, counts in rows.items()]
+    lines = [f"{'':20s}{'injected':>9s}{'survived':>9s}  by phase"]
+    rows = {**summary["kinds"], "all": {**summary["all"], "phases": summary["phases"]}}
+    for kind, counts in rows.items():
+        phases = ", ".join(f"{phase} {count}" for phase, count in sorted(counts["phases"].items()))
+        lines.append(f"{kind:20s}{counts['injected']:9d}{counts['survived']:9d}  {phases}".rstrip())
     total = summary["all"]
     lines.append(f"steps, responses and draws: {total['lost']} lost, {total['doubled']} doubled")
     lines.append(f"runs: {summary['runs']}, {summary['runs_right']} of them right")
