@@ -18,6 +18,7 @@ class Dispatcher:
         self._waiting: deque[int] = deque()
         self._given: list[list[int]] = [[] for _ in range(num_workers)]
         self._worker: dict[int, int] = {}  # of each group that one has
+        self._left: dict[int, int] = {}  # unfinished requests of such a group
         self._loads = [0] * num_workers
 
     def add(self, number: int, size: int, first: bool = False) -> None:
@@ -36,7 +37,7 @@ class Dispatcher:
                 return
             number = self._waiting.popleft()
             self._given[worker].append(number)
-            self._worker[number] = worker
+            self._worker[number], self._left[number] = worker, self._sizes[number]
             self._loads[worker] += self._sizes[number]
             yield number, worker
 
@@ -52,18 +53,24 @@ class Dispatcher:
         """Groups that a worker has, oldest first."""
         return list(self._given[worker])
 
+    def finish_one(self, number: int) -> None:
+        """A request of a group is finished."""
+        self._left[number] -= 1
+        self._loads[self._worker[number]] -= 1
+
     def remove(self, number: int) -> None:
         """A group is finished, or nobody wants it any more."""
-        size, worker = self._sizes.pop(number), self._worker.pop(number, None)
+        worker = self._worker.pop(number, None)
+        del self._sizes[number]
         if worker is None:
             self._waiting.remove(number)
         else:
             self._given[worker].remove(number)
-            self._loads[worker] -= size
+            self._loads[worker] -= self._left.pop(number)
 
     def lose(self, worker: int) -> None:
         """A worker has died: its groups wait again, before all others."""
         lost, self._given[worker], self._loads[worker] = self._given[worker], [], 0
         for number in lost:
-            del self._worker[number]
+            del self._worker[number], self._left[number]
         self._waiting.extendleft(reversed(lost))

@@ -37,7 +37,7 @@ class RayFleet:
         make_actor: starts the actor of worker i (a handle of `RolloutWorker`) with an engine in a scheme, without
             waiting for it.
         capacity: unfinished requests below which a worker gets another group.
-        timeout_s: longest wait for one call, and for one group of those that a worker has.
+        timeout_s: longest wait for one call, and for one response of those that a worker samples.
         max_restarts: replacements before the run stops.
         log_dir: folder of the workers' logs, which messages name; None for no logs.
     """
@@ -60,8 +60,9 @@ class RayFleet:
         self._actors = [make_actor(i, scheme) for i in range(num_workers)]
         self._dispatcher = Dispatcher(num_workers, capacity)
         self._requests: dict[int, Sequence[SampleRequest]] = {}  # by number of the group, until it is finished
-        self._calls: dict[Any, tuple[int, int]] = {}  # reference -> (group, worker that has it)
-        self._heard: dict[int, float] = {}  # when a worker last finished a group, or began to have any
+        self._streams: dict[Any, tuple[int, int]] = {}  # stream of samples -> (group, worker that has it)
+        self._samples: dict[int, dict[int, Sample]] = {}  # of groups that workers have, by place
+        self._heard: dict[int, float] = {}  # when a worker last finished a response, or began to have any
         self._busy_since: dict[int, float] = {}  # workers that have groups
         self._busy_s, self._counted_from = 0.0, monotonic()  # of all workers
         self._finished: dict[int, list[Sample]] = {}
@@ -111,9 +112,9 @@ class RayFleet:
         return self._dispatcher.waiting()
 
     def abort(self, numbers: Sequence[int]) -> None:
-        for ref in [ref for ref, (number, _) in self._calls.items() if number in numbers]:
-            del self._calls[ref]
-            ray.cancel(ref)
+        for stream in [stream for stream, (number, _) in self._streams.items() if number in numbers]:
+            del self._streams[stream]
+            ray.cancel(stream)
         for number in numbers:
             if self._finished.pop(number, None) is None:
                 self._forget(number)
@@ -151,7 +152,7 @@ class RayFleet:
             RolloutError: more workers died than `max_restarts`.
         """
         self._weights, self._prover = None, None  # a worker that is replaced meanwhile gets the new ones alone
-        while not all(r.partial for number, _ in self._calls.values() for r in self._requests[number]):
+        while not all(r.partial for number, _ in self._streams.values() for r in self._requests[number]):
             self._advance(self._timeout_s)  # an engine takes weights when only partial requests run
         self._on_each([("load", (weights,))] * len(self._actors))
         self._weights = weights
@@ -190,35 +191,47 @@ class RayFleet:
             if self._dispatcher.given(worker) == [number]:
                 self._heard[worker] = self._busy_since[worker] = monotonic()
                 self._done[worker] = 0
-            self._calls[self._actors[worker].generate.remote(self._requests[number])] = number, worker
+            self._samples[number] = {}
+            self._streams[self._actors[worker].stream.remote(self._requests[number])] = number, worker
 
     def _advance(self, timeout_s: float) -> None:
-        """Wait for a group to finish, at most `timeout_s`; take all that are finished, and replace dead workers."""
-        busy = {worker for _, worker in self._calls.values()}
+        """Wait for a response to finish, at most `timeout_s`; take all that are finished, and replace dead workers."""
+        busy = {worker for _, worker in self._streams.values()}
         if not busy:
             return
         left = min(self._heard[worker] for worker in busy) + self._timeout_s - monotonic()
-        ray.wait(list(self._calls), num_returns=1, timeout=max(0.0, min(timeout_s, left)))
-        ended, _ = ray.wait(list(self._calls), num_returns=len(self._calls), timeout=0)
+        ray.wait(list(self._streams), num_returns=1, timeout=max(0.0, min(timeout_s, left)))
+        ended, _ = ray.wait(list(self._streams), num_returns=len(self._streams), timeout=0)
         faults: dict[int, str] = {}
-        for ref in ended:
-            number, worker = self._calls.pop(ref)
+        for stream in ended:
+            number, worker = self._streams[stream]
             self._heard[worker] = monotonic()
             try:
-                self._finished[number] = self._answer(worker, ref, "generate", None)
+                self._take(stream, number, worker)
             except _DeadWorkerError as fault:
                 faults[worker] = str(fault)
-            else:
-                self._done[worker] += 1
-                self._forget(number)
         for worker in busy:
             if monotonic() > self._heard[worker] + self._timeout_s:
                 faults[worker] = f"did not answer generate within {self._timeout_s:g} s"
         for worker, reason in faults.items():
             self._replace(worker, reason)
 
+    def _take(self, stream: Any, number: int, worker: int) -> None:
+        """Take the samples that a stream has by now. Raises _DeadWorkerError."""
+        samples, size = self._samples[number], len(self._requests[number])
+        while len(samples) < size and ray.wait([stream], timeout=0)[0]:
+            place, sample = self._answer(worker, next(stream), "generate", None)
+            samples[place] = sample
+            self._dispatcher.finish_one(number)
+        if len(samples) == size:
+            del self._streams[stream]
+            self._finished[number] = [samples[place] for place in range(size)]
+            self._done[worker] += 1
+            self._forget(number)
+
     def _forget(self, number: int) -> None:
         del self._requests[number]
+        self._samples.pop(number, None)
         self._dispatcher.remove(number)
         for worker in [worker for worker in self._busy_since if not self._dispatcher.given(worker)]:
             self._busy_s += monotonic() - self._busy_since.pop(worker)
@@ -270,7 +283,7 @@ class RayFleet:
         ray.kill(self._actors[worker])
         self._dispatcher.lose(worker)
         self._busy_since.pop(worker, None)
-        self._calls = {ref: call for ref, call in self._calls.items() if call[1] != worker}
+        self._streams = {stream: has for stream, has in self._streams.items() if has[1] != worker}
         self._actors[worker] = self._make_actor(worker, self._scheme)
         if self._weights is not None:
             self._call(worker, "load", self._weights)

@@ -4,15 +4,15 @@ import asyncio
 import logging
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from qarl.logs import redirect_output
 from qarl.protocols import Engine
@@ -24,22 +24,37 @@ LOG = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
+Item = tuple[int, Sample] | Exception
+"""A finished request's place in its group, and its sample; or what has failed."""
+
+
 @dataclass
 class _Group:
-    """Requests of one call of `generate`, numbered within the engine; `done` waits for all of their samples."""
+    """Requests of one call of `stream`, which gets each item from `tell`, in any thread.
 
-    numbers: range
-    done: "Future[list[Sample]]"
-    partial: bool
-    samples: dict[int, Sample] = field(default_factory=dict)
+    Attributes:
+        numbers: of the requests, within the engine.
+        left: how many are not finished.
+        is_forgotten: nobody waits for them any more.
+    """
+
+    requests: Sequence[SampleRequest]
+    tell: Callable[[Item], None]
+    numbers: range = range(0)
+    left: int = 0
+    is_forgotten: bool = False
+
+    @property
+    def partial(self) -> bool:
+        return all(request.partial for request in self.requests)
 
 
 class RolloutWorker:
     """One engine in its own process. The fleet makes a Ray actor of it.
 
     One thread owns the engine. While requests run, it steps the engine again and again; what other calls need of the
-    engine, it does between two steps. So any number of calls can wait here at once. A call of `generate` that is
-    cancelled ends its requests.
+    engine, it does between two steps. So any number of calls can wait here at once. A call of `stream` or `generate`
+    that is cancelled ends its requests.
 
     Args:
         make_engine: builds the engine, given the worker's number; runs in the actor's process.
@@ -67,13 +82,27 @@ class RolloutWorker:
 
     async def generate(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         """One sample per request, in order."""
+        samples = {place: sample async for place, sample in self.stream(requests)}
+        return [samples[place] for place in range(len(requests))]
+
+    async def stream(self, requests: Sequence[SampleRequest]) -> AsyncIterator[tuple[int, Sample]]:
+        """The place and the sample of each request, as soon as it is finished."""
         LOG.info("samples %d requests", len(requests))
-        done: Future[list[Sample]] = Future()
+        loop, items = asyncio.get_running_loop(), asyncio.Queue[Item]()
+
+        def tell(item: Item) -> None:
+            loop.call_soon_threadsafe(items.put_nowait, item)
+
+        group = _Group(requests, tell)
         try:
-            await self._between_steps(lambda: self._begin(requests, done))
-            return await asyncio.wrap_future(done)
+            await self._between_steps(lambda: self._begin(group))
+            for _ in requests:
+                item = await items.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
         finally:
-            done.cancel()  # does nothing to a group that is done
+            group.is_forgotten = True
 
     async def connect(self, channel: Channel) -> None:
         await self._between_steps(lambda: self._engine.connect(channel))
@@ -131,11 +160,13 @@ class RolloutWorker:
         self._engine.sleep()
         return True
 
-    def _begin(self, requests: Sequence[SampleRequest], done: "Future[list[Sample]]") -> None:
-        numbers = range(self._next, self._next + len(requests))
-        group = _Group(numbers, done, all(request.partial for request in requests))
+    def _begin(self, group: _Group) -> None:
+        group.left = len(group.requests)
+        group.numbers = range(self._next, self._next + group.left)
         self._next = group.numbers.stop
-        self._engine.add(dict(zip(group.numbers, requests, strict=True)))
+        self._engine.add(dict(zip(group.numbers, group.requests, strict=True)))
+        if not group.left:
+            return
         self._groups.append(group)
         if len(self._groups) == 1:
             self._sampling.enter_context(span("sample"))
@@ -146,23 +177,23 @@ class RolloutWorker:
         self._thread.submit(self._step).add_done_callback(self._stepped)
 
     def _step(self) -> None:
-        for group in [group for group in self._groups if group.done.cancelled()]:
+        for group in [group for group in self._groups if group.is_forgotten]:
             self._engine.abort(group.numbers)
             self._groups.remove(group)
-        finished = self._engine.step() if any(len(group.numbers) for group in self._groups) else {}
+        finished = self._engine.step() if self._groups else {}
         for group in list(self._groups):
-            group.samples |= {number: finished[number] for number in group.numbers if number in finished}
-            if len(group.samples) == len(group.numbers):
+            ended = [number for number in group.numbers if number in finished]
+            group.left -= len(ended)
+            if not group.left:
                 self._groups.remove(group)
-                if group.done.set_running_or_notify_cancel():
-                    group.done.set_result([group.samples[number] for number in group.numbers])
+            for number in ended:
+                group.tell((number - group.numbers.start, finished[number]))
 
     def _stepped(self, step: "Future[None]") -> None:
         if error := step.exception():  # of every group alike: who knows what the engine still has of them
             for group in self._groups:
                 self._engine.abort(group.numbers)
-                if group.done.set_running_or_notify_cancel():
-                    group.done.set_exception(error)
+                group.tell(cast(Exception, error))
             self._groups.clear()
         if self._groups:
             self._step_soon()

@@ -257,12 +257,6 @@ class Config(Node):
     debug: DebugConfig = DebugConfig()
     """Switches for debugging."""
 
-    @property
-    def worker_capacity(self) -> int:
-        """Unfinished requests below which a worker gets another group."""
-        # Some wait in the engine: they take the places of requests that finish before the rest of their group.
-        return self.rollout.max_num_seqs * 3 // 2
-
     def contradictions(self) -> Iterator[str]:
         train, rollout, learner, advantage = self.train, self.rollout, self.learner, self.advantage
         most_tokens = rollout.sampling.max_new_tokens

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -140,6 +140,37 @@ class Call:
     def has_ended(self) -> bool:
         return self.task.done() or self.actor.is_dead
 
+    @property
+    def is_ready(self) -> bool:
+        return self.has_ended
+
+
+@dataclass(eq=False)
+class Stream(Call):
+    """The results of a call that gives several; `next` gives the reference to one."""
+
+    items: deque[Any] = field(default_factory=deque)
+    taken: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.items) or self.has_ended
+
+    def __next__(self) -> Item:
+        assert self.is_ready, "waits"
+        if not self.items and not self.actor.is_dead and self.task.exception() is None:
+            raise StopIteration
+        self.taken += bool(self.items)
+        return Item(self, self.items.popleft() if self.items else None)
+
+
+@dataclass(eq=False)
+class Item:
+    """The reference to one result of a stream; None where the call has failed."""
+
+    stream: Stream
+    value: Any
+
 
 @dataclass(eq=False)
 class Actor:
@@ -204,9 +235,15 @@ class VirtualRay:
         self.on_call(actor, method, args)
         if all(call.is_known for call in actor.calls):
             actor.heard = self.now
-        task = self._loop.create_task(getattr(actor.worker, method)(*args))
+        result = getattr(actor.worker, method)(*args)
+        if method == "stream":
+            items = deque[Any]()
+            task = self._loop.create_task(self._drain(actor, result, items))
+            actor.calls.append(Stream(actor, method, args, task, items=items))
+        else:
+            task = self._loop.create_task(result)
+            actor.calls.append(Call(actor, method, args, task))
         task.add_done_callback(lambda _: setattr(actor, "heard", self.now))
-        actor.calls.append(Call(actor, method, args, task))
         self._settle()
         return actor.calls[-1]
 
@@ -224,14 +261,19 @@ class VirtualRay:
         until = math.inf if timeout is None else self.now + timeout
         for _ in range(self._rng.randint(0, MEANWHILE)):
             self._go_on()
-        while sum(call.has_ended for call in calls) < num_returns and self.now < until:
+        while sum(call.is_ready for call in calls) < num_returns and self.now < until:
             if not self._go_on():
                 assert until < math.inf, "waits forever"
                 self.now = until
-        ended = [call for call in calls if call.has_ended][:num_returns]
+        ended = [call for call in calls if call.is_ready][:num_returns]
         return ended, [call for call in calls if call not in ended]
 
-    def get(self, call: Call, timeout: float | None = None) -> Any:
+    def get(self, call: Call | Item, timeout: float | None = None) -> Any:
+        if isinstance(call, Item):
+            if call.value is None:
+                raise ActorDiedError
+            call.stream.is_known = call.stream.taken == len(call.stream.args[0])
+            return call.value
         ended, _ = self._wait([call], 1, timeout)
         if not ended:
             raise GetTimeoutError
@@ -273,6 +315,11 @@ class VirtualRay:
         self._settle()
         self.now += EVENT_S
         return True
+
+    async def _drain(self, actor: Actor, stream: AsyncIterator[Any], items: deque[Any]) -> None:
+        async for item in stream:
+            items.append(item)
+            actor.heard = self.now
 
     def _hear(self, call: Call) -> None:
         self._cancelled.remove(call)

@@ -108,6 +108,7 @@ class SimulatedFleet:
         self._finished: dict[int, list[Sample]] = {}
         self._busy_since: dict[int, float] = {}
         self._busy_s = self._counted_from = 0.0
+        self._has_ended = False  # a request, since the last poll
         self._next = 0
         self._version = -1
 
@@ -123,8 +124,9 @@ class SimulatedFleet:
 
     def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
         self._dispatch()
+        self._has_ended = bool(self._finished)
         if self._running:
-            self._world.run(lambda: bool(self._finished), timeout_s)
+            self._world.run(lambda: self._has_ended, timeout_s)
         finished, self._finished = self._finished, {}
         return finished
 
@@ -200,6 +202,8 @@ class SimulatedFleet:
 
     def _end(self, number: int) -> None:
         """A request of a group is finished."""
+        self._dispatcher.finish_one(number)
+        self._has_ended = True
         left, worker = self._running[number]
         self._running[number] = left - 1, worker
         if left == 1:

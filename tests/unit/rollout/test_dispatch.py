@@ -19,8 +19,12 @@ def test_groups_go_to_the_least_loaded_worker_with_room() -> None:
     assert list(dispatcher.assign()) == [(0, 0), (1, 1), (2, 1), (3, 1)]
     assert [dispatcher.load(worker) for worker in (0, 1)] == [8, 10]
     dispatcher.add(9, 1, first=True)
+    dispatcher.finish_one(0)
+    assert list(dispatcher.assign()) == [(9, 0)]  # one of its requests is finished
+    assert [dispatcher.load(worker) for worker in (0, 1)] == [8, 10]
     dispatcher.remove(0)
-    assert list(dispatcher.assign()) == [(9, 0), (4, 0)]
+    assert list(dispatcher.assign()) == [(4, 0)]
+    dispatcher.finish_one(2)
     dispatcher.lose(1)
     assert list(dispatcher.assign()) == [(1, 1), (2, 1), (3, 0)]
 
@@ -51,6 +55,7 @@ def test_samples_do_not_depend_on_the_dispatch(data: st.DataObject, sizes: list[
             continue
         for key, sample in engines[worker].step().items():
             partly[key // 100][key % 100] = sample
+            dispatcher.finish_one(key // 100)
         for number in dispatcher.given(worker):
             if len(partly[number]) == len(groups[number]):
                 assert number not in finished

@@ -412,7 +412,7 @@ def test_partial_groups_go_on_with_new_weights(make_fleet: MakeFleet) -> None:
     for _ in range(2):  # calls are answered between steps: all requests have begun at the first one
         made.fleet.infos()
     made.load(2, theta=5.0)
-    assert len(made.fleet._calls) == len(REQUESTS)  # the load has waited for none
+    assert len(made.fleet._streams) == len(REQUESTS)  # the load has waited for none
     finished: dict[int, list[Sample]] = {}
     while len(finished) < len(REQUESTS):
         finished |= made.fleet.poll(60.0)

@@ -14,7 +14,7 @@ from qarl.quant.scheme import QuantScheme
 from qarl.types import Sample, SampleRequest
 from rollout.fleet import RayFleet
 from tests.support.fakes import FakeProver, logprobs, make_prompts, make_weights
-from tests.support.virtual_ray import Actor, VirtualRay, next_token
+from tests.support.virtual_ray import Actor, Stream, VirtualRay, next_token
 
 TIMEOUT_S, MAX_RESTARTS = 200.0, 99
 PROBE = [SampleRequest(prompt, 7, 1.0, 3) for prompt in make_prompts(2, "probe")]
@@ -74,7 +74,7 @@ class Driver:
         for actor in self.fleet.actors:
             assert actor.version == self._version
             assert (actor, self._version) in self._judged
-        assert self._partial or not self.fleet._calls
+        assert self._partial or not self.fleet._streams
 
     def evaluate(self) -> None:
         requests = [request for group in self._groups([1] * self._rng.randint(1, 5), False) for request in group]
@@ -137,8 +137,12 @@ class Driver:
 
     def _loads(self) -> list[int]:
         """Unfinished requests of each worker, as far as the fleet knows."""
-        calls = [[call for call in actor.calls if not call.is_known] for actor in self.fleet.actors]
-        return [sum(len(call.args[0]) for call in of_one if call.method == "generate") for of_one in calls]
+        return [
+            sum(
+                len(call.args[0]) - call.taken for call in actor.calls if isinstance(call, Stream) and not call.is_known
+            )
+            for actor in self.fleet.actors
+        ]
 
     def _none_idle(self) -> None:
         assert not self.fleet.queued() or min(self._loads()) >= self._capacity
@@ -146,13 +150,13 @@ class Driver:
     def _called(self, actor: Actor, method: str, args: tuple[Any, ...]) -> None:
         """A group goes to the worker with the fewest requests, which has room and the weights of now, and to no other
         at the same time."""
-        if method != "generate" or args[0] == PROBE:
+        if method != "stream":
             return
         loads = self._loads()
         assert loads[self.fleet.actors.index(actor)] == min(loads) < self._capacity
         assert (actor, self._version) in self._judged
         others = [call for other in self._ray.actors if not other.is_dead for call in other.calls]
-        assert not any(call.args == args for call in others if call.method == "generate")
+        assert not any(call.args == args for call in others if call.method == "stream")
 
     def _killed(self, actor: Actor) -> None:
         """Only what has died, stopped or been silent is replaced."""
@@ -239,7 +243,7 @@ def test_what_is_asked_for_first_comes_before_what_waits_and_in_order() -> None:
     groups, asked = single_requests(6), []
     with VirtualRay(Random(0)).installed() as virtual:
         fleet = fleet_of_one(virtual, 1, [])
-        virtual.on_call = lambda _, method, args: asked.append(args[0]) if method == "generate" else None
+        virtual.on_call = lambda _, method, args: asked.append(args[0]) if method == "stream" else None
         numbers = fleet.submit(groups[:3])
         fleet.sample([*groups[3], *groups[4], *groups[5]])
         poll_all(fleet, numbers)
