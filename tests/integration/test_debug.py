@@ -96,6 +96,7 @@ def test_a_profile_shows_the_work_of_each_process(folder: Path) -> None:
         assert any(op in name for name in names), sorted(names)[:50]
 
 
+@pytest.mark.slow
 def test_an_error_in_an_actor_is_one_line_and_its_whole_traceback_in_the_log(
     tiny_models: dict[str, Path], folder: Path
 ) -> None:

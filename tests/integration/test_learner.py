@@ -125,7 +125,11 @@ DAPO = ("objective.kind=dapo", "objective.correction.kind=token_tis", "objective
 
 
 @pytest.mark.parametrize(
-    ("objective", "weight", "dtype"), [(TBPO, "seq", "bfloat16"), (DAPO, "token", "float32")], ids=["tbpo", "dapo"]
+    ("objective", "weight", "dtype"),
+    [
+        pytest.param(TBPO, "seq", "bfloat16", id="tbpo"),
+        pytest.param(DAPO, "token", "float32", id="dapo", marks=pytest.mark.slow),
+    ],
 )
 def test_update_does_not_depend_on_ranks_or_micro_batches(
     objective: tuple[str, ...], weight: str, dtype: str, tiny_models: dict[str, Path], tmp_path: Path

@@ -63,6 +63,7 @@ def run(tiny_models: dict[str, Path], tmp_path: Path) -> Iterator[Run]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_weights_over_vllms_transfer_engine(run: Run) -> None:
     samples = run.publish(1)
     run.check(samples, 1)

@@ -59,7 +59,10 @@ def test_a_run_itself_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["name"] == "mine"
 
 
-def test_no_name_is_wrapped_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_name_is_wrapped_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     name = "a-sweep-of-many-settings/lr_1e-4-group_size_8-seq_clip_ratio_low_0.03-seed0"
     make(tmp_path / name, 9, [{"step": 4}], 60)
     assert main(["runs", str(tmp_path)]) == 0
