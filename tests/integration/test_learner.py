@@ -165,7 +165,8 @@ def test_update_does_not_depend_on_ranks_or_micro_batches(
     assert (steps[1] - steps[0]).norm() < (1e-3 if dtype == "float32" else 0.1) * steps[0].norm()
 
 
-@pytest.mark.parametrize("numerics", ["engine", pytest.param("portable", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("numerics", ["engine", "portable"])
 def test_a_head_in_chunks_learns_alike_where_weights_are_sharded(
     numerics: str, tiny_models: dict[str, Path], tmp_path: Path
 ) -> None:

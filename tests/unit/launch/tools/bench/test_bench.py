@@ -33,6 +33,7 @@ def test_ratios_are_medians_of_rounds_taken_in_turn() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not engine_ops.available(), reason="vLLM is not installed")
 def test_bench_learner_measures_layers_blocks_and_profiles(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
