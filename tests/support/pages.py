@@ -52,7 +52,7 @@ RULES = (
         r"qarl sweep quickstart",
         "run",
         f"train.group_size=8 --name shown {SMALL.removesuffix('run.dir=runs')}",
-        r"lr_5e-5 .*\n.*lr_1e-4",
+        r"lr_1e-4-seed0: (done|has ended before)",
     ),
     Rule(r"qarl chaos chaos --faults", "run", "--faults 1", r"0 lost, 0 doubled"),
     Rule(r"qarl chaos", "parse", "minutes"),
@@ -68,7 +68,7 @@ RULES = (
     Rule(r"qarl eval runs/quickstart", "run", "", r"pass@1"),
     Rule(r"qarl export runs/quickstart", "run", "", r"exported"),
     Rule(r"make real|qarl (eval|fetch|study|mismatch|bench)", "parse", "minutes, or a download of a model"),
-    Rule(r"python -m launch\.demo\.minimal", "run", SMALL, EXACT),
+    Rule(r"python -m launch\.demo\.minimal", "run", SMALL, r"step 2/2 .*max \|d log p\| 0"),
     Rule(r"pytest -q tests/unit", "run", "", r"\d passed"),
     Rule(r"pytest -m (gpu|slow)|python -m (venv|tests\.)", "skip", "run by name, for minutes"),
 )
