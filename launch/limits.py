@@ -27,7 +27,7 @@ def memory() -> int:
 
 
 def free_memory() -> int:
-    """Bytes that are free for programs, as far as the whole machine tells."""
+    """Bytes that are free on the machine, at most the limit. What others of the control group use is not subtracted."""
     return min(psutil.virtual_memory().available, memory())
 
 

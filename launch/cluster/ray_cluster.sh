@@ -15,8 +15,9 @@ usage: launch/cluster/ray_cluster.sh COMMAND
   status [--address HOST:PORT]                                                 nodes and resources
   down   [--name NAME]                                                         end what was started here
 
-Nodes hold this tree and its .venv, or the environment of an installed qarl, at the same path. The cluster authenticates with a token (~/.ray/auth_token,
-or RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN); RAY_AUTH_MODE=disabled turns that off.
+Nodes hold this tree and its .venv, or the environment of an installed qarl, at the same path. The cluster
+authenticates with a token (~/.ray/auth_token, or RAY_AUTH_TOKEN_PATH, or RAY_AUTH_TOKEN);
+RAY_AUTH_MODE=disabled turns that off.
 TEXT
 }
 
