@@ -103,8 +103,8 @@ class Fleet(Protocol):
         """One sample per request, in order. They are sampled before all groups that wait."""
         ...
 
-    def busy_share(self) -> float:
-        """Share of the time since the last call in which workers had groups, averaged over them."""
+    def busy_s(self) -> float:
+        """Seconds so far in which workers had groups, averaged over them."""
         ...
 
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:

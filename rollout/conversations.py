@@ -105,8 +105,8 @@ class ConversingFleet:
                 heard[number].add_turn(answer)
         self._environments.end([talk.number for talk in talks if not talk.is_open])
 
-    def busy_share(self) -> float:
-        return self._fleet.busy_share()
+    def busy_s(self) -> float:
+        return self._fleet.busy_s()
 
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         return self._fleet.load(weights, prover)

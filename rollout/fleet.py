@@ -64,7 +64,7 @@ class RayFleet:
         self._samples: dict[int, dict[int, Sample]] = {}  # of groups that workers have, by place
         self._heard: dict[int, float] = {}  # when a worker last finished a response, or began to have any
         self._busy_since: dict[int, float] = {}  # workers that have groups
-        self._busy_s, self._counted_from = 0.0, monotonic()  # of all workers
+        self._busy_s = 0.0  # of all workers
         self._finished: dict[int, list[Sample]] = {}
         self._next = 0  # number of the next group
         # What `doing` tells. Lists of one length, whose items are replaced: another thread may read them.
@@ -128,12 +128,9 @@ class RayFleet:
             self._advance(self._timeout_s)
         return [sample for number in numbers for sample in self._finished.pop(number)]
 
-    def busy_share(self) -> float:
+    def busy_s(self) -> float:
         now = monotonic()
-        busy_s = self._busy_s + sum(now - since for since in self._busy_since.values())
-        share = busy_s / (len(self._actors) * (now - self._counted_from))
-        self._busy_s, self._counted_from, self._busy_since = 0.0, now, dict.fromkeys(self._busy_since, now)
-        return share
+        return (self._busy_s + sum(now - since for since in self._busy_since.values())) / len(self._actors)
 
     def receivers(self) -> list[Any]:
         """Handles of all workers, dead ones replaced, for new weights to be transferred to.
@@ -233,6 +230,10 @@ class RayFleet:
         del self._requests[number]
         self._samples.pop(number, None)
         self._dispatcher.remove(number)
+        self._count_busy()
+
+    def _count_busy(self) -> None:
+        """Count the time of workers that have no groups any more."""
         for worker in [worker for worker in self._busy_since if not self._dispatcher.given(worker)]:
             self._busy_s += monotonic() - self._busy_since.pop(worker)
 
@@ -282,7 +283,7 @@ class RayFleet:
         self._log(f"rollout worker {worker} {reason}; replacing it ({self._restarts_left} replacements left)")
         ray.kill(self._actors[worker])
         self._dispatcher.lose(worker)
-        self._busy_since.pop(worker, None)
+        self._count_busy()
         self._streams = {stream: has for stream, has in self._streams.items() if has[1] != worker}
         self._actors[worker] = self._make_actor(worker, self._scheme)
         if self._weights is not None:

@@ -105,10 +105,10 @@ class RolloutWorker:
             group.is_forgotten = True
 
     async def connect(self, channel: Channel) -> None:
-        await self._between_steps(lambda: self._engine.connect(channel))
+        await self._between_steps(span("connect")(lambda: self._engine.connect(channel)))
 
     async def receive(self, step: TransferStep) -> None:
-        await self._between_steps(lambda: self._engine.receive(step))
+        await self._between_steps(span("receive")(lambda: self._engine.receive(step)))
 
     async def load(self, weights: WeightSource) -> None:
         """Take weights as soon as only partial requests run: a call that the fleet has cancelled may not have ended,
@@ -123,7 +123,7 @@ class RolloutWorker:
 
     async def wake(self) -> None:
         LOG.info("wakes")
-        await self._between_steps(lambda: self._engine.wake())
+        await self._between_steps(span("wake")(lambda: self._engine.wake()))
 
     # In the engine's thread
 
@@ -157,7 +157,8 @@ class RolloutWorker:
         if self._groups:
             return False
         LOG.info("sleeps")
-        self._engine.sleep()
+        with span("sleep"):
+            self._engine.sleep()
         return True
 
     def _begin(self, group: _Group) -> None:

@@ -122,6 +122,7 @@ class LearnerRank:
         self._engine = _deepspeed_engine(self._policy, config, self._device, universal)
         self._kept = KeptWeights(self._policy)
 
+    @span("parity")
     def parity(self) -> list[Parity]:
         """How this process's arithmetic compares with the engine's ops."""
         if self._numerics != "engine":
@@ -216,6 +217,7 @@ class LearnerRank:
     def _published_tensors(self) -> Iterator[tuple[str, Tensor]]:
         return checkpoint_tensors(self._quantized_policy().model, self._gather)
 
+    @span("switch")
     def switch(self, scheme: QuantScheme) -> None:
         """Compute and publish in `scheme` from now on; the layers that are quantized stay the same."""
         self._scheme = scheme

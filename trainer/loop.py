@@ -148,7 +148,8 @@ class Trainer:
         config, progress = self._config, self.progress
         self._set_precision(progress.step)  # a resumed run may be in a later stage
         self._tracker.phase("publish")
-        self._publish(progress.step)
+        with span("publish"):
+            self._publish(progress.step)
         self._collector.resume(self._in_flight)
         if not progress.eval_before:
             progress.eval_before = self._evaluate(config.eval.final_num_prompts)
@@ -164,8 +165,8 @@ class Trainer:
     def _train_step(self, step: int) -> None:
         timer, metrics = Timer(self._tracker.phase, self._clock), dict[str, Value]()
         self._calls.begin()
-        self._fleet.busy_share()  # the count begins again: what lies between two steps is part of neither
         with timer("step", f"step {step}"):
+            busy_s = self._fleet.busy_s()
             if self._set_precision(step):
                 self._publish(step - 1)
             groups, used = self._collector.collect(step, timer)
@@ -182,7 +183,8 @@ class Trainer:
             if self._publishes(step):
                 with timer("publish"):
                     metrics |= self._publish(step)
-        metrics |= self._advance(step, groups, timer)
+            busy_s = self._fleet.busy_s() - busy_s
+        metrics |= self._advance(step, groups, timer, busy_s)
         self._tracker.log(step, metrics)
 
     def _learn(self, groups: Sequence[Group], step: int, timer: Timer) -> dict[str, Value]:
@@ -327,8 +329,8 @@ class Trainer:
         table = [table_row(record, tokens, step, self._config, after_T) for record, tokens, after_T in rows]
         self._tracker.table(step, "samples", table)
 
-    def _advance(self, step: int, groups: Sequence[Group], timer: Timer) -> dict[str, float]:
-        """Count a finished step; returns metrics of time and throughput."""
+    def _advance(self, step: int, groups: Sequence[Group], timer: Timer, busy_s: float) -> dict[str, float]:
+        """Count a finished step, in which workers had groups for `busy_s`; returns metrics of time and throughput."""
         progress, seconds = self.progress, timer.seconds["step"]
         samples = [sample for group in groups for sample in group.samples]
         tokens = sum(sample.num_sampled for sample in samples)
@@ -340,7 +342,7 @@ class Trainer:
             "training/rollouts": float(progress.rollouts),
             "perf/tokens_per_s": tokens / seconds,
             **({"perf/sample_tokens_per_s": tokens / timer.seconds["sample"]} if in_turn else {}),
-            "perf/workers_idle": 1.0 - self._fleet.busy_share(),
+            "perf/workers_idle": 1.0 - busy_s / seconds,
             "perf/learner_idle": 1.0 - self._calls.seconds() / seconds,
         }
 

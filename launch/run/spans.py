@@ -8,7 +8,8 @@ from typing import Any
 
 LINE = re.compile(r" INFO qarl\.trace: (?:(\w+)/)?(.+) from (\d+\.\d+) for (\d+\.\d+) s$", re.MULTILINE)
 STEP = re.compile(r"step (\d+)")
-ROLES = ("driver", "worker", "rank", "verifiers", "environments")
+DRIVER, ALONE = "driver", "driver alone"
+ROLES = (DRIVER, "worker", "rank", "verifiers", "environments")
 
 
 @dataclass(frozen=True)
@@ -56,31 +57,43 @@ def chrome_trace(spans: Sequence[Span]) -> dict[str, Any]:
 def newest_step(spans: Sequence[Span]) -> dict[str, Any] | None:
     """The newest step that has ended, for the report; None where there is none.
 
-    `rows` have the processes with the share of the step in which each did nothing; `spans` are (row, name, from, to),
-    in seconds since the step began.
+    `rows` have the phases of the step, when the driver works alone, and the other processes with the share of the step
+    in which each does nothing; `spans` are (row, name, from, to), in seconds since the step began. A phase mostly waits
+    for the other processes: the driver counts as working where none of them does.
     """
     steps = [span for span in spans if STEP.fullmatch(span.name)]
     if not steps:
         return None
     step = max(steps, key=lambda span: span.start)
     within = [s for s in spans if s.start < step.end and s.end > step.start and not STEP.fullmatch(s.name)]
-    actors = list(dict.fromkeys(span.actor for span in within))
-    idle = [_idle([span for span in within if span.actor == actor], step) for actor in actors]
+    others = sorted((s for s in within if s.actor != DRIVER), key=lambda span: span.start)
+    alone = _gaps(others, step)
+    rows = {DRIVER: "phases", ALONE: f"driver alone, {_share(alone, step):.0%}"}
+    for actor in dict.fromkeys(span.actor for span in within if span.actor != DRIVER):
+        gaps = _gaps([span for span in others if span.actor == actor], step)
+        rows[actor] = f"{actor}, idle {_share(gaps, step):.0%}"
+    places = {actor: row for row, actor in enumerate(rows)}
+    drawn = [(s.actor, s.name, max(step.start, s.start), min(s.end, step.end)) for s in within]
+    drawn += [(ALONE, "works", begin, end) for begin, end in alone]
     return {
         "step": int(step.name.split()[1]),
         "seconds": step.seconds,
-        "rows": [f"{actor}, idle {share:.0%}" for actor, share in zip(actors, idle, strict=True)],
-        "spans": [
-            [actors.index(s.actor), s.name, max(0.0, s.start - step.start), min(s.end, step.end) - step.start]
-            for s in within
-        ],
+        "rows": list(rows.values()),
+        "spans": [[places[actor], name, begin - step.start, end - step.start] for actor, name, begin, end in drawn],
     }
 
 
-def _idle(spans: Sequence[Span], step: Span) -> float:
-    """The share of `step` in which none of `spans`, in the order of their starts, goes on."""
-    busy, until = 0.0, step.start
+def _gaps(spans: Sequence[Span], step: Span) -> list[tuple[float, float]]:
+    """The parts of `step`, as begin and end, in which none of `spans`, in the order of their starts, goes on."""
+    gaps, until = [], step.start
     for span in spans:
-        busy += max(0.0, min(span.end, step.end) - max(span.start, until))
-        until = max(until, min(span.end, step.end))
-    return 1.0 - busy / step.seconds
+        if span.start > until:
+            gaps.append((until, span.start))
+        until = max(until, span.end)
+    if until < step.end:
+        gaps.append((until, step.end))
+    return gaps
+
+
+def _share(parts: Sequence[tuple[float, float]], step: Span) -> float:
+    return sum(end - begin for begin, end in parts) / step.seconds

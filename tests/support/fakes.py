@@ -209,8 +209,8 @@ class FakeFleet:
         for number in numbers:
             del self.finished[number]
 
-    def busy_share(self) -> float:
-        return 0.5
+    def busy_s(self) -> float:
+        return 0.0
 
     def sample(self, requests: Sequence[SampleRequest]) -> list[Sample]:
         self.requests.append(list(requests))

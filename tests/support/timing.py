@@ -44,6 +44,10 @@ class TimedFleet(FakeFleet):
         self._clock, self._seconds, self._free = clock, seconds, [0.0] * slots
         self.times: dict[int, tuple[float, float]] = {}  # begin and end of what is not finished
         self.aborted: list[int] = []
+        self._busy_s = 0.0  # of waiting for it
+
+    def busy_s(self) -> float:
+        return self._busy_s
 
     def submit(self, groups: Sequence[Sequence[SampleRequest]]) -> list[int]:
         numbers = super().submit(groups)
@@ -56,7 +60,9 @@ class TimedFleet(FakeFleet):
 
     def poll(self, timeout_s: float) -> dict[int, list[Sample]]:
         first = min((end for _, end in self.times.values()), default=0.0)
-        self._clock.moment = max(self._clock.moment, min(first, self._clock.moment + timeout_s))
+        began = self._clock.moment
+        self._clock.moment = max(began, min(first, began + timeout_s))
+        self._busy_s += self._clock.moment - began
         ended = [number for number, (_, end) in self.times.items() if end <= self._clock.moment]
         for number in ended:
             del self.times[number]

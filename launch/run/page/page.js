@@ -145,7 +145,7 @@ function stepOption({ trace, text, line, legend }) {
 
 function drawStep(run) {
   const { trace } = run;
-  const panel = { title: "Who works when", text: `Step ${trace.step}, in seconds since it began; qarl trace shows all of the run.`, lines: {} };
+  const panel = { title: "Who works when", text: `Step ${trace.step}, in seconds since it began: its phases, when the driver works while no other process does, and each process. qarl trace shows all of the run.`, lines: {} };
   draw({ panel, runs: [run], stacked: true, trace }, byId("charts"));
 }
 

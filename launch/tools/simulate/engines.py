@@ -107,7 +107,7 @@ class SimulatedFleet:
         self._partial: set[int] = set()  # groups that may go on under newer weights
         self._finished: dict[int, list[Sample]] = {}
         self._busy_since: dict[int, float] = {}
-        self._busy_s = self._counted_from = 0.0
+        self._busy_s = 0.0
         self._has_ended = False  # a request, since the last poll
         self._next = 0
         self._version = -1
@@ -150,12 +150,9 @@ class SimulatedFleet:
     def wake(self) -> None:
         pass
 
-    def busy_share(self) -> float:
+    def busy_s(self) -> float:
         now = self._world.now()
-        busy_s = self._busy_s + sum(now - since for since in self._busy_since.values())
-        share = busy_s / (len(self._engines) * max(now - self._counted_from, 1e-9))
-        self._busy_s, self._counted_from, self._busy_since = 0.0, now, dict.fromkeys(self._busy_since, now)
-        return share
+        return (self._busy_s + sum(now - since for since in self._busy_since.values())) / len(self._engines)
 
     def load(self, weights: WeightSource, prover: Prover | None = None) -> dict[int, float]:
         """Groups that workers have begun are finished first, unless they are partial. All engines load and are probed

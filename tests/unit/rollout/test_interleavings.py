@@ -36,6 +36,8 @@ class Driver:
         self._judged: set[tuple[Actor, int]] = set()
         self._is_switching = False
         self._version = self._seed = 0
+        self._looked = 0.0, 0.0
+        """At the last look: how long workers were busy, and what time it was."""
         self.notes = list[str]()
         self._ray.on_call, self._ray.on_kill = self._called, self._killed
         settings = (QuantScheme("none"), workers, capacity, TIMEOUT_S, MAX_RESTARTS, self.notes.append)
@@ -110,7 +112,9 @@ class Driver:
         self.fleet.close()
 
     def look(self) -> None:
-        assert 0.0 <= self.fleet.busy_share() <= 1.0
+        busy_s, now = self.fleet.busy_s(), self._ray.now
+        assert 0.0 <= busy_s - self._looked[0] <= now - self._looked[1] + 1e-6
+        self._looked = busy_s, now
         assert self.fleet._requests.keys() | self.fleet._finished.keys() == self.open.keys()
 
     def judged(self, samples: Mapping[int, Sequence[Sample]], version: int) -> None:

@@ -72,10 +72,12 @@ def test_groups_finish_when_they_do_and_calls_are_answered_meanwhile(caplog: pyt
         assert [s.version for s in await slow] == [1]
         await worker.load(make_weights(2, theta=3.0))
         assert [s.version for s in await worker.generate(REQUESTS[:1])] == [2]
-        await worker.info()  # the engine's thread has ended its span then
+        await worker.sleep()  # the engine's thread has ended its span then
+        await worker.wake()
 
     run(scenario)
-    assert [message.split()[0] for message in caplog.messages] == ["start", "load", "sample", "load", "sample"]
+    spans = [message.split()[0] for message in caplog.messages]
+    assert spans == ["start", "load", "sample", "load", "sample", "sleep", "wake"]
 
 
 def test_a_cancelled_call_ends_its_requests_and_no_others() -> None:

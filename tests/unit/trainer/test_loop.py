@@ -65,7 +65,7 @@ def test_engines_on_the_learners_gpu_sleep_while_it_works(tmp_path: Path) -> Non
     publishes = ["learner.publish", "fleet.wake", "fleet.load", "learner.score", "fleet.queued"]
     evaluation, checkpoint = "fleet.sample", "learner.save"
     samples = ["fleet.submit", "fleet.poll", "fleet.queued", "fleet.sleep"]
-    step = ["fleet.busy_share", *samples, *learns, *publishes, "fleet.busy_share"]  # which counts since its last call
+    step = ["fleet.busy_s", *samples, *learns, *publishes, "fleet.busy_s"]
     two = [*step, *step, evaluation, checkpoint]
     assert shared == [*publishes, evaluation, *two, *step, *step, checkpoint, evaluation]
     assert alone == [name for name in shared if name not in ("fleet.sleep", "fleet.wake")]
@@ -110,7 +110,7 @@ def test_metrics_of_a_step(tmp_path: Path) -> None:
     for name in ("pool", "sample", "reward", "prox", "update", "publish"):
         assert run.steps(f"timing_s/{name}") == [1, 2, 3, 4]
     assert all(value > 0 for value in run.values("perf/tokens_per_s") + run.values("perf/sample_tokens_per_s"))
-    assert run.values("perf/workers_idle") == [0.5] * 4
+    assert run.values("perf/workers_idle") == [1.0] * 4  # the fake takes no time
     # Two workers by turns: half of each group is right.
     assert run.values("reward/mean") == [0.5] * 4
     assert run.values("reward/std") == [0.5] * 4
@@ -159,6 +159,7 @@ def test_the_learner_is_idle_while_it_has_no_call(tmp_path: Path) -> None:
     busy = [10.0, 12.0, 12.0, 12.0]
     assert run.values("timing_s/step") == pytest.approx([29.0 + seconds for seconds in busy])
     assert run.values("perf/learner_idle") == pytest.approx([29.0 / (29.0 + seconds) for seconds in busy])
+    assert run.values("perf/workers_idle") == pytest.approx([1.0 - 19.0 / (29.0 + seconds) for seconds in busy])
 
 
 def test_a_step_without_prompts_goes_on(tmp_path: Path) -> None:

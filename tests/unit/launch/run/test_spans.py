@@ -71,7 +71,13 @@ def test_the_report_shows_the_newest_step() -> None:
     assert newest_step(SPANS) == {
         "step": 3,
         "seconds": 4.0,
-        "rows": ["driver, idle 25%", "worker 0, idle 50%", "rank 0, idle 75%"],
-        "spans": [[0, "sample", 0.0, 3.0], [1, "sample", 0.0, 1.0], [1, "load", 0.5, 2.0], [2, "update", 3.0, 4.0]],
+        "rows": ["phases", "driver alone, 25%", "worker 0, idle 50%", "rank 0, idle 75%"],
+        "spans": [
+            [0, "sample", 0.0, 3.0],
+            [2, "sample", 0.0, 1.0],
+            [2, "load", 0.5, 2.0],
+            [3, "update", 3.0, 4.0],
+            [1, "works", 2.0, 3.0],
+        ],
     }
     assert newest_step(SPANS[2:]) is None
