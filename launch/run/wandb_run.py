@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from launch.run.files import write_whole
 from launch.run.metric_table import describe
 from launch.run.resume import CONFIG_FILE, function_files
@@ -109,7 +111,8 @@ class WandbTracker(Tracker):
 
 
 def check_login(config: Config) -> None:
-    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it, or one of a wrong form."""
+    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it, or one of a wrong form; or
+    W&B refuses its settings."""
     online = "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online"
     if online and not has_wandb_key():
         raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
@@ -117,7 +120,7 @@ def check_login(config: Config) -> None:
 
 def has_wandb_key() -> bool:
     """Whether this machine has a key for W&B, which is not asked whether it is valid. Raises ResourceError: its form is
-    wrong."""
+    wrong, or another setting of W&B."""
     import wandb
 
     try:
@@ -125,6 +128,15 @@ def has_wandb_key() -> bool:
     except wandb.errors.AuthenticationError as error:
         what = f"W&B cannot use its key: {' '.join(str(error).split()).rstrip('.')}"
         raise ResourceError(what, "tracking.wandb_mode", WRONG_KEY) from error
+    except ValidationError as error:
+        raise _wrong_settings(error) from error
+
+
+def _wrong_settings(error: ValidationError) -> ResourceError:
+    """Of a setting in the environment (WANDB_BASE_URL=nonsense) or in W&B's own files, online or not."""
+    found = [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()]
+    hint = "correct or unset the WANDB_... variable, or the line in ~/.config/wandb/settings"
+    return ResourceError(f"W&B refuses its settings: {'; '.join(found)}", hint=hint)
 
 
 def _start(config: Config, run_dir: Path, start_step: int) -> Any:
@@ -148,6 +160,8 @@ def _start(config: Config, run_dir: Path, start_step: int) -> Any:
         )
     except wandb.Error as error:
         raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=LOGIN) from error
+    except ValidationError as error:
+        raise _wrong_settings(error) from error
     # We number the steps: a resumed run logs some of them again, and W&B's own counter only grows.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
