@@ -51,7 +51,7 @@ RULES = (
     Rule(
         r"qarl sweep quickstart",
         "run",
-        f"train.group_size=8 --name shown {SMALL.removesuffix('run.dir=runs')}",
+        f"--seeds 0 --name shown train.group_size=8 {SMALL.removesuffix('run.dir=runs')}",
         r"lr_1e-4-seed0: (done|has ended before)",
     ),
     Rule(r"qarl chaos chaos --faults", "run", "--faults 1", r"0 lost, 0 doubled"),
