@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from qarl.config.derived import kernel_of, numerics_of, sleeps
@@ -170,9 +171,12 @@ class LearnerRank:
                 parts.append(metrics)
                 if index == len(minibatches) - 1 and CLIPPED in metrics:
                     parts.append({f"{CLIPPED}_last_minibatch": metrics[CLIPPED]})
+                plain_norm = self._plain_norm() if number == len(rank_batches) - 1 else None
                 self._engine.step()
             requantize(self._policy, self._gather)
-            parts.append({"actor/lr": mean(lr, 1), **self._grad_norm()})
+            norm = float(self._engine.get_global_grad_norm()) if plain_norm is None else plain_norm
+            norms = {"actor/grad_norm": mean(norm, 1), "actor/grad_norm_max": maximum(norm)}
+            parts.append({"actor/lr": mean(lr, 1), **norms})
         parts.append(changes.metrics())
         return parts, deviations
 
@@ -307,11 +311,12 @@ class LearnerRank:
         max_tokens = self._config.learner.max_tokens_per_micro_batch
         return micro_batches(sequences, max_tokens, self._world_size, policy.keeps_padding)[self._rank]
 
-    def _grad_norm(self) -> Metrics:
-        norm = self._engine.get_global_grad_norm()
-        if norm is None:  # stage 0 in float32 does not report it
-            return {}
-        return {"actor/grad_norm": mean(float(norm), 1), "actor/grad_norm_max": maximum(float(norm))}
+    def _plain_norm(self) -> float | None:
+        """Norm of the gradients as they are before a step, where DeepSpeed does not tell it afterwards: at stage 0 in
+        float32."""
+        if self._dtype != torch.float32 or self._config.learner.zero_stage:
+            return None
+        return get_total_norm([p.grad for p in self._policy.parameters() if p.grad is not None]).item()
 
     def _quantized_policy(self) -> Policy:
         """The policy that is published; the naive baseline's weights are quantized on the way out only."""

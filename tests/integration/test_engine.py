@@ -431,6 +431,7 @@ def test_a_scheme_the_engine_does_not_run_is_an_error(tiny_models: dict[str, Pat
         *((kind, scheme, 128, "float32") for kind in ("qwen3", "smollm2") for scheme in ("none", "w8a8_int8")),
         ("qwen2", "w4a8", 128, "bfloat16"),
         ("qwen3", "w4a8", 32, "float32"),
+        ("qwen3", "fp8_channel", 128, "float32"),  # in bfloat16: test_float_formats.py
     ],
 )
 def test_other_architectures_and_formats_are_exact(

@@ -36,13 +36,13 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def learn(learner: LearnerGroup, updates: int) -> list[list[Logprobs]]:
-    """Log-probs after each update."""
-    scores = []
+def learn(learner: LearnerGroup, updates: int) -> tuple[list[list[Logprobs]], list[float]]:
+    """Log-probs after each update, and the norms of the gradients before they were clipped."""
+    scores, norms = [], []
     for _ in range(updates):
-        learner.update([with_prox(BATCH, PROX)])
+        norms.append(learner.update([with_prox(BATCH, PROX)]).metrics["actor/grad_norm"])
         scores.append(learner.score(BATCH))
-    return scores
+    return scores, norms
 
 
 def largest(ours: list[Logprobs], theirs: list[Logprobs]) -> float:
@@ -64,15 +64,18 @@ def tolerance(dtype: str) -> float:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_stage_and_number_of_ranks_gives_one_curve(dtype: str, tiny_models: dict[str, Path]) -> None:
-    curves = {}
+    curves, norms = {}, []
     for stage in [stage for of, stage in STAGES if of == dtype]:
         for ranks in (1, 2):
             more = (f"model.dtype={dtype}", "rollout.scheme=none")
             learner = start(config_of(tiny_models["qwen3"], stage, ranks, *more))
-            curves[stage, ranks] = [learner.score(BATCH), *learn(learner, 4)]
+            before, (after, grad_norms) = learner.score(BATCH), learn(learner, 4)
+            curves[stage, ranks] = [before, *after]
+            norms.append(grad_norms)
             learner.close()
     first, *others = curves.values()
     assert largest(first[0], first[-1]) > 10 * tolerance(dtype)  # it has moved
+    assert norms[1:] == [pytest.approx(norms[0], rel=2e-2)] * (len(norms) - 1)
     for curve in others:
         assert largest(first[0], curve[0]) == 0.0
         assert max(largest(*pair) for pair in zip(first, curve, strict=True)) < tolerance(dtype)
@@ -99,7 +102,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     saved, digest, state = two.score(BATCH), two.publish(1).manifest.digest, state_of(two)
     assert state["lr"] == np.float32(0.75e-3)  # of the next step, within the warm-up
     assert state["step"].tolist() == [2]
-    undisturbed = learn(two, 2)
+    undisturbed, _ = learn(two, 2)
     two.close()
 
     one = begin(1)
@@ -107,7 +110,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert largest(one.score(BATCH), saved) == 0.0
     assert one.publish(1).manifest.digest == digest
     check_same(state_of(one), state)
-    (after,) = learn(one, 1)
+    (after,), _ = learn(one, 1)
     assert largest(after, undisturbed[0]) < tolerance(dtype)
     one.save(str(folders[1]))
     digest, state = one.publish(1).manifest.digest, state_of(one)
