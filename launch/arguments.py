@@ -69,6 +69,16 @@ def path(text: str) -> Path:
     return Path(path_text(text))
 
 
+def out_file(text: str) -> Path:
+    """A file to write. Raises ArgumentTypeError: as `path_text`, or it cannot be one."""
+    file = path(text)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{file.parent} is no folder; make it, or name another file")
+    return file
+
+
 def name(text: str) -> str:
     """Raises ArgumentTypeError: it cannot be the name of a run or study."""
     from qarl.config.base import NAME_PATTERN, NAME_TEXT

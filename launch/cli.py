@@ -30,7 +30,7 @@ COMMANDS = {
     "mismatch": "where the gap between learner and engine comes from",
     "doctor": "what this machine has for a run, and what it lacks",
     "chaos": "inject faults into real runs, and count what they come to",
-    "config": "show, list or explain configs",
+    "config": "show or list configs, or all of their keys",
     "bench": "measure a part on this machine",
 }
 """Every command with its line of help; `launch/commands` has a module for each."""

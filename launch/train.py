@@ -190,7 +190,8 @@ class _Job:
                 self._log(
                     f"rollout worker {info.worker}: its KV cache holds {info.at_once} sequences of "
                     f"rollout.max_model_len, fewer than rollout.max_num_seqs {most}; others wait "
-                    "(a larger rollout.kv_cache_gib holds more)"
+                    "(a larger rollout.kv_cache_gib holds more; with "
+                    f"rollout.max_num_seqs={info.at_once} they wait for any worker)"
                 )
 
     def _check_numerics(self, learner: LearnerGroup) -> bool:

@@ -59,17 +59,17 @@ def get(refs: Any, timeout_s: float | None = None) -> Any:
 
 def deaths() -> tuple[type[Exception], ...]:
     """What Ray raises for an actor whose process is gone."""
-    from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
-    return RayActorError, OutOfMemoryError, NodeDiedError
+    return RayActorError, OutOfMemoryError, NodeDiedError, ObjectLostError
 
 
 def how_it_died(error: Exception) -> str:
     """How the process of an actor ended, as far as one of `deaths` knows."""
-    from ray.exceptions import NodeDiedError, OutOfMemoryError
+    from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError
 
     detail = str(error)
-    if isinstance(error, NodeDiedError):
+    if isinstance(error, NodeDiedError | ObjectLostError):  # a result that lay on it is lost with it
         return "its node is gone"
     if isinstance(error, OutOfMemoryError):
         return "was killed by Ray for lack of memory"

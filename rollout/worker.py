@@ -192,10 +192,11 @@ class RolloutWorker:
 
     def _stepped(self, step: "Future[None]") -> None:
         if error := step.exception():  # of every group alike: who knows what the engine still has of them
-            for group in self._groups:
-                self._engine.abort(group.numbers)
+            failed, self._groups = self._groups, []
+            for group in failed:
                 group.tell(cast(Exception, error))
-            self._groups.clear()
+            for group in failed:
+                self._engine.abort(group.numbers)
         if self._groups:
             self._step_soon()
         else:

@@ -5,8 +5,9 @@ of uninformative groups; a step that samples ahead takes those of later steps.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby, islice
@@ -183,6 +184,14 @@ class Collector:
         """The engines have the weights of `version` now."""
         self._published = version
         self._see_queued()
+
+    @contextmanager
+    def while_others_sample(self) -> Iterator[None]:
+        """What waits for a worker now gets one within, or after it: it begins at the end, and not now."""
+        waiting = self._fleet.queued() & self._flights.keys()
+        yield
+        for number in waiting:
+            self._flights[number].started = self._clock.now()
 
     def wait_for_scores(self) -> None:
         """Until all that was sampled is scored: others may use the reward service then."""

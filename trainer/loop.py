@@ -351,7 +351,8 @@ class Trainer:
         self._tracker.phase("evaluate")
         self._collector.wait_for_scores()
         prompts = self._heldout[:num_prompts]
-        result = evaluate(self._fleet, self._rewards, prompts, self._config)
+        with self._collector.while_others_sample():
+            result = evaluate(self._fleet, self._rewards, prompts, self._config)
         values = {**result, "num_prompts": float(len(prompts))}
         self._tracker.log(self.progress.step, {f"eval/{name}": value for name, value in values.items()})
         return result

@@ -4,7 +4,7 @@ The runs may be synced later: the panels show every run of the project."""
 
 import argparse
 
-from launch.arguments import path
+from launch.arguments import out_file, path
 
 EXAMPLES = """\
   qarl dashboard runs/quickstart --entity my-team
@@ -15,9 +15,9 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of a run, whose metrics are shown")
     parser.add_argument("--entity", default="", help="W&B user or team that has the project")
-    parser.add_argument("--json", metavar="FILE", type=path, help="write the workspace into a file; send nothing")
+    parser.add_argument("--json", metavar="FILE", type=out_file, help="write the workspace into a file; send nothing")
     parser.add_argument(
-        "--preview", metavar="FILE", type=path, help="draw the panels with the run's own W&B files; send nothing"
+        "--preview", metavar="FILE", type=out_file, help="draw the panels with the run's own W&B files; send nothing"
     )
 
 

@@ -4,7 +4,7 @@ For one run that has ended it also prints the summary and makes the curves again
 
 import argparse
 
-from launch.arguments import path
+from launch.arguments import out_file, path
 
 EXAMPLES = """\
   qarl report runs/quickstart
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        type=path,
+        type=out_file,
         help="the page (default: report.html in the folder of the run; of several, comparison.html beside the first)",
     )
 

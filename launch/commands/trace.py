@@ -4,7 +4,7 @@ Open the file in ui.perfetto.dev or chrome://tracing. The report draws the newes
 
 import argparse
 
-from launch.arguments import path
+from launch.arguments import out_file, path
 
 EXAMPLES = """\
   qarl trace runs/quickstart
@@ -13,7 +13,9 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_dir", metavar="RUN", type=path, help="folder of a run")
-    parser.add_argument("--out", metavar="FILE", type=path, help="the trace (default: trace.json in the run's folder)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=out_file, help="the trace (default: trace.json in the run's folder)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

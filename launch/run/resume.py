@@ -16,7 +16,7 @@ from qarl.types import Prompt
 
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
-START_OVER = "start over with run.resume=false, or choose another run.name"
+START_OVER = "choose another run.name, or start over with run.resume=false"
 
 RESUMABLE_CHANGES = (
     *("train.steps", "train.checkpoint_every", "train.keep_checkpoints", "eval", "tracking", "cluster", "controls"),

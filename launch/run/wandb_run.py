@@ -22,6 +22,7 @@ from qarl.protocols import Row, Tracker
 WANDB_ID_FILE = "wandb_id"
 LOGIN = "run `wandb login`, or set tracking.wandb_mode=offline"
 WRONG_KEY = "correct or unset that key, or set tracking.wandb_mode=offline"
+WRONG_SETTING = "correct or unset the WANDB_... variable, or the line in ~/.config/wandb/settings"
 PACKAGES = ("qarl", "rollout", "trainer", "rewards", "launch")
 
 
@@ -111,10 +112,22 @@ class WandbTracker(Tracker):
 
 
 def check_login(config: Config) -> None:
-    """Raises ResourceError: the run logs to W&B online, and this machine has no key for it, or one of a wrong form; or
-    W&B refuses its settings."""
-    online = "wandb" in config.tracking.trackers and config.tracking.wandb_mode == "online"
-    if online and not has_wandb_key():
+    """Raises ResourceError: W&B refuses its settings; or the run logs to it online, and this machine has no key for it,
+    or one of a wrong form."""
+    mode = config.tracking.wandb_mode
+    if "wandb" not in config.tracking.trackers or mode == "disabled":
+        return
+    import wandb
+
+    settings = wandb.Settings()
+    try:
+        settings.update_from_system_settings()
+        settings.update_from_env_vars(dict(os.environ))
+    except ValidationError as error:
+        raise _wrong_settings(error) from error
+    except wandb.Error as error:
+        raise ResourceError(f"W&B refuses its settings: {error}", hint=WRONG_SETTING) from error
+    if mode == "online" and not has_wandb_key():
         raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
 
 
@@ -135,8 +148,7 @@ def has_wandb_key() -> bool:
 def _wrong_settings(error: ValidationError) -> ResourceError:
     """Of a setting in the environment (WANDB_BASE_URL=nonsense) or in W&B's own files, online or not."""
     found = [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()]
-    hint = "correct or unset the WANDB_... variable, or the line in ~/.config/wandb/settings"
-    return ResourceError(f"W&B refuses its settings: {'; '.join(found)}", hint=hint)
+    return ResourceError(f"W&B refuses its settings: {'; '.join(found)}", hint=WRONG_SETTING)
 
 
 def _start(config: Config, run_dir: Path, start_step: int) -> Any:

@@ -133,15 +133,15 @@ def read_layers(path: Path, heirs: tuple[Path, ...] = ()) -> list[Layer]:
 
 def _hint(path: Path, heirs: tuple[Path, ...]) -> str:
     """What to do about a config file that is not there."""
+    near = difflib.get_close_matches(path.stem.lower(), shipped_names(), n=1, cutoff=0.5)
     if heirs:
-        return f"`inherits` of {heirs[-1]} names it"
+        return f"`inherits` of {heirs[-1]} names it" + (f"; did you mean {near[0]}?" if near else "")
     if (path / "config.yaml").is_file():
         return "it is the folder of a run; name its config.yaml"
     if path.is_dir():
         return "it is a folder, and not of a run"
     if "=" in path.name:
         return "the config comes first, then key=value"
-    near = difflib.get_close_matches(path.stem.lower(), shipped_names(), n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else "`qarl config list` names the shipped ones"
 
 

@@ -224,7 +224,7 @@ class RolloutConfig(Node):
     num_cpus_per_worker: CPUs = 1.0
     """CPUs that one worker reserves for each process of its engine; on one CPU machine 0.5, or less, unless given."""
     timeout_s: Seconds = 600.0
-    """A worker that finishes no group, or does not answer, within this time counts as dead."""
+    """A worker that finishes no response, or does not answer, within this time counts as dead."""
     max_restarts: Count = 3
     """How often a worker may be replaced in one run before the run stops."""
     partial: bool = False

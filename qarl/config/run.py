@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from qarl.config.base import (
     NAME_PATTERN,
@@ -140,6 +140,12 @@ TRACKERS = ("jsonl", "wandb", "tensorboard")
 """The trackers that need no function of the user's."""
 
 
+def _wandb_project(name: str) -> str:
+    if not 0 < len(name) <= 128 or set(name) & set("/\\#?%:"):
+        raise ValueError("W&B wants 1 to 128 characters, and none of / \\ # ? % :")
+    return name
+
+
 class TrackingConfig(Node):
     trackers: list[str] = ["jsonl", "wandb"]
     """Where metrics go: `jsonl` (files of the run folder, which the report reads), `wandb`, `tensorboard` (needs the
@@ -147,7 +153,7 @@ class TrackingConfig(Node):
     `module:function` or `path/to/file.py:function`."""
     wandb_mode: Literal["offline", "online", "disabled"] = "offline"
     """W&B mode; offline needs no login."""
-    wandb_project: str = "qarl"
+    wandb_project: Annotated[str, AfterValidator(_wandb_project)] = "qarl"
     """W&B project."""
     wandb_group: str | None = None
     """W&B group: runs that are shown as one."""
@@ -165,8 +171,10 @@ class TrackingConfig(Node):
     """A live view of the run where the output is a terminal."""
 
     def contradictions(self) -> Iterator[str]:
-        if "jsonl" not in self.trackers or len(set(self.trackers)) < len(self.trackers):
-            yield "tracking.trackers: name each once, and `jsonl`, whose files the report reads"
+        if "jsonl" not in self.trackers:
+            yield "tracking.trackers: add `jsonl`, whose files the report reads"
+        if twice := {name for name in self.trackers if self.trackers.count(name) > 1}:
+            yield f"tracking.trackers: {', '.join(sorted(twice))} is named twice"
 
 
 class ControlsConfig(Node):
@@ -256,6 +264,12 @@ class Config(Node):
     """Ray."""
     debug: DebugConfig = DebugConfig()
     """Switches for debugging."""
+
+    @property
+    def responses_at_once(self) -> int:
+        """Responses of a step that one engine has at once: fewer where they are partial, as the check of a publication
+        does not wait for those."""
+        return self.rollout.max_num_seqs - PROBE_PROMPTS * self.rollout.partial
 
     def contradictions(self) -> Iterator[str]:
         train, rollout, learner, advantage = self.train, self.rollout, self.learner, self.advantage

@@ -80,6 +80,7 @@ SETTINGS: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("reward.kind=custom", "reward.function='a b:f'"), ("reward.function",)),
     (("objective={kind: custom, function: 'gone.py:f'}",), ("objective.function", "gone.py")),
     (("tracking.trackers=[]",), ("tracking.trackers",)),
+    (("tracking.wandb_project=a/b",), ("tracking.wandb_project", "W&B wants")),
     (("tracking.trackers=[jsonl, jsonl]",), ("tracking.trackers",)),
     (("tracking.trackers=[jsonl, 'gone.py:f']",), ("tracking.trackers", "gone.py")),
     (("tracking.trackers=[jsonl, nothing]",), ("tracking.trackers", "nothing")),

@@ -8,7 +8,7 @@ from statistics import NormalDist, fmean, median
 
 from launch.run.tracking import METRICS_FILE, SAMPLES_FILE, read_log
 from launch.tools.plan.result import Speeds
-from qarl.config.run import PROBE_PROMPTS, Config
+from qarl.config.run import Config
 from qarl.errors import ConfigError, DataError
 
 QUANTILES = 1000
@@ -63,7 +63,7 @@ def rates_of(speeds: Speeds, config: Config, lengths: Sequence[int], network: fl
     token = math.ceil(config.rollout.sampling.max_new_tokens / MOST_TOKENS)
     workers, ranks = config.rollout.num_workers, config.learner.num_ranks
     return Rates(
-        slots=min(speeds.slots, config.rollout.max_num_seqs - PROBE_PROMPTS * config.rollout.partial),
+        slots=min(speeds.slots, config.responses_at_once),
         decode_s=lambda batch: token * speeds.decode_s(batch),
         prefill_s=speeds.prefill_s,
         score_s=token * speeds.score_s,

@@ -65,7 +65,7 @@ def run(config: Config, rates: Rates, steps: int, processors: float = math.inf, 
     train, ranks = config.train, config.learner.num_ranks
     world = World(processors)
     learner = SimulatedLearner(world, rates, ranks, ranks * threads)
-    fleet = SimulatedFleet(world, rates, config.rollout.num_workers, config.rollout.max_num_seqs)
+    fleet = SimulatedFleet(world, rates, config.rollout.num_workers, config.responses_at_once)
     tracker = StepTracker(world, learner, train.prompts_per_step * train.group_size * rates.driver_s)
     # Enough for every draw: a prompt that rests would change what is drawn, which is not what this is about.
     count = train.prompts_per_step * total * 4
@@ -73,21 +73,23 @@ def run(config: Config, rates: Rates, steps: int, processors: float = math.inf, 
     with TemporaryDirectory() as folder:
         store, rewards = CheckpointStore(Path(folder), 1), SimulatedRewards(rates)
         Trainer(config, learner, fleet, rewards, pool, tracker, _prompts("h", 4), store, exact=True, clock=world).run()
-    return _outcome(config, tracker.steps[1 : steps + 1], learner.ages[1 : steps + 1], rates.token)
+    return _outcome(config, tracker.steps[: steps + 1], learner.ages[1 : steps + 1], rates.token)
 
 
-def _outcome(config: Config, rows: Sequence[dict[str, float]], ages: Sequence[Counter[int]], token: int) -> Outcome:
+def _outcome(config: Config, steps: Sequence[dict[str, float]], ages: Sequence[Counter[int]], token: int) -> Outcome:
+    before, *rows = steps
+
     def mean(name: str) -> float:
         return fmean(row.get(name, 0.0) for row in rows)
 
-    step_s, responses = mean("timing_s/step"), rows[-1]["training/rollouts"] - rows[0]["training/rollouts"]
+    step_s, responses = mean("timing_s/step"), rows[-1]["training/rollouts"] - before["training/rollouts"]
     counted = sum(ages, Counter[int]())
     return Outcome(
         workers=config.rollout.num_workers,
         ranks=config.learner.num_ranks,
         max_staleness=config.train.max_staleness,
         step_s=step_s,
-        responses_per_s=responses / max(1, len(rows) - 1) / step_s,
+        responses_per_s=responses / len(rows) / step_s,
         tokens_per_s=fmean(row["perf/tokens_per_s"] * row["timing_s/step"] for row in rows) * token / step_s,
         workers_idle=mean("perf/workers_idle"),
         learner_idle=mean("perf/learner_idle"),

@@ -24,7 +24,8 @@ def test_a_worker_with_room_for_fewer_sequences_says_so() -> None:
         "rollout worker 0: vLLM on cpu (vm), w8a8_int8, Kernel",
         "rollout worker 1: vLLM on cpu (vm), w8a8_int8, Kernel",
         "rollout worker 1: its KV cache holds 12 sequences of rollout.max_model_len, fewer than "
-        "rollout.max_num_seqs 64; others wait (a larger rollout.kv_cache_gib holds more)",
+        "rollout.max_num_seqs 64; others wait (a larger rollout.kv_cache_gib holds more; "
+        "with rollout.max_num_seqs=12 they wait for any worker)",
     ]
 
 

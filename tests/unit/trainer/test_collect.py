@@ -212,3 +212,18 @@ def test_a_group_that_waits_for_a_worker_is_no_straggler() -> None:
     assert len(groups) == 3
     assert fleet.aborted == [3]
     assert clock.moment == pytest.approx(9.0, abs=0.11)  # it began at 4
+
+
+def test_a_group_that_waits_during_an_evaluation_is_no_straggler() -> None:
+    """The evaluation takes the worker until 60 s, and its end gives the group one before the collector looks."""
+    clock = Told()
+    fleet = TimedFleet(clock, [4.0] * 7 + [9.0], slots=2)
+    collector = timed(fleet, clock, max_staleness=1, after_s=10.0)
+    assert len(collector.collect(1, Timer())[0]) == 4
+    assert 7 in fleet.queued()
+    with collector.while_others_sample():
+        clock.moment = 61.0
+        fleet.times[7] = 60.0, 69.0
+    groups, _ = collector.collect(2, Timer())
+    assert len(groups) == 4
+    assert fleet.aborted == []

@@ -395,7 +395,7 @@ def test_a_key_of_wandb_in_a_wrong_form_is_one_line(monkeypatch: pytest.MonkeyPa
     check_login(config("offline"))
 
 
-@pytest.mark.parametrize("start", ["check_login(config('online'))", "RunTracker(config('offline'), Path('{}'), 0, 2)"])
+@pytest.mark.parametrize("start", ["check_login(config('offline'))", "RunTracker(config('offline'), Path('{}'), 0, 2)"])
 def test_a_setting_that_wandb_refuses_is_one_line(start: str, tmp_path: Path) -> None:
     """A process of its own, for W&B reads its settings once."""
     code = (

@@ -101,7 +101,7 @@ def test_any_config_round_trips(tmp_path_factory: pytest.TempPathFactory, sectio
 @settings(max_examples=40)
 @given(st.text(st.sampled_from("\\${}?:#'\" a\n"), max_size=12))
 def test_any_text_round_trips(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    config = validate(with_value("tracking.wandb_project", text), "test")
+    config = validate(with_value("tracking.wandb_group", text), "test")
     path = write(tmp_path_factory.getbasetemp() / "text.yaml", to_yaml(config))
     assert load_config(path) == config
 
