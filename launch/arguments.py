@@ -74,8 +74,9 @@ def out_file(text: str) -> Path:
     file = path(text)
     if file.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
-    if not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{file.parent} is no folder; make it, or name another file")
+    above = next(folder for folder in file.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise argparse.ArgumentTypeError(f"{above} is no folder; name another file")
     return file
 
 

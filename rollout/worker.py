@@ -193,10 +193,12 @@ class RolloutWorker:
     def _stepped(self, step: "Future[None]") -> None:
         if error := step.exception():  # of every group alike: who knows what the engine still has of them
             failed, self._groups = self._groups, []
-            for group in failed:
-                group.tell(cast(Exception, error))
-            for group in failed:
-                self._engine.abort(group.numbers)
+            try:
+                for group in failed:
+                    self._engine.abort(group.numbers)
+            finally:
+                for group in failed:
+                    group.tell(cast(Exception, error))
         if self._groups:
             self._step_soon()
         else:

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
     tables = {row["table"] for row in read_log(args.run_dir / SAMPLES_FILE) if isinstance(row.get("table"), str)}
     workspace = make_workspace(args.entity, project, names, tables)
+    for file in written:
+        file.parent.mkdir(parents=True, exist_ok=True)
     if args.preview:
         from launch.run.preview import preview
 

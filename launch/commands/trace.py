@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         check_is_run(args.run_dir)
         raise DataError("no process has logged what it did", str(args.run_dir / "logs"), "the run has done nothing yet")
     out = args.out or args.run_dir / "trace.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole(out, json.dumps(chrome_trace(spans)))
     print(out)
     return 0

@@ -431,7 +431,7 @@ EARLY = {
     "export run out": "run: the run has no checkpoint yet",
     "report nowhere": "nowhere: is no folder of a run",
     "report here --out here": "argument --out: here is a folder; name a file",
-    "trace here --out nowhere/x": "argument --out: nowhere is no folder; make it, or name another file",
+    "trace here --out c.yaml/x": "c.yaml is no folder; name another file",
     "report here": "here: is no folder of a run",
     "report run": "run/metrics.jsonl: no metrics",
     "trace here": "here: is no folder of a run",
@@ -550,8 +550,8 @@ def test_the_paths_of_commands_are_found() -> None:
 
 def test_a_file_system_that_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5}\n')
-    assert main(["report", str(tmp_path), "--out", "/proc/page.html"]) == 1
-    assert capsys.readouterr().err == "qarl: /proc/page.html.part: No such file or directory\n"
+    assert main(["report", str(tmp_path), "--out", "/proc/none/page.html"]) == 1
+    assert capsys.readouterr().err == "qarl: /proc/none: No such file or directory\n"
 
 
 def test_of_other_errors_of_the_system_only_those_of_a_file_system_are_one_line(

@@ -63,11 +63,11 @@ def test_engines_on_the_learners_gpu_sleep_while_it_works(tmp_path: Path) -> Non
     shared, alone = ([n for n in r.fuse.names if n.startswith(("fleet", "learner"))] for r in (run, plain))
     learns = ["learner.score", "learner.score", "learner.update", "learner.score"]  # prox, unaligned, table
     publishes = ["learner.publish", "fleet.wake", "fleet.load", "learner.score", "fleet.queued"]
-    evaluation, checkpoint = "fleet.sample", "learner.save"
+    evaluation, checkpoint = ["fleet.queued", "fleet.sample"], "learner.save"
     samples = ["fleet.submit", "fleet.poll", "fleet.queued", "fleet.sleep"]
     step = ["fleet.busy_s", *samples, *learns, *publishes, "fleet.busy_s"]
-    two = [*step, *step, evaluation, checkpoint]
-    assert shared == [*publishes, evaluation, *two, *step, *step, checkpoint, evaluation]
+    two = [*step, *step, *evaluation, checkpoint]
+    assert shared == [*publishes, *evaluation, *two, *step, *step, checkpoint, *evaluation]
     assert alone == [name for name in shared if name not in ("fleet.sleep", "fleet.wake")]
     assert run.steps("timing_s/sleep") == [1, 2, 3, 4]
 

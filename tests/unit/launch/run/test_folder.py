@@ -106,11 +106,17 @@ def ended(damage: Callable[[Path], None]) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     {
-        "no checkpoints": (remove("checkpoints"), "mine: has logged 5 steps, but has no checkpoint; start over with"),
+        "no checkpoints": (
+            remove("checkpoints"),
+            "mine: has logged 5 steps, but has no checkpoint; choose another run.name, or start over",
+        ),
         "no checkpoints at its end": (ended(remove("checkpoints")), "mine: has logged 5 steps, but has no checkpoint"),
         "no config": (remove("config.yaml"), "mine: has checkpoints, but no config.yaml: which run it belongs to"),
         "no config, no checkpoints": (remove("config.yaml", "checkpoints"), "has metrics.jsonl, but no config.yaml"),
-        "no metrics": (remove("metrics.jsonl"), "metrics.jsonl: is missing or empty; start over with"),
+        "no metrics": (
+            remove("metrics.jsonl"),
+            "metrics.jsonl: is missing or empty; choose another run.name, or start over",
+        ),
         "no metrics of the end": (lambda run: metrics(run, 0, 1, 2), "ends at step 2, the checkpoint is of step 4"),
         "odd metrics": (replace_by_file("metrics.jsonl"), "metrics.jsonl: is missing or empty"),
         "other lines in metrics": (
