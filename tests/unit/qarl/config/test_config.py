@@ -567,3 +567,9 @@ def test_documentation_covers_the_tree_and_its_defaults() -> None:
         assert documented[key] == ("required" if key == "model.path" else as_yaml), key
     assert {f"task.{name}" for name in DatasetTaskConfig.model_fields} <= documented.keys()
     assert Config.model_fields.keys() <= documented.keys()
+
+
+def test_partial_responses_leave_places_to_the_check_of_a_publication() -> None:
+    partial = {"train": {"max_staleness": 1}, "rollout": {"max_num_seqs": 16, "partial": True}}
+    assert validate(MINIMAL | partial, "test").responses_at_once == 12
+    assert validate(MINIMAL | {"rollout": {"max_num_seqs": 16}}, "test").responses_at_once == 16

@@ -20,11 +20,12 @@ from trainer.collect import Collector
 TOKENS = RESPONSES * LENGTH
 
 
-def test_one_engine_and_a_learner_take_turns() -> None:
+@pytest.mark.parametrize("steps", [1, 4])
+def test_one_engine_and_a_learner_take_turns(steps: int) -> None:
     speed = rates(
         decode_s=lambda batch: 1.0 + 0.5 * batch, prefill_s=2.0, update_s=0.25, optimizer_s=3.0, publish_s=7.0
     )
-    found = run(config(), speed, steps=4)
+    found = run(config(), speed, steps)
     # The probe is one prompt more in an engine and 10 tokens, at no cost in score; it begins with the prompt.
     sample, update = LENGTH * (1 + 0.5 * RESPONSES) + PROMPTS * 2.0, TOKENS * 0.25 + 2 * 3.0
     assert found.stages["sample"] == pytest.approx(sample)
