@@ -114,7 +114,7 @@ FAULTS = {
     "rank hangs": Fault(send(signal.SIGSTOP, RANK), FAILED),
     "driver killed": Fault(send(signal.SIGKILL), KILLED),
     "verifier killed": Fault(send(signal.SIGKILL, "rewards.child")),
-    "raylet killed": Fault(send(signal.SIGKILL, "/raylet/raylet"), FAILED),
+    "raylet killed": Fault(send(signal.SIGKILL, "/raylet/raylet"), (*FAILED, 2)),  # 2: Ray itself was still starting
     "SIGTERM": Fault(send(signal.SIGTERM), INTERRUPTED),
     "SIGINT": Fault(send(signal.SIGINT), INTERRUPTED),
     "disk full": Fault(full_disk, FAILED),
