@@ -147,7 +147,7 @@ def _hint(path: Path, heirs: tuple[Path, ...]) -> str:
 
 def _override(item: str) -> Layer:
     """One `a.b=c`, read. Raises ConfigError."""
-    where = f"override '{_cut(item)}'"
+    where = f"override '{_cut(' '.join(item.split()))}'"  # one line
     key, _, value = item.partition("=")
     if not key or not value:
         raise ConfigError(f"{where} is not key=value", hint="write for example train.steps=10")

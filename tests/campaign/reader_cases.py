@@ -177,7 +177,7 @@ OTHERS: list[tuple[Words, Words]] = [
     (("dashboard", "nowhere", "--entity", "me"), ("nowhere", "is no folder of a run")),
     (("dashboard", "model", "--entity", "me"), ("is no folder of a run",)),
     (("dashboard", RUN, "--entity", "me", "--json", "model"), ("model",)),
-    (("dashboard", RUN, "--entity", "me", "--json", "nowhere/w.json"), ("nowhere/w.json",)),
+    (("dashboard", RUN, "--entity", "me", "--json", f"{RUN}/config.yaml/w.json"), ("is no folder; name another file",)),
     (("dashboard", RUN, "--entity", "me", "--json", "/proc/w.json"), ("/proc/w.json",)),
     (("report", RUN, "--out", "model"), ("model",)),
     (("report", RUN, "--out", "/proc/x/r.html"), ("/proc",)),
