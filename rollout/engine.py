@@ -15,7 +15,6 @@ import numpy.typing as npt
 from torch import Tensor, distributed
 
 from qarl.config.policy import RolloutConfig
-from qarl.config.run import PROBE_PROMPTS
 from qarl.errors import KernelError, PublicationError, QarlError, ResourceError, RolloutError, first_line
 from qarl.numerics.engine_ops import same_prefill_tokens
 from qarl.numerics.vllm_patch import PROCESS_ENV, patch_cpu, patch_cpu_engine
@@ -166,7 +165,7 @@ class VLLMEngine:
         cache = self._llm.llm_engine.vllm_config.cache_config
         self._block, self._blocks = cache.block_size, cache.num_gpu_blocks - 1  # vLLM leaves one empty
         self._at_once = min(self._fitting(config.max_model_len), config.max_num_seqs)
-        self._partial_at_once = config.max_num_seqs - PROBE_PROMPTS
+        self._partial_at_once = config.responses_at_once
 
     @property
     def version(self) -> int:

@@ -187,7 +187,7 @@ class Collector:
 
     @contextmanager
     def while_others_sample(self) -> Iterator[None]:
-        """What waits for a worker now gets one within, or after it: it begins at the end, and not now."""
+        """Groups that wait for a worker may get one meanwhile, unseen: they count as begun when the others are done."""
         waiting = self._fleet.queued() & self._flights.keys()
         yield
         for number in waiting:

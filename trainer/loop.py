@@ -166,7 +166,7 @@ class Trainer:
         timer, metrics = Timer(self._tracker.phase, self._clock), dict[str, Value]()
         self._calls.begin()
         with timer("step", f"step {step}"):
-            busy_s = self._fleet.busy_s()
+            busy_before_s = self._fleet.busy_s()
             if self._set_precision(step):
                 self._publish(step - 1)
             groups, used = self._collector.collect(step, timer)
@@ -183,7 +183,7 @@ class Trainer:
             if self._publishes(step):
                 with timer("publish"):
                     metrics |= self._publish(step)
-            busy_s = self._fleet.busy_s() - busy_s
+            busy_s = self._fleet.busy_s() - busy_before_s
         metrics |= self._advance(step, groups, timer, busy_s)
         self._tracker.log(step, metrics)
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from qarl.config.run import PROBE_PROMPTS, Config
+from qarl.config.policy import PROBE_PROMPTS
+from qarl.config.run import Config
 from qarl.errors import AGAIN, MismatchError, PublicationError
 from qarl.mismatch import Logprobs, Mismatch, by_quartile
 from qarl.seeds import derive_seed

@@ -71,7 +71,7 @@ class Placement:
             )
 
         rollout = config.rollout
-        settings = (rollout.num_workers, config.responses_at_once, rollout.timeout_s, rollout.max_restarts)
+        settings = (rollout.num_workers, config.rollout.responses_at_once, rollout.timeout_s, rollout.max_restarts)
         return RayFleet(make_actor, scheme, *settings, log, self._log_dir)
 
     def start_learner(self, receivers: Callable[[], list[Any]]) -> LearnerGroup:

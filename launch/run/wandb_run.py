@@ -114,20 +114,11 @@ class WandbTracker(Tracker):
 def check_login(config: Config) -> None:
     """Raises ResourceError: W&B refuses its settings; or the run logs to it online, and this machine has no key for it,
     or one of a wrong form."""
-    mode = config.tracking.wandb_mode
-    if "wandb" not in config.tracking.trackers or mode == "disabled":
+    if "wandb" not in config.tracking.trackers or config.tracking.wandb_mode == "disabled":
         return
-    import wandb
-
-    settings = wandb.Settings()
-    try:
-        settings.update_from_system_settings()
-        settings.update_from_env_vars(dict(os.environ))
-    except ValidationError as error:
-        raise _wrong_settings(error) from error
-    except wandb.Error as error:
-        raise ResourceError(f"W&B refuses its settings: {error}", hint=WRONG_SETTING) from error
-    if mode == "online" and not has_wandb_key():
+    if config.tracking.wandb_mode == "offline":
+        _check_settings()
+    elif not has_wandb_key():
         raise ResourceError("W&B has no key on this machine", "tracking.wandb_mode", LOGIN)
 
 
@@ -136,19 +127,27 @@ def has_wandb_key() -> bool:
     wrong, or another setting of W&B."""
     import wandb
 
+    _check_settings()
     try:
         return bool(wandb.login(prompt=False, verify=False))
     except wandb.errors.AuthenticationError as error:
         what = f"W&B cannot use its key: {' '.join(str(error).split()).rstrip('.')}"
         raise ResourceError(what, "tracking.wandb_mode", WRONG_KEY) from error
-    except ValidationError as error:
-        raise _wrong_settings(error) from error
 
 
-def _wrong_settings(error: ValidationError) -> ResourceError:
-    """Of a setting in the environment (WANDB_BASE_URL=nonsense) or in W&B's own files, online or not."""
-    found = [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()]
-    return ResourceError(f"W&B refuses its settings: {'; '.join(found)}", hint=WRONG_SETTING)
+def _check_settings() -> None:
+    """Raises ResourceError: W&B refuses a variable of the environment, or a line of its own file."""
+    import wandb
+
+    settings = wandb.Settings()
+    try:
+        settings.update_from_system_settings()
+        settings.update_from_env_vars(dict(os.environ))
+    except (ValidationError, wandb.Error) as error:
+        found = [str(error)]
+        if isinstance(error, ValidationError):
+            found = [f"{'.'.join(map(str, one['loc']))} is {one['input']!r}: {one['msg']}" for one in error.errors()]
+        raise ResourceError(f"W&B refuses its settings: {'; '.join(found)}", hint=WRONG_SETTING) from error
 
 
 def _start(config: Config, run_dir: Path, start_step: int) -> Any:
@@ -172,8 +171,6 @@ def _start(config: Config, run_dir: Path, start_step: int) -> Any:
         )
     except wandb.Error as error:
         raise ResourceError(f"W&B did not start: {' '.join(str(error).split())}", hint=LOGIN) from error
-    except ValidationError as error:
-        raise _wrong_settings(error) from error
     # We number the steps: a resumed run logs some of them again, and W&B's own counter only grows.
     run.define_metric("step")
     run.define_metric("*", step_metric="step")

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from qarl.types import Prompt, SampleRequest
 
 
+PROBE_PROMPTS = 4
+"""Prompts that every worker samples right after a publication, for the learner to score."""
+
+
 class SFTConfig(Node):
     """Supervised warm start on the task's demonstrations (AdamW, linear warm-up, linear decay over the last 30%)."""
 
@@ -240,6 +244,12 @@ class RolloutConfig(Node):
     """What happens to groups that take much longer than others."""
     sampling: SamplingConfig = SamplingConfig()
     """How responses are drawn."""
+
+    @property
+    def responses_at_once(self) -> int:
+        """Training responses that one engine runs at once: partial ones leave places to the prompts that check a
+        publication."""
+        return self.max_num_seqs - PROBE_PROMPTS * self.partial
 
     def contradictions(self) -> Iterator[str]:
         if self.tensor_parallel_size > 1:

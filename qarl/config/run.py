@@ -24,14 +24,11 @@ from qarl.config.base import (
 from qarl.config.environment import EnvironmentConfig
 from qarl.config.error_tokens import ErrorTokensConfig
 from qarl.config.objective import ObjectiveConfig, TBPOConfig
-from qarl.config.policy import LearnerConfig, ModelConfig, RolloutConfig
+from qarl.config.policy import PROBE_PROMPTS, LearnerConfig, ModelConfig, RolloutConfig
 from qarl.config.pool import PoolConfig
 from qarl.config.reward import RewardConfig
 from qarl.config.task import TaskConfig
 from qarl.quant.scheme import TRAITS
-
-PROBE_PROMPTS = 4
-"""Prompts that every worker samples right after a publication, for the learner to score."""
 
 
 class RunConfig(Node):
@@ -264,12 +261,6 @@ class Config(Node):
     """Ray."""
     debug: DebugConfig = DebugConfig()
     """Switches for debugging."""
-
-    @property
-    def responses_at_once(self) -> int:
-        """Responses of a step that one engine has at once: fewer where they are partial, as the check of a publication
-        does not wait for those."""
-        return self.rollout.max_num_seqs - PROBE_PROMPTS * self.rollout.partial
 
     def contradictions(self) -> Iterator[str]:
         train, rollout, learner, advantage = self.train, self.rollout, self.learner, self.advantage

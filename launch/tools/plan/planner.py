@@ -21,7 +21,8 @@ from launch.tools.plan.result import NOT_TIMED, Estimate, Plan, Slowdown, Speeds
 from launch.tools.plan.shapes import shapes_of
 from launch.tools.plan.timing import time_model
 from qarl.config.derived import choose_counts, numerics_of, sleeps
-from qarl.config.run import PROBE_PROMPTS, Config
+from qarl.config.policy import PROBE_PROMPTS
+from qarl.config.run import Config
 from qarl.config.schedule import schemes_of
 from qarl.errors import KernelError, ModelError
 from qarl.model_folder import meta_model

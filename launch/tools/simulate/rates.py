@@ -63,7 +63,7 @@ def rates_of(speeds: Speeds, config: Config, lengths: Sequence[int], network: fl
     token = math.ceil(config.rollout.sampling.max_new_tokens / MOST_TOKENS)
     workers, ranks = config.rollout.num_workers, config.learner.num_ranks
     return Rates(
-        slots=min(speeds.slots, config.responses_at_once),
+        slots=min(speeds.slots, config.rollout.responses_at_once),
         decode_s=lambda batch: token * speeds.decode_s(batch),
         prefill_s=speeds.prefill_s,
         score_s=token * speeds.score_s,

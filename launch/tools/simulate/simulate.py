@@ -65,7 +65,7 @@ def run(config: Config, rates: Rates, steps: int, processors: float = math.inf, 
     train, ranks = config.train, config.learner.num_ranks
     world = World(processors)
     learner = SimulatedLearner(world, rates, ranks, ranks * threads)
-    fleet = SimulatedFleet(world, rates, config.rollout.num_workers, config.responses_at_once)
+    fleet = SimulatedFleet(world, rates, config.rollout.num_workers, config.rollout.responses_at_once)
     tracker = StepTracker(world, learner, train.prompts_per_step * train.group_size * rates.driver_s)
     # Enough for every draw: a prompt that rests would change what is drawn, which is not what this is about.
     count = train.prompts_per_step * total * 4

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError, NodeDiedError, OutOfMemoryError, RayActorError
+from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError
 
 from qarl.errors import AGAIN, ActorError, KernelError, QarlError
 from qarl.remote import as_they_end, deaths, free_address, get, how_it_died, raise_when_gone
@@ -166,3 +166,9 @@ def test_agents_are_killed_with_the_process_that_started_ray(tmp_path: Path) -> 
         assert stranger.poll() is None
         stranger.kill()
         stranger.wait()
+
+
+def test_a_result_that_lay_on_a_lost_node_is_a_death() -> None:
+    error = ObjectLostError("00" * 28, None, "")
+    assert isinstance(error, deaths())
+    assert how_it_died(error) == "its node is gone"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from multiprocessing import get_context
 from threading import Event
 from time import sleep
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -193,6 +194,18 @@ def test_a_step_that_fails_fails_every_group_and_the_worker_goes_on() -> None:
                 await call
         assert engine.running == {}
         assert len(await worker.generate(REQUESTS[1:2])) == 1
+
+    run(scenario)
+
+
+def test_a_step_that_fails_is_told_where_its_requests_cannot_be_aborted_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(worker: RolloutWorker, engine: Endless) -> None:
+        call = asyncio.create_task(worker.generate(REQUESTS[:1]))
+        await begun(worker, engine, 1)
+        monkeypatch.setattr(engine, "abort", Mock(side_effect=OSError))
+        engine.fail = True
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(call, 30)
 
     run(scenario)
 

@@ -395,18 +395,22 @@ def test_a_key_of_wandb_in_a_wrong_form_is_one_line(monkeypatch: pytest.MonkeyPa
     check_login(config("offline"))
 
 
-@pytest.mark.parametrize("start", ["check_login(config('offline'))", "RunTracker(config('offline'), Path('{}'), 0, 2)"])
-def test_a_setting_that_wandb_refuses_is_one_line(start: str, tmp_path: Path) -> None:
-    """A process of its own, for W&B reads its settings once."""
-    code = (
-        "from pathlib import Path; from qarl.errors import ResourceError; "
-        "from tests.unit.launch.run.test_tracking import RunTracker, check_login, config\n"
-        f"try: {start.format(tmp_path)}\n"
-        "except ResourceError as error: print(error)"
-    )
-    environment = {**os.environ, "WANDB_BASE_URL": "nonsense"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("W&B refuses its settings: base_url is 'nonsense': Input should be a valid URL")
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        ("WANDB_BASE_URL=nonsense", "base_url is 'nonsense': Input should be a valid URL"),
+        ("WANDB_PROJECT=a/b", "'a/b'"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_setting_that_wandb_refuses_is_one_line(
+    setting: str, found: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(*setting.split("="))
+    with pytest.raises(ResourceError, match=r"^W&B refuses its settings: ") as caught:
+        check_login(config(mode))
+    assert found in str(caught.value)
+    check_login(config("disabled"))
 
 
 def test_disabled_never_imports_wandb(tmp_path: Path) -> None:

@@ -571,5 +571,5 @@ def test_documentation_covers_the_tree_and_its_defaults() -> None:
 
 def test_partial_responses_leave_places_to_the_check_of_a_publication() -> None:
     partial = {"train": {"max_staleness": 1}, "rollout": {"max_num_seqs": 16, "partial": True}}
-    assert validate(MINIMAL | partial, "test").responses_at_once == 12
-    assert validate(MINIMAL | {"rollout": {"max_num_seqs": 16}}, "test").responses_at_once == 16
+    assert validate(MINIMAL | partial, "test").rollout.responses_at_once == 12
+    assert validate(MINIMAL | {"rollout": {"max_num_seqs": 16}}, "test").rollout.responses_at_once == 16
