@@ -92,7 +92,7 @@ def engine(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     vllm.v1.engine.core.cleanup_dist_env_and_memory = lambda *_, **__: None
     folder = tmp_path_factory.mktemp("engine")
     write_engine_config(folder, tiny_models["qwen3"], QuantScheme())
-    return VLLMEngine(folder, RolloutConfig(max_model_len=768), QuantScheme(), "bfloat16", "cpu")
+    return VLLMEngine(folder, RolloutConfig(max_model_len=768, partial=True), QuantScheme(), "bfloat16", "cpu")
 
 
 @pytest.fixture

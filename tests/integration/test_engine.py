@@ -54,7 +54,7 @@ def large_heads(tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathF
     model, folder = tiny_models["qwen3_large_heads"], tmp_path_factory.mktemp("large_heads")
     write_engine_config(folder, model, SCHEME)
     with patch("vllm.LLM", partial(vllm.LLM, num_gpu_blocks_override=41)):
-        engine = VLLMEngine(folder, RolloutConfig(max_model_len=1024, partial=True), SCHEME, "bfloat16", "cpu")
+        engine = VLLMEngine(folder, RolloutConfig(max_model_len=1024), SCHEME, "bfloat16", "cpu")
     assert engine.info().at_once == 5
     policy = Policy(model, torch.bfloat16, SCHEME, "engine")
     engine.load(publish(policy.model, SCHEME, 0))
